@@ -1,0 +1,17 @@
+"""Transcendent memory: a pool of compressed pages behind put, get and flush."""
+
+from tmem.arena import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, SlabSource
+from tmem.pool import PageCorrupt, Pool, Tmem
+from tmem.stats import PoolStats, TmemStats
+
+__all__ = [
+    "PAGE_SIZE",
+    "SLAB_SIZE",
+    "EmbeddedArena",
+    "PageCorrupt",
+    "Pool",
+    "PoolStats",
+    "SlabSource",
+    "Tmem",
+    "TmemStats",
+]

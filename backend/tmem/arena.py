@@ -1,0 +1,133 @@
+"""Slabs of memory: where they come from, and the memfd that holds them.
+
+The pool never maps the memfd. It writes with pwrite and reads with pread into private bytes, so a slab may be
+punched at any moment: a read of a hole gives zeros, fails its checksum, and makes no memory real again (a mapped
+read would). Slabs are made real by fallocate and freed by punching, so `st_blocks` tells the truth about both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from typing import Protocol
+
+PAGE_SIZE = 4096
+SLAB_SIZE = 65536
+
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class SlabSource(Protocol):
+    """Where slabs come from: a private arena, or a daemon that lends them."""
+
+    @property
+    def fd(self) -> int:
+        """The memfd that all slabs are pieces of; slab n is at n * SLAB_SIZE."""
+
+    @property
+    def capacity(self) -> int:
+        """Most bytes that may be out at once; same-filled pages are bounded by a share of it."""
+
+    def acquire(self, persistent: bool) -> int | None:
+        """Give the number of a slab whose memory is real, or None when there is none to give."""
+
+    def release(self, slab: int, persistent: bool) -> None:
+        """Take a slab back; its content is gone."""
+
+
+def punch(fd: int, slab: int) -> None:
+    """Free a slab's memory and leave a hole that reads as zeros; OSError when the kernel refuses."""
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    if _libc.fallocate(fd, mode, slab * SLAB_SIZE, SLAB_SIZE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+class EmbeddedArena(SlabSource):
+    """A private memfd cut into slabs; sealed, so that no slab can ever fault by a truncation.
+
+    `capacity` and `limit` are bytes, rounded down to whole slabs, at least one. `limit` is the virtual size of the
+    memfd and so the most that `resize` can grow to; it costs nothing until slabs are acquired.
+    """
+
+    def __init__(self, capacity: int, limit: int | None = None) -> None:
+        self._allowed = max(1, capacity // SLAB_SIZE)
+        self._total = max(self._allowed, (limit or 0) // SLAB_SIZE)
+        self._never_used = 0
+        self._returned: list[int] = []
+        self._out: dict[int, bool] = {}
+        self._fd = os.memfd_create("tmem-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._fd, self._total * SLAB_SIZE)
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
+
+    @property
+    def fd(self) -> int:
+        """The memfd; -1 once closed."""
+        return self._fd
+
+    @property
+    def capacity(self) -> int:
+        """Most bytes that may be out at once."""
+        return self._allowed * SLAB_SIZE
+
+    @property
+    def slabs_out(self) -> int:
+        """Slabs acquired and not released; after a `resize` this can exceed the capacity for a while."""
+        return len(self._out)
+
+    def acquire(self, persistent: bool) -> int | None:
+        """Make a slab real and give it out; None when the capacity or the machine's memory is used up."""
+        if len(self._out) >= self._allowed:
+            return None
+        slab = self._returned[-1] if self._returned else self._never_used
+        try:
+            os.posix_fallocate(self._fd, slab * SLAB_SIZE, SLAB_SIZE)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+                return None
+            raise
+        if self._returned:
+            self._returned.pop()
+        else:
+            self._never_used += 1
+        self._out[slab] = persistent
+        return slab
+
+    def release(self, slab: int, persistent: bool) -> None:
+        """Punch the slab and take it back; ValueError when it is not out, or was given as the other kind."""
+        if self._out.get(slab) is not persistent:
+            raise ValueError(f"slab {slab} is not out as {'persistent' if persistent else 'ephemeral'}")
+        punch(self._fd, slab)
+        del self._out[slab]
+        self._returned.append(slab)
+
+    def resize(self, capacity: int) -> int:
+        """Change how many bytes may be out; give how many slabs are out above that, for the pool to give up."""
+        slabs = max(1, capacity // SLAB_SIZE)
+        if slabs > self._total:
+            raise ValueError(f"{capacity} bytes exceed the arena's {self._total * SLAB_SIZE}")
+        self._allowed = slabs
+        return max(0, len(self._out) - slabs)
+
+    def close(self) -> None:
+        """Close the memfd, which frees all of its memory; harmless when closed already."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def check(self) -> None:
+        """Raise AssertionError unless every slab is in one place and exactly those out are real."""
+        returned = set(self._returned)
+        assert len(returned) == len(self._returned), "a slab was returned twice"
+        assert not returned & self._out.keys(), "a slab is out and returned"
+        assert len(returned) + len(self._out) == self._never_used <= self._total, "a slab is nowhere"
+        if self._fd >= 0:
+            real = os.fstat(self._fd).st_blocks * 512
+            assert real <= len(self._out) * SLAB_SIZE, f"{real} bytes are real, {len(self._out)} slabs are out"

@@ -1,0 +1,63 @@
+"""The entry table: what is known of each stored page, as arrays keyed by entry number."""
+
+from __future__ import annotations
+
+from array import array
+
+from tmem.policy import FIRST
+from tmem.stats import PoolCounters
+
+# New entries come a chunk at a time, of an eighth of the table but at least this many.
+_CHUNK_MIN = 512
+
+# Bytes of one entry in the arrays here (offset, length, checksum, index, pages, free) and in TwoQueue's.
+ENTRY_BYTES = 8 + 2 + 8 + 8 + 8 + 4 + 17
+
+
+class ObjectPages(dict[int, int]):
+    """The pages of one object: index -> entry. Entries refer back to it, so that eviction needs no search."""
+
+    __slots__ = ("counters", "home", "obj", "pool")
+
+    def __init__(self, home: dict[int, ObjectPages], pool: int, obj: int, counters: PoolCounters) -> None:
+        super().__init__()
+        self.home = home
+        self.pool = pool
+        self.obj = obj
+        self.counters = counters
+
+
+class EntryTable:
+    """Dense entry numbers with a free list, and one array per fact.
+
+    A same-filled page has length 0 and its word in `checksum`. `pages` is None exactly for free entries.
+    """
+
+    def __init__(self) -> None:
+        self.offset = array("Q", bytes(8 * FIRST))
+        self.length = array("H", bytes(2 * FIRST))
+        self.checksum = array("Q", bytes(8 * FIRST))
+        self.index = array("q", bytes(8 * FIRST))
+        self.pages: list[ObjectPages | None] = [None] * FIRST
+        self.free = array("I")
+
+    def grow(self) -> int:
+        """Add a chunk of free entries; give how many."""
+        start = len(self.pages)
+        chunk = max(_CHUNK_MIN, start // 8)
+        for facts, size in ((self.offset, 8), (self.length, 2), (self.checksum, 8), (self.index, 8)):
+            facts.frombytes(bytes(size * chunk))
+        self.pages.extend([None] * chunk)
+        self.free.extend(range(start + chunk - 1, start - 1, -1))
+        return chunk
+
+    def check(self) -> None:
+        """Raise AssertionError unless free entries are free and the others are in their object."""
+        free = set(self.free)
+        assert len(free) == len(self.free), "an entry is free twice"
+        for entry in range(FIRST, len(self.pages)):
+            pages = self.pages[entry]
+            assert (pages is None) == (entry in free), f"entry {entry} is lost"
+            if pages is not None:
+                assert pages.get(self.index[entry]) == entry, f"entry {entry} is not in its object"
+                assert pages.home.get(pages.obj) is pages, f"entry {entry} is in a removed object"

@@ -1,0 +1,114 @@
+"""Which page goes first: two queues and a ghost list.
+
+A private ephemeral get removes the page, so a reference bit in the pool would never be set: what is known about
+reuse travels with the page. A page is *hot* when it carries the pool bit (it came from the pool once) or when its
+handle is in the ghost list (it was evicted a short while ago and came back). Hot pages enter main, the others
+probation; the victim comes from probation while that holds over a tenth of the pages, else from main. Both are
+FIFO. The scan of a big file so passes through a tenth of the pool.
+
+No clock: times are handed in. No pages either: entries are numbers, the lists are arrays keyed by them, so an entry
+costs 17 bytes here and linking one is six array stores.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from tmem.ghosts import GhostList
+
+# Heads of the circular lists; entries are numbered from FIRST on.
+PROBATION, MAIN, SAME = 0, 1, 2
+FIRST = 3
+NOWHERE = 255
+
+# Probation may hold one page in this many.
+PROBATION_PARTS = 10
+
+
+class TwoQueue:
+    """The order of eviction of the ephemeral entries.
+
+    SAME is a third FIFO for same-filled pages: they hold no slot, so evicting one frees no memory, and they count
+    for no queue's share.
+    """
+
+    def __init__(self) -> None:
+        self.ghosts = GhostList()
+        self.sizes = [0, 0, 0]
+        self._next = array("I", range(FIRST))
+        self._prev = array("I", range(FIRST))
+        self._stamp = array("d", bytes(8 * FIRST))
+        self._where = array("B", [PROBATION, MAIN, SAME])
+
+    @property
+    def pages(self) -> int:
+        """Entries that hold slots."""
+        return self.sizes[PROBATION] + self.sizes[MAIN]
+
+    def grow(self, entries: int) -> None:
+        """Make room for that many more entries."""
+        self._next.extend(array("I", bytes(4 * entries)))
+        self._prev.extend(array("I", bytes(4 * entries)))
+        self._stamp.extend(array("d", bytes(8 * entries)))
+        self._where.extend(array("B", bytes([NOWHERE]) * entries))
+
+    def insert(self, entry: int, queue: int, now: float) -> None:
+        """Link an entry as the newest of a queue; `now` is seconds on any one clock."""
+        following, preceding = self._next, self._prev
+        after = following[queue]
+        following[queue] = preceding[after] = entry
+        following[entry] = after
+        preceding[entry] = queue
+        self._stamp[entry] = now
+        self._where[entry] = queue
+        self.sizes[queue] += 1
+
+    def remove(self, entry: int) -> None:
+        """Unlink an entry."""
+        before, after = self._prev[entry], self._next[entry]
+        self._next[before] = after
+        self._prev[after] = before
+        where = self._where
+        self.sizes[where[entry]] -= 1
+        where[entry] = NOWHERE
+
+    def touch(self, entry: int) -> None:
+        """Count a hit that left the page in the pool: it is the newest of main now, with its put time kept."""
+        if self._where[entry] != SAME:
+            stamp = self._stamp[entry]
+            self.remove(entry)
+            self.insert(entry, MAIN, stamp)
+
+    def victim(self) -> int | None:
+        """Give the entry to evict next, still linked; None when no entry holds a slot."""
+        probation, main, _ = self.sizes
+        if probation * PROBATION_PARTS > probation + main or not main:
+            return self._prev[PROBATION] if probation else None
+        return self._prev[MAIN]
+
+    def oldest_same(self) -> int | None:
+        """Give the oldest same-filled entry, still linked; None when there is none."""
+        return self._prev[SAME] if self.sizes[SAME] else None
+
+    def stamp(self, entry: int) -> float:
+        """Give the time that the entry was inserted with."""
+        return self._stamp[entry]
+
+    def queue_of(self, entry: int) -> int:
+        """Give the queue that the entry is in, or NOWHERE."""
+        return self._where[entry]
+
+    def check(self) -> None:
+        """Raise AssertionError unless every entry is in the one list it says, and the sizes are right."""
+        linked = 0
+        for queue, size in enumerate(self.sizes):
+            entry, seen = self._next[queue], 0
+            while entry != queue:
+                assert self._where[entry] == queue, f"entry {entry} is in two lists"
+                assert self._prev[self._next[entry]] == entry, f"entry {entry} is linked one way"
+                entry, seen = self._next[entry], seen + 1
+                assert seen <= size, f"queue {queue} is longer than its size"
+            assert seen == size, f"queue {queue} has {seen} entries, not {size}"
+            linked += seen
+        assert linked == len(self._where) - FIRST - self._where[FIRST:].count(NOWHERE)
+        self.ghosts.check()
