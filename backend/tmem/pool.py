@@ -203,7 +203,7 @@ class Tmem:
 
     def give_up(self, slabs: int) -> int:
         """Release up to that many slabs to the source, at the cost of the coldest ephemeral pages; give how many."""
-        return self._store.give_up(slabs)
+        return self._store.room.give_up(slabs)
 
     def lose(self, slab: int) -> int:
         """Forget an ephemeral slab that was taken away; give how many pages went with it."""

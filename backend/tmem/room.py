@@ -1,0 +1,183 @@
+"""Room for a page: which slot it gets, and who gives way when there is none.
+
+The rungs of the ladder, in the order of what they cost:
+
+1. a spare slab, or a new one from the source (costs nothing but memory that is ours anyway);
+2. a free slot of a slightly larger class (wastes an eighth of the slot at most);
+3. compaction: a class that has a slab's worth of free slots empties its emptiest slab (30 moves of 3 us);
+4. eviction in the policy's order until one of these works. A put evicts at most half of the pages, and is refused
+   after that: in a pool of one slab a page of another class would otherwise cost everything.
+
+So free slots never exceed one slab a class, and a put evicts about as many bytes as it needs, amortised. A source
+that raises OSError counts as one that has no slab to give.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from tmem.arena import SlabSource
+from tmem.entries import EntryTable
+from tmem.policy import TwoQueue
+from tmem.slots import FREE, RAW_CLASS, SLOT_SIZES, Slab, SlotSpace
+from tmem.stats import Reason, Refused
+
+# Seconds for which persistent puts evict nothing after a slab given up for one was not lent back.
+_DENIED_SECONDS = 1.0
+
+
+class Room:
+    """Finds slots, and slabs to give back. `evict` removes an ephemeral entry."""
+
+    def __init__(
+        self,
+        source: SlabSource,
+        entries: EntryTable,
+        queue: TwoQueue,
+        ephemeral: SlotSpace,
+        persistent: SlotSpace,
+        evict: Callable[[int], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._source = source
+        self._fd = source.fd
+        self._entries = entries
+        self._queue = queue
+        self._ephemeral = ephemeral
+        self._persistent = persistent
+        self._evict = evict
+        self._clock = clock
+        self._source_failed = False
+        self._denied_until = float("-inf")
+
+    def find(self, space: SlotSpace, size_class: int, entry: int) -> int:
+        """Find a slot by the module's ladder; give its offset, or raise Refused."""
+        self._source_failed = False
+        if not space.spares:
+            self._grow(space)
+        offset = self._free_slot(space, size_class, entry)
+        if offset < 0:
+            find = self._by_sacrifice if space.persistent else self._by_eviction
+            offset = find(space, size_class, entry)
+        if offset < 0:
+            raise Refused(Reason.SOURCE if self._source_failed else Reason.NO_SLOT)
+        return offset
+
+    def _free_slot(self, space: SlotSpace, size_class: int, entry: int) -> int:
+        """Find a slot without losing a page; -1 when there is none."""
+        offset = space.take_spare(size_class, entry)
+        if offset < 0:
+            offset = space.take_larger(size_class, entry, self._most(space, size_class))
+        if offset < 0 and space.ripe and self._compact(space):
+            offset = space.take_spare(size_class, entry)
+        return offset
+
+    def _most(self, space: SlotSpace, size_class: int) -> int:
+        """Give the largest slot to use for a class: an eighth larger, and more in a pool of few slabs.
+
+        Each class can keep up to a slab's worth of slots free, which is nothing in a thousand slabs and half of
+        the memory in twenty.
+        """
+        size = SLOT_SIZES[size_class]
+        return size + size // 8 + size * 16 // (space.held or 1)
+
+    def _by_eviction(self, space: SlotSpace, size_class: int, entry: int) -> int:
+        """Evict until a slot is free, half of the pages at most; -1 when that was not enough."""
+        queue = self._queue
+        for _ in range((queue.pages + 1) // 2):
+            victim = queue.victim()
+            if victim is None:
+                break
+            self._evict(victim)
+            offset = space.take(size_class, entry)
+            if offset < 0:
+                offset = self._free_slot(space, size_class, entry)
+            if offset >= 0:
+                return offset
+        return -1
+
+    def _by_sacrifice(self, space: SlotSpace, size_class: int, entry: int) -> int:
+        """Free an ephemeral slab for a persistent page, or waste part of a larger slot; -1 when neither works."""
+        if self._clock() >= self._denied_until and self.give_up(1):
+            if self._grow(space):
+                return space.take_spare(size_class, entry)
+            # The source gives no persistent slab although it has one: a cap. Take it back for what it was.
+            self._denied_until = self._clock() + _DENIED_SECONDS
+            self._grow(self._ephemeral)
+        return space.take_larger(size_class, entry, SLOT_SIZES[RAW_CLASS])
+
+    def _grow(self, space: SlotSpace) -> bool:
+        """Add a slab of the source to the spares, if need be against a spare of the other kind."""
+        try:
+            number = self._source.acquire(space.persistent)
+            other = self._ephemeral if space.persistent else self._persistent
+            if number is None and other.spares:
+                self._source.release(other.spares[-1], other.persistent)
+                other.spares.pop()
+                number = self._source.acquire(space.persistent)
+        except OSError:
+            self._source_failed = True
+            return False
+        if number is not None:
+            space.spares.append(number)
+        return number is not None
+
+    def _compact(self, space: SlotSpace) -> bool:
+        """Move the pages of one slab to others of its class; True when a spare came of it."""
+        slab = space.emptiest()
+        if slab is None:
+            return False
+        space.detach(slab)
+        try:
+            self._move_pages(space, slab)
+        except OSError:
+            return False
+        finally:
+            if len(slab.free) == len(slab.entries):
+                space.retire(slab)
+            else:
+                space.attach(slab)
+        return bool(space.spares)
+
+    def _move_pages(self, space: SlotSpace, slab: Slab) -> None:
+        """Move every page of a detached slab; OSError leaves the page at hand, and the rest, where they are."""
+        offsets, lengths = self._entries.offset, self._entries.length
+        for slot, entry in enumerate(slab.entries):
+            if entry == FREE:
+                continue
+            stored = os.pread(self._fd, lengths[entry], offsets[entry])
+            offset = space.take(slab.size_class, entry)
+            try:
+                os.pwrite(self._fd, stored, offset)
+            except OSError:
+                space.drop(offset)
+                raise
+            offsets[entry] = offset
+            slab.entries[slot] = FREE
+            slab.free.append(slot)
+
+    def give_up(self, slabs: int) -> int:
+        """Release up to that many slabs to the source: spares, then compacted ones, then by eviction."""
+        released = 0
+        while released < slabs and self._find_spare():
+            space = self._ephemeral if self._ephemeral.spares else self._persistent
+            try:
+                self._source.release(space.spares[-1], space.persistent)
+            except OSError:
+                break
+            space.spares.pop()
+            released += 1
+        return released
+
+    def _find_spare(self) -> bool:
+        """Get a spare of either kind, the ephemeral one first; False when only persistent pages are left."""
+        ephemeral, persistent, queue = self._ephemeral, self._persistent, self._queue
+        while not (ephemeral.spares or persistent.spares or self._compact(ephemeral)):
+            if self._compact(persistent):
+                break
+            victim = queue.victim()
+            if victim is None:
+                return False
+            self._evict(victim)
+        return True
