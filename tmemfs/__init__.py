@@ -1,0 +1,3 @@
+"""Transcendent memory in user space, for any directory."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,120 @@
+"""The process of a mount: forked before anything is opened, reporting over a pipe, then left alone with its log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tmemfs.config import ConfigError, MountConfig
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_READY = b"\0ready"
+_LOG_NAME_CHARS = 120
+
+Ready = Callable[[], None]
+
+
+def say(message: str) -> None:
+    """Print one line for the person at the terminal."""
+    print(f"tmemfs: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def default_log_file(mountpoint: Path) -> Path:
+    """Choose where a mount in the background logs to."""
+    if os.geteuid() == 0:
+        directory = Path("/var/log/tmemfs")
+    else:
+        state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        directory = Path(state) / "tmemfs"
+    name = os.fspath(mountpoint).strip("/").replace("/", "-")[-_LOG_NAME_CHARS:] or "root"
+    return directory / f"{name}.log"
+
+
+def start_log(config: MountConfig) -> Path | None:
+    """Send the log to its file; in the foreground without --log to stderr. Raises ConfigError."""
+    path = config.log_file
+    if path is None and not config.foreground:
+        path = default_log_file(config.mountpoint)
+    handler: logging.Handler
+    if path is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        try:
+            if config.log_file is None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(path, errors="backslashreplace")
+        except OSError as error:
+            raise ConfigError(
+                f"log file '{path}' cannot be written: {error.strerror}; give another with --log FILE"
+            ) from None
+    logging.basicConfig(
+        format=_FORMAT, level=logging.DEBUG if config.debug else logging.INFO, handlers=[handler], force=True
+    )
+    return path
+
+
+def prepare_process() -> None:
+    """Set what a file server needs: many descriptors, and modes that are not masked twice."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.umask(0)
+
+
+def in_background(serve: Callable[[Ready], int]) -> str | None:
+    """Run `serve` in a child that detaches from the terminal once it calls its argument.
+
+    Returns None then, in the parent, and what went wrong (one line) if the child ended before. Whatever the
+    child prints until then reaches the terminal.
+    """
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_end)
+        _be_child(serve, write_end)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        report = pipe.read()
+    if report == _READY:
+        return None
+    _, status = os.waitpid(pid, 0)
+    if report:
+        return report.decode(errors="surrogateescape")
+    return f"the mount process ended unexpectedly ({_describe(status)}): look into its log"
+
+
+def _be_child(serve: Callable[[Ready], int], write_end: int) -> None:
+    """Run `serve` and end the process with its status; never return into the parent's code."""
+    status = 1
+    try:
+        status = serve(lambda: _detach(write_end))
+    except ConfigError as error:
+        os.write(write_end, str(error).encode(errors="surrogateescape"))
+        status = 2
+    except BaseException:
+        logging.getLogger(__name__).exception("the mount process failed")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _detach(write_end: int) -> None:
+    """Leave the terminal and tell the parent that the mount works."""
+    os.setsid()
+    # The mount must not keep another filesystem busy.
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    os.write(write_end, _READY)
+    os.close(write_end)
+
+
+def _describe(status: int) -> str:
+    """Put a wait status into words."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {-code}" if code < 0 else f"status {code}"

@@ -1,0 +1,193 @@
+"""The kernel's side of a mount: mount(2), umount2(2), fusermount3, the mount table, and abort.
+
+Root talks to the kernel itself; anybody else goes through the setuid helper fusermount3, which is also what
+decides what such a user may do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmemfs.options import MountOptions
+
+DEVICE = Path("/dev/fuse")
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+MNT_FORCE = 1
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+HELPER_SECONDS = 30.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """Hold one line of the mount table."""
+
+    device: str  # "major:minor"
+    mountpoint: Path
+    fstype: str
+    fsname: str
+
+    @property
+    def is_tmemfs(self) -> bool:
+        """Tell whether this mount is one of ours."""
+        return self.fstype == "fuse.tmemfs"
+
+
+def _unescape(field: bytes) -> str:
+    """Undo the octal escapes of mountinfo (blank, tab, newline, backslash)."""
+    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))
+
+
+def mount_table() -> list[MountEntry]:
+    """Read the mount table of this process, oldest mount first."""
+    entries = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        left, _, right = line.partition(b" - ")
+        fields, tail = left.split(b" "), right.split(b" ")
+        mountpoint = Path(_unescape(fields[4]))
+        entries.append(MountEntry(fields[2].decode(), mountpoint, tail[0].decode(), _unescape(tail[1])))
+    return entries
+
+
+def top_mount(mountpoint: Path) -> MountEntry | None:
+    """Find the uppermost mount at exactly this path."""
+    found = [entry for entry in mount_table() if entry.mountpoint == mountpoint]
+    return found[-1] if found else None
+
+
+def resolve_mountpoint(path: str | os.PathLike[str]) -> Path:
+    """Make a mountpoint's path absolute, as the mount table has it.
+
+    A mount that hangs must not be touched for that, so its last component is looked up only if the table has no
+    such mount.
+    """
+    absolute = Path(os.path.abspath(path))
+    resolved = Path(os.path.realpath(absolute.parent)) / absolute.name
+    return resolved if top_mount(resolved) else Path(os.path.realpath(absolute))
+
+
+def mount_fuse(fsname: str, mountpoint: Path, options: MountOptions) -> int:
+    """Mount a fresh FUSE connection and return its /dev/fuse descriptor.
+
+    Raises OSError. The kernel queues INIT on the descriptor before this returns.
+    """
+    if os.geteuid() == 0:
+        return _mount_as_root(fsname, mountpoint, options)
+    return _mount_by_helper(fsname, mountpoint, options)
+
+
+def _mount_as_root(fsname: str, mountpoint: Path, options: MountOptions) -> int:
+    """Mount with mount(2)."""
+    fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _check(
+            _libc.mount(
+                os.fsencode(fsname),
+                os.fsencode(mountpoint),
+                f"fuse.{options.subtype}".encode(),
+                ctypes.c_ulong(options.flags),
+                options.kernel_data(fd, os.getuid(), os.getgid()).encode(),
+            ),
+            mountpoint,
+        )
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _mount_by_helper(fsname: str, mountpoint: Path, options: MountOptions) -> int:
+    """Mount with fusermount3, which hands the descriptor back over a socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = _run_helper(
+            ["-o", ",".join(options.words(fsname)), "--", os.fspath(mountpoint)],
+            pass_fds=(theirs.fileno(),),
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+        )
+        if done.returncode != 0:
+            raise OSError(errno.EPERM, _helper_says(done), os.fspath(mountpoint))
+        ours.settimeout(HELPER_SECONDS)
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    if not fds:
+        raise OSError(errno.EPROTO, "fusermount3 returned no descriptor", os.fspath(mountpoint))
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def unmount(mountpoint: Path, *, lazy: bool = False, force: bool = False) -> None:
+    """Unmount what is uppermost at a path.
+
+    `lazy` hides it now and ends it when the last user is gone; `force` (root only) makes the kernel abort the
+    connection first, so that nobody waits for it. Raises OSError, EBUSY when it is in use.
+    """
+    if os.geteuid() == 0:
+        flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0) | (MNT_FORCE if force else 0)
+        _check(_libc.umount2(os.fsencode(mountpoint), flags), mountpoint)
+        return
+    done = _run_helper(["-u", *(["-z"] if lazy or force else []), "--", os.fspath(mountpoint)])
+    if done.returncode != 0:
+        message = _helper_says(done)
+        code = errno.EBUSY if "busy" in message else errno.EPERM
+        raise OSError(code, message, os.fspath(mountpoint))
+
+
+def abort(device: str) -> bool:
+    """Abort the connection of a mount, so that every request on it fails; tell whether that could be done.
+
+    Only where fusectl is mounted and the connection is ours or we are root.
+    """
+    try:
+        (CONNECTIONS / device.partition(":")[2] / "abort").write_bytes(b"1")
+    except OSError:
+        return False
+    return True
+
+
+def helper_path() -> str | None:
+    """Find fusermount3."""
+    return shutil.which("fusermount3")
+
+
+def _run_helper(
+    arguments: list[str], *, pass_fds: tuple[int, ...] = (), env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run fusermount3 for a bounded time and keep what it says."""
+    command = [helper_path() or "fusermount3", *arguments]
+    try:
+        return subprocess.run(
+            command,
+            pass_fds=pass_fds,
+            env=env,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=HELPER_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(errno.ETIMEDOUT, "fusermount3 does not answer") from error
+
+
+def _helper_says(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Pick the line in which fusermount3 says what went wrong."""
+    lines = os.fsdecode(done.stderr).strip().splitlines()
+    return lines[-1] if lines else f"fusermount3 failed with status {done.returncode}"
+
+
+def _check(result: int, path: Path) -> None:
+    """Turn a failed libc call into an OSError."""
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fspath(path))
