@@ -43,7 +43,8 @@ class TwoQueue:
     @property
     def pages(self) -> int:
         """Entries that hold slots."""
-        return self.sizes[PROBATION] + self.sizes[MAIN]
+        probation, main, _ = self.sizes
+        return probation + main
 
     def grow(self, entries: int) -> None:
         """Make room for that many more entries."""
@@ -65,10 +66,10 @@ class TwoQueue:
 
     def remove(self, entry: int) -> None:
         """Unlink an entry."""
-        before, after = self._prev[entry], self._next[entry]
-        self._next[before] = after
-        self._prev[after] = before
-        where = self._where
+        following, preceding, where = self._next, self._prev, self._where
+        after = following[entry]
+        preceding[after] = before = preceding[entry]
+        following[before] = after
         self.sizes[where[entry]] -= 1
         where[entry] = NOWHERE
 

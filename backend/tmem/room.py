@@ -17,14 +17,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from tmem.arena import SlabSource
+from tmem.arena import SLAB_SIZE, SlabSource
 from tmem.entries import EntryTable
 from tmem.policy import TwoQueue
 from tmem.slots import FREE, RAW_CLASS, SLOT_SIZES, Slab, SlotSpace
 from tmem.stats import Reason, Refused
 
-# Seconds for which persistent puts evict nothing after a slab given up for one was not lent back.
+# Seconds for which no slab changes its kind after one was given up for that and not lent back.
 _DENIED_SECONDS = 1.0
+
+
+# An arena of n slabs uses about n / 2 classes: this over its capacity is how many classes become one. In one slab all
+# slots are raw, so that no page has to drive out all others to get a slot.
+_COARSE = 2 * RAW_CLASS * SLAB_SIZE
 
 
 class Room:
@@ -54,9 +59,15 @@ class Room:
     def find(self, space: SlotSpace, size_class: int, entry: int) -> int:
         """Find a slot by the module's ladder; give its offset, or raise Refused."""
         self._source_failed = False
-        if not space.spares:
+        offset = -1
+        step = _COARSE // self._source.capacity
+        if step > 1:
+            size_class = min((size_class // step + 1) * step - 1, RAW_CLASS)
+            offset = space.take(size_class, entry)
+        if offset < 0 and not space.spares:
             self._grow(space)
-        offset = self._free_slot(space, size_class, entry)
+        if offset < 0:
+            offset = self._free_slot(space, size_class, entry)
         if offset < 0:
             find = self._by_sacrifice if space.persistent else self._by_eviction
             offset = find(space, size_class, entry)
@@ -66,9 +77,9 @@ class Room:
 
     def _free_slot(self, space: SlotSpace, size_class: int, entry: int) -> int:
         """Find a slot without losing a page; -1 when there is none."""
-        offset = space.take_spare(size_class, entry)
-        if offset < 0:
-            offset = space.take_larger(size_class, entry, self._most(space, size_class))
+        if space.spares:
+            return space.take_spare(size_class, entry)
+        offset = space.take_larger(size_class, entry, self._most(space, size_class))
         if offset < 0 and space.ripe and self._compact(space):
             offset = space.take_spare(size_class, entry)
         return offset
@@ -90,32 +101,32 @@ class Room:
             if victim is None:
                 break
             self._evict(victim)
-            offset = space.take(size_class, entry)
-            if offset < 0:
-                offset = self._free_slot(space, size_class, entry)
-            if offset >= 0:
+            if (offset := space.take(size_class, entry)) >= 0:
+                return offset
+            if (offset := self._free_slot(space, size_class, entry)) >= 0:
                 return offset
         return -1
 
     def _by_sacrifice(self, space: SlotSpace, size_class: int, entry: int) -> int:
         """Free an ephemeral slab for a persistent page, or waste part of a larger slot; -1 when neither works."""
-        if self._clock() >= self._denied_until and self.give_up(1):
+        if self._clock() >= self._denied_until and self._free_ephemeral_slab():
             if self._grow(space):
                 return space.take_spare(size_class, entry)
-            # The source gives no persistent slab although it has one: a cap. Take it back for what it was.
-            self._denied_until = self._clock() + _DENIED_SECONDS
+            # A cap, or another guest was faster. Take a slab back for what it was.
             self._grow(self._ephemeral)
         return space.take_larger(size_class, entry, SLOT_SIZES[RAW_CLASS])
 
     def _grow(self, space: SlotSpace) -> bool:
         """Add a slab of the source to the spares, if need be against a spare of the other kind."""
+        other = self._ephemeral if space.persistent else self._persistent
         try:
             number = self._source.acquire(space.persistent)
-            other = self._ephemeral if space.persistent else self._persistent
-            if number is None and other.spares:
+            if number is None and other.spares and self._clock() >= self._denied_until:
                 self._source.release(other.spares[-1], other.persistent)
                 other.spares.pop()
                 number = self._source.acquire(space.persistent)
+                if number is None:
+                    self._denied_until = self._clock() + _DENIED_SECONDS
         except OSError:
             self._source_failed = True
             return False
@@ -171,11 +182,16 @@ class Room:
         return released
 
     def _find_spare(self) -> bool:
-        """Get a spare of either kind, the ephemeral one first; False when only persistent pages are left."""
-        ephemeral, persistent, queue = self._ephemeral, self._persistent, self._queue
-        while not (ephemeral.spares or persistent.spares or self._compact(ephemeral)):
-            if self._compact(persistent):
-                break
+        """Get a spare of either kind; False when only slabs with persistent pages are left."""
+        spaces = (self._ephemeral, self._persistent)
+        if any(space.spares or self._compact(space) for space in spaces):
+            return True
+        return self._free_ephemeral_slab()
+
+    def _free_ephemeral_slab(self) -> bool:
+        """Evict and compact until there is an ephemeral spare; False when there is no ephemeral slab."""
+        space, queue = self._ephemeral, self._queue
+        while not (space.spares or self._compact(space)):
             victim = queue.victim()
             if victim is None:
                 return False

@@ -80,10 +80,9 @@ class SlotSpace:
 
     def take_larger(self, size_class: int, entry: int, most: int) -> int:
         """Take a slot of a larger class, of at most `most` bytes; -1 when there is none."""
-        for larger in range(size_class + 1, len(SLOT_SIZES)):
-            if SLOT_SIZES[larger] > most:
-                break
-            if self._current[larger] is not None:
+        last = RAW_CLASS if most >= PAGE_SIZE else min(most // _UNIT, RAW_CLASS) - 1
+        for larger, slab in enumerate(self._current[size_class + 1 : last + 1], size_class + 1):
+            if slab is not None:
                 return self.take(larger, entry)
         return -1
 

@@ -131,13 +131,14 @@ class Store:
         if offset < 0:
             offset = self.room.find(space, size_class, entry)
         try:
-            if os.pwrite(self._fd, stored, offset) == len(stored):
-                return offset
-        except OSError as error:
+            if os.pwrite(self._fd, stored, offset) != len(stored):
+                raise Refused(Reason.MEMORY)
+        except BaseException as error:
             space.drop(offset)
-            raise Refused(Reason.MEMORY) from error
-        space.drop(offset)
-        raise Refused(Reason.MEMORY)
+            if isinstance(error, OSError):
+                raise Refused(Reason.MEMORY) from error
+            raise
+        return offset
 
     def _make_room_for_same(self, persistent: bool) -> None:
         """Evict the oldest same-filled pages until one more is within the bound; Refused when none is left."""
