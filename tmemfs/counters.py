@@ -1,0 +1,99 @@
+"""Name what the parts count: the contract with other people's dashboards.
+
+Each entry is one line saying what it counts where the name does not. Counters grow and can be reset; gauges tell a
+state.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tmemfs.pagecache import PAGE_SHIFT
+from tmemfs.stats import Stats
+
+if TYPE_CHECKING:
+    from tmemfs.guest import Guest
+
+
+def register(stats: Stats, guest: Guest) -> None:
+    """Register every counter of a guest."""
+    cache, reader, backing = guest.cache, guest.reader, guest.backing
+    stats.gauges(
+        "cache_",
+        lambda: {
+            "capacity_bytes": cache.capacity,
+            "resident_bytes": cache.resident << PAGE_SHIFT,
+            "dirty_bytes": cache.dirty_pages << PAGE_SHIFT,
+        },
+    )
+    stats.counters(
+        "cache_",
+        lambda: {
+            "hits": reader.hits,
+            "misses": reader.misses,  # not in the cache, wherever they then came from
+            "evictions": cache.evictions,
+            "waits": reader.waits,  # pages that another request was already reading
+        },
+    )
+    stats.ratio("cache_hit_ratio", ("cache_hits",), ("cache_hits", "cache_misses"))
+    _register_pool(stats, guest)
+    stats.counters(
+        "backing_",
+        lambda: {
+            "reads": backing.reads,
+            "pages": backing.pages,  # asked for and ahead
+            "readahead_pages": backing.readahead_pages,
+            "read_bytes": backing.read_bytes,
+            "writes": backing.writes,
+            "write_bytes": backing.write_bytes,
+            "calls": backing.calls,  # for names and attributes
+            "errors": backing.errors,
+            "read_seconds": round(backing.read_seconds, 6),
+        },
+    )
+    stats.counters("coherency_", lambda: {"mismatches": guest.inodes.invalidations})
+    stats.gauges("inode_", lambda: {"count": len(guest.inodes), "descriptors": len(guest.descriptors)})
+    stats.ratio("hit_ratio", ("cache_hits", "precache_succ_gets"), ("cache_hits", "cache_misses"))
+
+
+def _register_pool(stats: Stats, guest: Guest) -> None:
+    cache, tmem, pool = guest.cache, guest.tmem, guest.precache.pool
+    if tmem is None or pool is None:
+        return
+
+    def verbs() -> dict[str, int | float]:
+        now = pool.stats
+        return {
+            "puts": now.puts,
+            "rejected_puts": now.rejected_puts,
+            "succ_gets": now.succ_gets,
+            "failed_gets": now.failed_gets,
+            "flushes": now.flushes,
+            "dropped": cache.dropped,  # evicted while the victim queue was full
+        }
+
+    stats.counters("precache_", verbs)
+    stats.ratio("precache_hit_ratio", ("precache_succ_gets",), ("precache_succ_gets", "precache_failed_gets"))
+
+    def gauges() -> dict[str, int | float | None]:
+        now = tmem.stats()
+        return {
+            "slabs": now.slabs,
+            "lent_bytes": now.lent_bytes,
+            "used_bytes": now.used_bytes,
+            "pages": now.pages,
+            "original_bytes": now.original_bytes,
+            "compressed_bytes": now.compressed_bytes,
+            "compression_ratio": round(now.original_bytes / now.compressed_bytes, 3) if now.compressed_bytes else None,
+            "same_filled_pages": now.same_filled_pages,
+            "raw_pages": now.raw_pages,
+            "index_bytes": now.index_bytes,
+        }
+
+    stats.gauges("pool_", gauges)
+
+    def counters() -> dict[str, int | float]:
+        now = tmem.stats()
+        return {"evictions": now.evictions, "revoked_slabs": now.revoked_slabs, "ghost_hits": now.ghost_hits}
+
+    stats.counters("pool_", counters)

@@ -1,0 +1,151 @@
+"""Keep a bounded number of O_PATH descriptors of inodes, reopened when needed.
+
+A directory of 100,000 entries must not cost 100,000 descriptors, so an inode's descriptor is opened at its first use,
+by its parent's descriptor and its name, and (device, inode number) are verified: a name that leads elsewhere since is
+ESTALE, never the wrong file. The least recently used is closed when the table is full. Descriptors of files that lost
+their last name cannot be reopened, so they are pinned until the kernel forgets them.
+
+Threads call in here: the lock guards the table alone and is never held over a system call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Located(Protocol):
+    """An inode as this table sees it."""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(device, inode number)."""
+
+    @property
+    def locations(self) -> Sequence[tuple[Located, bytes]]:
+        """Parents and names under which the inode was seen; empty for one that has no name any more."""
+
+
+class _Entry:
+    __slots__ = ("doomed", "fd", "pinned", "users")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.users = 1
+        self.pinned = False
+        self.doomed = False  # dropped from the table while in use: the last user closes it
+
+
+class Descriptors:
+    """Lend O_PATH descriptors of inodes; hold at most `limit` that are not in use or pinned."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Located, _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def pin(self, inode: Located, fd: int) -> None:
+        """Hand over a descriptor that is to stay until `drop` (the root's, an unlinked file's)."""
+        with self._lock:
+            entry = self._entries.get(inode)
+            if entry is None:
+                entry = self._entries[inode] = _Entry(fd)
+                entry.users = 0
+                entry.pinned = True
+                return
+            entry.pinned = True
+        os.close(fd)
+
+    @contextmanager
+    def use(self, inode: Located) -> Iterator[int]:
+        """Lend the inode's descriptor for the time of the block. Raise OSError where it cannot be opened."""
+        entry = self._acquire(inode)
+        try:
+            yield entry.fd
+        finally:
+            self._release(entry)
+
+    def _acquire(self, inode: Located) -> _Entry:
+        with self._lock:
+            entry = self._entries.get(inode)
+            if entry is not None:
+                entry.users += 1
+                self._entries.move_to_end(inode)
+                return entry
+        fd = self._open(inode)
+        with self._lock:
+            entry = self._entries.get(inode)
+            if entry is not None:  # another thread was faster
+                entry.users += 1
+                spare = [fd]
+            else:
+                entry = self._entries[inode] = _Entry(fd)
+                spare = self._overflow()
+        for fd in spare:
+            os.close(fd)
+        return entry
+
+    def _release(self, entry: _Entry) -> None:
+        with self._lock:
+            entry.users -= 1
+            close = entry.doomed and entry.users == 0
+        if close:
+            os.close(entry.fd)
+
+    def _overflow(self) -> list[int]:
+        """Take the least recently used descriptors out until the bound holds (lock held)."""
+        closing: list[int] = []
+        if len(self._entries) <= self.limit:
+            return closing
+        for inode, entry in list(self._entries.items())[: len(self._entries) - self.limit + self.limit // 16]:
+            if entry.users == 0 and not entry.pinned:
+                del self._entries[inode]
+                closing.append(entry.fd)
+        return closing
+
+    def _open(self, inode: Located) -> int:
+        for parent, name in tuple(inode.locations):
+            with self.use(parent) as parent_fd:
+                try:
+                    fd = os.open(name, PATH_FLAGS, dir_fd=parent_fd)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue  # renamed or removed underneath; it may have another name
+            found = os.fstat(fd)
+            if (found.st_dev, found.st_ino) == inode.key:
+                return fd
+            os.close(fd)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def drop(self, inode: Located) -> None:
+        """Close the inode's descriptor, now or when its last user is done."""
+        with self._lock:
+            entry = self._entries.pop(inode, None)
+            if entry is None:
+                return
+            entry.doomed = True
+            close = entry.users == 0
+        if close:
+            os.close(entry.fd)
+
+    def close(self) -> None:
+        """Close everything."""
+        for inode in list(self._entries):
+            self.drop(inode)
+
+    def check(self) -> None:
+        """Raise AssertionError when the bound is broken or an entry is closed."""
+        with self._lock:
+            loose = [entry for entry in self._entries.values() if entry.users == 0 and not entry.pinned]
+            assert len(loose) <= self.limit, (len(loose), self.limit)
+            for entry in self._entries.values():
+                os.fstat(entry.fd)

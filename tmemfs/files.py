@@ -1,0 +1,77 @@
+"""Keep the open files: a backing descriptor each, closed when the last call that uses it is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tmemfs.inodes import Inode
+from tmemfs.readahead import Readahead
+
+
+class OpenFile:
+    """One open of a file, with its stream of reads."""
+
+    __slots__ = ("closing", "fd", "inode", "number", "readable", "stream", "sync", "users", "writable")
+
+    def __init__(self, number: int, inode: Inode, fd: int, flags: int, readahead_pages: int) -> None:
+        self.number = number
+        self.inode = inode
+        self.fd = fd
+        self.readable = flags & os.O_ACCMODE != os.O_WRONLY
+        self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self.sync = bool(flags & os.O_DSYNC)  # O_SYNC includes its bit
+        self.stream = Readahead(readahead_pages)
+        self.users = 0
+        self.closing = False
+
+    @contextmanager
+    def borrowed(self) -> Iterator[int]:
+        """Keep the descriptor open for the block: its number must not be given to another file meanwhile."""
+        self.users += 1
+        try:
+            yield self.fd
+        finally:
+            self.users -= 1
+            if self.closing and not self.users:
+                os.close(self.fd)
+
+
+class OpenFiles:
+    """All open files by handle number."""
+
+    def __init__(self, readahead_pages: int) -> None:
+        self.by_number: dict[int, OpenFile] = {}
+        self._next = 1
+        self.readahead_pages = readahead_pages
+
+    def add(self, inode: Inode, fd: int, flags: int) -> OpenFile:
+        """Register a descriptor as an open file of an inode."""
+        file = OpenFile(self.new_number(), inode, fd, flags, self.readahead_pages)
+        self.by_number[file.number] = file
+        inode.opens += 1
+        if file.readable:
+            inode.readable_opens += 1
+        return file
+
+    def new_number(self) -> int:
+        """Return a handle number that is in use nowhere."""
+        self._next += 1
+        return self._next
+
+    def remove(self, number: int) -> OpenFile:
+        """Forget an open file; its descriptor is closed by `close_descriptor` or by its last borrower."""
+        file = self.by_number.pop(number)
+        file.inode.opens -= 1
+        file.closing = True
+        return file
+
+    def any_of(self, inode: Inode, *, writable: bool) -> OpenFile | None:
+        """Return an open file of the inode whose descriptor can be written (or read)."""
+        if not inode.opens:
+            return None
+        for file in self.by_number.values():
+            if file.inode is inode and (file.writable if writable else file.readable):
+                return file
+        return None

@@ -1,0 +1,175 @@
+"""Assemble the parts of one guest, and run what they do in the background."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyfuse3
+import trio
+from tmem import EmbeddedArena, Tmem
+
+from tmemfs.backing import LOCAL_FILESYSTEMS, Backing
+from tmemfs.config import MIN_CACHE_BYTES, ConfigError, MountConfig, parse_size
+from tmemfs.content import Content
+from tmemfs.control import BadControlInput, Control
+from tmemfs.counters import register
+from tmemfs.descriptors import Descriptors
+from tmemfs.files import OpenFiles
+from tmemfs.fs import Operations, Parts
+from tmemfs.inodes import Inode, InodeTable
+from tmemfs.kernelcache import KernelCache
+from tmemfs.pagecache import PageCache
+from tmemfs.precache import Precache
+from tmemfs.reader import Reader
+from tmemfs.stats import Stats, Value
+from tmemfs.throttle import ThrottleGate
+from tmemfs.writeback import Writeback
+from tmemfs.writer import Writer
+
+log = logging.getLogger(__name__)
+
+MAX_DESCRIPTORS = 4096  # O_PATH ones; half of what the process may have, if that is less
+
+
+class Guest:
+    """One mounted directory, without the mount."""
+
+    def __init__(self, config: MountConfig, source_fd: int) -> None:
+        self.config = config
+        self.stats = Stats()
+        self.arena = EmbeddedArena(config.pool_bytes) if config.pool_bytes else None
+        self.tmem = Tmem(self.arena) if self.arena is not None else None
+        pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
+        ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self.cache = PageCache(config.cache_bytes, limit=max(ram, config.cache_bytes), queueing=pool is not None)
+        self.precache = Precache(self.cache, pool)
+        self.content = Content(self.cache, self.precache)
+        gate = ThrottleGate(config.throttle) if config.throttle else None
+        self.backing = Backing(gate, local=_is_local(source_fd), drop=config.backing_cache == "drop")
+        self.descriptors = Descriptors(min(MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+        self.inodes = InodeTable(
+            source_fd,
+            self.descriptors,
+            self.content,
+            version_by=config.version_by,
+            attr_timeout=config.attr_timeout,
+        )
+        self.kernel = KernelCache(self.backing)
+        self.inodes.on_mismatch = self._mismatch
+        self.reader = Reader(self.content, self.backing, self.inodes)
+        self.writeback = (
+            Writeback(self.content, self.backing, self.inodes, self.reader.read) if config.writeback else None
+        )
+        self.writer = Writer(self.content, self.backing, self.inodes, self.writeback)
+        self.files = OpenFiles(readahead_pages=self.cache.frames // 8)
+        self.control = Control(config.control_name, self.stats, self._describe)
+        self.control.add_switch("cache_size", lambda: str(self.cache.capacity), self._resize)
+        self.control.add_switch("drop_caches", None, self._drop)
+        register(self.stats, self)
+        self.operations: pyfuse3.Operations = Operations(
+            Parts(
+                content=self.content,
+                backing=self.backing,
+                inodes=self.inodes,
+                descriptors=self.descriptors,
+                files=self.files,
+                reader=self.reader,
+                writer=self.writer,
+                kernel=self.kernel,
+                control=self.control,
+            ),
+            self.stats,
+            attr_timeout=config.attr_timeout,
+            negative_timeout=config.negative_timeout,
+        )
+
+    def _mismatch(self, inode: Inode) -> None:
+        self.kernel.forget_attributes(inode.number)
+        self.kernel.forget_pages(inode.number)
+
+    def _describe(self) -> Mapping[str, Value]:
+        config = self.config
+        throttle = config.throttle
+        return {
+            "pid": os.getpid(),
+            "source": os.fspath(config.source),
+            "mountpoint": os.fspath(config.mountpoint),
+            "cache_bytes": self.cache.capacity,
+            "pool_bytes": config.pool_bytes,
+            "writeback": int(config.writeback),
+            "watch": int(config.watch),
+            "throttle_latency_seconds": throttle.latency if throttle else 0.0,
+            "throttle_bandwidth_bytes": throttle.bandwidth if throttle else 0,
+            "throttle_depth": throttle.depth if throttle else 0,
+            "attr_timeout_seconds": config.attr_timeout,
+            "negative_timeout_seconds": config.negative_timeout,
+            "backing_cache": config.backing_cache,
+            "version_by": config.version_by,
+        }
+
+    async def _resize(self, data: bytes) -> None:
+        try:
+            size = parse_size(data.decode(errors="replace"))
+            if size < MIN_CACHE_BYTES:
+                raise ConfigError(f"a cache of {size} bytes is too small: give at least 1M")
+            await self.precache.resize(size)
+        except (ConfigError, ValueError) as error:
+            raise BadControlInput(str(error)) from None
+        self.files.readahead_pages = self.cache.frames // 8
+
+    async def _drop(self, data: bytes) -> None:
+        """Drop the clean pages of everything (`1` or an empty line) or of one file, by its path in the mount."""
+        path = data.removesuffix(b"\n")
+        if path in (b"", b"1", b"/", b"."):
+            for inode in self.inodes.known():
+                self.content.renew(inode)
+            return
+        inode = self.inodes.root
+        for name in path.strip(b"/").split(b"/"):
+            try:
+                inode = await self.operations.parts.tree.lookup(inode, name)  # type: ignore[attr-defined]
+            except OSError:
+                raise BadControlInput(f"no such file in the mount: {os.fsdecode(path)}") from None
+        self.content.renew(inode)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the background tasks until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self.reader.nursery = nursery
+            nursery.start_soon(self.precache.run)
+            nursery.start_soon(self.kernel.run)
+            if self.writeback is not None:
+                nursery.start_soon(self.writeback.run)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def finish(self) -> None:
+        """Write back what is dirty; what cannot be written is named in the log."""
+        if self.writeback is None:
+            return
+        for inode in await self.writeback.finish():
+            name = os.fsdecode(inode.locations[0][1]) if inode.locations else f"inode {inode.number}"
+            log.error("%s: %d dirty pages could not be written back: %s", name, len(inode.dirty), inode.error)
+
+    def check(self) -> None:
+        """Raise AssertionError unless every part is consistent."""
+        self.cache.check()
+        self.inodes.check()
+        self.descriptors.check()
+        if self.tmem is not None:
+            self.tmem.check()
+
+
+def _is_local(fd: int) -> bool:
+    """Tell whether a directory is on a filesystem whose metadata calls do not wait for a network."""
+    device = os.fstat(fd).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split()
+        if fields[2] == wanted:
+            return fields[fields.index("-") + 1] in LOCAL_FILESYSTEMS
+    return False

@@ -1,0 +1,89 @@
+"""Feed the ephemeral pool with evicted clean pages, and get them back.
+
+The victim queue is drained behind the replies, by one task. A batch grows with the queue, so that a reader that gets
+pages faster than they are compressed does not outrun the drain; each put ends before the next await, so a page is in
+the cache or in the pool, never in both and never, without being counted as dropped, in neither.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import trio
+from tmem import Pool
+
+from tmemfs.pagecache import PageCache, PageOwner
+
+BATCH = 8  # pages put between two looks at the requests: about 100 µs
+
+
+class PooledOwner(PageOwner, Protocol):
+    """A file with the object number of its present generation."""
+
+    oid: int
+
+
+class Precache:
+    """The guest's private ephemeral pool; with no pool, every get misses and nothing is put."""
+
+    def __init__(self, cache: PageCache, pool: Pool | None) -> None:
+        self._cache = cache
+        self.pool = pool
+        self._wake = trio.Event()
+        cache.on_victims = self._wake_up
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    def get(self, owner: PooledOwner, index: int) -> bytes | None:
+        """Take a page out of the pool; the caller owes it to the cache before its next await."""
+        return self.pool.get(owner.oid, index) if self.pool is not None else None
+
+    def holds(self, owner: PooledOwner, index: int) -> bool:
+        """Tell whether a get would be likely to hit, without counting."""
+        return self.pool is not None and self.pool.holds(owner.oid, index)
+
+    def flush(self, owner: PooledOwner, first: int, last: int) -> None:
+        """Make sure that the pool has none of the owner's pages first..last."""
+        pool = self.pool
+        if pool is not None and pool.has_object(owner.oid):
+            for index in range(first, last + 1):
+                pool.flush_page(owner.oid, index)
+
+    def flush_object(self, owner: PooledOwner) -> None:
+        """Make sure that the pool has nothing of the owner's generation."""
+        if self.pool is not None:
+            self.pool.flush_object(owner.oid)
+
+    def drain(self, count: int) -> int:
+        """Put up to `count` victims into the pool and free their frames. Return how many."""
+        cache, pool = self._cache, self.pool
+        for done in range(count):
+            frame = cache.next_victim()
+            if frame < 0:
+                return done
+            if pool is not None:
+                owner, index = cache.describe(frame)
+                pool.put(owner.oid, index, cache.page(frame), bool(cache.pool_bit[frame]))  # type: ignore[attr-defined]
+            cache.evict(frame)
+        return count
+
+    async def run(self) -> None:
+        """Drain the victim queue whenever something waits in it."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._cache.victims:
+                self.drain(max(BATCH, len(self._cache.victims) // 4))
+                await trio.lowlevel.checkpoint()
+
+    async def resize(self, capacity: int) -> None:
+        """Change the size of the cache; what no longer fits goes into the pool."""
+        cache = self._cache
+        cache.set_capacity(capacity)
+        while cache.excess:
+            if not cache.queue_victims(min(64, cache.excess)):
+                break  # only dirty pages are left; they leave as they are written back
+            self.drain(len(cache.victims))
+            await trio.lowlevel.checkpoint()
+        cache.settle()

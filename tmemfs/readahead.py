@@ -1,0 +1,52 @@
+"""Decide how far to read ahead: a pure decision, after Linux's on-demand readahead (Wu et al., OLS 2007).
+
+A stream that continues where it ended is sequential. Its window starts at MIN_PAGES and doubles up to MAX_PAGES. When
+the reader reaches the marker in the middle of what was read ahead, the next window is read without anybody waiting.
+A jump ends the stream; random readers get no readahead at all.
+"""
+
+from __future__ import annotations
+
+MIN_PAGES = 32  # 128 KiB
+MAX_PAGES = 512  # 2 MiB
+NEVER = 1 << 62
+
+
+class Readahead:
+    """The stream of one open file."""
+
+    __slots__ = ("edge", "marker", "max_pages", "next_page", "window")
+
+    def __init__(self, max_pages: int = MAX_PAGES) -> None:
+        self.max_pages = min(MAX_PAGES, max_pages)
+        self.next_page = 0  # a first read at the start of a file is taken for a stream, as Linux does
+        self.window = 0
+        self.marker = NEVER  # the hit path compares with it and does nothing else
+        self.edge = 0  # first page that was not read ahead
+
+    def continues(self, first: int) -> bool:
+        """Tell whether a read from page `first` on continues the stream (the last page may be read on in)."""
+        return first == self.next_page or first + 1 == self.next_page
+
+    def miss(self, first: int, last: int) -> int:
+        """Return how many pages to read beyond `last` together with the missing pages first..last."""
+        if not self.continues(first):
+            self.window, self.marker = 0, NEVER
+            return 0
+        self.window = min(self.max_pages, max(MIN_PAGES, 2 * self.window, last - first + 1))
+        if self.window < MIN_PAGES:
+            return 0  # a cache so small that readahead would push out what it brings
+        self.edge = last + 1 + self.window
+        self.marker = last + 1 + self.window // 2
+        return self.window
+
+    def reached_marker(self, first: int) -> tuple[int, int]:
+        """Return the pages (first, count) to read now that the marker was passed; count 0 for none."""
+        if not self.continues(first):
+            self.marker = NEVER
+            return 0, 0
+        start = self.edge
+        self.window = min(self.max_pages, 2 * self.window)
+        self.edge = start + self.window
+        self.marker = start
+        return start, self.window

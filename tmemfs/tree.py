@@ -1,0 +1,274 @@
+"""Change and read the names of the backing directory: lookup, create, remove, rename, link.
+
+Calls are relative to O_PATH descriptors, so nothing depends on paths that others may move, and SOURCE itself may be
+the mountpoint. One operation is one call into a thread, with every stat that it needs: what a call did and what it
+found cannot be told apart by somebody else's change in between.
+
+Mounted by root, a new node belongs to whoever asked for it: it is made by root, then given away, in the same call.
+The kernel has checked the permission (default_permissions). The umask is applied here, because a directory with a
+default ACL must not have it applied at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from tmemfs.backing import Backing
+from tmemfs.descriptors import PATH_FLAGS, Descriptors
+from tmemfs.inodes import Inode, InodeTable
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AS_ROOT = os.geteuid() == 0
+
+
+class Caller(Protocol):
+    """Who asks."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def umask(self) -> int: ...
+
+
+class Removed(NamedTuple):
+    """A name that is about to go, or went: its inode if that is known, a descriptor of it, and the stat before."""
+
+    inode: Inode
+    fd: int
+    before: os.stat_result
+
+
+class Tree:
+    """The namespace of one guest."""
+
+    def __init__(self, backing: Backing, inodes: InodeTable, descriptors: Descriptors) -> None:
+        self._backing = backing
+        self._inodes = inodes
+        self._descriptors = descriptors
+
+    async def lookup(self, parent: Inode, name: bytes) -> Inode:
+        """Find a name. Raise FileNotFoundError where there is none."""
+
+        def call() -> os.stat_result:
+            with self._descriptors.use(parent) as fd:
+                return os.stat(name, dir_fd=fd, follow_symlinks=False)
+
+        started = self._inodes.start()
+        st = await self._backing.meta(call)
+        return self._inodes.enter(parent, name, st, started)
+
+    # -- making nodes --------------------------------------------------------------------------------------------
+
+    async def mknod(self, parent: Inode, name: bytes, mode: int, device: int, caller: Caller) -> Inode:
+        """Make a file, FIFO, socket or device node."""
+
+        def make(fd: int, masked: int) -> None:
+            os.mknod(name, masked, device, dir_fd=fd)
+
+        return await self._make(parent, name, mode, caller, make)
+
+    async def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> Inode:
+        """Make a directory."""
+
+        def make(fd: int, masked: int) -> None:
+            os.mkdir(name, stat.S_IMODE(masked), dir_fd=fd)
+
+        return await self._make(parent, name, mode, caller, make)
+
+    async def symlink(self, parent: Inode, name: bytes, target: bytes, caller: Caller) -> Inode:
+        """Make a symbolic link."""
+
+        def make(fd: int, masked: int) -> None:
+            os.symlink(target, name, dir_fd=fd)
+
+        return await self._make(parent, name, stat.S_IFLNK | 0o777, caller, make)
+
+    async def _make(
+        self, parent: Inode, name: bytes, mode: int, caller: Caller, make: Callable[[int, int], None]
+    ) -> Inode:
+        def call() -> os.stat_result:
+            with self._descriptors.use(parent) as fd:
+                make(fd, _masked(fd, mode, caller))
+                _give_away(fd, name, mode, caller)
+                return os.stat(name, dir_fd=fd, follow_symlinks=False)
+
+        started = self._inodes.start()
+        st = await self._backing.meta(call)
+        self._changed(parent)
+        return self._inodes.enter(parent, name, st, started)
+
+    async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Inode, int]:
+        """Make and open a file; open it where somebody was faster and O_EXCL was not asked for.
+
+        Return the inode and a descriptor that belongs to the caller.
+        """
+
+        def call() -> tuple[int, os.stat_result]:
+            with self._descriptors.use(parent) as dir_fd:
+                opening = (flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC) & ~os.O_EXCL
+                try:
+                    fd = os.open(name, opening | os.O_EXCL, _masked(dir_fd, mode, caller), dir_fd=dir_fd)
+                except FileExistsError:
+                    if flags & os.O_EXCL:
+                        raise
+                    fd = os.open(name, opening & ~os.O_CREAT, dir_fd=dir_fd)
+                else:
+                    _give_away(dir_fd, name, mode, caller)
+                return fd, os.fstat(fd)
+
+        started = self._inodes.start()
+        fd, st = await self._backing.meta(call)
+        self._changed(parent)
+        return self._inodes.enter(parent, name, st, started), fd
+
+    async def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Give an inode one more name."""
+
+        def call() -> tuple[os.stat_result, os.stat_result]:
+            with self._descriptors.use(inode) as fd, self._descriptors.use(parent) as dir_fd:
+                before = os.fstat(fd)
+                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
+                return before, os.fstat(fd)
+
+        started = self._inodes.start()
+        before, after = await self._backing.meta(call)
+        self._changed(parent)
+        self._inodes.observe(inode, before, started)
+        inode.add_location(parent, name)
+        self._inodes.record(inode, after)
+
+    # -- removing and renaming -----------------------------------------------------------------------------------
+
+    async def unlink(self, parent: Inode, name: bytes, *, directory: bool = False) -> None:
+        """Remove a name; `directory` tells rmdir from unlink."""
+
+        def call() -> tuple[Removed | None, os.stat_result | None]:
+            with self._descriptors.use(parent) as dir_fd:
+                going = self._going(name, dir_fd)
+                try:
+                    (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
+                    return going, os.fstat(going.fd) if going else None
+                except OSError:
+                    if going:
+                        os.close(going.fd)
+                    raise
+
+        started = self._inodes.start()
+        gone, after = await self._backing.meta(call)
+        self._changed(parent)
+        if gone is not None and after is not None:
+            self._settle(gone, after, parent, name, started)
+
+    def _going(self, name: bytes, dir_fd: int) -> Removed | None:
+        """Hold on to what a name leads to, if the kernel knows it: without its last name it cannot be opened again."""
+        try:
+            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        inode = self._inodes.find(st)
+        if inode is None:
+            return None
+        fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino) != inode.key:  # replaced underneath between the two calls
+            os.close(fd)
+            return None
+        return Removed(inode, fd, st)
+
+    def _settle(
+        self, gone: Removed, after: os.stat_result, parent: Inode, name: bytes, started: int
+    ) -> None:
+        """Take in that a known inode lost a name."""
+        inode = gone.inode
+        survivors = 0 if stat.S_ISDIR(after.st_mode) else after.st_nlink
+        self._inodes.observe(inode, gone.before, started)
+        inode.remove_location(parent, name)
+        self._inodes.record(inode, after)
+        self._inodes.unlinked(inode, survivors)
+        if survivors == 0 and (inode.lookups or inode.opens):
+            self._descriptors.pin(inode, gone.fd)
+        else:
+            os.close(gone.fd)
+
+    async def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
+        """Rename with the flags of renameat2(2)."""
+
+        def call() -> tuple[Removed | None, os.stat_result | None, os.stat_result]:
+            with self._descriptors.use(parent) as old_fd, self._descriptors.use(new_parent) as new_fd:
+                going = None if flags & _RENAME_EXCHANGE else self._going(new_name, new_fd)
+                try:
+                    _renameat2(old_fd, name, new_fd, new_name, flags)
+                    after = os.fstat(going.fd) if going else None
+                    return going, after, os.stat(new_name, dir_fd=new_fd, follow_symlinks=False)
+                except OSError:
+                    if going:
+                        os.close(going.fd)
+                    raise
+
+        started = self._inodes.start()
+        gone, after, moved = await self._backing.meta(call)
+        self._changed(parent)
+        self._changed(new_parent)
+        inode = self._inodes.find(moved)
+        if gone is not None and after is not None:
+            if gone.inode is inode:  # two names of one file: rename does nothing
+                os.close(gone.fd)
+                return
+            self._settle(gone, after, new_parent, new_name, started)
+        if inode is not None:
+            inode.remove_location(parent, name)
+            inode.add_location(new_parent, new_name)
+            self._inodes.record(inode, moved)
+        if flags & _RENAME_EXCHANGE:
+            await self._exchanged(parent, name, new_parent, new_name)
+
+    async def _exchanged(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes) -> None:
+        """Learn where the other of two exchanged nodes is now."""
+        inode = await self.lookup(parent, name)
+        inode.remove_location(new_parent, new_name)
+        self._inodes.expire(inode)
+
+    def _changed(self, parent: Inode) -> None:
+        parent.listing = None
+        self._inodes.expire(parent)
+
+
+_RENAME_EXCHANGE = 2
+
+
+def _renameat2(old_fd: int, name: bytes, new_fd: int, new_name: bytes, flags: int) -> None:
+    if not flags:
+        os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+    elif _libc.renameat2(old_fd, name, new_fd, new_name, flags):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(name))
+
+
+def _masked(dir_fd: int, mode: int, caller: Caller) -> int:
+    """Apply the caller's umask, unless the directory's default ACL is to decide (acl(5))."""
+    try:
+        os.getxattr(f"/proc/self/fd/{dir_fd}", "system.posix_acl_default")
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return mode & ~caller.umask
+        raise
+    return mode
+
+
+def _give_away(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
+    """Let a new node belong to the caller: its group is the directory's where that has the set-group-ID bit."""
+    if not _AS_ROOT or (caller.uid == 0 and caller.gid == 0):
+        return
+    inherits = os.fstat(dir_fd).st_mode & stat.S_ISGID
+    os.chown(name, caller.uid, -1 if inherits else caller.gid, dir_fd=dir_fd, follow_symlinks=False)
+    lost = stat.S_ISUID | stat.S_ISGID  # chown(2) clears these
+    if mode & lost and not stat.S_ISLNK(mode):
+        made = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+        os.chmod(name, stat.S_IMODE(made) | (mode & lost), dir_fd=dir_fd)

@@ -1,0 +1,136 @@
+"""Change files: write, truncate, and everything else that changes a version.
+
+Write-through is the rule: the backing has the bytes before a write returns. Every change of one inode's content or
+version holds its write lock, compares the stat just before the change with the recorded version (somebody else may
+have been there), and records the stat just after it; both stats are taken in the thread call that makes the change.
+
+Pool and victim queue are flushed before *and* after the backing write: before, so that a crash of the write path
+cannot leave an old page findable; after, because a reader may have brought the old page back meanwhile. A failed or
+short write drops the whole range: nobody knows what the backing holds there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from tmemfs.backing import Backing
+from tmemfs.content import Content
+from tmemfs.files import OpenFile
+from tmemfs.inodes import Inode, InodeTable
+from tmemfs.pagecache import PAGE_SHIFT
+from tmemfs.writeback import Writeback
+
+T = TypeVar("T")
+
+
+class Writer:
+    """The write path of one guest."""
+
+    def __init__(
+        self, content: Content, backing: Backing, inodes: InodeTable, writeback: Writeback | None
+    ) -> None:
+        self._content = content
+        self._backing = backing
+        self._inodes = inodes
+        self.writeback = writeback
+
+    async def write(self, file: OpenFile, offset: int, data: bytes) -> int:
+        """Write bytes; return how many were taken. Raise the backing's OSError when none were."""
+        inode = file.inode
+        async with inode.lock():
+            if self.writeback is not None:
+                if await self.writeback.store(file, offset, data):
+                    return len(data)
+                await self.writeback.flush(inode)
+            return await self._write_through(file, offset, data)
+
+    async def _write_through(self, file: OpenFile, offset: int, data: bytes) -> int:
+        inode, content = file.inode, self._content
+        first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
+        content.precache.flush(inode, first, last)
+        inode.writers += 1
+        written = 0
+        try:
+            with file.borrowed() as fd:
+                before, written, after = await self._backing.write(
+                    inode, len(data), _write_between_stats, fd, data, offset
+                )
+        finally:  # an error or a cancellation too leaves an unknown range behind
+            inode.writers -= 1
+            self._inodes.touch(inode)
+            if written == len(data):
+                content.overwrite(inode, offset, data)
+            else:
+                content.drop(inode, first, last)
+        if self._inodes.changed_since_recorded(inode, before):
+            content.renew(inode)
+        self._inodes.record(inode, after)
+        return written
+
+    async def change(self, inode: Inode, call: Callable[[], T], stat_of: Callable[[], os.stat_result]) -> T:
+        """Run a metadata call that changes the inode's version; `stat_of` gives its stat. Both run in a thread."""
+        async with inode.lock():
+            return await self._change_locked(inode, call, stat_of)
+
+    async def _change_locked(self, inode: Inode, call: Callable[[], T], stat_of: Callable[[], os.stat_result]) -> T:
+        if self.writeback is not None:
+            await self.writeback.flush(inode)
+        inode.writers += 1
+        try:
+            before, result, after = await self._backing.meta(_call_between_stats, call, stat_of)
+        finally:
+            inode.writers -= 1
+            self._inodes.touch(inode)
+        if self._inodes.changed_since_recorded(inode, before):
+            self._content.renew(inode)
+        self._inodes.record(inode, after)
+        return result
+
+    async def truncate(
+        self, inode: Inode, size: int, call: Callable[[], None], stat_of: Callable[[], os.stat_result]
+    ) -> None:
+        """Set the size of a file; `call` does so on the backing."""
+        async with inode.lock():
+            old = inode.size
+            try:
+                await self._change_locked(inode, call, stat_of)
+            except OSError:
+                self._content.drop(inode, min(old, size) >> PAGE_SHIFT, max(old, size) >> PAGE_SHIFT)
+                raise
+            inode.size = old  # the pool is flushed up to the end that was
+            self._content.truncate(inode, size)
+
+    async def sync(self, file: OpenFile, *, data_only: bool) -> None:
+        """Make the file's bytes survive a crash. Raise the OSError of an earlier write-back that failed."""
+        inode = file.inode
+        if self.writeback is not None:
+            async with inode.lock():
+                await self.writeback.flush(inode)
+            self.writeback.raise_owed(inode)
+        with file.borrowed() as fd:
+            await self._backing.data(inode, 0, os.fdatasync if data_only else os.fsync, fd)
+
+
+def _write_between_stats(fd: int, data: bytes, offset: int) -> tuple[os.stat_result, int, os.stat_result]:
+    """Write all of `data`, or as much as is taken before an error; raise the error when that is nothing."""
+    before = os.fstat(fd)
+    done = 0
+    with memoryview(data) as view:
+        while done < len(data):
+            try:
+                done += os.pwrite(fd, view[done:], offset + done)
+            except OSError:
+                if not done:
+                    raise
+                break
+    return before, done, os.fstat(fd)
+
+
+def _call_between_stats(
+    call: Callable[[], T], stat_of: Callable[[], os.stat_result]
+) -> tuple[os.stat_result, T, os.stat_result]:
+    before = stat_of()
+    result = call()
+    return before, result, stat_of()
