@@ -16,7 +16,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmemfs.options import MountOptions
+from tmemfs.options import SUBTYPE, MountOptions
 
 DEVICE = Path("/dev/fuse")
 CONNECTIONS = Path("/sys/fs/fuse/connections")
@@ -41,7 +41,7 @@ class MountEntry:
     @property
     def is_tmemfs(self) -> bool:
         """Tell whether this mount is one of ours."""
-        return self.fstype == "fuse.tmemfs"
+        return self.fstype == f"fuse.{SUBTYPE}"
 
 
 def _unescape(field: bytes) -> str:
@@ -69,8 +69,8 @@ def top_mount(mountpoint: Path) -> MountEntry | None:
 def resolve_mountpoint(path: str | os.PathLike[str]) -> Path:
     """Make a mountpoint's path absolute, as the mount table has it.
 
-    A mount that hangs must not be touched for that, so its last component is looked up only if the table has no
-    such mount.
+    A mount that hangs must not be touched for that, so its last component is looked up only if the table has
+    no such mount.
     """
     absolute = Path(os.path.abspath(path))
     resolved = Path(os.path.realpath(absolute.parent)) / absolute.name
@@ -95,7 +95,7 @@ def _mount_as_root(fsname: str, mountpoint: Path, options: MountOptions) -> int:
             _libc.mount(
                 os.fsencode(fsname),
                 os.fsencode(mountpoint),
-                f"fuse.{options.subtype}".encode(),
+                f"fuse.{SUBTYPE}".encode(),
                 ctypes.c_ulong(options.flags),
                 options.kernel_data(fd, os.getuid(), os.getgid()).encode(),
             ),

@@ -53,17 +53,23 @@ def _run(config: MountConfig, ready: Ready) -> int:
     source_fd = prepare(config)
     log_file = start_log(config)
     prepare_process()
-    return trio.run(_Mount(config, source_fd, log_file, ready).serve)
+    try:
+        guest = Guest(config, source_fd)
+    except (OSError, MemoryError) as error:
+        raise ConfigError(
+            f"cache and pool cannot be set up: {error}; give smaller --cache and --pool"
+        ) from error
+    return trio.run(_Mount(config, guest, log_file, ready).serve)
 
 
 class _Mount:
     """Be one mount while it is served."""
 
-    def __init__(self, config: MountConfig, source_fd: int, log_file: Path | None, ready: Ready) -> None:
+    def __init__(self, config: MountConfig, guest: Guest, log_file: Path | None, ready: Ready) -> None:
         self._config = config
         self._ready = ready
         self._log_file = log_file
-        self._guest = Guest(config, source_fd)
+        self._guest = guest
         self._device = ""
         self._works = False
         self._status = 0
@@ -77,6 +83,7 @@ class _Mount:
                 session = Session.open(self._guest.operations, self._config)
             except (OSError, RuntimeError) as error:
                 raise _refused(self._config, error) from error
+            self._note_device()
             try:
                 await self._serve_session(session, signals)
             except Exception as error:
@@ -94,8 +101,8 @@ class _Mount:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._guest.run)
             await nursery.start(session.run)
-            entry = top_mount(self._config.mountpoint)
-            self._device = entry.device if entry is not None and entry.is_tmemfs else ""
+            # Again: without the handshake it is another connection.
+            self._note_device()
             self._announce(session)
             nursery.start_soon(self._obey, signals, session, nursery)
             await session.ended.wait()
@@ -172,6 +179,11 @@ class _Mount:
         except Exception:
             log.exception("not everything could be written back to %s", self._config.source)
             self._status = EXIT_FAILED
+
+    def _note_device(self) -> None:
+        """Remember which mount is ours: others may come to lie over it."""
+        entry = top_mount(self._config.mountpoint)
+        self._device = entry.device if entry is not None and entry.is_tmemfs else ""
 
     def _is_mounted(self) -> bool:
         """Tell whether our mount is the one that the mountpoint shows."""

@@ -14,6 +14,9 @@ class ConfigError(Exception):
     """Report bad input in one line that names the thing and the remedy."""
 
 
+# Mounts are recognized by it (fuse.tmemfs in the mount table), so it cannot be chosen.
+SUBTYPE = "tmemfs"
+
 MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
@@ -51,10 +54,11 @@ _CLEARS = {
     "nostrictatime": MS_STRICTATIME,
     "nolazytime": MS_LAZYTIME,
 }
-# Words that only mean something to mount(8) and fstab: accepted, so that a line of fstab can be used as it is.
+# Words that only mean something to mount(8) and fstab: accepted, so that a line of fstab can be used as is.
 _IGNORED = frozenset(
     ("defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev")
 )
+_ALWAYS = ("default_permissions", f"subtype={SUBTYPE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +66,14 @@ class MountOptions:
     """Hold what -o asked for, parsed.
 
     `flags` are those of mount(2). nosuid and nodev are on until switched off, as libfuse has it.
-    default_permissions is always on: without it the kernel checks no permission at all, and a mount of root with
-    allow_other would open every file to everybody.
+    default_permissions is always on: without it the kernel checks no permission at all, and a mount of root
+    with allow_other would open every file to everybody.
     """
 
     flags: int = MS_NOSUID | MS_NODEV
     allow_other: bool = False
     allow_root: bool = False
     fsname: str | None = None
-    subtype: str = "tmemfs"
 
     @property
     def read_only(self) -> bool:
@@ -80,7 +83,7 @@ class MountOptions:
     def kernel_data(self, fd: int, uid: int, gid: int) -> str:
         """Build the data argument of mount(2) for a /dev/fuse descriptor."""
         words = [f"fd={fd}", "rootmode=40000", f"user_id={uid}", f"group_id={gid}", "default_permissions"]
-        # The kernel has no allow_root: libfuse admits only root and the owner to what allow_other let through.
+        # The kernel has no allow_root: libfuse admits only root and the owner to what allow_other lets in.
         if self.allow_other or self.allow_root:
             words.append("allow_other")
         return ",".join(words)
@@ -89,7 +92,7 @@ class MountOptions:
         """Name every option in the words of fusermount3."""
         words = [name for name, flag in _SETS.items() if self.flags & flag]
         words += [name for name, flag in _CLEARS.items() if name in ("suid", "dev") and not self.flags & flag]
-        words += ["default_permissions", f"fsname={_escape(fsname)}", f"subtype={_escape(self.subtype)}"]
+        words += ["default_permissions", f"fsname={_escape(fsname)}", f"subtype={SUBTYPE}"]
         if self.allow_other or self.allow_root:
             words.append("allow_other")
         return words
@@ -118,7 +121,6 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
     flags = MountOptions().flags
     allow_other = allow_root = False
     fsname: str | None = None
-    subtype = "tmemfs"
     for word in (word for text in texts for word in text.split(",") if word):
         name, equals, value = word.partition("=")
         if word in _SETS:
@@ -131,16 +133,14 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
             allow_root = True
         elif equals and name == "fsname" and value:
             fsname = value
-        elif equals and name == "subtype" and value:
-            subtype = value
-        elif word != "default_permissions" and word not in _IGNORED and not word.startswith("x-"):
+        elif word not in _ALWAYS and word not in _IGNORED and not word.startswith("x-"):
             raise ConfigError(f"unknown mount option '{word}' in -o: known are {_known()}")
     if allow_other and allow_root:
         raise ConfigError("-o allow_other and -o allow_root exclude each other: give one of them")
-    return MountOptions(flags, allow_other, allow_root, fsname, subtype)
+    return MountOptions(flags, allow_other, allow_root, fsname)
 
 
 def _known() -> str:
     """List the option words for a message."""
-    words = [*_SETS, *_CLEARS, "allow_other", "allow_root", "default_permissions", "fsname=NAME", "subtype=NAME"]
+    words = [*_SETS, *_CLEARS, "allow_other", "allow_root", *_ALWAYS, "fsname=NAME"]
     return ", ".join(sorted(words))

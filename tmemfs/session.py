@@ -5,13 +5,13 @@ module sits on the other end, forwards INIT from /dev/fuse, sets the flags in th
 descriptor that libfuse reads replaced (dup2) by /dev/fuse itself. From then on libfuse and the kernel talk
 directly: nothing is relayed, nothing costs.
 
-The replacement must happen while no task waits on the old descriptor: it is done inside the handler of a FORGET
-that this module sends for an inode that cannot exist. pyfuse3 calls handlers in the same step in which it read
-the request, so between that read and the dup2 there is no await; one checkpoint there would leave a task waiting
-for a socket that is gone, and the mount would hang.
+The replacement must happen while no task waits on the old descriptor: it is done inside the handler of a
+FORGET that this module sends for an inode that cannot exist. pyfuse3 calls handlers in the same step in which
+it read the request, so between that read and the dup2 there is no await; one checkpoint there would leave a
+task waiting for a socket that is gone, and the mount would hang.
 
-Two alternatives lost: relaying every request costs a copy and a wake-up each; a patched pyfuse3 would have to be
-built and kept.
+Two alternatives lost: relaying every request costs a copy and a wake-up each; a patched pyfuse3 would have to
+be built and kept.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Session:
     ) -> Callable[[Forgets], Awaitable[None] | None]:
         """Build the `forget` that switches at the sentinel and then removes itself.
 
-        A plain function on purpose: what it does happens inside the call, not when somebody awaits the result.
+        A plain function on purpose: what it does happens inside the call, not when its result is awaited.
         """
 
         def forget(inodes: Forgets) -> Awaitable[None] | None:
@@ -183,8 +183,8 @@ class Session:
     async def _watch_connection(self) -> None:
         """Notice an aborted connection even while every handler hangs.
 
-        pyfuse3's loop ends only after its last handler. A look a second at the descriptor costs nothing on the
-        path of a request; waiting on it for errors only would wake this task with every request.
+        pyfuse3's loop ends only after its last handler. A look a second at the descriptor costs nothing on
+        the path of a request; waiting on it for errors only would wake this task with every request.
         """
         if self._libfuse < 0:
             return
@@ -195,7 +195,9 @@ class Session:
         with trio.move_on_after(_GRACE_SECONDS):
             await self.ended.wait()
         if not self.ended.is_set():
-            log.warning("the connection has ended while requests were still waiting for the backing directory")
+            log.warning(
+                "the connection has ended while requests were still waiting for the backing directory"
+            )
         self.ended.set()
 
     def _close_handshake(self) -> None:
@@ -223,13 +225,15 @@ def _receive_init(device: int) -> bytes:
 def patch_init(request: bytes, reply: bytes) -> tuple[bytes, bool]:
     """Set our flags in libfuse's reply to INIT; tell whether shared mmap is on.
 
-    Only what the kernel offered may be set. FUSE_DONT_MASK: handlers see the mode as the caller gave it and the
-    umask next to it, because default ACLs take the umask's place. FUSE_HANDLE_KILLPRIV off: the kernel then
-    clears suid and sgid bits itself when a file is written.
+    Only what the kernel offered may be set. FUSE_DONT_MASK: handlers see the mode as the caller gave it and
+    the umask next to it, because default ACLs take the umask's place. FUSE_HANDLE_KILLPRIV off: the kernel
+    then clears suid and sgid bits itself when a file is written.
     """
     length, error, unique = _OUT_HEADER.unpack_from(reply)
     if error != 0 or length != len(reply) or length < _OUT_HEADER.size + _INIT_OUT.size:
-        raise HandshakeError(f"libfuse refused the kernel's INIT ({os.strerror(-error) if error else 'short'})")
+        raise HandshakeError(
+            f"libfuse refused the kernel's INIT ({os.strerror(-error) if error else 'short'})"
+        )
     offered = int.from_bytes(request[_IN_HEADER.size + 12 : _IN_HEADER.size + 16], "little")
     offered2 = 0
     if offered & _INIT_EXT and len(request) >= _IN_HEADER.size + _INIT_IN.size:

@@ -1,0 +1,82 @@
+# make run    install what is missing, then show what the cache does on a slow directory
+# make test   install what is missing, then run the tests
+# make check  install what is missing, then ruff and mypy over everything
+# make setup  only install: .venv/bin/tmemfs is there afterwards
+# make clean  remove what these have made
+#
+# Everything but the system packages goes into .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+CODE := tmemfs backend tests $(wildcard bench)
+PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-venv python3-dev fio
+
+.PHONY: run test check setup clean
+
+run: setup
+	@exec $(VENV)/bin/python -m bench.demo
+
+test: setup
+	@exec $(VENV)/bin/python -m pytest
+
+check: setup
+	@$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/mypy --strict $(CODE)
+
+setup: $(STAMP)
+
+# The stamp is written last: an installation that was interrupted is taken up again from the start.
+$(STAMP): requirements.txt pyproject.toml Makefile
+	@fail() { echo "make: $$*" >&2; exit 1; }
+	missing=()
+	if command -v dpkg-query > /dev/null; then
+	    for package in $(PACKAGES); do
+	        dpkg-query -W -f '$${Status}' "$$package" 2> /dev/null | grep -q ' installed$$' || missing+=("$$package")
+	    done
+	else
+	    for program in fusermount3 pkg-config gcc fio; do
+	        command -v "$$program" > /dev/null || missing+=("$$program")
+	    done
+	fi
+	if [ "$${#missing[@]}" -gt 0 ]; then
+	    list="$${missing[*]}"
+	    command -v apt-get > /dev/null || fail "missing: $$list; install it and start again (there is no apt-get here)"
+	    sudo=()
+	    if [ "$$(id -u)" -ne 0 ]; then
+	        command -v sudo > /dev/null || fail "missing: $$list; start again as root, or install sudo"
+	        sudo=(sudo)
+	    fi
+	    echo "installing $$list"
+	    log=$$(mktemp)
+	    export DEBIAN_FRONTEND=noninteractive
+	    "$${sudo[@]}" apt-get update -q > "$$log" 2>&1 || true
+	    "$${sudo[@]}" apt-get install -q -y --no-install-recommends "$${missing[@]}" >> "$$log" 2>&1 \
+	        || fail "missing: $$list; apt-get could not install it: $$(grep -m1 '^E:' "$$log" || tail -n1 "$$log")"
+	    rm -f "$$log"
+	fi
+	python=
+	for candidate in python3 /usr/bin/python3 python3.11 python3.12 python3.13 python3.14; do
+	    if "$$candidate" -c 'import sys, venv, ensurepip, sysconfig, pathlib; sys.exit(sys.version_info < (3, 11)
+	        or not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' 2> /dev/null; then
+	        python=$$candidate
+	        break
+	    fi
+	done
+	[ -n "$$python" ] || fail "missing: Python 3.11 or newer with venv and headers (apt: python3-venv python3-dev)"
+	# An environment of another Python, or one left half made, is made anew.
+	"$$python" -m venv --clear $(VENV) || fail "missing: $$python cannot make a virtual environment in $(VENV)"
+	echo "installing the Python packages into $(VENV)"
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt \
+	    || fail "missing: Python packages of requirements.txt; is the package registry reachable?"
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e . \
+	    || fail "missing: tmemfs itself could not be installed into $(VENV)"
+	touch $@
+
+clean:
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find tmemfs backend tests $(wildcard bench) -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,202 @@
+"""The commands: they read the words of a command line and call what does the work."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from tmemfs import __version__
+from tmemfs.config import (
+    MIB,
+    ConfigError,
+    MountConfig,
+    PoolChoice,
+    Throttle,
+    parse_duration,
+    parse_options,
+    parse_pool,
+    parse_size,
+    parse_throttle,
+)
+from tmemfs.daemon import say
+from tmemfs.kernelmount import resolve_mountpoint
+from tmemfs.remote import RemoteError, RemoteMount
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class Text(click.ParamType[Any]):
+    """Convert an option by one of the parsers of config."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse text; a default is already what it should be."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ConfigError as error:
+            where = f"{param.opts[0]}: " if param is not None and param.opts[0].startswith("-") else ""
+            raise ConfigError(f"{where}{error}") from None
+
+
+SIZE = Text("SIZE", parse_size)
+DURATION = Text("DURATION", parse_duration)
+POOL = Text("SIZE|none|unix:PATH", parse_pool)
+THROTTLE = Text("latency=…,bandwidth=…,depth=…", parse_throttle)
+
+control_option = click.option(
+    "--control-name", default=".tmemfs", show_default=True, help="Name of the mount's control directory."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tmemfs")
+def cli() -> None:
+    """Cache a slow directory in memory: a page cache, and a compressed pool behind it."""
+
+
+@cli.command("mount")
+@click.argument("source")
+@click.argument("mountpoint")
+@click.option("--cache", type=SIZE, default=64 * MIB, help="Page cache: 64M, 1G, 10% of RAM … [default: 64M]")
+@click.option("--pool", type=POOL, default=PoolChoice(256 * MIB), help="Compressed pool. [default: 256M]")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
+@click.option("-o", "options", multiple=True, metavar="OPTS", help="Mount options, as mount(8) knows them.")
+@click.option("--writeback", is_flag=True, help="Acknowledge writes before the backing has them.")
+@click.option("--watch", is_flag=True, help="Notice changes of the backing at once (inotify).")
+@click.option("--throttle", type=THROTTLE, default=None, help="Slow the backing down, for experiments.")
+@click.option("--attr-timeout", type=DURATION, default=1.0, help="Keep attributes and names. [default: 1s]")
+@click.option("--negative-timeout", type=DURATION, default=0.0, help="Keep missing names. [default: 0s]")
+@click.option("--backing-cache", type=click.Choice(["drop", "keep"]), default="drop", show_default=True)
+@click.option("--version-by", type=click.Choice(["all", "size,mtime"]), default="all", show_default=True)
+@click.option("--log", "log_file", metavar="FILE", default=None, help="Log to this file.")
+@click.option("--debug", is_flag=True, help="Log everything.")
+@control_option
+def mount_command(
+    source: str,
+    mountpoint: str,
+    cache: int,
+    pool: PoolChoice,
+    throttle: Throttle | None,
+    options: tuple[str, ...],
+    log_file: str | None,
+    **rest: Any,
+) -> int:
+    """Mount the directory SOURCE on MOUNTPOINT (which may be SOURCE itself)."""
+    config = MountConfig(
+        source=Path(os.path.realpath(source)),
+        mountpoint=resolve_mountpoint(mountpoint),
+        cache_bytes=cache,
+        pool_bytes=pool.pool_bytes,
+        pool_socket=pool.socket,
+        throttle=throttle,
+        options=parse_options(options),
+        log_file=Path(os.path.abspath(log_file)) if log_file is not None else None,
+        **rest,
+    )
+    # Imported here, so that the other commands start without the filesystem and its libraries.
+    from tmemfs.mount import mount
+
+    return mount(config)
+
+
+@cli.command("umount")
+@click.argument("mountpoint", metavar="MNT")
+@click.option("-l", "--lazy", is_flag=True, help="Hide a mount that is in use, and wait for its last user.")
+@control_option
+def umount_command(mountpoint: str, lazy: bool, control_name: str) -> int:
+    """Unmount MNT and wait until its process has ended and everything is written."""
+    if not RemoteMount(mountpoint, control_name).umount(lazy=lazy):
+        say(f"'{mountpoint}' is unmounted, but did not name its process: its end was not waited for")
+    return 0
+
+
+@cli.command("stats")
+@click.argument("mountpoint", metavar="MNT")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--reset", is_flag=True, help="Set the counters to zero.")
+@control_option
+def stats_command(mountpoint: str, as_json: bool, reset: bool, control_name: str) -> int:
+    """Print the counters of MNT."""
+    remote = RemoteMount(mountpoint, control_name)
+    if reset:
+        remote.write("stats", b"reset\n")
+        return 0
+    sys.stdout.buffer.write(remote.read("stats.json" if as_json else "stats"))
+    sys.stdout.flush()
+    return 0
+
+
+@cli.command("resize")
+@click.argument("mountpoint", metavar="MNT")
+@click.argument("size", type=SIZE)
+@control_option
+def resize_command(mountpoint: str, size: int, control_name: str) -> int:
+    """Give the page cache of MNT another size while it runs."""
+    if size < MIB:
+        raise ConfigError(f"cache of {size} bytes is too small: give at least 1M")
+    RemoteMount(mountpoint, control_name).write("cache_size", b"%d\n" % size)
+    return 0
+
+
+@cli.command("drop")
+@click.argument("mountpoint", metavar="MNT")
+@click.argument("path", required=False)
+@control_option
+def drop_command(mountpoint: str, path: str | None, control_name: str) -> int:
+    """Drop the clean pages of MNT, or of one PATH in it, from cache and pool."""
+    remote = RemoteMount(mountpoint, control_name)
+    remote.write("drop_caches", b"1\n" if path is None else os.fsencode(remote.relative(path)) + b"\n")
+    return 0
+
+
+@cli.command("warm")
+@click.argument("mountpoint", metavar="MNT")
+@click.argument("paths", metavar="PATH…", nargs=-1, required=True)
+@control_option
+def warm_command(mountpoint: str, paths: tuple[str, ...], control_name: str) -> int:
+    """Read files and directories of MNT, so that their pages are in memory."""
+    remote = RemoteMount(mountpoint, control_name)
+    relative = [remote.relative(path) for path in paths]
+    columns = TextColumn("warming"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        total = sum(file.stat().st_size for file in remote.files(relative))
+        task = progress.add_task("warm", total=total)
+        remote.warm(relative, lambda size: progress.advance(task, size))
+    return 0
+
+
+def main() -> NoReturn:
+    """Run a command; every error a person can make is one line on stderr and exit code 2."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = EXIT_USAGE
+    except click.ClickException as error:
+        say(f"{error.format_message()}: see tmemfs --help".replace(".: see", ": see"))
+        code = EXIT_USAGE
+    except ConfigError as error:
+        say(str(error))
+        code = EXIT_USAGE
+    except RemoteError as error:
+        say(str(error))
+        code = EXIT_FAILED
+    except OSError as error:
+        say(f"{error.filename or 'error'}: {error.strerror or error}")
+        code = EXIT_FAILED
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
