@@ -85,4 +85,5 @@ class Control:
         """Return the node's stat: owned by who mounted; of size 0, as in /proc, for it is made when it is opened."""
         seconds = self._made // 1_000_000_000
         fields = (node.mode, node.number, 0, 1, os.geteuid(), os.getegid(), 0, seconds, seconds, seconds)
-        return os.stat_result(fields, {"st_mtime_ns": self._made, "st_ctime_ns": self._made, "st_atime_ns": self._made})
+        times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), self._made)
+        return os.stat_result(fields, times | {"st_blksize": 4096, "st_blocks": 0, "st_rdev": 0})

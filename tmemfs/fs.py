@@ -43,7 +43,7 @@ Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
 
 def answered(handler: Handler[P, R]) -> Handler[P, R]:
     """Let a handler end in a reply whatever happens, and measure how long that took."""
-    name = handler.__name__
+    name = handler.__name__.lstrip("_")
 
     @functools.wraps(handler)
     async def wrapper(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -476,8 +476,8 @@ def _attributes(st: os.stat_result, number: int) -> EntryAttributes:
     entry.st_gid = st.st_gid
     entry.st_rdev = st.st_rdev if stat.S_ISCHR(st.st_mode) or stat.S_ISBLK(st.st_mode) else 0
     entry.st_size = st.st_size
-    entry.st_blksize = getattr(st, "st_blksize", 4096)
-    entry.st_blocks = getattr(st, "st_blocks", 0)
+    entry.st_blksize = st.st_blksize
+    entry.st_blocks = st.st_blocks
     entry.st_atime_ns = st.st_atime_ns
     entry.st_mtime_ns = st.st_mtime_ns
     entry.st_ctime_ns = st.st_ctime_ns
