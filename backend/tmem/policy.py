@@ -29,7 +29,7 @@ class TwoQueue:
     """The order of eviction of the ephemeral entries.
 
     SAME is a third FIFO for same-filled pages: they hold no slot, so evicting one frees no memory, and they count
-    for no queue's share.
+    for no queue's share. `where` gives each entry's queue, NOWHERE for entries that are in none.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class TwoQueue:
         self._next = array("I", range(FIRST))
         self._prev = array("I", range(FIRST))
         self._stamp = array("d", bytes(8 * FIRST))
-        self._where = array("B", [PROBATION, MAIN, SAME])
+        self.where = array("B", [PROBATION, MAIN, SAME])
 
     @property
     def pages(self) -> int:
@@ -51,7 +51,7 @@ class TwoQueue:
         self._next.extend(array("I", bytes(4 * entries)))
         self._prev.extend(array("I", bytes(4 * entries)))
         self._stamp.extend(array("d", bytes(8 * entries)))
-        self._where.extend(array("B", bytes([NOWHERE]) * entries))
+        self.where.extend(array("B", bytes([NOWHERE]) * entries))
 
     def insert(self, entry: int, queue: int, now: float) -> None:
         """Link an entry as the newest of a queue; `now` is seconds on any one clock."""
@@ -61,12 +61,12 @@ class TwoQueue:
         following[entry] = after
         preceding[entry] = queue
         self._stamp[entry] = now
-        self._where[entry] = queue
+        self.where[entry] = queue
         self.sizes[queue] += 1
 
     def remove(self, entry: int) -> None:
         """Unlink an entry."""
-        following, preceding, where = self._next, self._prev, self._where
+        following, preceding, where = self._next, self._prev, self.where
         after = following[entry]
         preceding[after] = before = preceding[entry]
         following[before] = after
@@ -75,7 +75,7 @@ class TwoQueue:
 
     def touch(self, entry: int) -> None:
         """Count a hit that left the page in the pool: it is the newest of main now, with its put time kept."""
-        if self._where[entry] != SAME:
+        if self.where[entry] != SAME:
             stamp = self._stamp[entry]
             self.remove(entry)
             self.insert(entry, MAIN, stamp)
@@ -95,21 +95,17 @@ class TwoQueue:
         """Give the time that the entry was inserted with."""
         return self._stamp[entry]
 
-    def queue_of(self, entry: int) -> int:
-        """Give the queue that the entry is in, or NOWHERE."""
-        return self._where[entry]
-
     def check(self) -> None:
         """Raise AssertionError unless every entry is in the one list it says, and the sizes are right."""
         linked = 0
         for queue, size in enumerate(self.sizes):
             entry, seen = self._next[queue], 0
             while entry != queue:
-                assert self._where[entry] == queue, f"entry {entry} is in two lists"
+                assert self.where[entry] == queue, f"entry {entry} is in two lists"
                 assert self._prev[self._next[entry]] == entry, f"entry {entry} is linked one way"
                 entry, seen = self._next[entry], seen + 1
                 assert seen <= size, f"queue {queue} is longer than its size"
             assert seen == size, f"queue {queue} has {seen} entries, not {size}"
             linked += seen
-        assert linked == len(self._where) - FIRST - self._where[FIRST:].count(NOWHERE)
+        assert linked == len(self.where) - FIRST - self.where[FIRST:].count(NOWHERE)
         self.ghosts.check()

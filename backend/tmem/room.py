@@ -66,7 +66,7 @@ class Room:
             offset = space.take(size_class, entry)
         if offset < 0 and not space.spares:
             self._grow(space)
-        if offset < 0:
+        if offset < 0 and (space.spares or space.ripe or space.open >> size_class):
             offset = self._free_slot(space, size_class, entry)
         if offset < 0:
             find = self._by_sacrifice if space.persistent else self._by_eviction
@@ -103,8 +103,9 @@ class Room:
             self._evict(victim)
             if (offset := space.take(size_class, entry)) >= 0:
                 return offset
-            if (offset := self._free_slot(space, size_class, entry)) >= 0:
-                return offset
+            if space.spares or space.ripe or space.open >> size_class:
+                if (offset := self._free_slot(space, size_class, entry)) >= 0:
+                    return offset
         return -1
 
     def _by_sacrifice(self, space: SlotSpace, size_class: int, entry: int) -> int:

@@ -47,7 +47,8 @@ class SlotSpace:
     """All slabs of one kind, ephemeral or persistent: never both in one slab.
 
     A class with any free slot has a current slab, which has one; its other slabs with free slots are its partial
-    ones. A slab without entries leaves its class and is a spare.
+    ones. A slab without entries leaves its class and is a spare. `open` has a bit for each class with a free slot:
+    in a full pool one shift of it tells a put that no larger class can help.
     """
 
     def __init__(self, persistent: bool) -> None:
@@ -55,6 +56,7 @@ class SlotSpace:
         self.slabs: dict[int, Slab] = {}
         self.spares: list[int] = []
         self.ripe: set[int] = set()
+        self.open = 0
         self._current: list[Slab | None] = [None] * len(SLOT_SIZES)
         self._partial: list[dict[int, Slab]] = [{} for _ in SLOT_SIZES]
         self._free = [0] * len(SLOT_SIZES)
@@ -74,17 +76,26 @@ class SlotSpace:
         slab.entries[slot] = entry
         self._free[size_class] -= 1
         if not free:
-            partial = self._partial[size_class]
-            self._current[size_class] = partial.popitem()[1] if partial else None
+            self._next(size_class)
         return slab.base + slot * slab.size
+
+    def _next(self, size_class: int) -> None:
+        """Make a partial slab the current one of its class."""
+        partial = self._partial[size_class]
+        if partial:
+            self._current[size_class] = partial.popitem()[1]
+        else:
+            self._current[size_class] = None
+            self.open ^= 1 << size_class
 
     def take_larger(self, size_class: int, entry: int, most: int) -> int:
         """Take a slot of a larger class, of at most `most` bytes; -1 when there is none."""
         last = RAW_CLASS if most >= PAGE_SIZE else min(most // _UNIT, RAW_CLASS) - 1
-        for larger, slab in enumerate(self._current[size_class + 1 : last + 1], size_class + 1):
-            if slab is not None:
-                return self.take(larger, entry)
-        return -1
+        larger = self.open >> (size_class + 1)
+        if not larger:
+            return -1
+        smallest = size_class + (larger & -larger).bit_length()
+        return self.take(smallest, entry) if smallest <= last else -1
 
     def take_spare(self, size_class: int, entry: int) -> int:
         """Cut a spare slab into slots of the class and take one; -1 when there is no spare."""
@@ -106,6 +117,7 @@ class SlotSpace:
         if len(free) == 1:
             if self._current[size_class] is None:
                 self._current[size_class] = slab
+                self.open |= 1 << size_class
             else:
                 self._partial[size_class][slab.number] = slab
         if total >= len(slab.entries):
@@ -132,11 +144,10 @@ class SlotSpace:
         """Take a slab out of its class, so that no entry is put into it."""
         size_class, free = slab.size_class, len(slab.free)
         self._free[size_class] -= free
-        partial = self._partial[size_class]
         if self._current[size_class] is slab:
-            self._current[size_class] = partial.popitem()[1] if partial else None
+            self._next(size_class)
         elif free:
-            del partial[slab.number]
+            del self._partial[size_class][slab.number]
 
     def attach(self, slab: Slab) -> None:
         """Give a slab to its class, with the slots that it has free."""
@@ -144,6 +155,7 @@ class SlotSpace:
         self._free[size_class] += len(slab.free)
         if slab.free and self._current[size_class] is None:
             self._current[size_class] = slab
+            self.open |= 1 << size_class
         elif slab.free:
             self._partial[size_class][slab.number] = slab
 
@@ -169,5 +181,6 @@ class SlotSpace:
         assert free == self._free, "free slots"
         assert listed == sum(len(partial) for partial in self._partial), "a partial slab is not ours"
         for size_class, count in enumerate(SLOT_COUNTS):
-            assert (self._current[size_class] is not None) == (free[size_class] > 0), "current slab"
+            some = free[size_class] > 0
+            assert (self._current[size_class] is not None) == some == bool(self.open >> size_class & 1)
             assert free[size_class] < count or size_class in self.ripe, "a ripe class is not known"

@@ -98,7 +98,7 @@ class Store:
             del pages.home[pages.obj]
         pages.counters.pages -= 1
         entries.pages[entry] = None
-        ephemeral = queue.queue_of(entry) != NOWHERE
+        ephemeral = queue.where[entry] != NOWHERE
         if ephemeral:
             queue.remove(entry)
         length = entries.length[entry]
@@ -118,9 +118,9 @@ class Store:
         assert pages is not None
         pages.counters.evictions += 1
         self.evictions += 1
-        if self.entries.length[entry]:
-            tag = tag_of(pages.pool, pages.obj, self.entries.index[entry])
-            self.queue.ghosts.add(tag, self.queue.pages)
+        entries, queue = self.entries, self.queue
+        if entries.length[entry]:
+            queue.ghosts.add(tag_of(pages.pool, pages.obj, entries.index[entry]), queue.pages)
         self.remove(entry)
 
     def _place(self, entry: int, stored: bytes, persistent: bool) -> int:
@@ -189,6 +189,6 @@ class Store:
                         slots += 1
                         assert table.offset[entry] == slab.base + slot * slab.size
                         assert 0 < table.length[entry] <= slab.size
-                        assert (self.queue.queue_of(entry) == NOWHERE) == space.persistent
+                        assert (self.queue.where[entry] == NOWHERE) == space.persistent
         assert slots == len(used) - self.same_pages, "an entry has no slot"
         assert self.used_bytes <= self.slabs * SLAB_SIZE

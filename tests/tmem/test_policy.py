@@ -44,7 +44,7 @@ def test_a_touch_moves_to_main_and_keeps_the_put_time() -> None:
     queue.insert(FIRST, PROBATION, 5.0)
     queue.insert(FIRST + 1, MAIN, 6.0)
     queue.touch(FIRST)
-    assert queue.queue_of(FIRST) == MAIN and queue.stamp(FIRST) == 5.0
+    assert queue.where[FIRST] == MAIN and queue.stamp(FIRST) == 5.0
     assert queue.victim() == FIRST + 1
     queue.check()
 
@@ -56,7 +56,7 @@ def test_random_links_keep_the_lists_whole() -> None:
         if entry in inside:
             queue.remove(entry)
             inside.discard(entry)
-            assert queue.queue_of(entry) == NOWHERE
+            assert queue.where[entry] == NOWHERE
         else:
             queue.insert(entry, rng.randrange(3), float(step))
             inside.add(entry)

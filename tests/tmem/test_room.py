@@ -157,7 +157,7 @@ def test_a_page_that_came_back_goes_to_main(make: Make) -> None:
     pool.put(1, 100, WHOLE[3], pool_bit=True)
     pool.put(1, 101, WHOLE[3])
     queue, table = tmem._store.queue, pool._objects[1]
-    assert [queue.queue_of(table[index]) == MAIN for index in (2, 100, 101)] == [True, True, False]
+    assert [queue.where[table[index]] == MAIN for index in (2, 100, 101)] == [True, True, False]
 
 
 def test_the_age_is_that_of_the_next_victim() -> None:
