@@ -34,8 +34,8 @@ MIN_CACHE_BYTES = MIB
 MIN_POOL_BYTES = 64 * KIB  # one slab
 _NAME_BYTES = 255  # NAME_MAX
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B|%)?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s|m)?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B|%)?", re.IGNORECASE | re.ASCII)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s|m)?", re.ASCII)
 _SIZE_UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 _DURATION_UNITS = {"": 1.0, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 _SIZE_HINT = "write a size such as 64M, 1G, 4096 or 10% (of RAM)"

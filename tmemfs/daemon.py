@@ -1,4 +1,4 @@
-"""The process of a mount: forked before anything is opened, heard over a pipe, then left alone with its log."""
+"""The process of a mount: forked before anything is opened, heard over a pipe, then left alone."""
 
 from __future__ import annotations
 

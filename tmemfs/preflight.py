@@ -88,7 +88,8 @@ def is_dead(mountpoint: Path, seconds: float = _ANSWER_SECONDS) -> bool:
 
     def ask() -> None:
         try:
-            os.stat(mountpoint)
+            # Not stat: the kernel may have the attributes of a mount whose process is gone.
+            os.statvfs(mountpoint)
         except OSError as error:
             if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
                 dead.set()
@@ -135,5 +136,5 @@ def check_mountpoint(config: MountConfig) -> None:
     # The guest would walk into its own mount and wait for itself.
     if config.source in mountpoint.parents:
         raise ConfigError(
-            f"mountpoint '{mountpoint}' lies inside source '{config.source}': choose one outside or SOURCE itself"
+            f"mountpoint '{mountpoint}' lies inside source '{config.source}': choose one outside"
         )
