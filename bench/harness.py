@@ -1,0 +1,121 @@
+"""Mount for a measurement and take the mount away again, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.children import BenchError, end, start
+
+MOUNT_SECONDS = 30.0
+_TRUNCATED_LOG = 800
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A mount that is served by a child process."""
+
+    path: Path
+    pid: int
+
+    def stats(self) -> dict[str, float]:
+        """Return the counters and gauges of this moment that are numbers."""
+        values = json.loads((self.path / ".tmemfs/stats.json").read_bytes())
+        return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+    def control(self, name: str, text: str) -> None:
+        """Write a line into a control file."""
+        with open(self.path / ".tmemfs" / name, "w") as file:
+            file.write(text + "\n")
+
+    def since(self, before: dict[str, float], *names: str) -> dict[str, int]:
+        """Return how far some counters have grown."""
+        now = self.stats()
+        return {name: int(now[name] - before[name]) for name in names}
+
+
+@contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """Give a temporary directory that is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="tmemfs-bench-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def served(command: Sequence[str | Path], mountpoint: Path) -> Iterator[Mounted]:
+    """Start a process that serves `mountpoint` in the foreground; end and unmount it afterwards."""
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile() as log:
+        child = start(command, stdout=log, stderr=log)
+        try:
+            _wait_until_mounted(child, mountpoint, log.fileno())
+            yield Mounted(mountpoint, child.pid)
+        finally:
+            end(child)
+            if is_mounted(mountpoint):
+                _detach(mountpoint)
+
+
+def tmemfs(
+    source: Path, mountpoint: Path, *options: str, cache: int, pool: int
+) -> contextlib.AbstractContextManager[Mounted]:
+    """Mount tmemfs; `cache` and `pool` are bytes, a pool of 0 is none."""
+    words: list[str | Path] = [sys.executable, "-m", "tmemfs", "mount", source, mountpoint, "-f"]
+    words += ["--cache", str(cache), "--pool", str(pool or "none"), *options]
+    return served(words, mountpoint)
+
+
+def nullfs(mountpoint: Path, size: int) -> contextlib.AbstractContextManager[Mounted]:
+    """Mount the null filesystem with files of `size` bytes."""
+    return served([sys.executable, "-m", "bench.nullfs", mountpoint, "--size", str(size)], mountpoint)
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    """Tell whether a FUSE filesystem is there, without asking that filesystem anything."""
+    wanted = os.path.realpath(mountpoint.parent) + "/" + mountpoint.name
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        if fields[4].encode().decode("unicode_escape") == wanted:
+            return fields[fields.index("-") + 1].startswith("fuse")
+    return False
+
+
+def _wait_until_mounted(child: subprocess.Popen[bytes], mountpoint: Path, log: int) -> None:
+    limit = time.monotonic() + MOUNT_SECONDS
+    while time.monotonic() < limit:
+        if child.poll() is not None:
+            break
+        # Mounted is not served yet: the handshake answers first, then a look at the root does not hang.
+        if is_mounted(mountpoint) and _answers(mountpoint):
+            return
+        time.sleep(0.02)
+    text = os.pread(log, 1 << 20, 0).decode(errors="replace").strip()[-_TRUNCATED_LOG:]
+    raise BenchError(f"the mount on {mountpoint.name} did not come up: {text or 'nothing was said'}")
+
+
+def _answers(mountpoint: Path) -> bool:
+    """Ask the root for its attributes in a child, which may hang without hanging us."""
+    probe = start(["stat", mountpoint])
+    try:
+        return probe.wait(5.0) == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        end(probe, patience=0.1)
+
+
+def _detach(mountpoint: Path) -> None:
+    """Take away a mount whose process did not."""
+    command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
+    helper = start([*command, mountpoint])
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        helper.wait(10.0)
+    end(helper, patience=0.1)
