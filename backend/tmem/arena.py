@@ -1,8 +1,9 @@
 """Slabs of memory: where they come from, and the memfd that holds them.
 
 The pool never maps the memfd. It writes with pwrite and reads with pread into private bytes, so a slab may be
-punched at any moment: a read of a hole gives zeros, fails its checksum, and makes no memory real again (a mapped
-read would). Slabs are made real by fallocate and freed by punching, so `st_blocks` tells the truth about both.
+punched at any moment: a read of a hole gives zeros, fails its checksum, and makes no memory real again (a
+mapped read would). Slabs are made real by fallocate and freed by punching, so `st_blocks` tells the truth
+about both.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def punch(fd: int, slab: int) -> None:
 class EmbeddedArena(SlabSource):
     """A private memfd cut into slabs; sealed, so that no slab can ever fault by a truncation.
 
-    `capacity` and `limit` are bytes, rounded down to whole slabs, at least one. `limit` is the virtual size of the
-    memfd and so the most that `resize` can grow to; it costs nothing until slabs are acquired.
+    `capacity` and `limit` are bytes, rounded down to whole slabs, at least one. `limit` is the virtual size
+    of the memfd and so the most that `resize` can grow to; it costs nothing until slabs are acquired.
     """
 
     def __init__(self, capacity: int, limit: int | None = None) -> None:
@@ -109,7 +110,7 @@ class EmbeddedArena(SlabSource):
         self._returned.append(slab)
 
     def resize(self, capacity: int) -> int:
-        """Change how many bytes may be out; give how many slabs are out above that, for the pool to give up."""
+        """Change how many bytes may be out; give how many slabs are now too many."""
         slabs = max(1, capacity // SLAB_SIZE)
         if slabs > self._total:
             raise ValueError(f"{capacity} bytes exceed the arena's {self._total * SLAB_SIZE}")
@@ -130,4 +131,4 @@ class EmbeddedArena(SlabSource):
         assert len(returned) + len(self._out) == self._never_used <= self._total, "a slab is nowhere"
         if self._fd >= 0:
             real = os.fstat(self._fd).st_blocks * 512
-            assert real <= len(self._out) * SLAB_SIZE, f"{real} bytes are real, {len(self._out)} slabs are out"
+            assert real <= len(self._out) * SLAB_SIZE, f"{real} bytes are real, {self.slabs_out} slabs out"

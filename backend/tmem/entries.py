@@ -10,7 +10,9 @@ from tmem.stats import PoolCounters
 # New entries come a chunk at a time, of an eighth of the table but at least this many.
 _CHUNK_MIN = 512
 
-# Bytes of one entry in the arrays here (offset, length, checksum, index, pages, free) and in TwoQueue's.
+# Bytes of one entry in the arrays here (offset, length, checksum, index, pages, free) and in TwoQueue's. All
+# in all, as RSS with 148,480 pages of 2:1 data in 290 MiB and 115,000 ghosts: 186 bytes a page in objects of
+# 256 pages, 196 in objects of 16, 237 in one object, whose dict had just grown.
 ENTRY_BYTES = 8 + 2 + 8 + 8 + 8 + 4 + 17
 
 

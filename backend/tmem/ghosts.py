@@ -1,9 +1,10 @@
 """The ghost list: which handles were evicted lately.
 
-A ghost is 8 bytes in a table: a 32-bit hash of the handle and the number of the eviction. Buckets of eight are
-FIFOs of their own (newest first), the bucket is the hash's low bits, and a ghost is too old once more evictions
-than the window have passed. (A fingerprint table with timestamps, as in S3-FIFO, SOSP '23, section 4.3.) A set of
-ints next to a deque costs over 100 bytes a ghost. A false hit, a few in 100,000, sends a page to the wrong queue.
+A ghost is 8 bytes in a table: a 32-bit hash of the handle and the number of the eviction. Buckets of eight
+are FIFOs of their own (newest first), the bucket is the hash's low bits, and a ghost is too old once more
+evictions than the window have passed. (A fingerprint table with timestamps, as in S3-FIFO, SOSP '23, section
+4.3.) A set of ints next to a deque costs over 100 bytes a ghost. A false hit, a few in 100,000, sends a page
+to the wrong queue.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class GhostList:
     def _double(self) -> None:
         """Double the table by repeating it.
 
-        One more bit of the hash chooses the bucket, so in one of its two copies a ghost is never looked up, and
-        falls out there in time. That is a copy at memory speed instead of a rehash that stops the pool.
+        One more bit of the hash chooses the bucket, so in one of its two copies a ghost is never looked up,
+        and falls out there in time. That is a copy at memory speed instead of a rehash that stops the pool.
         """
         self._tags += self._tags
         self._turns += self._turns

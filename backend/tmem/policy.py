@@ -1,13 +1,23 @@
 """Which page goes first: two queues and a ghost list.
 
-A private ephemeral get removes the page, so a reference bit in the pool would never be set: what is known about
-reuse travels with the page. A page is *hot* when it carries the pool bit (it came from the pool once) or when its
-handle is in the ghost list (it was evicted a short while ago and came back). Hot pages enter main, the others
-probation; the victim comes from probation while that holds over a tenth of the pages, else from main. Both are
-FIFO. The scan of a big file so passes through a tenth of the pool.
+A private ephemeral get removes the page, so a reference bit in the pool would never be set: what is known
+about reuse travels with the page. A page is *hot* when it carries the pool bit (it came from the pool once)
+or when its handle is in the ghost list (it was evicted a short while ago and came back). Hot pages enter
+main, the others probation; the victim comes from probation while that holds over a tenth of the pages, else
+from main. Both are FIFO. The scan of a big file so passes through a tenth of the pool.
 
-No clock: times are handed in. No pages either: entries are numbers, the lists are arrays keyed by them, so an entry
-costs 17 bytes here and linking one is six array stores.
+Measured with this class on eight block and file traces, a CLOCK cache of 1, 2.5, 5, 10 % of the footprint
+over a pool of 2, 5, 10, 20 %, misses against an LRU cache over a plain FIFO pool; mean of the traces, worst
+trace (mean of its sizes), worst single pair:
+
+    this                                         -6.5 %   +0.8 %   +7.0 %
+    probation 5 / 7 / 15 / 20 / 30 %             -6.1 / -6.2 / -6.4 / -6.0 / -5.4 %
+    ghosts for half / 1.5 / 2 / 3 times as many pages     -5.0 / -6.0 / -6.3 / -5.8 %
+    a ghost hit at the get sets the pool bit     -6.1 %
+    a ghost stays after it sent its page to main -6.5 %
+
+No clock: times are handed in. No pages either: entries are numbers, the lists are arrays keyed by them, so an
+entry costs 17 bytes here and linking one is six array stores.
 """
 
 from __future__ import annotations
@@ -28,8 +38,8 @@ PROBATION_PARTS = 10
 class TwoQueue:
     """The order of eviction of the ephemeral entries.
 
-    SAME is a third FIFO for same-filled pages: they hold no slot, so evicting one frees no memory, and they count
-    for no queue's share. `where` gives each entry's queue, NOWHERE for entries that are in none.
+    SAME is a third FIFO for same-filled pages: they hold no slot, so evicting one frees no memory, and they
+    count for no queue's share. `where` gives each entry's queue, NOWHERE for entries that are in none.
     """
 
     def __init__(self) -> None:
@@ -74,7 +84,7 @@ class TwoQueue:
         where[entry] = NOWHERE
 
     def touch(self, entry: int) -> None:
-        """Count a hit that left the page in the pool: it is the newest of main now, with its put time kept."""
+        """Count a hit that left the page in the pool: it becomes the newest of main, its put time kept."""
         if self.where[entry] != SAME:
             stamp = self._stamp[entry]
             self.remove(entry)

@@ -6,7 +6,9 @@
     put, put    the second replaces the page or, refused for whatever reason, removes the first
     frozen      puts act as flushes; flush and destroy work as ever
 
-The verbs are plain calls of one thread: no await, no lock, no message.
+The verbs are plain calls of one thread: no await, no lock, no message. Measured on a busy 2-CPU
+machine, 2:1 pages, a full pool of 16 MiB, best of 30 runs of 2000: a put that evicts 13.7 us (lz4 1.6-3.2 of it,
+pwrite 1.1), a get that removes 4.0 us (pread 1.0, lz4 0.7), a get that fails 0.9 us.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from tmem.store import SAME_CHARGE, Store
 
 Buffer = bytes | bytearray | memoryview
 
-# Index memory beyond the arrays, fitted to the RSS of 131,072 pages: two ints and a dict entry a page, a dict,
-# its key and its entry an object, a Slab with its two lists a slab.
-_PAGE_BYTES = 120
+# Index memory beyond the arrays, fitted to the RSS of 131,072 pages: two ints and a dict entry a page, a
+# dict, its key and its entry an object, a Slab with its two lists a slab.
+_PAGE_BYTES = 125
 _OBJECT_BYTES = 400
 _SLAB_BYTES = 500
 
@@ -180,9 +182,12 @@ class Pool:
         """Raise AssertionError unless the objects, the entries and the count of pages agree."""
         table = self._store.entries
         for obj, pages in self._objects.items():
-            assert pages and pages.obj == obj and pages.home is self._objects, f"object {obj}"
+            assert pages, f"object {obj} is empty"
+            assert pages.obj == obj, f"object {obj}"
+            assert pages.home is self._objects, f"object {obj}"
             for index, entry in pages.items():
-                assert table.pages[entry] is pages and table.index[entry] == index, f"entry {entry}"
+                assert table.pages[entry] is pages, f"entry {entry}"
+                assert table.index[entry] == index, f"entry {entry}"
         assert self._counters.pages == sum(len(pages) for pages in self._objects.values())
 
 
@@ -202,7 +207,7 @@ class Tmem:
         return pool
 
     def give_up(self, slabs: int) -> int:
-        """Release up to that many slabs to the source, at the cost of the coldest ephemeral pages; give how many."""
+        """Release up to that many slabs, if need be for the coldest ephemeral pages; give how many."""
         return self._store.room.give_up(slabs)
 
     def lose(self, slab: int) -> int:
@@ -210,7 +215,7 @@ class Tmem:
         return self._store.lose(slab)
 
     def oldest_age(self) -> float | None:
-        """Give the seconds since the put of the next victim; None when there is no ephemeral page with a slot."""
+        """Give the seconds since the put of the next victim; None when no ephemeral page has a slot."""
         victim = self._store.queue.victim()
         return None if victim is None else self._clock() - self._store.queue.stamp(victim)
 

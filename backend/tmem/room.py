@@ -5,11 +5,11 @@ The rungs of the ladder, in the order of what they cost:
 1. a spare slab, or a new one from the source (costs nothing but memory that is ours anyway);
 2. a free slot of a slightly larger class (wastes an eighth of the slot at most);
 3. compaction: a class that has a slab's worth of free slots empties its emptiest slab (30 moves of 3 us);
-4. eviction in the policy's order until one of these works. A put evicts at most half of the pages, and is refused
-   after that: in a pool of one slab a page of another class would otherwise cost everything.
+4. eviction in the policy's order until one of these works. A put evicts at most half of the pages, and is
+   refused after that: in a pool of two slabs a page of another class could otherwise cost everything.
 
-So free slots never exceed one slab a class, and a put evicts about as many bytes as it needs, amortised. A source
-that raises OSError counts as one that has no slab to give.
+So free slots never exceed one slab a class, and a put evicts about as many bytes as it needs, amortised. A
+source that raises OSError counts as one that has no slab to give.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tmem.stats import Reason, Refused
 _DENIED_SECONDS = 1.0
 
 
-# An arena of n slabs uses about n / 2 classes: this over its capacity is how many classes become one. In one slab all
-# slots are raw, so that no page has to drive out all others to get a slot.
+# An arena of n slabs uses about n / 2 classes: this over its capacity is how many classes become one. In one
+# slab all slots are raw, so that no page has to drive out all others to get a slot.
 _COARSE = 2 * RAW_CLASS * SLAB_SIZE
 
 
@@ -87,29 +87,30 @@ class Room:
     def _most(self, space: SlotSpace, size_class: int) -> int:
         """Give the largest slot to use for a class: an eighth larger, and more in a pool of few slabs.
 
-        Each class can keep up to a slab's worth of slots free, which is nothing in a thousand slabs and half of
-        the memory in twenty.
+        Each class can keep up to a slab's worth of slots free, which is nothing in a thousand slabs and half
+        of the memory in twenty.
         """
         size = SLOT_SIZES[size_class]
         return size + size // 8 + size * 16 // (space.held or 1)
 
     def _by_eviction(self, space: SlotSpace, size_class: int, entry: int) -> int:
         """Evict until a slot is free, half of the pages at most; -1 when that was not enough."""
-        queue = self._queue
+        queue, offset = self._queue, -1
         for _ in range((queue.pages + 1) // 2):
             victim = queue.victim()
             if victim is None:
                 break
             self._evict(victim)
             if (offset := space.take(size_class, entry)) >= 0:
-                return offset
+                break
             if space.spares or space.ripe or space.open >> size_class:
-                if (offset := self._free_slot(space, size_class, entry)) >= 0:
-                    return offset
-        return -1
+                offset = self._free_slot(space, size_class, entry)
+            if offset >= 0:
+                break
+        return offset
 
     def _by_sacrifice(self, space: SlotSpace, size_class: int, entry: int) -> int:
-        """Free an ephemeral slab for a persistent page, or waste part of a larger slot; -1 when neither works."""
+        """Free an ephemeral slab for a persistent page, or waste part of a larger slot; -1 for neither."""
         if self._clock() >= self._denied_until and self._free_ephemeral_slab():
             if self._grow(space):
                 return space.take_spare(size_class, entry)
@@ -153,7 +154,7 @@ class Room:
         return bool(space.spares)
 
     def _move_pages(self, space: SlotSpace, slab: Slab) -> None:
-        """Move every page of a detached slab; OSError leaves the page at hand, and the rest, where they are."""
+        """Move every page of a detached slab; OSError leaves the page at hand and the rest in place."""
         offsets, lengths = self._entries.offset, self._entries.length
         for slot, entry in enumerate(slab.entries):
             if entry == FREE:

@@ -1,8 +1,8 @@
 """Slots within slabs: size classes, and the slabs of one kind.
 
-A slab belongs to one class, so that freeing a slot needs no search and an emptied slab can serve any class. Classes
-are 64 bytes apart up to 3072, which wastes 1-2 % on file pages (zbud-like pairing wastes 9-15 %), and one for raw
-pages.
+A slab belongs to one class, so that freeing a slot needs no search and an emptied slab can serve any class.
+Classes are 64 bytes apart up to 3072, which wastes 1-2 % on file pages (zbud-like pairing wastes 9-15 %), and
+one for raw pages.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Slab:
 class SlotSpace:
     """All slabs of one kind, ephemeral or persistent: never both in one slab.
 
-    A class with any free slot has a current slab, which has one; its other slabs with free slots are its partial
-    ones. A slab without entries leaves its class and is a spare. `open` has a bit for each class with a free slot:
-    in a full pool one shift of it tells a put that no larger class can help.
+    A class with any free slot has a current slab, which has one; its other slabs with free slots are its
+    partial ones. A slab without entries leaves its class and is a spare. `open` has a bit for each class with
+    a free slot: in a full pool one shift of it tells a put that no larger class can help.
     """
 
     def __init__(self, persistent: bool) -> None:
@@ -67,7 +67,7 @@ class SlotSpace:
         return len(self.slabs) + len(self.spares)
 
     def take(self, size_class: int, entry: int) -> int:
-        """Put the entry into a free slot of the class and give its offset in the memfd; -1 when there is none."""
+        """Put the entry into a free slot of the class; give its offset in the memfd, -1 if there is none."""
         slab = self._current[size_class]
         if slab is None:
             return -1
@@ -128,7 +128,7 @@ class SlotSpace:
                 self.ripe.add(size_class)
 
     def emptiest(self) -> Slab | None:
-        """Give a slab whose pages fit into the free slots of its class's other slabs; None when there is none.
+        """Give a slab whose pages fit into the free slots of its class's other slabs, or None.
 
         `ripe` may name classes that have filled up since; they leave it here.
         """
@@ -166,12 +166,14 @@ class SlotSpace:
 
     def check(self) -> None:
         """Raise AssertionError unless the classes' lists and sums follow from the slabs."""
-        assert len(set(self.spares)) == len(self.spares) and not self.slabs.keys() & set(self.spares)
+        assert len(set(self.spares)) == len(self.spares)
+        assert not self.slabs.keys() & set(self.spares)
         free = [0] * len(SLOT_SIZES)
         listed = 0
         for number, slab in self.slabs.items():
             empty = [slot for slot, entry in enumerate(slab.entries) if entry == FREE]
-            assert slab.number == number and sorted(slab.free) == empty, f"slab {number}: slots"
+            assert slab.number == number
+            assert sorted(slab.free) == empty, f"slab {number}: slots"
             assert len(empty) < len(slab.entries), f"slab {number} is empty and no spare"
             free[slab.size_class] += len(empty)
             current = self._current[slab.size_class] is slab

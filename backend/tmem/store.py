@@ -1,7 +1,7 @@
 """The store: pages in slots, by entry.
 
-Every path that adds a page goes through `put` and `link`, every path that removes one ends in `remove`; in between
-the entry table, the queues and the slots agree, whatever raises.
+Every path that adds a page goes through `put` and `link`, every path that removes one ends in `remove`; in
+between the entry table, the queues and the slots agree, whatever raises.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Store:
         self.remove(entry)
 
     def _place(self, entry: int, stored: bytes, persistent: bool) -> int:
-        """Write stored bytes into a slot and give its offset; Refused when there is none or the write fails."""
+        """Write stored bytes into a slot and give its offset; Refused when there is none or it cannot."""
         space = self.persistent if persistent else self.ephemeral
         size_class = class_of(len(stored))
         offset = space.take(size_class, entry)
@@ -141,7 +141,7 @@ class Store:
         return offset
 
     def _make_room_for_same(self, persistent: bool) -> None:
-        """Evict the oldest same-filled pages until one more is within the bound; Refused when none is left."""
+        """Evict the oldest same-filled pages until one more is within the bound; Refused if it cannot be."""
         most = self.source.capacity // SAME_PARTS // SAME_CHARGE
         while self.same_pages >= most:
             oldest = self.queue.oldest_same()
@@ -178,7 +178,8 @@ class Store:
         table = self.entries
         used = [entry for entry, pages in enumerate(table.pages) if pages is not None]
         lengths = [table.length[entry] for entry in used]
-        assert self.pages == len(used) and self.used_bytes == sum(lengths)
+        assert self.pages == len(used)
+        assert self.used_bytes == sum(lengths)
         assert self.same_pages == lengths.count(0)
         assert self.raw_pages == sum(length > COMPRESSED_MAX for length in lengths)
         slots = 0

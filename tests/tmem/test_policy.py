@@ -25,14 +25,16 @@ def test_probation_gives_way_while_it_is_over_a_tenth() -> None:
     assert sorted(order) == list(range(20))
     probation = [entry for entry in order if entry < 4]
     main = [entry for entry in order if entry >= 4]
-    assert probation == sorted(probation) and main == sorted(main)
+    assert probation == sorted(probation)
+    assert main == sorted(main)
 
 
 def test_same_filled_entries_are_no_victims_and_count_for_no_share() -> None:
     queue = queue_of_entries(10)
     queue.insert(FIRST, SAME, 1.0)
     queue.insert(FIRST + 1, SAME, 2.0)
-    assert queue.victim() is None and queue.pages == 0
+    assert queue.victim() is None
+    assert queue.pages == 0
     assert queue.oldest_same() == FIRST
     queue.touch(FIRST)
     assert queue.oldest_same() == FIRST
@@ -44,7 +46,8 @@ def test_a_touch_moves_to_main_and_keeps_the_put_time() -> None:
     queue.insert(FIRST, PROBATION, 5.0)
     queue.insert(FIRST + 1, MAIN, 6.0)
     queue.touch(FIRST)
-    assert queue.where[FIRST] == MAIN and queue.stamp(FIRST) == 5.0
+    assert queue.where[FIRST] == MAIN
+    assert queue.stamp(FIRST) == 5.0
     assert queue.victim() == FIRST + 1
     queue.check()
 

@@ -36,7 +36,8 @@ class PoolMachine(RuleBasedStateMachine):
             self.make(kind)
 
     def make(self, kind: str) -> None:
-        self.pools[kind] = self.tmem.new_pool(persistent=kind == "persistent", shared=kind == "shared", name=kind)
+        persistent, shared = kind == "persistent", kind == "shared"
+        self.pools[kind] = self.tmem.new_pool(persistent=persistent, shared=shared, name=kind)
         self.models[kind] = {}
 
     @rule(kind=POOLS, obj=OBJECTS, index=INDEXES, content=CONTENT, hot=st.booleans())

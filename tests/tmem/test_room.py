@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 
@@ -83,8 +84,6 @@ def test_compaction_moves_pages_and_loses_none(make: Make) -> None:
 
 
 def test_a_failing_compaction_loses_no_persistent_page(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     _, tmem = make(16)
     kept = tmem.new_pool(persistent=True)
     index = 0
@@ -113,11 +112,15 @@ def test_give_up_releases_spares_first_then_the_coldest_pages(make: Make) -> Non
     fill_up(pool, 1, WHOLE, 128)
     for index in range(16, 32):
         pool.get(1, index)
-    assert tmem.give_up(1) == 1 and pool.stats.evictions == 0
-    assert tmem.give_up(2) == 2 and source.slabs_out == 5
+    assert tmem.give_up(1) == 1
+    assert pool.stats.evictions == 0
+    assert tmem.give_up(2) == 2
+    assert source.slabs_out == 5
     assert pool.stats.evictions == 32
-    assert not pool.holds(1, 0) and pool.holds(1, 127)
-    assert tmem.give_up(100) == 5 and tmem.stats().pages == 0
+    assert not pool.holds(1, 0)
+    assert pool.holds(1, 127)
+    assert tmem.give_up(100) == 5
+    assert tmem.stats().pages == 0
 
 
 def test_give_up_never_drops_a_persistent_page(make: Make) -> None:
@@ -125,7 +128,8 @@ def test_give_up_never_drops_a_persistent_page(make: Make) -> None:
     kept, passing = tmem.new_pool(persistent=True), tmem.new_pool()
     fill_up(kept, 1, WHOLE, 20)
     fill_up(passing, 1, WHOLE, 32)
-    assert tmem.give_up(4) == 2 and source.slabs_out == 2
+    assert tmem.give_up(4) == 2
+    assert source.slabs_out == 2
     assert all(kept.get(1, index) == WHOLE[index] for index in range(20))
     source.raises = True
     kept.flush_object(1)
@@ -141,9 +145,11 @@ def test_a_lost_slab_takes_its_pages_and_no_others(make: Make) -> None:
     fill_up(pool, 1, WHOLE, 48)
     slab = source.ephemeral_slabs()[1]
     source.revoke(slab)
-    assert tmem.lose(slab) == 16 and tmem.lose(slab) == 0
+    assert tmem.lose(slab) == 16
+    assert tmem.lose(slab) == 0
     assert sum(pool.get(1, index) == WHOLE[index] for index in range(48)) == 32
-    assert pool.stats.corrupt == 0 and tmem.stats().revoked_slabs == 1
+    assert pool.stats.corrupt == 0
+    assert tmem.stats().revoked_slabs == 1
     with pytest.raises(ValueError, match="persistent"):
         tmem.lose(0)
 
@@ -152,7 +158,8 @@ def test_a_page_that_came_back_goes_to_main(make: Make) -> None:
     _, tmem = make(4)
     pool = tmem.new_pool()
     fill_up(pool, 1, WHOLE, 70)
-    assert pool.get(1, 2) is None and pool.stats.ghost_hits == tmem.stats().ghost_hits == 1
+    assert pool.get(1, 2) is None
+    assert pool.stats.ghost_hits == tmem.stats().ghost_hits == 1
     pool.put(1, 2, WHOLE[2])
     pool.put(1, 100, WHOLE[3], pool_bit=True)
     pool.put(1, 101, WHOLE[3])
@@ -180,4 +187,5 @@ def test_a_smaller_arena_makes_its_pool_smaller(make: Make) -> None:
     fill_up(pool, 1, WHOLE, 128)
     assert tmem.give_up(source.resize(3 * SLAB_SIZE)) == 5
     fill_up(pool, 2, WHOLE, 60)
-    assert source.slabs_out == 3 and pool.stats.pages == 48
+    assert source.slabs_out == 3
+    assert pool.stats.pages == 48

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -24,19 +25,21 @@ def test_slots_of_a_slab_do_not_overlap_and_an_emptied_slab_is_a_spare() -> None
         offsets.append(offset)
     space.check()
     assert len(offsets) == SLOT_COUNTS[size_class]
-    assert min(offsets) == 3 * SLAB_SIZE and max(offsets) + 2048 <= 4 * SLAB_SIZE
-    assert all(second - first >= 2000 for first, second in zip(sorted(offsets), sorted(offsets)[1:], strict=False))
+    assert min(offsets) == 3 * SLAB_SIZE
+    assert max(offsets) + 2048 <= 4 * SLAB_SIZE
+    assert all(second - first >= 2000 for first, second in pairwise(sorted(offsets)))
     for offset in offsets:
         assert not space.spares
         space.drop(offset)
         space.check()
-    assert space.spares == [3] and space.held == 1
+    assert space.spares == [3]
+    assert space.held == 1
 
 
 def test_a_larger_class_serves_up_to_the_bound() -> None:
     space = SlotSpace(persistent=False)
     space.spares.append(0)
-    space.drop(space.take_spare(class_of(1024), 10)) if space.take_spare(class_of(1024), 9) else None
+    assert space.take_spare(class_of(1024), 10) == 0
     assert space.take_larger(class_of(960), 11, 1000) == -1
     assert space.take_larger(class_of(960), 11, 1024) >= 0
     assert space.take_larger(RAW_CLASS, 12, 4096) == -1
