@@ -6,8 +6,8 @@
     put, put    the second replaces the page or, refused for whatever reason, removes the first
     frozen      puts act as flushes; flush and destroy work as ever
 
-The verbs are plain calls of one thread: no await, no lock, no message. Measured on a busy 2-CPU
-machine, 2:1 pages, a full pool of 16 MiB, best of 30 runs of 2000: a put that evicts 13.7 us (lz4 1.6-3.2 of it,
+The verbs are plain calls of one thread: no await, no lock, no message. Measured on a busy 2-CPU machine, with
+2:1 pages in a full pool of 16 MiB, best of 30 runs of 2000: a put that evicts 13.7 us (lz4 1.6-3.2 of it,
 pwrite 1.1), a get that removes 4.0 us (pread 1.0, lz4 0.7), a get that fails 0.9 us.
 """
 
