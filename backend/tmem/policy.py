@@ -9,7 +9,7 @@ from main. Both are FIFO. The scan of a big file so passes through a tenth of th
 Measured on eight block and file traces, a CLOCK cache of 1, 2.5, 5, 10 % of the footprint
 over a pool of 2, 5, 10, 20 %, misses against an LRU cache over a plain FIFO pool; mean of the traces, worst
 trace (mean of its sizes), worst single pair. The first line is this class; the variants are a plain
-simulation with an exact ghost list, in which the first line is -6.4 to -6.5 %, +0.7 to +0.9 %, +6.4 to +7.1 %:
+simulation with an exact ghost list, where the first line is -6.4 to -6.5 %, +0.7 to +0.9 %, +6.4 to +7.1 %:
 
     this                                         -6.5 %   +0.8 %   +7.0 %
     probation 5 / 7 / 15 / 20 / 30 %             -6.1 / -6.2 / -6.4 / -6.0 / -5.4 %

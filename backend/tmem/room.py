@@ -4,7 +4,7 @@ The rungs of the ladder, in the order of what they cost:
 
 1. a spare slab, or a new one from the source (costs nothing but memory that is ours anyway);
 2. a free slot of a slightly larger class (wastes an eighth of the slot at most);
-3. compaction: a class with a slab's worth of free slots empties its emptiest slab (a read and a write a page);
+3. compaction: a class with a slab's worth of free slots empties its emptiest slab (two system calls a page);
 4. eviction in the policy's order until one of these works. A put evicts at most half of the pages, and is
    refused after that: in a pool of two slabs a page of another class could otherwise cost everything.
 
