@@ -81,9 +81,7 @@ class MountConfig:
         if self.cache_bytes < MIN_CACHE_BYTES:
             raise ConfigError(f"cache of {self.cache_bytes} bytes is too small: give --cache at least 1M")
         if self.pool_bytes and self.pool_bytes < MIN_POOL_BYTES:
-            raise ConfigError(
-                f"pool of {self.pool_bytes} bytes is too small: give --pool at least 64K, or none"
-            )
+            raise ConfigError(f"pool of {self.pool_bytes} bytes is too small: give --pool at least 64K, or none")
         if self.pool_socket is not None:
             raise ConfigError(
                 f"pool 'unix:{self.pool_socket}': borrowing from tmemd is not available: give --pool SIZE"
@@ -95,16 +93,8 @@ class MountConfig:
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ConfigError(f"{name} {seconds} is not a duration: write 0, 1 or 500ms")
         name = self.control_name
-        if (
-            not name
-            or name in (".", "..")
-            or "/" in name
-            or "\0" in name
-            or len(os.fsencode(name)) > _NAME_BYTES
-        ):
-            raise ConfigError(
-                f"control name '{name}' is not a file name: give one without '/', such as .tmemfs"
-            )
+        if not name or name in (".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > _NAME_BYTES:
+            raise ConfigError(f"control name '{name}' is not a file name: give one without '/', such as .tmemfs")
 
 
 def parse_size(text: str) -> int:

@@ -8,10 +8,10 @@ import resource
 from collections.abc import Mapping
 from pathlib import Path
 
-import pyfuse3
 import trio
-from tmem import EmbeddedArena, Tmem
 
+from tmem import EmbeddedArena, Tmem
+from tmemfs.attributes import Attributes
 from tmemfs.backing import LOCAL_FILESYSTEMS, Backing
 from tmemfs.config import MIN_CACHE_BYTES, ConfigError, MountConfig, parse_size
 from tmemfs.content import Content
@@ -22,11 +22,15 @@ from tmemfs.files import OpenFiles
 from tmemfs.fs import Operations, Parts
 from tmemfs.inodes import Inode, InodeTable
 from tmemfs.kernelcache import KernelCache
+from tmemfs.listing import Listings
+from tmemfs.opener import Opener
 from tmemfs.pagecache import PageCache
 from tmemfs.precache import Precache
 from tmemfs.reader import Reader
+from tmemfs.replies import Replies
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
+from tmemfs.tree import Tree
 from tmemfs.writeback import Writeback
 from tmemfs.writer import Writer
 
@@ -70,21 +74,38 @@ class Guest:
         self.control.add_switch("cache_size", lambda: str(self.cache.capacity), self._resize)
         self.control.add_switch("drop_caches", None, self._drop)
         register(self.stats, self)
-        self.operations: pyfuse3.Operations = Operations(
-            Parts(
+        self.operations = Operations(self._parts(), self.stats)
+
+    def _parts(self) -> Parts:
+        config, backing, inodes = self.config, self.backing, self.inodes
+        tree = self._tree = Tree(backing, inodes, self.descriptors)
+        attributes = Attributes(backing, inodes, self.descriptors, self.writer)
+        return Parts(
+            backing=backing,
+            inodes=inodes,
+            files=self.files,
+            reader=self.reader,
+            writer=self.writer,
+            control=self.control,
+            tree=tree,
+            attributes=attributes,
+            listings=Listings(backing, inodes, self.descriptors),
+            opener=Opener(
+                attributes=attributes,
+                backing=backing,
                 content=self.content,
-                backing=self.backing,
-                inodes=self.inodes,
-                descriptors=self.descriptors,
                 files=self.files,
-                reader=self.reader,
-                writer=self.writer,
+                inodes=inodes,
                 kernel=self.kernel,
-                control=self.control,
+                tree=tree,
+                writer=self.writer,
             ),
-            self.stats,
-            attr_timeout=config.attr_timeout,
-            negative_timeout=config.negative_timeout,
+            replies=Replies(
+                self.control,
+                self.writeback,
+                attr_timeout=config.attr_timeout,
+                negative_timeout=config.negative_timeout,
+            ),
         )
 
     def _mismatch(self, inode: Inode) -> None:
@@ -131,7 +152,7 @@ class Guest:
         inode = self.inodes.root
         for name in path.strip(b"/").split(b"/"):
             try:
-                inode = await self.operations.parts.tree.lookup(inode, name)  # type: ignore[attr-defined]
+                inode = await self._tree.lookup(inode, name)
             except OSError:
                 raise BadControlInput(f"no such file in the mount: {os.fsdecode(path)}") from None
         self.content.renew(inode)
@@ -148,12 +169,13 @@ class Guest:
             await trio.sleep_forever()
 
     async def finish(self) -> None:
-        """Write back what is dirty; what cannot be written is named in the log."""
-        if self.writeback is None:
-            return
-        for inode in await self.writeback.finish():
+        """Write back what is dirty. Raise OSError when something could not be, after naming it in the log."""
+        left = await self.writeback.finish() if self.writeback is not None else []
+        for inode in left:
             name = os.fsdecode(inode.locations[0][1]) if inode.locations else f"inode {inode.number}"
             log.error("%s: %d dirty pages could not be written back: %s", name, len(inode.dirty), inode.error)
+        if left:
+            raise OSError(f"the dirty pages of {len(left)} files could not be written back")
 
     def check(self) -> None:
         """Raise AssertionError unless every part is consistent."""

@@ -298,9 +298,11 @@ class InodeTable:
             assert inode.number == number
             assert inode.lookups >= 0
         for key, inode in self._by_key.items():
-            assert inode.key == key and self._by_number.get(inode.number) is inode
+            assert inode.key == key
+            assert self._by_number.get(inode.number) is inode
         for number, inode in self._parked.items():
-            assert inode.lookups == 0 and self._by_number[number] is inode
+            assert inode.lookups == 0
+            assert self._by_number[number] is inode
 
 
 def _same_type(inode: Inode, st: os.stat_result) -> bool:

@@ -56,9 +56,7 @@ def _run(config: MountConfig, ready: Ready) -> int:
     try:
         guest = Guest(config, source_fd)
     except (OSError, MemoryError) as error:
-        raise ConfigError(
-            f"cache and pool cannot be set up: {error}; give smaller --cache and --pool"
-        ) from error
+        raise ConfigError(f"cache and pool cannot be set up: {error}; give smaller --cache and --pool") from error
     return trio.run(_Mount(config, guest, log_file, ready).serve)
 
 

@@ -55,9 +55,7 @@ _CLEARS = {
     "nolazytime": MS_LAZYTIME,
 }
 # Words that only mean something to mount(8) and fstab: accepted, so that a line of fstab can be used as is.
-_IGNORED = frozenset(
-    ("defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev")
-)
+_IGNORED = frozenset(("defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev"))
 _ALWAYS = ("default_permissions", f"subtype={SUBTYPE}")
 
 

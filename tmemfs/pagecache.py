@@ -36,6 +36,9 @@ MAX_RESERVE = 512
 MAX_QUEUE = 2048
 
 
+Buffer = bytes | bytearray | memoryview
+
+
 class PageOwner(Protocol):
     """A file, as the cache sees it: a table from page number to frame."""
 
@@ -50,7 +53,7 @@ class PageCache:
         self._limit = max(limit >> PAGE_SHIFT, self.frames)
         size = (self._limit + 1) << PAGE_SHIFT
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-        self._map.madvise(mmap.MADV_NOHUGEPAGE)  # what is resident is what is accounted
+        self._map.madvise(mmap.MADV_HUGEPAGE)  # what is resident is what is accounted
         self.view = memoryview(self._map)[SKEW : SKEW + (self._limit << PAGE_SHIFT)]
         self.ref = bytearray([FREE]) * self.frames
         self.pool_bit = bytearray(self.frames)
@@ -89,7 +92,7 @@ class PageCache:
 
     # -- filling -------------------------------------------------------------------------------------------------
 
-    def insert(self, owner: PageOwner, first: int, data: memoryview | bytes | bytearray, *, pool_bit: bool = False) -> int:
+    def insert(self, owner: PageOwner, first: int, data: Buffer, *, pool_bit: bool = False) -> int:
         """Copy consecutive pages of `owner` from page `first` on; the last may be short and is filled with zeros.
 
         Return how many pages were stored: fewer than given when every frame is dirty. A page that is resident
@@ -307,7 +310,8 @@ class PageCache:
         assert sum(self.dirty) == self.dirty_pages
         assert len(self.ref) > self.frames or self.resident <= self.frames
         free = set(self._free)
-        assert len(free) == len(self._free) and not free & used
+        assert len(free) == len(self._free)
+        assert not free & used
         for frame in range(len(self.ref)):
             assert (frame in used) != (self.ref[frame] == FREE)
             assert frame in used or frame in free or frame >= self.frames

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import trio
-from tmem import Pool
 
+from tmem import Pool
 from tmemfs.pagecache import PageCache, PageOwner
 
 BATCH = 8  # pages put between two looks at the requests: about 100 µs

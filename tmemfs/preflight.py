@@ -36,21 +36,15 @@ def prepare(config: MountConfig) -> int:
 def check_device() -> None:
     """Check that /dev/fuse is there and may be opened."""
     if not DEVICE.exists():
-        raise ConfigError(
-            f"{DEVICE} is missing: load the module (modprobe fuse) or give the container {DEVICE}"
-        )
+        raise ConfigError(f"{DEVICE} is missing: load the module (modprobe fuse) or give the container {DEVICE}")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
-        raise ConfigError(
-            f"{DEVICE} may not be opened by you: run as root, or have root run chmod 666 {DEVICE}"
-        )
+        raise ConfigError(f"{DEVICE} may not be opened by you: run as root, or have root run chmod 666 {DEVICE}")
 
 
 def check_user(config: MountConfig) -> None:
     """Check what an ordinary user needs besides."""
     if helper_path() is None:
-        raise ConfigError(
-            "fusermount3 is missing: install the package fuse3 (apt install fuse3), or run as root"
-        )
+        raise ConfigError("fusermount3 is missing: install the package fuse3 (apt install fuse3), or run as root")
     if config.options.allow_other or config.options.allow_root:
         try:
             lines = FUSE_CONF.read_text(errors="replace").splitlines()
@@ -109,14 +103,10 @@ def open_source(source: Path) -> int:
     except NotADirectoryError:
         raise ConfigError(f"source '{source}' is not a directory: give the directory to cache") from None
     except OSError as error:
-        raise ConfigError(
-            f"source '{source}' cannot be opened: {error.strerror}; check its permissions"
-        ) from None
+        raise ConfigError(f"source '{source}' cannot be opened: {error.strerror}; check its permissions") from None
     if not os.access(source, os.R_OK | os.X_OK):
         os.close(fd)
-        raise ConfigError(
-            f"source '{source}' may not be read by you: ask its owner for read and search permission"
-        )
+        raise ConfigError(f"source '{source}' may not be read by you: ask its owner for read and search permission")
     return fd
 
 
@@ -135,6 +125,4 @@ def check_mountpoint(config: MountConfig) -> None:
         ) from None
     # The guest would walk into its own mount and wait for itself.
     if config.source in mountpoint.parents:
-        raise ConfigError(
-            f"mountpoint '{mountpoint}' lies inside source '{config.source}': choose one outside"
-        )
+        raise ConfigError(f"mountpoint '{mountpoint}' lies inside source '{config.source}': choose one outside")

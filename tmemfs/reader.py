@@ -101,7 +101,7 @@ class Reader:
     # -- everything else -----------------------------------------------------------------------------------------
 
     async def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
-        """Return up to `size` bytes from `offset` on; fewer only at the end of the file. Raise the backing's OSError."""
+        """Return up to `size` bytes, fewer only at the end of the file. Raise the backing's OSError."""
         inode = file.inode
         if offset + size > inode.size:
             await self._look_again(file)
@@ -135,9 +135,7 @@ class Reader:
             await self._look_again(file, force=True)
         return memoryview(out)[offset & _OFFSET : max(limit - (first << PAGE_SHIFT), offset & _OFFSET)]
 
-    def _scan(
-        self, inode: Inode, first: int, last: int, out: bytearray
-    ) -> tuple[list[Run], list[tuple[Fill, Run]]]:
+    def _scan(self, inode: Inode, first: int, last: int, out: bytearray) -> tuple[list[Run], list[tuple[Fill, Run]]]:
         """Copy what is here into `out`; return the runs of missing pages, and the fills to wait for."""
         cache, precache = self._cache, self._precache
         missing: list[Run] = []

@@ -37,9 +37,7 @@ class RemoteMount:
         self._control = self.mountpoint / control_name
         entry = top_mount(self.mountpoint)
         if entry is None or not entry.is_tmemfs:
-            raise ConfigError(
-                f"'{mountpoint}' is not a tmemfs mount: findmnt -t fuse.tmemfs lists those there are"
-            )
+            raise ConfigError(f"'{mountpoint}' is not a tmemfs mount: findmnt -t fuse.tmemfs lists those there are")
 
     def read(self, name: str) -> bytes:
         """Read a control file. Raises RemoteError."""
@@ -65,9 +63,7 @@ class RemoteMount:
         try:
             return absolute.relative_to(self.mountpoint)
         except ValueError:
-            raise ConfigError(
-                f"path '{path}' is not below '{self.mountpoint}': give one in the mount"
-            ) from None
+            raise ConfigError(f"path '{path}' is not below '{self.mountpoint}': give one in the mount") from None
 
     def pid(self) -> int | None:
         """Ask for the process behind the mount; None if it does not say."""
@@ -131,9 +127,7 @@ class RemoteMount:
             elif full.is_file():
                 yield full
             else:
-                raise ConfigError(
-                    f"path '{path}' is no file or directory in '{self.mountpoint}': check its name"
-                )
+                raise ConfigError(f"path '{path}' is no file or directory in '{self.mountpoint}': check its name")
 
 
 def _bounded(path: Path, call: Callable[[], T]) -> T:

@@ -195,9 +195,7 @@ class Session:
         with trio.move_on_after(_GRACE_SECONDS):
             await self.ended.wait()
         if not self.ended.is_set():
-            log.warning(
-                "the connection has ended while requests were still waiting for the backing directory"
-            )
+            log.warning("the connection has ended while requests were still waiting for the backing directory")
         self.ended.set()
 
     def _close_handshake(self) -> None:
@@ -231,9 +229,7 @@ def patch_init(request: bytes, reply: bytes) -> tuple[bytes, bool]:
     """
     length, error, unique = _OUT_HEADER.unpack_from(reply)
     if error != 0 or length != len(reply) or length < _OUT_HEADER.size + _INIT_OUT.size:
-        raise HandshakeError(
-            f"libfuse refused the kernel's INIT ({os.strerror(-error) if error else 'short'})"
-        )
+        raise HandshakeError(f"libfuse refused the kernel's INIT ({os.strerror(-error) if error else 'short'})")
     offered = int.from_bytes(request[_IN_HEADER.size + 12 : _IN_HEADER.size + 16], "little")
     offered2 = 0
     if offered & _INIT_EXT and len(request) >= _IN_HEADER.size + _INIT_IN.size:

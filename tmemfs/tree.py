@@ -182,9 +182,7 @@ class Tree:
             return None
         return Removed(inode, fd, st)
 
-    def _settle(
-        self, gone: Removed, after: os.stat_result, parent: Inode, name: bytes, started: int
-    ) -> None:
+    def _settle(self, gone: Removed, after: os.stat_result, parent: Inode, name: bytes, started: int) -> None:
         """Take in that a known inode lost a name."""
         inode = gone.inode
         survivors = 0 if stat.S_ISDIR(after.st_mode) else after.st_nlink

@@ -28,9 +28,7 @@ T = TypeVar("T")
 class Writer:
     """The write path of one guest."""
 
-    def __init__(
-        self, content: Content, backing: Backing, inodes: InodeTable, writeback: Writeback | None
-    ) -> None:
+    def __init__(self, content: Content, backing: Backing, inodes: InodeTable, writeback: Writeback | None) -> None:
         self._content = content
         self._backing = backing
         self._inodes = inodes

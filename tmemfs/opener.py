@@ -1,0 +1,97 @@
+"""Open, create and close files: where a descriptor, an inode and the kernel's copy of a file come and go together."""
+
+from __future__ import annotations
+
+import os
+
+from tmemfs.attributes import Attributes, prepare_descriptor
+from tmemfs.backing import Backing
+from tmemfs.content import Content
+from tmemfs.files import OpenFile, OpenFiles
+from tmemfs.inodes import Inode, InodeTable
+from tmemfs.kernelcache import KernelCache
+from tmemfs.tree import Caller, Tree
+from tmemfs.writer import Writer
+
+
+class Opener:
+    """The opens and closes of one guest."""
+
+    def __init__(
+        self,
+        *,
+        attributes: Attributes,
+        backing: Backing,
+        content: Content,
+        files: OpenFiles,
+        inodes: InodeTable,
+        kernel: KernelCache,
+        tree: Tree,
+        writer: Writer,
+    ) -> None:
+        self._attributes = attributes
+        self._backing = backing
+        self._content = content
+        self._files = files
+        self._inodes = inodes
+        self._kernel = kernel
+        self._tree = tree
+        self._writer = writer
+
+    async def open(self, inode: Inode, flags: int) -> OpenFile:
+        """Open a file of the backing; truncate it where O_TRUNC asks for that."""
+        fd, opened = await self._attributes.open(inode, flags, may_read_too=self._writer.writeback is not None)
+        file = self._files.add(inode, fd, opened)
+        if flags & os.O_TRUNC:
+            try:
+                with file.borrowed():
+                    await self._attributes.truncate(inode, 0, fd if file.writable else None)
+            except BaseException:
+                await self.close(file)
+                raise
+        return file
+
+    async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> OpenFile:
+        """Make and open a file."""
+        if self._writer.writeback is not None and flags & os.O_ACCMODE == os.O_WRONLY:
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # pages written in part have to be filled
+        flags &= ~(os.O_APPEND | os.O_DIRECT | os.O_NOCTTY)
+        inode, fd = await self._tree.create(parent, name, mode, flags, caller)
+        prepare_descriptor(fd)
+        return self._files.add(inode, fd, flags)
+
+    async def flush(self, file: OpenFile) -> None:
+        """Do what a close(2) waits for; raise what a write-back owes."""
+        inode, writeback = file.inode, self._writer.writeback
+        if not file.writable:
+            return
+        if writeback is not None:
+            async with inode.lock():
+                await writeback.flush(inode)
+            writeback.raise_owed(inode)
+        if not self._backing.local:  # a network filesystem reports at close what it could not write
+            with file.borrowed() as fd:
+                await self._backing.meta(lambda: os.close(os.dup(fd)))
+
+    async def close(self, file: OpenFile) -> None:
+        """Close an open file.
+
+        With the last one of an inode go the pages that the kernel holds of its mappings and, when it has no name any
+        more, everything that is cached of it.
+        """
+        inode, writeback = file.inode, self._writer.writeback
+        if writeback is not None and inode.dirty and not (inode.unlinked and inode.opens == 1):
+            async with inode.lock():
+                await writeback.flush(inode)
+        self._files.remove(file.number)
+        if not inode.opens and inode.unlinked:
+            self._content.forget(inode)
+            if writeback is not None:
+                writeback.forget(inode)
+        if not inode.opens and inode.readable_opens:
+            inode.readable_opens = 0
+            self._kernel.forget_pages(inode.number)
+        if not inode.opens and inode.lookups <= 0:
+            self._inodes.forget(inode.number, 0)
+        if not file.users and (writeback is None or not writeback.holds(file)):
+            await self._backing.meta(os.close, file.fd)
