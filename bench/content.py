@@ -36,4 +36,4 @@ def shuffled(count: int, *, seed: int) -> list[int]:
     return numbers
 
 
-_OVERHEAD = 32  # what lz4 needs to describe the repeating half, so that a compressed page is just under 2 KiB
+_OVERHEAD = 48  # bytes in which lz4 describes the repeating half: a compressed page is just under 2 KiB

@@ -26,16 +26,24 @@ class OpenFile:
         self.users = 0
         self.closing = False
 
+    def acquire(self) -> None:
+        """Keep the descriptor open: its number must not be given to another file while it is in use."""
+        self.users += 1
+
+    def release(self) -> None:
+        """End one use; the last one of a closing file closes the descriptor."""
+        self.users -= 1
+        if self.closing and not self.users:
+            os.close(self.fd)
+
     @contextmanager
     def borrowed(self) -> Iterator[int]:
-        """Keep the descriptor open for the block: its number must not be given to another file meanwhile."""
-        self.users += 1
+        """Keep the descriptor open for the block."""
+        self.acquire()
         try:
             yield self.fd
         finally:
-            self.users -= 1
-            if self.closing and not self.users:
-                os.close(self.fd)
+            self.release()
 
 
 class OpenFiles:
@@ -61,17 +69,8 @@ class OpenFiles:
         return self._next
 
     def remove(self, number: int) -> OpenFile:
-        """Forget an open file; its descriptor is closed by `close_descriptor` or by its last borrower."""
+        """Forget an open file; its last user closes the descriptor, or the caller when there is none."""
         file = self.by_number.pop(number)
         file.inode.opens -= 1
         file.closing = True
         return file
-
-    def any_of(self, inode: Inode, *, writable: bool) -> OpenFile | None:
-        """Return an open file of the inode whose descriptor can be written (or read)."""
-        if not inode.opens:
-            return None
-        for file in self.by_number.values():
-            if file.inode is inode and (file.writable if writable else file.readable):
-                return file
-        return None

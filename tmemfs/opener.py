@@ -93,5 +93,5 @@ class Opener:
             self._kernel.forget_pages(inode.number)
         if not inode.opens and inode.lookups <= 0:
             self._inodes.forget(inode.number, 0)
-        if not file.users and (writeback is None or not writeback.holds(file)):
+        if not file.users:  # else a fill or a write-back that failed still needs the descriptor
             await self._backing.meta(os.close, file.fd)

@@ -1,7 +1,7 @@
 """Read: cache, victim queue, precache, backing, in this order.
 
 `hit` answers from the cache alone and is the path that matters: one lookup a page, no copy where the frames of a
-request lie side by side (they do after a sequential fill), one join where they do not. What it returns may be a view
+request lie side by side (they do after a sequential fill), a copy a run where they do not. What it returns may be a view
 into the frames, valid until the next await; pyfuse3 replies before it awaits.
 
 `read` is for everything else. Scanning the pages of a request is one stretch without an await: a page is counted
@@ -12,6 +12,7 @@ failed, been poisoned, or come back short because the file shrank underneath.
 from __future__ import annotations
 
 import os
+from typing import cast
 
 import trio
 
@@ -36,6 +37,8 @@ class Reader:
         self._inodes = inodes
         self._ref = content.cache.ref
         self._view = content.cache.view
+        # One request's pages: a fresh buffer of 1 MiB for each would cost more in page faults than the copy does.
+        self._scratch = memoryview(bytearray(_SCRATCH_PAGES << PAGE_SHIFT))
         self.nursery: trio.Nursery | None = None  # for readahead; none is done while there is none
         self.hits = 0
         self.misses = 0  # pages that were not in the cache, wherever they came from
@@ -43,7 +46,7 @@ class Reader:
 
     # -- the hit path --------------------------------------------------------------------------------------------
 
-    def hit(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes | None:
+    def hit(self, file: OpenFile, offset: int, size: int) -> memoryview | None:
         """Answer a read from the cache alone; None when it takes more than that."""
         inode = file.inode
         end = offset + size
@@ -61,7 +64,7 @@ class Reader:
             self._ref[frame] = USED
             self.hits += 1
             start = (frame << PAGE_SHIFT) + (offset & _OFFSET)
-            data: memoryview | bytes = self._view[start : start + size]
+            data = self._view[start : start + size]
         else:
             found = self._gather(inode, first, last, offset & _OFFSET, size)
             if found is None:
@@ -72,31 +75,41 @@ class Reader:
         stream.next_page = last + 1
         return data
 
-    def _gather(self, inode: Inode, first: int, last: int, skip: int, size: int) -> memoryview | bytes | None:
+    def _gather(self, inode: Inode, first: int, last: int, skip: int, size: int) -> memoryview | None:
         """Collect several pages from the cache; None unless all are there."""
         count = last - first + 1
         frames = list(map(inode.pages.get, range(first, last + 1)))
         base = frames[0]
         if base is None:
             return None
-        self_contained = list(range(base, base + count))
-        if frames == self_contained:
-            self._ref[base : base + count] = _ALL_USED[:count] if count <= len(_ALL_USED) else bytes([USED]) * count
+        if frames == list(range(base, base + count)):
+            self._use(base, count)
             self.hits += count
             start = (base << PAGE_SHIFT) + skip
             return self._view[start : start + size]
         if None in frames:
             return None
-        view, ref = self._view, self._ref
-        parts = []
-        for frame in frames:
-            assert frame is not None
-            ref[frame] = USED
-            parts.append(view[frame << PAGE_SHIFT : (frame + 1) << PAGE_SHIFT])
         self.hits += count
-        parts[-1] = parts[-1][: skip + size - ((count - 1) << PAGE_SHIFT)]
-        parts[0] = parts[0][skip:]
-        return b"".join(parts)
+        return self._join(cast("list[int]", frames))[skip : skip + size]
+
+    def _join(self, frames: list[int]) -> memoryview:
+        """Copy frames, a run of neighbours at a time, into a buffer that is used again and again."""
+        count, position = len(frames), 0
+        out = self._scratch if count << PAGE_SHIFT <= len(self._scratch) else memoryview(bytearray(count << PAGE_SHIFT))
+        while position < count:
+            base, stop = frames[position], position + 1
+            while stop < count and frames[stop] == base + stop - position:
+                stop += 1
+            run = stop - position
+            out[position << PAGE_SHIFT : stop << PAGE_SHIFT] = self._view[
+                base << PAGE_SHIFT : (base + run) << PAGE_SHIFT
+            ]
+            self._use(base, run)
+            position = stop
+        return out
+
+    def _use(self, base: int, count: int) -> None:
+        self._ref[base : base + count] = _ALL_USED[:count] if count <= len(_ALL_USED) else bytes([USED]) * count
 
     # -- everything else -----------------------------------------------------------------------------------------
 
@@ -271,4 +284,5 @@ class Reader:
         self._inodes.observe(inode, st, started)
 
 
+_SCRATCH_PAGES = 257  # the largest request, 1 MiB, at any alignment
 _ALL_USED = bytes([USED]) * 512

@@ -102,7 +102,9 @@ class Writeback:
     def _mark(self, file: OpenFile, first: int, last: int) -> None:
         inode = file.inode
         self._since.setdefault(inode, trio.current_time())
-        self._file.setdefault(inode, file)
+        if inode not in self._file:
+            file.acquire()
+            self._file[inode] = file
         self.touched_ns[inode] = time.time_ns()
         self._inodes.touch(inode)
 
@@ -164,12 +166,8 @@ class Writeback:
         self._since.pop(inode, None)
         self.touched_ns.pop(inode, None)
         file = self._file.pop(inode, None)
-        if file is not None and file.closing and not file.users:
-            os.close(file.fd)
-
-    def holds(self, file: OpenFile) -> bool:
-        """Tell whether a closing file's descriptor is still needed to write back."""
-        return self._file.get(file.inode) is file
+        if file is not None:
+            file.release()
 
     def raise_owed(self, inode: Inode) -> None:
         """Raise the error that a write-back left behind, once."""
