@@ -6,13 +6,12 @@ import logging
 import os
 import resource
 from collections.abc import Mapping
-from pathlib import Path
 
 import trio
 
 from tmem import EmbeddedArena, Tmem
 from tmemfs.attributes import Attributes
-from tmemfs.backing import LOCAL_FILESYSTEMS, Backing
+from tmemfs.backing import Backing, is_local
 from tmemfs.config import MIN_CACHE_BYTES, ConfigError, MountConfig, parse_size
 from tmemfs.content import Content
 from tmemfs.control import BadControlInput, Control
@@ -30,6 +29,7 @@ from tmemfs.reader import Reader
 from tmemfs.replies import Replies
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
+from tmemfs.watch import Watch
 from tmemfs.tree import Tree
 from tmemfs.writeback import Writeback
 from tmemfs.writer import Writer
@@ -53,7 +53,7 @@ class Guest:
         self.precache = Precache(self.cache, pool)
         self.content = Content(self.cache, self.precache)
         gate = ThrottleGate(config.throttle) if config.throttle else None
-        self.backing = Backing(gate, local=_is_local(source_fd), drop=config.backing_cache == "drop")
+        self.backing = Backing(gate, local=is_local(source_fd), drop=config.backing_cache == "drop")
         self.descriptors = Descriptors(min(MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self.inodes = InodeTable(
             source_fd,
@@ -64,6 +64,9 @@ class Guest:
         )
         self.kernel = KernelCache(self.backing)
         self.inodes.on_mismatch = self._mismatch
+        self.watch = (
+            Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel) if config.watch else None
+        )
         self.reader = Reader(self.content, self.backing, self.inodes)
         self.writeback = (
             Writeback(self.content, self.backing, self.inodes, self.reader.read) if config.writeback else None
@@ -165,6 +168,8 @@ class Guest:
             nursery.start_soon(self.kernel.run)
             if self.writeback is not None:
                 nursery.start_soon(self.writeback.run)
+            if self.watch is not None:
+                nursery.start_soon(self.watch.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -184,14 +189,3 @@ class Guest:
         self.descriptors.check()
         if self.tmem is not None:
             self.tmem.check()
-
-
-def _is_local(fd: int) -> bool:
-    """Tell whether a directory is on a filesystem whose metadata calls do not wait for a network."""
-    device = os.fstat(fd).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields = line.split()
-        if fields[2] == wanted:
-            return fields[fields.index("-") + 1] in LOCAL_FILESYSTEMS
-    return False

@@ -1,8 +1,8 @@
 """Read: cache, victim queue, precache, backing, in this order.
 
 `hit` answers from the cache alone and is the path that matters: one lookup a page, no copy where the frames of a
-request lie side by side (they do after a sequential fill), a copy a run where they do not. What it returns may be a view
-into the frames, valid until the next await; pyfuse3 replies before it awaits.
+request lie side by side (they do after a sequential fill), a copy a run where they do not. What it returns is valid
+until the next await; pyfuse3 replies before it awaits.
 
 `read` is for everything else. Scanning the pages of a request is one stretch without an await: a page is counted
 once, as a hit, a succ_get, a wait or a backing page. After each await, the world is looked at anew: a fill may have
