@@ -1,0 +1,128 @@
+"""What memory it takes: cache and pool full, and after the cache was made smaller.
+
+Measured: the proportional set size of the process plus the blocks of its arena (bench/procmem.py), over that of an
+idle mount with the same options, divided by the capacity of cache and pool, when both are full of 2:1 compressible
+pages; and how far the sum falls when the cache is resized from 256M to 16M. There the pool is full as well, so that
+the pages that leave the cache cannot hide in it.
+
+    python -m bench.memory [--cache 64] [--pool 256] [--big 256] [--small 16] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from bench import pages, procmem
+from bench.children import BenchError
+from bench.content import MIB, PAGE_SIZE, write_half_compressible
+from bench.harness import Mounted, tmemfs, workspace
+from bench.procmem import Memory
+from bench.report import Figures, Goal, Outcome, bars, main, parser, say
+
+FULL_GOAL, FALL_GOAL = 1.25, 200 * MIB
+FALL_SHARE = FALL_GOAL / (240 * MIB)  # of what the cache gives up, for other sizes
+FILL_PASSES = 6
+SETTLE_SECONDS = 20.0
+
+
+def measure(
+    cache: int = 64 * MIB, pool: int = 256 * MIB, big: int = 256 * MIB, small: int = 16 * MIB
+) -> Outcome:
+    """Measure a full mount, then a shrinking one."""
+    with workspace() as space:
+        source = space / "source"
+        source.mkdir()
+        resize_pool = max(MIB, pool // 8)
+        size = max(cache + 2 * pool, big + 2 * resize_pool)
+        write_half_compressible(source / "file", int(size * 1.1) // PAGE_SIZE)
+        full, full_goal = _full(source, space / "full", cache, pool)
+        fall, fall_goal = _resize(source, space / "resize", big, small, resize_pool)
+    return Outcome([full_goal, fall_goal], {"full": full, "resize": fall})
+
+
+def _full(source: Path, mountpoint: Path, cache: int, pool: int) -> tuple[Figures, Goal]:
+    """Fill cache and pool and compare with the same mount before that."""
+    with tmemfs(source, mountpoint, cache=cache, pool=pool) as mount:
+        _use_a_little(mount)
+        idle = procmem.of(mount.pid)
+        _fill(mount)
+        full = procmem.of(mount.pid)
+        stats = mount.stats()
+    ratio = (full.total - idle.total) / (cache + pool)
+    say(bars({"idle": idle.total / MIB, "full": full.total / MIB, "capacity": (cache + pool) / MIB}, "MiB"))
+    index = stats["pool_index_bytes"]
+    say(f"  {ratio:.3f} × the capacity; the index says that it takes {index / MIB:.1f} MiB")
+    names = ("pool_pages", "pool_lent_bytes", "pool_used_bytes", "pool_compression_ratio", "pool_index_bytes")
+    figures: Figures = {
+        "cache_bytes": cache,
+        "pool_bytes": pool,
+        "idle": _plain(idle),
+        "full": _plain(full),
+        "ratio": ratio,
+        "stats": {name: stats[name] for name in ("cache_resident_bytes", *names)},
+    }
+    what = "process memory (PSS and arena) over an idle mount's, cache and pool full of 2:1 pages"
+    goal = Goal(what, f"≤ {FULL_GOAL} × capacity", f"{ratio:.2f} × capacity", ratio <= FULL_GOAL)
+    return figures, goal
+
+
+def _resize(source: Path, mountpoint: Path, big: int, small: int, pool: int) -> tuple[Figures, Goal]:
+    """Fill cache and pool, then make the cache smaller."""
+    with tmemfs(source, mountpoint, cache=big, pool=pool) as mount:
+        _fill(mount)
+        before = procmem.of(mount.pid)
+        mount.control("cache_size", str(small))
+        _wait_for_resident(mount, small)
+        after = procmem.of(mount.pid)
+    fall = before.total - after.total
+    say(bars({"before": before.total / MIB, "after": after.total / MIB}, "MiB"))
+    figures: Figures = {
+        "big_bytes": big,
+        "small_bytes": small,
+        "pool_bytes": pool,
+        "before": _plain(before),
+        "after": _plain(after),
+        "fall_bytes": fall,
+    }
+    least = FALL_SHARE * (big - small)
+    what = f"memory after resize from {big // MIB}M to {small // MIB}M, the pool full before"
+    goal = Goal(what, f"falls ≥ {least / MIB:.0f} MiB", f"falls {fall / MIB:.0f} MiB", fall >= least)
+    return figures, goal
+
+
+def _use_a_little(mount: Mounted) -> None:
+    """Have an idle mount that has opened and read something once."""
+    with open(mount.path / "file", "rb", buffering=0) as file:
+        file.read(PAGE_SIZE)
+
+
+def _fill(mount: Mounted) -> None:
+    """Read until the cache is full and the pool gives way."""
+    for _ in range(FILL_PASSES):
+        pages.sequentially(mount.path / "file")
+        stats = mount.stats()
+        if stats["pool_evictions"] and stats["cache_resident_bytes"] > 0.9 * stats["cache_capacity_bytes"]:
+            return
+    raise BenchError("cache and pool did not become full")
+
+
+def _wait_for_resident(mount: Mounted, size: int) -> None:
+    limit = time.monotonic() + SETTLE_SECONDS
+    while mount.stats()["cache_resident_bytes"] > size:
+        if time.monotonic() > limit:
+            raise BenchError("the cache did not shrink")
+        time.sleep(0.05)
+
+
+def _plain(memory: Memory) -> dict[str, int]:
+    return {"pss_bytes": memory.pss, "memfd_bytes": memory.memfd, "total_bytes": memory.total}
+
+
+if __name__ == "__main__":
+    command = parser(__doc__)
+    for name, default in (("cache", 64), ("pool", 256), ("big", 256), ("small", 16)):
+        command.add_argument(f"--{name}", type=int, default=default, help="MiB")
+    asked = command.parse_args()
+    sizes = [value * MIB for value in (asked.cache, asked.pool, asked.big, asked.small)]
+    main(asked, lambda: measure(*sizes))

@@ -1,0 +1,60 @@
+"""Read files page by page, as one reader that waits for each answer, and take the time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.children import BenchError
+from bench.content import MIB, PAGE_SIZE
+from bench.report import median
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over some pages."""
+
+    pages: int
+    seconds: float
+    median_seconds: float  # of one read
+
+    @property
+    def mean_seconds(self) -> float:
+        """Time a page, with everything that happens behind the replies."""
+        return self.seconds / self.pages
+
+
+def in_order(path: Path, order: Sequence[int]) -> Pass:
+    """Read these pages, 4 KiB at a time."""
+    buffer = bytearray(PAGE_SIZE)
+    target, clock = [memoryview(buffer)], time.perf_counter
+    times: list[float] = []
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        began = before = clock()
+        for page in order:
+            if os.preadv(fd, target, page * PAGE_SIZE) != PAGE_SIZE:
+                raise BenchError(f"page {page} of {path.name} came back short")
+            now = clock()
+            times.append(now - before)
+            before = now
+    finally:
+        os.close(fd)
+    return Pass(len(order), before - began, median(times))
+
+
+def sequentially(path: Path, block: int = MIB) -> Pass:
+    """Read a file from start to end, `block` bytes at a time."""
+    began = time.perf_counter()
+    pages, times = 0, []
+    with open(path, "rb", buffering=0) as file:
+        before = began
+        while data := file.read(block):
+            pages += (len(data) + PAGE_SIZE - 1) // PAGE_SIZE
+            now = time.perf_counter()
+            times.append(now - before)
+            before = now
+    return Pass(pages, before - began, median(times))

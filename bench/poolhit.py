@@ -1,0 +1,93 @@
+"""What a page from the pool costs more than one from the cache.
+
+Measured: 4-KiB reads by one reader over the same file of 2:1 compressible pages in the same seeded random order,
+through a mount whose cache holds all of it and through one whose cache holds 1 MiB, so that nearly every page comes
+from the pool and every read also sends a page back there. Both are mounted at the same time and read in turn, after
+passes that bring them to the steady state. The figure is the median over the pairs of the difference of the mean
+time a read, divided by the share of the pages that came from the pool; the counters prove where they came from
+(backing reads: 0).
+
+    python -m bench.poolhit [--pairs 5] [--size 32] [--out FILE]
+"""
+
+from __future__ import annotations
+
+from bench import pages
+from bench.children import BenchError
+from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
+from bench.harness import Mounted, tmemfs, workspace
+from bench.report import Figures, Goal, Outcome, bars, main, median, parser, say
+
+GOAL = 25.0  # microseconds
+SMALL_CACHE = MIB
+WARM_UP_PASSES = 3
+
+
+def measure(pairs: int = 5, size: int = 32 * MIB) -> Outcome:
+    """Measure both mounts in turn."""
+    order = shuffled(size // PAGE_SIZE, seed=5)
+    with workspace() as space:
+        source = space / "source"
+        source.mkdir()
+        write_half_compressible(source / "file", len(order))
+        with (
+            tmemfs(source, space / "cache", cache=2 * size + 8 * MIB, pool=2 * size) as cached,
+            tmemfs(source, space / "pool", cache=SMALL_CACHE, pool=2 * size) as pooled,
+        ):
+            for mount in (cached, pooled):
+                for _ in range(WARM_UP_PASSES):
+                    pages.in_order(mount.path / "file", order)
+            rounds = [_round(cached, pooled, order) for _ in range(pairs)]
+    more = [found["more_microseconds"] for found in rounds]
+    figures: Figures = {
+        "more_microseconds": median(more),
+        "more_microseconds_by_medians": median([found["more_microseconds_by_medians"] for found in rounds]),
+        "rounds": rounds,
+    }
+    say(
+        bars(
+            {
+                "from the cache": median([found["cache_microseconds"] for found in rounds]),
+                "from the pool": median([found["pool_microseconds"] for found in rounds]),
+            },
+            "µs a read",
+        )
+    )
+    what = "page in the pool (2:1 compressible) instead of in the cache, 4-KiB reads, one reader"
+    result = figures["more_microseconds"]
+    goal = Goal(what, f"≤ {GOAL:.0f} µs more", f"{result:.1f} µs more", result <= GOAL)
+    return Outcome([goal], figures)
+
+
+def _round(cached: Mounted, pooled: Mounted, order: list[int]) -> Figures:
+    """Read every page once on each side."""
+    names = ("cache_hits", "precache_succ_gets", "backing_reads", "precache_dropped")
+    sides = []
+    for mount in (cached, pooled):
+        before = mount.stats()
+        done = pages.in_order(mount.path / "file", order)
+        counted = mount.since(before, *names)
+        if counted["backing_reads"]:
+            raise BenchError(f"{counted['backing_reads']} reads went to the backing: not a steady state")
+        sides.append((done, counted))
+    (cache, cache_counted), (pool, pool_counted) = sides
+    share = pool_counted["precache_succ_gets"] / len(order)
+    if share < 0.5:
+        raise BenchError(f"only {share:.0%} of the pages came from the pool")
+    return {
+        "cache_microseconds": 1e6 * cache.mean_seconds,
+        "pool_microseconds": 1e6 * pool.mean_seconds,
+        "more_microseconds": 1e6 * (pool.mean_seconds - cache.mean_seconds) / share,
+        "more_microseconds_by_medians": 1e6 * (pool.median_seconds - cache.median_seconds),
+        "pool_share": share,
+        "cache_counters": cache_counted,
+        "pool_counters": pool_counted,
+    }
+
+
+if __name__ == "__main__":
+    command = parser(__doc__)
+    command.add_argument("--pairs", type=int, default=5)
+    command.add_argument("--size", type=int, default=32, help="MiB of the file")
+    asked = command.parse_args()
+    main(asked, lambda: measure(asked.pairs, asked.size * MIB))
