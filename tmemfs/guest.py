@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -29,10 +30,12 @@ from tmemfs.reader import Reader
 from tmemfs.replies import Replies
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
-from tmemfs.watch import Watch
 from tmemfs.tree import Tree
 from tmemfs.writeback import Writeback
 from tmemfs.writer import Writer
+
+if TYPE_CHECKING:
+    from tmemfs.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +67,7 @@ class Guest:
         )
         self.kernel = KernelCache(self.backing)
         self.inodes.on_mismatch = self._mismatch
-        self.watch = (
-            Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel) if config.watch else None
-        )
+        self.watch = self._watch() if config.watch else None
         self.reader = Reader(self.content, self.backing, self.inodes)
         self.writeback = (
             Writeback(self.content, self.backing, self.inodes, self.reader.read) if config.writeback else None
@@ -110,6 +111,11 @@ class Guest:
                 negative_timeout=config.negative_timeout,
             ),
         )
+
+    def _watch(self) -> Watch:
+        from tmemfs.watch import Watch  # here: nobody else needs its library
+
+        return Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel)
 
     def _mismatch(self, inode: Inode) -> None:
         self.kernel.forget_attributes(inode.number)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -53,6 +53,7 @@ class Inode:
         "size",
         "unlinked",
         "version",
+        "watch",
         "write_lock",
         "writers",
     )
@@ -69,6 +70,7 @@ class Inode:
         self.attr: os.stat_result | None = None
         self.attr_until = 0.0
         self.listing: object | None = None
+        self.watch = 0  # inotify's number for a directory; 0: none yet, -1: not to be had
         self.no_caps = False  # known to have no security.capability
         self.oid = next_object_number()
         self.pages: dict[int, int] = {}
@@ -129,6 +131,8 @@ class InodeTable:
         self.tick = 0
         self.invalidations = 0  # mismatches: files that others changed
         self.on_mismatch: Callable[[Inode], None] = lambda inode: None
+        self.on_first_look: Callable[[Inode], Awaitable[None]] | None = None
+        self.on_removed: Callable[[Inode], None] = lambda inode: None  # of watched directories
         descriptors.pin(self.root, root_fd)
 
     def __len__(self) -> int:
@@ -141,6 +145,11 @@ class InodeTable:
     def find(self, st: os.stat_result) -> Inode | None:
         """Return the inode that a stat is of, if it is known."""
         return self._by_key.get((st.st_dev, st.st_ino))
+
+    async def look_into(self, directory: Inode) -> None:
+        """Have a directory watched before the kernel learns of anything in it."""
+        if self.on_first_look is not None and not directory.watch:
+            await self.on_first_look(directory)
 
     def enter(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode:
         """Return the inode of a stat taken under a name, made if it is new; `started` is the tick before the stat."""
@@ -284,6 +293,8 @@ class InodeTable:
 
     def _remove(self, inode: Inode) -> None:
         self._content.forget(inode)
+        if inode.watch > 0:
+            self.on_removed(inode)
         del self._by_number[inode.number]
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]

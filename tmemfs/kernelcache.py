@@ -33,6 +33,11 @@ class KernelCache:
         self._pages.add(number)
         self._wake.set()
 
+    def forget_name(self, number: int, name: bytes) -> None:
+        """Drop a name of a directory. In a thread: this waits until the changes of names in there are answered."""
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_entry(pyfuse3.InodeT(number), pyfuse3.FileNameT(name))
+
     async def run(self) -> None:
         """Drop pages, many inodes in one thread call."""
         while True:

@@ -50,6 +50,7 @@ class Listings:
 
     async def open(self, directory: Inode) -> Listing:
         """Return a listing that is no older than the attribute time-out."""
+        await self._inodes.look_into(directory)
         kept = directory.listing
         if isinstance(kept, Listing) and trio.current_time() - kept.made < self._inodes.attr_timeout:
             return kept

@@ -60,6 +60,7 @@ class Tree:
             with self._descriptors.use(parent) as fd:
                 return os.stat(name, dir_fd=fd, follow_symlinks=False)
 
+        await self._inodes.look_into(parent)
         started = self._inodes.start()
         st = await self._backing.meta(call)
         return self._inodes.enter(parent, name, st, started)

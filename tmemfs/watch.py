@@ -1,0 +1,348 @@
+"""See at once what others change in the backing, for `--watch`: inotify on the directories that the kernel looks into.
+
+A directory is watched before the first name in it is looked up or listed, so nothing that the kernel holds of it is
+older than its watch. A directory that was only listed by its parent costs no watch, and only its own size and times
+wait for the attribute time-out.
+
+inotify tells of our own changes too. They are told apart by what the table knows: a change of our own was recorded
+with its stat, so the stat that follows the event compares equal; somebody else's does not. Two races come with that:
+
+- The event of our own create or rename may be read before its maker has entered it into the table. The kernel holds
+  the directory's lock until we have answered the maker, so before names are judged, a thread takes that lock once
+  (by asking for a name that cannot exist to be forgotten). Rejected: remembering every name that is being changed,
+  which every operation on names would have to take part in.
+- A stat that was overtaken by a change of our own says nothing (InodeTable.observe). The event is used up by then, so
+  the file is looked at again once its writer is done.
+
+A name that leads elsewhere than the kernel believes is forgotten from a thread, and never without need: for a
+directory in use, it makes getcwd(2) fail until somebody looks the name up again.
+
+Each directory has a task of its own while it has events, so that one that hangs does not stop the others.
+
+What inotify does not see, `--watch` does not: changes made on other clients of a network filesystem or on its server,
+writes through a mapping before the file is closed, and writes through a hard link in a directory that nobody looked
+into. These are seen as without `--watch`, at the next open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterable, Mapping
+
+import trio
+from inotify_simple import INotify, flags, parse_events  # type: ignore[import-untyped]
+
+from tmemfs.backing import Backing
+from tmemfs.config import ConfigError
+from tmemfs.content import Content
+from tmemfs.descriptors import Descriptors
+from tmemfs.inodes import Inode, InodeTable
+from tmemfs.kernelcache import KernelCache
+
+log = logging.getLogger(__name__)
+
+NAMES: int = flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO
+CONTENT: int = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE
+MASK: int = NAMES | CONTENT | flags.ONLYDIR | flags.EXCL_UNLINK
+ITSELF = b""  # the name of an event that is about the watched directory itself
+
+READ_BYTES = 1 << 16  # of events at once: about 2000, 5 ms
+PACE = 0.01  # seconds between two reads of events: a file that is being written costs one stat in that time
+BATCH = 256  # names in one call on the backing
+LANES = 4  # threads that may wait for the kernel's directory locks: half of those that Backing has for control
+RETRY = 60.0  # seconds without new watches after the limit was hit
+GRAIN = 0.02  # seconds: two changes within one have the same times on kernels before 6.13
+
+Identity = tuple[int, int]
+
+
+class Watch:
+    """The watched directories of one guest, and what is done about events in them."""
+
+    def __init__(
+        self,
+        inodes: InodeTable,
+        descriptors: Descriptors,
+        backing: Backing,
+        content: Content,
+        kernel: KernelCache,
+    ) -> None:
+        try:
+            self._inotify = INotify(nonblocking=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--watch: inotify cannot be had ({error.strerror}): raise fs.inotify.max_user_instances (sysctl)"
+                " or mount without --watch"
+            ) from None
+        self._inodes = inodes
+        self._descriptors = descriptors
+        self._backing = backing
+        self._content = content
+        self._kernel = kernel
+        self._directories: dict[int, Inode] = {}  # by inotify's number
+        self._pending: dict[Inode, dict[bytes, int]] = {}  # by directory: names with events, and of which kinds
+        self._busy: set[Inode] = set()  # directories with a task
+        self._waiting: set[tuple[Inode, bytes]] = set()  # names to be looked at again after a writer
+        self._settling: set[Inode] = set()
+        self._lanes = trio.CapacityLimiter(LANES)
+        self._nursery: trio.Nursery | None = None
+        self._refused_until = 0.0
+        self.events = 0
+        self.overflows = 0
+        self.refusals = 0  # directories that could not be watched
+        inodes.on_first_look = self.add
+        inodes.on_removed = self.remove
+
+    def __len__(self) -> int:
+        return len(self._directories)
+
+    # -- directories ---------------------------------------------------------------------------------------------
+
+    async def add(self, directory: Inode) -> None:
+        """Watch a directory; without success, log why and go on."""
+        if trio.current_time() < self._refused_until:
+            return
+        started = self._inodes.start()
+        try:
+            number, st = await self._backing.meta(self._add, directory)
+        except OSError as error:
+            self._refuse(directory, error)
+            return
+        if self._inodes.get(directory.number) is not directory:  # forgotten meanwhile
+            if number not in self._directories:
+                self._inotify.rm_watch(number)
+            return
+        former = self._directories.get(number)
+        if former is not None:
+            former.watch = 0
+        directory.watch = number
+        self._directories[number] = directory
+        self._compare(directory, st, started)  # it may have changed since the kernel was told of it
+
+    def _add(self, directory: Inode) -> tuple[int, os.stat_result]:
+        with self._descriptors.use(directory) as fd:
+            return self._inotify.add_watch(f"/proc/self/fd/{fd}", MASK), os.fstat(fd)
+
+    def _refuse(self, directory: Inode, error: OSError) -> None:
+        self.refusals += 1
+        if error.errno == errno.ENOSPC:
+            if not self._refused_until:
+                log.warning(
+                    "%d directories are watched and the limit is reached: changes in others are seen at the next"
+                    " open only; raise it with: sysctl fs.inotify.max_user_watches=1048576",
+                    len(self._directories),
+                )
+            self._refused_until = trio.current_time() + RETRY
+        elif error.errno not in (errno.ENOENT, errno.ESTALE):  # gone: whoever looks into it will be told
+            name = os.fsdecode(directory.locations[0][1]) if directory.locations else "/"
+            log.warning("directory %s cannot be watched: %s", name, error.strerror)
+            directory.watch = -1
+
+    def remove(self, directory: Inode) -> None:
+        """Stop watching a directory that the kernel has forgotten."""
+        if self._directories.get(directory.watch) is directory:
+            del self._directories[directory.watch]
+            with contextlib.suppress(OSError):  # EINVAL: the directory is gone, and its watch with it
+                self._inotify.rm_watch(directory.watch)
+        directory.watch = 0
+        self._pending.pop(directory, None)
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Read events and act on them until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while True:
+                await trio.lowlevel.wait_readable(self._inotify.fd)
+                events = parse_events(os.read(self._inotify.fd, READ_BYTES))
+                if self._take_in([(number, mask, os.fsencode(name)) for number, mask, _, name in events]):
+                    await self._look_everywhere()
+                await trio.sleep(PACE)
+
+    def _take_in(self, events: Iterable[tuple[int, int, bytes]]) -> bool:
+        """Sort events into the directories' work; return True when some were lost."""
+        lost = False
+        for number, mask, name in events:
+            self.events += 1
+            lost = lost or bool(mask & flags.Q_OVERFLOW)
+            directory = self._directories.get(number)
+            if directory is None:
+                continue
+            if mask & flags.IGNORED:  # the directory is gone, or its filesystem
+                del self._directories[number]
+                directory.watch = 0
+                continue
+            directory.listing = None  # it holds attributes too
+            self._note(directory, name, mask)
+        return lost
+
+    def _note(self, directory: Inode, name: bytes, mask: int) -> None:
+        """Have a name of a directory looked at."""
+        names = self._pending.setdefault(directory, {})
+        names[name] = names.get(name, 0) | mask
+        if directory not in self._busy and self._nursery is not None:
+            self._busy.add(directory)
+            self._nursery.start_soon(self._work, directory)
+
+    async def _work(self, directory: Inode) -> None:
+        """Look at the names of a directory until no more come."""
+        try:
+            while names := self._pending.pop(directory, None):
+                todo = list(names.items())
+                for start in range(0, len(todo), BATCH):
+                    await self._examine(directory, dict(todo[start : start + BATCH]))
+                    await trio.lowlevel.checkpoint()
+        finally:
+            self._busy.discard(directory)
+
+    async def _look_everywhere(self) -> None:
+        """Make up for lost events: anything may have changed.
+
+        Only open files are read without a comparison, so only theirs is the content that must go; a closed one is
+        compared when it is opened. Names that did not exist are not known here: they wait for the negative time-out.
+        """
+        self.overflows += 1
+        log.warning("too many changes at once: events were lost; open files are read anew, all names looked at again")
+        known = self._inodes.known()
+        for inode in known:
+            inode.listing = None
+            self._inodes.expire(inode)
+            if inode.opens:
+                self._content.renew(inode)
+                self._inodes.on_mismatch(inode)
+        for count, inode in enumerate(known, 1):
+            self._kernel.forget_attributes(inode.number)
+            for directory, name in inode.locations:
+                if directory.watch > 0:
+                    self._note(directory, name, NAMES | CONTENT)
+            if count % BATCH == 0:
+                await trio.lowlevel.checkpoint()
+
+    # -- one directory -------------------------------------------------------------------------------------------
+
+    async def _examine(self, directory: Inode, masks: Mapping[bytes, int]) -> None:
+        """Compare what names lead to with what is known of them."""
+        if any(mask & NAMES for mask in masks.values()):
+            async with self._lanes:  # our own changes in there are in the table after this
+                await self._backing.control(self._kernel.forget_name, directory.number, b"/")
+        started = self._inodes.start()
+        try:
+            found = await self._backing.meta(self._stat_all, directory, masks)
+        except OSError:  # the directory itself is gone or out of reach
+            self._forget_attributes(directory)
+            return
+        wrong: dict[bytes, os.stat_result | None] = {}
+        for name, st in found.items():
+            inode = directory if name == ITSELF else self._known(st)
+            if inode is not None and st is not None and not self._compare(inode, st, started):
+                self._again(directory, name, inode)
+            if masks[name] & NAMES and (inode is None or (directory, name) not in inode.locations):
+                wrong[name] = st
+        if wrong:
+            self._forget_attributes(directory)
+            async with self._lanes:
+                await self._backing.control(self._forget_names, directory, wrong)
+            for name, st in wrong.items():
+                inode = self._known(st)
+                if st is None or inode is None:
+                    continue
+                if st.st_nlink == 1 or stat.S_ISDIR(st.st_mode):  # it was moved: this is its only name
+                    inode.locations.clear()
+                inode.add_location(directory, name)
+
+    def _stat_all(self, directory: Inode, names: Iterable[bytes]) -> dict[bytes, os.stat_result | None]:
+        with self._descriptors.use(directory) as fd:
+            return {name: os.fstat(fd) if name == ITSELF else _stat_or_none(fd, name) for name in names}
+
+    def _known(self, st: os.stat_result | None) -> Inode | None:
+        """Return the inode of a stat, unless it is one that is gone and whose number has been given away again."""
+        inode = self._inodes.find(st) if st is not None else None
+        if st is None or inode is None or inode.unlinked:
+            return None
+        same = inode.attr is None or stat.S_IFMT(inode.attr.st_mode) == stat.S_IFMT(st.st_mode)
+        return inode if same else None
+
+    def _forget_names(self, directory: Inode, wrong: Mapping[bytes, os.stat_result | None]) -> None:
+        """Have the kernel forget names (in a thread), except those that changed again: their event is under way."""
+        with contextlib.suppress(OSError), self._descriptors.use(directory) as fd:
+            for name, st in wrong.items():
+                if _identity(_stat_or_none(fd, name)) == _identity(st):
+                    self._kernel.forget_name(directory.number, name)
+
+    # -- one inode -----------------------------------------------------------------------------------------------
+
+    def _compare(self, inode: Inode, st: os.stat_result, started: int) -> bool:
+        """Take in a stat that followed an event; False when a change of our own makes it worthless."""
+        if inode.writers or started < inode.seen_at:
+            return False
+        if inode.dirty:  # not to be observed, but with no writer, the backing should be as recorded
+            if self._inodes.changed_since_recorded(inode, st):
+                self._content.renew(inode)
+            return True
+        before = inode.attr
+        if self._inodes.observe(inode, st, started):
+            self._settle(inode, st)
+        elif before is not None and _shown(before) != _shown(st):
+            self._kernel.forget_attributes(inode.number)
+        return True
+
+    def _forget_attributes(self, inode: Inode) -> None:
+        inode.listing = None
+        self._inodes.expire(inode)
+        self._kernel.forget_attributes(inode.number)
+
+    def _again(self, directory: Inode, name: bytes, inode: Inode) -> None:
+        """Look at a file again when its writer is done."""
+        if (directory, name) not in self._waiting and self._nursery is not None:
+            self._waiting.add((directory, name))
+            self._nursery.start_soon(self._wait_for_writer, directory, name, inode)
+
+    async def _wait_for_writer(self, directory: Inode, name: bytes, inode: Inode) -> None:
+        async with inode.lock():
+            pass
+        await trio.sleep(PACE)  # a busy writer is not to cost a stat for every write
+        self._waiting.discard((directory, name))
+        if directory.watch > 0:
+            self._note(directory, name, CONTENT)
+
+    def _settle(self, inode: Inode, st: os.stat_result) -> None:
+        """Renew a file once more after a change of just now: another one in the same grain of time looks the same."""
+        recent = abs(time.time_ns() - st.st_mtime_ns) < GRAIN * 1e9
+        if recent and inode not in self._settling and self._nursery is not None:
+            self._settling.add(inode)
+            self._nursery.start_soon(self._renew_later, inode)
+
+    async def _renew_later(self, inode: Inode) -> None:
+        await trio.sleep(GRAIN)
+        self._settling.discard(inode)
+        self._content.renew(inode)
+
+    def check(self) -> None:
+        """Raise AssertionError unless the watched directories are known by their numbers."""
+        for number, directory in self._directories.items():
+            assert directory.watch == number, (number, directory.watch)
+        assert set(self._pending) <= self._busy or self._nursery is None
+
+
+def _stat_or_none(fd: int, name: bytes) -> os.stat_result | None:
+    """Return a name's stat; None where there is none to be had (to forget a name too many is safe)."""
+    try:
+        return os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return None
+
+
+def _identity(st: os.stat_result | None) -> Identity | None:
+    return None if st is None else (st.st_dev, st.st_ino)
+
+
+def _shown(st: os.stat_result) -> tuple[int, ...]:
+    """Return what users see of attributes, without the time of the last access: reading is no change."""
+    owner = (st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev)
+    return (*owner, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
