@@ -26,9 +26,7 @@ FILL_PASSES = 6
 SETTLE_SECONDS = 20.0
 
 
-def measure(
-    cache: int = 64 * MIB, pool: int = 256 * MIB, big: int = 256 * MIB, small: int = 16 * MIB
-) -> Outcome:
+def measure(cache: int = 64 * MIB, pool: int = 256 * MIB, big: int = 256 * MIB, small: int = 16 * MIB) -> Outcome:
     """Measure a full mount, then a shrinking one."""
     with workspace() as space:
         source = space / "source"

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from tmem import Tmem
 from tmem.arena import SLAB_SIZE, EmbeddedArena
-
 from tmemfs.pagecache import PAGE_SIZE, USED, PageCache
 from tmemfs.precache import Precache
 
