@@ -234,7 +234,10 @@ class Reader:
         """Carry out one backing read and tell everybody who waits for it."""
         inode = file.inode
         for index in range(fill.first, fill.last + 1):
-            inode.fills.setdefault(index, fill)
+            if inode.fills.setdefault(index, fill) is not fill:
+                # Another fill began on this page while our request waited for something else. A change of the page
+                # would poison that one and never see this one, so this one only answers its own request.
+                fill.poisoned = True
         start, size = fill.first << PAGE_SHIFT, (fill.last - fill.first + 1) << PAGE_SHIFT
         size = max(1, min(size, inode.size - start))
         self._cache.reserve(fill.last - fill.first + 1)
@@ -270,8 +273,15 @@ class Reader:
             fill = Fill(index, stop - 1)
             for page in range(index, stop):  # before the task runs: a reader in between must join, not read again
                 file.inode.fills[page] = fill
-            self.nursery.start_soon(self._run_fill, file, fill)
+            file.acquire()  # before the task runs, too: the file may be closed before it does
+            self.nursery.start_soon(self._fill_ahead, file, fill)
             index = stop
+
+    async def _fill_ahead(self, file: OpenFile, fill: Fill) -> None:
+        try:
+            await self._run_fill(file, fill)
+        finally:
+            file.release()
 
     async def _look_again(self, file: OpenFile, *, force: bool = False) -> None:
         """Ask the backing where the file ends, unless that was asked within the attribute time-out."""
