@@ -14,6 +14,7 @@ import trio
 from tmem import Pool
 from tmemfs.pagecache import PageCache, PageOwner
 
+MANY = 4096  # pages; a failed truncate to 2**62 bytes must not be a loop over 2**50 of them
 BATCH = 8  # pages put between two looks at the requests: about 100 µs
 
 
@@ -44,9 +45,12 @@ class Precache:
         return self.pool is not None and self.pool.holds(owner.oid, index)
 
     def flush(self, owner: PooledOwner, first: int, last: int) -> None:
-        """Make sure that the pool has none of the owner's pages first..last."""
+        """Make sure that the pool has none of the owner's pages first..last (where they are many: none at all)."""
         pool = self.pool
         if pool is not None and pool.has_object(owner.oid):
+            if last - first > MANY:
+                pool.flush_object(owner.oid)
+                return
             for index in range(first, last + 1):
                 pool.flush_page(owner.oid, index)
 
