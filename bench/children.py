@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -56,6 +57,11 @@ def start(
 
 def end(child: subprocess.Popen[bytes], *, patience: float = 15.0) -> None:
     """Ask a child to end, and kill it and its group when it does not within `patience` seconds."""
+    with undisturbed():
+        _end(child, patience)
+
+
+def _end(child: subprocess.Popen[bytes], patience: float) -> None:
     if child.poll() is None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -85,13 +91,29 @@ def run(command: Sequence[str | Path], *, seconds: float) -> bytes:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM end the bench as Ctrl-C does, so that every cleanup runs."""
+    """Let SIGTERM and SIGHUP end the bench as Ctrl-C does, so that every cleanup runs."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore signals that ask for the end: what runs in here is the end, and takes bounded time."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

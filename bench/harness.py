@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.children import BenchError, end, start
+from bench.children import BenchError, end, start, undisturbed
 
 MOUNT_SECONDS = 30.0
 _TRUNCATED_LOG = 800
@@ -45,8 +46,12 @@ class Mounted:
 @contextlib.contextmanager
 def workspace() -> Iterator[Path]:
     """Give a temporary directory that is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="tmemfs-bench-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    space = tempfile.mkdtemp(prefix="tmemfs-bench-")
+    try:
+        yield Path(space).resolve()
+    finally:
+        with undisturbed():
+            shutil.rmtree(space, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -59,9 +64,10 @@ def served(command: Sequence[str | Path], mountpoint: Path) -> Iterator[Mounted]
             _wait_until_mounted(child, mountpoint, log.fileno())
             yield Mounted(mountpoint, child.pid)
         finally:
-            end(child)
-            if is_mounted(mountpoint):
-                _detach(mountpoint)
+            with undisturbed():
+                end(child)
+                if is_mounted(mountpoint):
+                    _detach(mountpoint)
 
 
 def tmemfs(
