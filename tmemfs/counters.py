@@ -57,12 +57,12 @@ def register(stats: Stats, guest: Guest) -> None:
         stats.counters(
             "watch_",
             lambda: {
-                "events": watch.events,
+                "events": watch.watches.events,
                 "overflows": watch.overflows,  # events were lost, and everything was looked at again
-                "refusals": watch.refusals,  # directories that could not be watched
+                "refusals": watch.watches.refusals,  # directories that could not be watched
             },
         )
-        stats.gauges("watch_", lambda: {"directories": len(watch)})
+        stats.gauges("watch_", lambda: {"directories": len(watch.watches)})
     stats.gauges("inode_", lambda: {"count": len(guest.inodes), "descriptors": len(guest.descriptors)})
     stats.ratio("hit_ratio", ("cache_hits", "precache_succ_gets"), ("cache_hits", "cache_misses"))
 

@@ -133,6 +133,7 @@ class InodeTable:
         self.on_mismatch: Callable[[Inode], None] = lambda inode: None
         self.on_first_look: Callable[[Inode], Awaitable[None]] | None = None
         self.on_removed: Callable[[Inode], None] = lambda inode: None  # of watched directories
+        self.on_name_removed: Callable[[Inode, bytes], None] = lambda directory, name: None  # by this mount
         descriptors.pin(self.root, root_fd)
 
     def __len__(self) -> int:

@@ -164,6 +164,7 @@ class Tree:
         started = self._inodes.start()
         gone, after = await self._backing.meta(call)
         self._changed(parent)
+        self._inodes.on_name_removed(parent, name)
         if gone is not None and after is not None:
             self._settle(gone, after, parent, name, started)
 
@@ -221,6 +222,8 @@ class Tree:
                 os.close(gone.fd)
                 return
             self._settle(gone, after, new_parent, new_name, started)
+        if not flags & _RENAME_EXCHANGE:
+            self._inodes.on_name_removed(parent, name)
         if inode is not None:
             inode.remove_location(parent, name)
             inode.add_location(new_parent, new_name)

@@ -27,7 +27,6 @@ into. These are seen as without `--watch`, at the next open.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import stat
@@ -35,30 +34,20 @@ import time
 from collections.abc import Iterable, Mapping
 
 import trio
-from inotify_simple import INotify, flags, parse_events  # type: ignore[import-untyped]
 
 from tmemfs.backing import Backing
-from tmemfs.config import ConfigError
 from tmemfs.content import Content
 from tmemfs.descriptors import Descriptors
 from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inotify import CONTENT, GONE, ITSELF, NAMES, Watches
 from tmemfs.kernelcache import KernelCache
 
 log = logging.getLogger(__name__)
 
-NAMES: int = flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO
-CONTENT: int = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE
-MASK: int = NAMES | CONTENT | flags.ONLYDIR | flags.EXCL_UNLINK
-ITSELF = b""  # the name of an event that is about the watched directory itself
-
-READ_BYTES = 1 << 16  # of events at once: about 2000, 5 ms
 PACE = 0.01  # seconds between two reads of events: a file that is being written costs one stat in that time
 BATCH = 256  # names in one call on the backing
 LANES = 4  # threads that may wait for the kernel's directory locks: half of those that Backing has for control
-RETRY = 60.0  # seconds without new watches after the limit was hit
 GRAIN = 0.02  # seconds: two changes within one have the same times on kernels before 6.13
-
-Identity = tuple[int, int]
 
 
 class Watch:
@@ -72,85 +61,55 @@ class Watch:
         content: Content,
         kernel: KernelCache,
     ) -> None:
-        try:
-            self._inotify = INotify(nonblocking=True)
-        except OSError as error:
-            raise ConfigError(
-                f"--watch: inotify cannot be had ({error.strerror}): raise fs.inotify.max_user_instances (sysctl)"
-                " or mount without --watch"
-            ) from None
         self._inodes = inodes
         self._descriptors = descriptors
         self._backing = backing
         self._content = content
         self._kernel = kernel
-        self._directories: dict[int, Inode] = {}  # by inotify's number
+        self.watches = Watches(descriptors, self._ended)
         self._pending: dict[Inode, dict[bytes, int]] = {}  # by directory: names with events, and of which kinds
         self._busy: set[Inode] = set()  # directories with a task
         self._waiting: set[tuple[Inode, bytes]] = set()  # names to be looked at again after a writer
         self._settling: set[Inode] = set()
+        self._removed: dict[Inode, set[bytes]] = {}  # by directory: names that went through this mount
         self._lanes = trio.CapacityLimiter(LANES)
         self._nursery: trio.Nursery | None = None
-        self._refused_until = 0.0
-        self.events = 0
         self.overflows = 0
-        self.refusals = 0  # directories that could not be watched
         inodes.on_first_look = self.add
         inodes.on_removed = self.remove
-
-    def __len__(self) -> int:
-        return len(self._directories)
+        inodes.on_name_removed = self.removed
 
     # -- directories ---------------------------------------------------------------------------------------------
 
     async def add(self, directory: Inode) -> None:
-        """Watch a directory; without success, log why and go on."""
-        if trio.current_time() < self._refused_until:
+        """Watch a directory; without success, say why and go on."""
+        watches = self.watches
+        if not watches.accepting:
             return
         started = self._inodes.start()
         try:
-            number, st = await self._backing.meta(self._add, directory)
+            number, st = await self._backing.meta(watches.ask, directory)
         except OSError as error:
-            self._refuse(directory, error)
+            watches.refuse(directory, error)
             return
-        if self._inodes.get(directory.number) is not directory:  # forgotten meanwhile
-            if number not in self._directories:
-                self._inotify.rm_watch(number)
-            return
-        former = self._directories.get(number)
-        if former is not None:
-            former.watch = 0
-        directory.watch = number
-        self._directories[number] = directory
-        self._compare(directory, st, started)  # it may have changed since the kernel was told of it
-
-    def _add(self, directory: Inode) -> tuple[int, os.stat_result]:
-        with self._descriptors.use(directory) as fd:
-            return self._inotify.add_watch(f"/proc/self/fd/{fd}", MASK), os.fstat(fd)
-
-    def _refuse(self, directory: Inode, error: OSError) -> None:
-        self.refusals += 1
-        if error.errno == errno.ENOSPC:
-            if not self._refused_until:
-                log.warning(
-                    "%d directories are watched and the limit is reached: changes in others are seen at the next"
-                    " open only; raise it with: sysctl fs.inotify.max_user_watches=1048576",
-                    len(self._directories),
-                )
-            self._refused_until = trio.current_time() + RETRY
-        elif error.errno not in (errno.ENOENT, errno.ESTALE):  # gone: whoever looks into it will be told
-            name = os.fsdecode(directory.locations[0][1]) if directory.locations else "/"
-            log.warning("directory %s cannot be watched: %s", name, error.strerror)
-            directory.watch = -1
+        if self._inodes.get(directory.number) is directory:
+            watches.enter(number, directory)
+            self._compare(directory, st, started)  # it may have changed since the kernel was told of it
+        elif not watches.holds(number):  # forgotten meanwhile
+            watches.remove(number)
 
     def remove(self, directory: Inode) -> None:
         """Stop watching a directory that the kernel has forgotten."""
-        if self._directories.get(directory.watch) is directory:
-            del self._directories[directory.watch]
-            with contextlib.suppress(OSError):  # EINVAL: the directory is gone, and its watch with it
-                self._inotify.rm_watch(directory.watch)
-        directory.watch = 0
+        self.watches.remove(directory.watch)
+
+    def _ended(self, directory: Inode) -> None:
         self._pending.pop(directory, None)
+        self._removed.pop(directory, None)
+
+    def removed(self, directory: Inode, name: bytes) -> None:
+        """Take in that this mount removed a name: the event that will tell so is no news."""
+        if directory.watch > 0:
+            self._removed.setdefault(directory, set()).add(name)
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -159,28 +118,13 @@ class Watch:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             while True:
-                await trio.lowlevel.wait_readable(self._inotify.fd)
-                events = parse_events(os.read(self._inotify.fd, READ_BYTES))
-                if self._take_in([(number, mask, os.fsencode(name)) for number, mask, _, name in events]):
+                events, lost = await self.watches.read()
+                for directory, name, mask in events:
+                    directory.listing = None  # it holds attributes too
+                    self._note(directory, name, mask)
+                if lost:
                     await self._look_everywhere()
                 await trio.sleep(PACE)
-
-    def _take_in(self, events: Iterable[tuple[int, int, bytes]]) -> bool:
-        """Sort events into the directories' work; return True when some were lost."""
-        lost = False
-        for number, mask, name in events:
-            self.events += 1
-            lost = lost or bool(mask & flags.Q_OVERFLOW)
-            directory = self._directories.get(number)
-            if directory is None:
-                continue
-            if mask & flags.IGNORED:  # the directory is gone, or its filesystem
-                del self._directories[number]
-                directory.watch = 0
-                continue
-            directory.listing = None  # it holds attributes too
-            self._note(directory, name, mask)
-        return lost
 
     def _note(self, directory: Inode, name: bytes, mask: int) -> None:
         """Have a name of a directory looked at."""
@@ -208,6 +152,7 @@ class Watch:
         compared when it is opened. Names that did not exist are not known here: they wait for the negative time-out.
         """
         self.overflows += 1
+        self._removed.clear()
         log.warning("too many changes at once: events were lost; open files are read anew, all names looked at again")
         known = self._inodes.known()
         for inode in known:
@@ -228,12 +173,18 @@ class Watch:
 
     async def _examine(self, directory: Inode, masks: Mapping[bytes, int]) -> None:
         """Compare what names lead to with what is known of them."""
-        if any(mask & NAMES for mask in masks.values()):
+        if not self._backing.local and any(mask & NAMES for mask in masks.values()):
             async with self._lanes:  # our own changes in there are in the table after this
                 await self._backing.control(self._kernel.forget_name, directory.number, b"/")
+        removed = self._removed.get(directory, set())
+        own = {name for name in removed.intersection(masks) if masks[name] & NAMES}
+        removed -= own
+        names = [name for name, mask in masks.items() if name not in own or mask & ~GONE]
+        if not names:
+            return
         started = self._inodes.start()
         try:
-            found = await self._backing.meta(self._stat_all, directory, masks)
+            found = await self._backing.meta(self._stat_all, directory, names)
         except OSError:  # the directory itself is gone or out of reach
             self._forget_attributes(directory)
             return
@@ -242,6 +193,8 @@ class Watch:
             inode = directory if name == ITSELF else self._known(st)
             if inode is not None and st is not None and not self._compare(inode, st, started):
                 self._again(directory, name, inode)
+            if st is None and name in own:
+                continue
             if masks[name] & NAMES and (inode is None or (directory, name) not in inode.locations):
                 wrong[name] = st
         if wrong:
@@ -322,11 +275,11 @@ class Watch:
         await trio.sleep(GRAIN)
         self._settling.discard(inode)
         self._content.renew(inode)
+        self._inodes.on_mismatch(inode)
 
     def check(self) -> None:
-        """Raise AssertionError unless the watched directories are known by their numbers."""
-        for number, directory in self._directories.items():
-            assert directory.watch == number, (number, directory.watch)
+        """Raise AssertionError unless every directory with events has a task."""
+        self.watches.check()
         assert set(self._pending) <= self._busy or self._nursery is None
 
 
@@ -338,7 +291,7 @@ def _stat_or_none(fd: int, name: bytes) -> os.stat_result | None:
         return None
 
 
-def _identity(st: os.stat_result | None) -> Identity | None:
+def _identity(st: os.stat_result | None) -> tuple[int, int] | None:
     return None if st is None else (st.st_dev, st.st_ino)
 
 
