@@ -27,13 +27,14 @@ def next_object_number() -> int:
 class Fill:
     """A backing read in flight for the pages first..last."""
 
-    __slots__ = ("data", "done", "error", "first", "last", "poisoned")
+    __slots__ = ("data", "done", "error", "first", "hollow", "last", "poisoned")
 
     def __init__(self, first: int, last: int) -> None:
         self.first = first
         self.last = last
         self.done = trio.Event()
         self.poisoned = False
+        self.hollow = False  # begun while pages behind it were dirty: what the backing lacks reads as zeros
         self.data: bytearray | None = None
         self.error: OSError | None = None
 

@@ -261,6 +261,11 @@ class PageCache:
         """Pages that are resident beyond the capacity."""
         return max(0, self.resident - self.frames)
 
+    @property
+    def settled(self) -> bool:
+        """True unless a shrink still waits for dirty pages."""
+        return len(self.ref) == self.frames
+
     def settle(self) -> None:
         """Finish a shrink: move what lives above the bound below it, and return the memory above to the system."""
         known = len(self.ref)

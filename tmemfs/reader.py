@@ -188,7 +188,7 @@ class Reader:
         if stop > start:
             with memoryview(fill.data) as view:
                 out[base : base + stop - start] = view[start:stop]
-        if inode.dirty or stop == (run[1] + 1 - fill.first) << PAGE_SHIFT:
+        if fill.hollow or inode.dirty or stop == (run[1] + 1 - fill.first) << PAGE_SHIFT:
             return 1 << 63  # what is not written back yet reads as zeros below it
         return (fill.first << PAGE_SHIFT) + len(fill.data)
 
@@ -233,6 +233,7 @@ class Reader:
     async def _run_fill(self, file: OpenFile, fill: Fill) -> None:
         """Carry out one backing read and tell everybody who waits for it."""
         inode = file.inode
+        fill.hollow = bool(inode.dirty)
         for index in range(fill.first, fill.last + 1):
             if inode.fills.setdefault(index, fill) is not fill:
                 # Another fill began on this page while our request waited for something else. A change of the page

@@ -57,16 +57,12 @@ class Writeback:
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
         if not (file.readable and file.writable) or last - first + 1 > self.limit:
             return False
-        if self._cache.dirty_pages + last - first + 1 > self.limit:
+        for edge in self._missing_edges(inode, offset, offset + len(data)):
+            start = edge << PAGE_SHIFT
+            await self._read(file, start, min(PAGE_SIZE, inode.size - start))
+        if not self._fits(last - first + 1):  # asked after the reads: others may have become dirty meanwhile
             await self._make_room(inode)
-            if self._cache.dirty_pages + last - first + 1 > self.limit:
-                return False
-        edges = [edge for edge in {first, last} if self._is_partial(inode, edge, offset, offset + len(data))]
-        for edge in edges:
-            if edge not in inode.pages:
-                start = edge << PAGE_SHIFT
-                await self._read(file, start, min(PAGE_SIZE, inode.size - start))
-        if any(edge not in inode.pages for edge in edges):
+        if not self._fits(last - first + 1) or self._missing_edges(inode, offset, offset + len(data)):
             return False  # in a cache under pressure a page that was just read may have gone again
         if not self._place(inode, first, last):
             return False
@@ -78,26 +74,41 @@ class Writeback:
             self.raise_owed(inode)
         return True
 
+    def _fits(self, pages: int) -> bool:
+        return self._cache.dirty_pages + pages <= self.limit
+
     @staticmethod
-    def _is_partial(inode: Inode, index: int, start: int, end: int) -> bool:
-        """Tell whether a write of the bytes start..end leaves bytes of a page that the file has."""
-        base = index << PAGE_SHIFT
-        return base < inode.size and (start > base or end < min(base + PAGE_SIZE, inode.size))
+    def _missing_edges(inode: Inode, start: int, end: int) -> list[int]:
+        """Return the pages that a write of the bytes start..end keeps bytes of and that are not in the cache."""
+        missing = []
+        for index in {start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT}:
+            base = index << PAGE_SHIFT
+            partial = base < inode.size and (start > base or end < min(base + PAGE_SIZE, inode.size))
+            if partial and index not in inode.pages:
+                missing.append(index)
+        return missing
 
     def _place(self, inode: Inode, first: int, last: int) -> bool:
         """Give every page of the range a dirty frame; False, and nothing placed, when there are not enough."""
-        fresh: list[int] = []
-        for index in range(first, last + 1):
-            if index not in inode.pages:
-                self._content.precache.flush(inode, index, index)
-                if not self._cache.insert(inode, index, bytes(PAGE_SIZE)):
-                    for placed in fresh:
-                        self._content.drop(inode, placed, placed)
-                    return False
-                fresh.append(index)
-            self._cache.soil(inode.pages[index])
-            inode.dirty.add(index)
+        fresh = [index for index in range(first, last + 1) if index not in inode.pages]
+        soiled = [index for index in range(first, last + 1) if index in inode.pages and index not in inode.dirty]
+        self._soil(inode, soiled)  # before the others are inserted, which could evict them
+        for position, index in enumerate(fresh):
+            self._content.precache.flush(inode, index, index)
+            if not self._cache.insert(inode, index, bytes(PAGE_SIZE)):
+                for placed in fresh[:position]:
+                    self._content.drop(inode, placed, placed)
+                for unchanged in soiled:
+                    inode.dirty.discard(unchanged)
+                    self._cache.clean(inode.pages[unchanged])
+                return False
+            self._soil(inode, [index])
         return True
+
+    def _soil(self, inode: Inode, pages: list[int]) -> None:
+        for index in pages:
+            self._cache.soil(inode.pages[index])
+        inode.dirty.update(pages)
 
     def _mark(self, file: OpenFile, first: int, last: int) -> None:
         inode = file.inode
@@ -131,13 +142,14 @@ class Writeback:
         if not inode.dirty:
             self.forget(inode)
             return
-        file = self._file[inode]
+        file, touched_ns, befores = self._file[inode], self.touched_ns[inode], []
         inode.writers += 1
         try:
-            for first, last in list(_runs(inode.dirty)):
-                await self._write_run(file, first, last)
             with file.borrowed() as fd:
-                after = await self._backing.data(inode, 0, _finish, fd, self.touched_ns[inode])
+                for first, last in list(_runs(inode.dirty)):
+                    if inode.dirty.issuperset((first, last)):  # else forgotten: the last name and user are gone
+                        befores.append(await self._write_run(inode, fd, first, last))
+                after = await self._backing.data(inode, 0, _finish, fd, touched_ns)
         except OSError as error:
             log.warning("write-back of inode %d failed: %s; it will be tried again", inode.number, error.strerror)
             inode.error = error
@@ -146,20 +158,25 @@ class Writeback:
         finally:
             inode.writers -= 1
             self._inodes.touch(inode)
+        if befores and self._inodes.changed_since_recorded(inode, befores[0]):
+            self._content.renew(inode)
         self.forget(inode)
         self._inodes.record(inode, after)
+        if not self._cache.settled:  # a shrink waited for these pages
+            await self._content.precache.resize(self._cache.capacity)
 
-    async def _write_run(self, file: OpenFile, first: int, last: int) -> None:
-        inode, cache = file.inode, self._cache
+    async def _write_run(self, inode: Inode, fd: int, first: int, last: int) -> os.stat_result:
+        """Write back a run of pages; return the file's stat of just before."""
+        cache = self._cache
         data = b"".join([cache.page(inode.pages[index]) for index in range(first, last + 1)])
         data = data[: max(0, inode.size - (first << PAGE_SHIFT))]
-        with file.borrowed() as fd:
-            await self._backing.write(inode, len(data), _write_all, fd, data, first << PAGE_SHIFT)
+        before = await self._backing.write(inode, len(data), _write_all, fd, data, first << PAGE_SHIFT)
         for index in range(first, last + 1):
             inode.dirty.discard(index)
             frame = inode.pages.get(index)
             if frame is not None:
                 cache.clean(frame)
+        return before
 
     def forget(self, inode: Inode) -> None:
         """Take a clean (or dropped) inode off the books."""
@@ -176,20 +193,27 @@ class Writeback:
             raise error
 
     async def run(self) -> None:
-        """Write back by age."""
-        while True:
-            await trio.sleep(MAX_AGE / 5)
-            old = trio.current_time() - MAX_AGE
-            for inode, since in list(self._since.items()):
-                if since <= old:
-                    async with inode.lock():
-                        await self.flush(inode)
+        """Write back by age, each file in a task of its own: one that hangs must not stop the others."""
+        busy: set[Inode] = set()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(MAX_AGE / 5)
+                old = trio.current_time() - MAX_AGE
+                for inode, since in self._since.items():
+                    if since <= old and inode not in busy:
+                        busy.add(inode)
+                        nursery.start_soon(self._flush_alone, inode, busy)
+
+    async def _flush_alone(self, inode: Inode, busy: set[Inode]) -> None:
+        async with inode.lock():
+            await self.flush(inode)
+        busy.discard(inode)
 
     async def finish(self) -> list[Inode]:
         """Write back everything; return the inodes for which that failed."""
-        for inode in list(self._since):
-            async with inode.lock():
-                await self.flush(inode)
+        async with trio.open_nursery() as nursery:
+            for inode in self._since:
+                nursery.start_soon(self._flush_alone, inode, set())
         return list(self._since)
 
 
@@ -207,11 +231,12 @@ def _runs(pages: set[int]) -> Iterator[tuple[int, int]]:
         yield run
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    done = 0
+def _write_all(fd: int, data: bytes, offset: int) -> os.stat_result:
+    before, done = os.fstat(fd), 0
     with memoryview(data) as view:
         while done < len(data):
             done += os.pwrite(fd, view[done:], offset + done)
+    return before
 
 
 def _finish(fd: int, touched_ns: int) -> os.stat_result:
