@@ -150,6 +150,8 @@ class Guest:
         except (ConfigError, ValueError) as error:
             raise BadControlInput(str(error)) from None
         self.files.readahead_pages = self.cache.frames // 8
+        if self.writeback is not None and not self.cache.settled:
+            await self.writeback.finish()  # dirty pages stand in the way
 
     async def _drop(self, data: bytes) -> None:
         """Drop the clean pages of everything (`1` or an empty line) or of one file, by its path in the mount."""

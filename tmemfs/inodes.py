@@ -194,22 +194,27 @@ class InodeTable:
 
     def observe(self, inode: Inode, st: os.stat_result, started: int) -> bool:
         """Take in a stat; return True when somebody else changed the file."""
-        if inode.writers or inode.dirty or started < inode.seen_at:
+        if inode.writers or started < inode.seen_at:
             return False  # older than what we know, or a change of our own is under way: its maker records
         inode.seen_at = started
         changed = False
         if stat.S_ISREG(st.st_mode):
-            version = self._version(st)
-            if inode.version is not None and version != inode.version:
-                changed = True
-                self.invalidations += 1
-                self._content.renew(inode)
-                inode.no_caps = False
-                self.on_mismatch(inode)
-            inode.version = version
+            changed = self.changed_since_recorded(inode, st)
+            if changed:
+                self.others_changed(inode)
+            inode.version = self._version(st)
+            if inode.dirty:
+                return changed  # size and times are ours until the dirty pages are written back
             inode.size = st.st_size
         self._keep(inode, st)
         return changed
+
+    def others_changed(self, inode: Inode) -> None:
+        """Drop the clean pages of a file that somebody else changed, here and in the kernel."""
+        self.invalidations += 1
+        self._content.renew(inode)
+        inode.no_caps = False
+        self.on_mismatch(inode)
 
     def record(self, inode: Inode, st: os.stat_result) -> None:
         """Take in the stat that a change of our own has left behind."""

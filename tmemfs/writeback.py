@@ -159,7 +159,7 @@ class Writeback:
             inode.writers -= 1
             self._inodes.touch(inode)
         if befores and self._inodes.changed_since_recorded(inode, befores[0]):
-            self._content.renew(inode)
+            self._inodes.others_changed(inode)
         self.forget(inode)
         self._inodes.record(inode, after)
         if not self._cache.settled:  # a shrink waited for these pages
