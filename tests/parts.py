@@ -145,9 +145,7 @@ class HeldBacking(Backing):
         await self._stroll()
         return data
 
-    async def data(
-        self, file: SlottedFile, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def data(self, file: SlottedFile, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a call that changes or syncs the file."""
         await self.before_write.passing()
         await self._stroll()
@@ -155,8 +153,8 @@ class HeldBacking(Backing):
             self.errors += 1
             raise self.data_error
         if self.short_write is not None and size:
-            fd, data, offset = args
-            args = (fd, data[: self.short_write], offset)  # type: ignore[index, assignment]
+            fd, data, *rest = args
+            args = (fd, data[: self.short_write], *rest)  # type: ignore[index, assignment]
             self.short_write = None
         result = await super().data(file, size, call, *args, **kwargs)
         await self.after_write.passing()
@@ -168,7 +166,14 @@ class Parts:
     """Cache, pool, content, reader and writer over a directory."""
 
     def __init__(
-        self, directory: Path, *, cache: int = MIB, pool: int = MIB, writeback: bool = False, attr_timeout: float = 1.0
+        self,
+        directory: Path,
+        *,
+        cache: int = MIB,
+        pool: int = MIB,
+        writeback: bool = False,
+        attr_timeout: float = 1.0,
+        version_by: str = "all",
     ) -> None:
         self.directory = directory
         self.arena = EmbeddedArena(pool) if pool else None
@@ -180,13 +185,9 @@ class Parts:
         self.backing = HeldBacking()
         self.descriptors = Descriptors(64)
         root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.inodes = InodeTable(
-            root, self.descriptors, self.content, version_by="all", attr_timeout=attr_timeout
-        )
+        self.inodes = InodeTable(root, self.descriptors, self.content, version_by=version_by, attr_timeout=attr_timeout)
         self.reader = Reader(self.content, self.backing, self.inodes)
-        self.writeback = (
-            Writeback(self.content, self.backing, self.inodes, self.reader.read) if writeback else None
-        )
+        self.writeback = Writeback(self.content, self.backing, self.inodes, self.reader.read) if writeback else None
         self.writer = Writer(self.content, self.backing, self.inodes, self.writeback)
         self.files = OpenFiles(readahead_pages=self.cache.frames // 8)
 
@@ -206,7 +207,7 @@ class Parts:
         started = self.inodes.start()
         fd = os.open(self.directory / name, flags | os.O_CLOEXEC)
         self.inodes.observe(inode, os.fstat(fd), started)
-        return self.files.add(inode, fd, flags)
+        return self.files.add(inode, fd, flags, os.getuid())
 
     def make(self, name: str, data: bytes, flags: int = os.O_RDWR) -> OpenFile:
         """Make a file on the backing and open it."""
@@ -221,9 +222,7 @@ class Parts:
     async def truncate(self, file: OpenFile, size: int) -> None:
         """Set the size through the open file."""
         fd = file.fd
-        await self.writer.truncate(
-            file.inode, size, lambda: os.ftruncate(fd, size), lambda: os.fstat(fd)
-        )
+        await self.writer.truncate(file.inode, size, lambda: os.ftruncate(fd, size), lambda: os.fstat(fd))
 
     # -- background ----------------------------------------------------------------------------------------------
 
