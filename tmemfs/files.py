@@ -13,7 +13,18 @@ from tmemfs.readahead import Readahead
 class OpenFile:
     """One open of a file, with its stream of reads."""
 
-    __slots__ = ("closing", "fd", "inode", "number", "readable", "stream", "sync", "users", "writable")
+    __slots__ = (
+        "closing",
+        "fd",
+        "inode",
+        "number",
+        "readable",
+        "stream",
+        "strips_privileges",
+        "sync",
+        "users",
+        "writable",
+    )
 
     def __init__(self, number: int, inode: Inode, fd: int, flags: int, readahead_pages: int) -> None:
         self.number = number
@@ -22,6 +33,7 @@ class OpenFile:
         self.readable = flags & os.O_ACCMODE != os.O_WRONLY
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self.sync = bool(flags & os.O_DSYNC)  # O_SYNC includes its bit
+        self.strips_privileges = False  # its writes take set-user-ID and set-group-ID away
         self.stream = Readahead(readahead_pages)
         self.users = 0
         self.closing = False
@@ -54,9 +66,10 @@ class OpenFiles:
         self._next = 1
         self.readahead_pages = readahead_pages
 
-    def add(self, inode: Inode, fd: int, flags: int) -> OpenFile:
-        """Register a descriptor as an open file of an inode."""
+    def add(self, inode: Inode, fd: int, flags: int, uid: int) -> OpenFile:
+        """Register a descriptor as a user's open file of an inode."""
         file = OpenFile(self.new_number(), inode, fd, flags, self.readahead_pages)
+        file.strips_privileges = uid != 0
         self.by_number[file.number] = file
         inode.opens += 1
         if file.readable:

@@ -253,7 +253,7 @@ class Operations(pyfuse3.Operations):
         node = self.parts.control.get(number)
         if node is not None:
             return self._open_control(node, flags)
-        return direct((await self.parts.opener.open(self._inode(number), flags)).number)
+        return direct((await self.parts.opener.open(self._inode(number), flags, ctx)).number)
 
     def _open_control(self, node: Node, flags: int) -> FileInfo:
         writes = flags & os.O_ACCMODE != os.O_RDONLY

@@ -38,10 +38,10 @@ class Opener:
         self._tree = tree
         self._writer = writer
 
-    async def open(self, inode: Inode, flags: int) -> OpenFile:
+    async def open(self, inode: Inode, flags: int, caller: Caller) -> OpenFile:
         """Open a file of the backing; truncate it where O_TRUNC asks for that."""
         fd, opened = await self._attributes.open(inode, flags, may_read_too=self._writer.writeback is not None)
-        file = self._files.add(inode, fd, opened)
+        file = self._files.add(inode, fd, opened, caller.uid)
         if flags & os.O_TRUNC:
             try:
                 with file.borrowed():
@@ -58,7 +58,7 @@ class Opener:
         flags &= ~(os.O_APPEND | os.O_DIRECT | os.O_NOCTTY)
         inode, fd = await self._tree.create(parent, name, mode, flags, caller)
         prepare_descriptor(fd)
-        return self._files.add(inode, fd, flags)
+        return self._files.add(inode, fd, flags, caller.uid)
 
     async def flush(self, file: OpenFile) -> None:
         """Do what a close(2) waits for; raise what a write-back owes."""

@@ -12,6 +12,7 @@ short write drops the whole range: nobody knows what the backing holds there.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -39,7 +40,8 @@ class Writer:
         inode = file.inode
         async with inode.lock():
             if self.writeback is not None:
-                if await self.writeback.store(file, offset, data):
+                privileged = file.strips_privileges and inode.attr is not None and privileges_of(inode.attr.st_mode)
+                if not privileged and await self.writeback.store(file, offset, data):
                     return len(data)
                 await self.writeback.flush(inode)
             return await self._write_through(file, offset, data)
@@ -53,7 +55,7 @@ class Writer:
         try:
             with file.borrowed() as fd:
                 before, written, after = await self._backing.write(
-                    inode, len(data), _write_between_stats, fd, data, offset
+                    inode, len(data), _write_between_stats, fd, data, offset, file.strips_privileges
                 )
         finally:  # an error or a cancellation too leaves an unknown range behind
             inode.writers -= 1
@@ -65,6 +67,8 @@ class Writer:
         if self._inodes.changed_since_recorded(inode, before):
             content.renew(inode)
         self._inodes.record(inode, after)
+        if after.st_mode != before.st_mode:
+            self._inodes.on_mismatch(inode)  # the kernel forgets times and size after a write, not the mode
         return written
 
     async def change(self, inode: Inode, call: Callable[[], T], stat_of: Callable[[], os.stat_result]) -> T:
@@ -111,8 +115,12 @@ class Writer:
             await self._backing.data(inode, 0, os.fdatasync if data_only else os.fsync, fd)
 
 
-def _write_between_stats(fd: int, data: bytes, offset: int) -> tuple[os.stat_result, int, os.stat_result]:
-    """Write all of `data`, or as much as is taken before an error; raise the error when that is nothing."""
+def _write_between_stats(fd: int, data: bytes, offset: int, strip: bool) -> tuple[os.stat_result, int, os.stat_result]:
+    """Write all of `data`, or as much as is taken before an error; raise the error when that is nothing.
+
+    `strip`: take set-user-ID and set-group-ID away, as a write by anybody but root does. The backing does not do it
+    where it is root who writes.
+    """
     before = os.fstat(fd)
     done = 0
     with memoryview(data) as view:
@@ -123,7 +131,15 @@ def _write_between_stats(fd: int, data: bytes, offset: int) -> tuple[os.stat_res
                 if not done:
                     raise
                 break
+    privileges = privileges_of(before.st_mode)
+    if strip and privileges:
+        os.fchmod(fd, stat.S_IMODE(before.st_mode) & ~privileges)
     return before, done, os.fstat(fd)
+
+
+def privileges_of(mode: int) -> int:
+    """Return the bits of a mode that a write takes away (set-group-ID without group execution is another thing)."""
+    return mode & (stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
 
 
 def _call_between_stats(
