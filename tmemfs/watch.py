@@ -234,10 +234,6 @@ class Watch:
         """Take in a stat that followed an event; False when a change of our own makes it worthless."""
         if inode.writers or started < inode.seen_at:
             return False
-        if inode.dirty:  # not to be observed, but with no writer, the backing should be as recorded
-            if self._inodes.changed_since_recorded(inode, st):
-                self._content.renew(inode)
-            return True
         before = inode.attr
         if self._inodes.observe(inode, st, started):
             self._settle(inode, st)
