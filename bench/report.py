@@ -76,7 +76,7 @@ def say(text: str) -> None:
 def machine() -> Figures:
     """Describe where the figures come from."""
     versions = {}
-    for package in ("pyfuse3", "trio", "lz4", "xxhash", "msgspec"):
+    for package in ("pyfuse3", "trio", "lz4", "xxhash"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
