@@ -20,6 +20,7 @@ class Node:
         st = os.lstat(path)
         self.key = (st.st_dev, st.st_ino)
         self.locations: list[tuple[Located, bytes]] = list(locations)
+        self.open_descriptors: list[int] = []
 
 
 class Tree:
@@ -140,3 +141,14 @@ def test_threads_share_the_table(tree: Tree) -> None:
     for thread in threads:
         thread.join(60)
     assert not errors
+
+
+def test_a_file_without_a_name_is_reached_through_an_open_descriptor(tree: Tree) -> None:
+    node = tree.node("gone")
+    fd = os.open(tree.directory / "gone", os.O_RDONLY)
+    (tree.directory / "gone").unlink()
+    try:
+        node.open_descriptors.append(fd)
+        assert tree.content(node) == "gone"
+    finally:
+        os.close(fd)

@@ -13,12 +13,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
 import trio
 
-from tmemfs.kernelmount import mount_table
 from tmemfs.throttle import ThrottleGate
 
 P = ParamSpec("P")
@@ -28,9 +26,6 @@ FILE_THREADS = 8
 DATA_THREADS = 256
 META_THREADS = 64
 CONTROL_THREADS = 8
-
-# Filesystems whose metadata calls return in microseconds unless the disk itself is dead.
-LOCAL_FILESYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "zfs", "bcachefs"})
 
 
 class SlottedFile(Protocol):
@@ -148,11 +143,3 @@ def _read_whole(fd: int, buffer: bytearray, offset: int, drop: bool) -> int:
     if drop and done:
         os.posix_fadvise(fd, offset, done, os.POSIX_FADV_DONTNEED)
     return done
-
-
-def is_local(fd: int) -> bool:
-    """Tell whether a directory, and all that is mounted below it, is on filesystems that do not wait for a network."""
-    device, path = os.fstat(fd).st_dev, Path(os.readlink(f"/proc/self/fd/{fd}"))
-    own = f"{os.major(device)}:{os.minor(device)}"
-    kinds = {entry.fstype for entry in mount_table() if entry.device == own or path in entry.mountpoint.parents}
-    return bool(kinds) and kinds <= LOCAL_FILESYSTEMS

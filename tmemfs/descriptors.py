@@ -1,9 +1,10 @@
 """Keep a bounded number of O_PATH descriptors of inodes, reopened when needed.
 
 A directory of 100,000 entries must not cost 100,000 descriptors, so an inode's descriptor is opened at its first use,
-by its parent's descriptor and its name, and (device, inode number) are verified: a name that leads elsewhere since is
-ESTALE, never the wrong file. The least recently used is closed when the table is full. Descriptors of files that lost
-their last name cannot be reopened, so they are pinned until the kernel forgets them.
+by its parent's descriptor and its name (or, when that name has gone, through an open file's descriptor), and (device,
+inode number) are verified: a name that leads elsewhere since is ESTALE, never the wrong file. The least recently used
+is closed when the table is full. Descriptors of files that lost their last name are pinned until the kernel forgets
+them: they could not be reopened.
 
 Threads call in here: the lock guards the table alone and is never held over a system call.
 """
@@ -31,6 +32,10 @@ class Located(Protocol):
     @property
     def locations(self) -> Sequence[tuple[Located, bytes]]:
         """Parents and names under which the inode was seen; empty for one that has no name any more."""
+
+    @property
+    def open_descriptors(self) -> Sequence[int]:
+        """Descriptors of those who have the file open now."""
 
 
 class _Entry:
@@ -120,10 +125,15 @@ class Descriptors:
                     fd = os.open(name, PATH_FLAGS, dir_fd=parent_fd)
                 except (FileNotFoundError, NotADirectoryError):
                     continue  # renamed or removed underneath; it may have another name
-            found = os.fstat(fd)
-            if (found.st_dev, found.st_ino) == inode.key:
+            if _leads_to(fd, inode):
                 return fd
-            os.close(fd)
+        for number in tuple(inode.open_descriptors):
+            try:
+                fd = os.open(f"/proc/self/fd/{number}", os.O_PATH | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # closed since
+            if _leads_to(fd, inode):
+                return fd
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def drop(self, inode: Located) -> None:
@@ -149,3 +159,12 @@ class Descriptors:
             assert len(loose) <= self.limit, (len(loose), self.limit)
             for entry in self._entries.values():
                 os.fstat(entry.fd)
+
+
+def _leads_to(fd: int, inode: Located) -> bool:
+    """Tell whether a descriptor is the inode's; close it if not."""
+    found = os.fstat(fd)
+    if (found.st_dev, found.st_ino) == inode.key:
+        return True
+    os.close(fd)
+    return False

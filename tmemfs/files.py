@@ -72,6 +72,7 @@ class OpenFiles:
         file.strips_privileges = uid != 0
         self.by_number[file.number] = file
         inode.opens += 1
+        inode.open_descriptors.append(fd)
         if file.readable:
             inode.readable_opens += 1
         return file
@@ -85,5 +86,6 @@ class OpenFiles:
         """Forget an open file; its last user closes the descriptor, or the caller when there is none."""
         file = self.by_number.pop(number)
         file.inode.opens -= 1
+        file.inode.open_descriptors.remove(file.fd)
         file.closing = True
         return file

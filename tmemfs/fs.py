@@ -1,24 +1,22 @@
 """Answer the kernel: pyfuse3's operations, translated into calls on the guest's parts.
 
-The only file that knows FUSEError. Handlers raise what the parts raise; `answered` turns an OSError into its errno
-and anything unforeseen into a logged EIO, because an exception that leaves a handler ends pyfuse3's main loop and
-with it the mount. It also measures: every operation has a latency histogram.
+Handlers raise what the parts raise; `answered` makes a reply of it.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import pyfuse3
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
+from pyfuse3 import EntryAttributes, FileInfo, RequestContext, StatvfsData
 
+from tmemfs.answer import answered
 from tmemfs.attributes import Attributes, Changes
 from tmemfs.backing import Backing
 from tmemfs.control import BadControlInput, Control, Node
@@ -33,30 +31,6 @@ from tmemfs.tree import Tree
 from tmemfs.writer import Writer
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
-Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
-
-
-def answered(handler: Handler[P, R]) -> Handler[P, R]:
-    """Let a handler end in a reply whatever happens, and measure how long that took."""
-    name = handler.__name__.lstrip("_")
-
-    @functools.wraps(handler)
-    async def wrapper(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        started = time.perf_counter_ns()
-        try:
-            return await handler(self, *args, **kwargs)
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
-        except Exception:
-            log.exception("%s failed unexpectedly; the caller got EIO", name)
-            raise FUSEError(errno.EIO) from None
-        finally:
-            self.stats.latency(name).add(time.perf_counter_ns() - started)
-
-    return wrapper
 
 
 class OpenDirectory:

@@ -6,13 +6,12 @@ import logging
 import os
 import resource
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import trio
 
 from tmem import EmbeddedArena, Tmem
 from tmemfs.attributes import Attributes
-from tmemfs.backing import Backing, is_local
+from tmemfs.backing import Backing
 from tmemfs.config import MIN_CACHE_BYTES, ConfigError, MountConfig, parse_size
 from tmemfs.content import Content
 from tmemfs.control import BadControlInput, Control
@@ -22,6 +21,7 @@ from tmemfs.files import OpenFiles
 from tmemfs.fs import Operations, Parts
 from tmemfs.inodes import Inode, InodeTable
 from tmemfs.kernelcache import KernelCache
+from tmemfs.kernelmount import is_local
 from tmemfs.listing import Listings
 from tmemfs.opener import Opener
 from tmemfs.pagecache import PageCache
@@ -31,11 +31,9 @@ from tmemfs.replies import Replies
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
 from tmemfs.tree import Tree
+from tmemfs.watch import Watch
 from tmemfs.writeback import Writeback
 from tmemfs.writer import Writer
-
-if TYPE_CHECKING:
-    from tmemfs.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +111,6 @@ class Guest:
         )
 
     def _watch(self) -> Watch:
-        from tmemfs.watch import Watch  # here: nobody else needs its library
-
         return Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel)
 
     def _mismatch(self, inode: Inode) -> None:

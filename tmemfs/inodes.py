@@ -46,6 +46,7 @@ class Inode:
         "no_caps",
         "number",
         "oid",
+        "open_descriptors",
         "opens",
         "pages",
         "readable_opens",
@@ -66,6 +67,7 @@ class Inode:
         self.locations: list[tuple[Inode, bytes]] = []
         self.unlinked = False  # its last name went, through this mount
         self.opens = 0
+        self.open_descriptors: list[int] = []  # a way to the file when its names have gone
         self.readable_opens = 0  # since the kernel's pages of it were last invalidated
         self.attr: os.stat_result | None = None
         self.attr_until = 0.0

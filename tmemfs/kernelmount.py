@@ -29,6 +29,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
+# Filesystems whose metadata calls return in microseconds unless the disk itself is dead.
+LOCAL_FILESYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "zfs", "bcachefs"})
+
+
 @dataclass(frozen=True, slots=True)
 class MountEntry:
     """Hold one line of the mount table."""
@@ -64,6 +68,14 @@ def top_mount(mountpoint: Path) -> MountEntry | None:
     """Find the uppermost mount at exactly this path."""
     found = [entry for entry in mount_table() if entry.mountpoint == mountpoint]
     return found[-1] if found else None
+
+
+def is_local(fd: int) -> bool:
+    """Tell whether a directory, and all that is mounted below it, is on filesystems that do not wait for a network."""
+    device, path = os.fstat(fd).st_dev, Path(os.readlink(f"/proc/self/fd/{fd}"))
+    own = f"{os.major(device)}:{os.minor(device)}"
+    kinds = {entry.fstype for entry in mount_table() if entry.device == own or path in entry.mountpoint.parents}
+    return bool(kinds) and kinds <= LOCAL_FILESYSTEMS
 
 
 def resolve_mountpoint(path: str | os.PathLike[str]) -> Path:
