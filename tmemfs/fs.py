@@ -18,11 +18,10 @@ from pyfuse3 import EntryAttributes, FileInfo, RequestContext, StatvfsData
 
 from tmemfs.answer import answered
 from tmemfs.attributes import Attributes, Changes
-from tmemfs.backing import Backing
 from tmemfs.control import BadControlInput, Control, Node
+from tmemfs.directories import Directories
 from tmemfs.files import OpenFiles
 from tmemfs.inodes import Inode, InodeTable
-from tmemfs.listing import Listing, Listings
 from tmemfs.opener import Opener
 from tmemfs.reader import Reader
 from tmemfs.replies import Replies, direct, free_space
@@ -31,17 +30,6 @@ from tmemfs.tree import Tree
 from tmemfs.writer import Writer
 
 log = logging.getLogger(__name__)
-
-
-class OpenDirectory:
-    """One open of a directory."""
-
-    __slots__ = ("inode", "listing", "started")
-
-    def __init__(self, inode: Inode, listing: Listing) -> None:
-        self.inode = inode
-        self.listing = listing
-        self.started = False
 
 
 class OpenControl:
@@ -58,7 +46,6 @@ class OpenControl:
 class Parts:
     """What the operations work on."""
 
-    backing: Backing
     inodes: InodeTable
     files: OpenFiles
     reader: Reader
@@ -66,7 +53,7 @@ class Parts:
     control: Control
     tree: Tree
     attributes: Attributes
-    listings: Listings
+    directories: Directories
     opener: Opener
     replies: Replies
 
@@ -86,7 +73,6 @@ class Operations(pyfuse3.Operations):
         self._files = parts.files.by_number
         self._hit = parts.reader.hit
         self._read_latency = stats.latency("read")
-        self._directories: dict[int, OpenDirectory] = {}
         self._controls: dict[int, OpenControl] = {}
 
     def _inode(self, number: int) -> Inode:
@@ -296,52 +282,20 @@ class Operations(pyfuse3.Operations):
     @answered
     async def opendir(self, number: int, ctx: RequestContext) -> int:
         fh = self.parts.files.new_number()
-        if number == self.parts.control.directory.number:
-            return fh  # reads as empty
-        inode = self._inode(number)
-        self._directories[fh] = OpenDirectory(inode, await self.parts.listings.open(inode))
+        if number != self.parts.control.directory.number:  # that one reads as empty
+            await self.parts.directories.open(fh, self._inode(number))
         return fh
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        directory = self._directories.get(fh)
-        if directory is None:
-            return
-        if start_id == 0 and directory.started:  # rewound
-            directory.listing = await self.parts.listings.open(directory.inode)
-        directory.started = True
-        names, position = directory.listing.names, start_id
-        while position < len(names) + 2:
-            inode = await self._member(directory, position)
-            name = names[position - 2] if position >= 2 else (b".", b"..")[position]
-            position += 1
-            if inode is None:
-                continue
-            if not pyfuse3.readdir_reply(token, name, self._replies.entry(inode), position):
-                return
-            if position > 2:  # the kernel counts no lookup for . and ..
-                self.parts.inodes.remember(inode)
-
-    async def _member(self, directory: OpenDirectory, position: int) -> Inode | None:
-        """Return the inode at a position of a directory: 0 is itself, 1 its parent."""
-        if position < 2:
-            inode = directory.inode
-            if position == 1 and inode.locations:
-                inode = inode.locations[0][0]
-            if inode.attr is None:
-                await self.parts.attributes.get(inode)
-            return inode
-        entry = await self.parts.listings.entry(directory.inode, directory.listing, position - 2)
-        if entry is None:
-            return None
-        return self.parts.inodes.enter(directory.inode, entry.name, entry.st, entry.started)
+        await self.parts.directories.read(fh, start_id, token)
 
     @answered
     async def releasedir(self, fh: int) -> None:
-        self._directories.pop(fh, None)
+        self.parts.directories.close(fh)
 
     @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        directory = self._directories.get(fh)
+        directory = self.parts.directories.inode(fh)
         if directory is not None:
-            await self.parts.attributes.sync_directory(directory.inode)
+            await self.parts.attributes.sync_directory(directory)

@@ -17,6 +17,7 @@ from tmemfs.content import Content
 from tmemfs.control import BadControlInput, Control
 from tmemfs.counters import register
 from tmemfs.descriptors import Descriptors
+from tmemfs.directories import Directories
 from tmemfs.files import OpenFiles
 from tmemfs.fs import Operations, Parts
 from tmemfs.inodes import Inode, InodeTable
@@ -31,7 +32,6 @@ from tmemfs.replies import Replies
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
 from tmemfs.tree import Tree
-from tmemfs.watch import Watch
 from tmemfs.writeback import Writeback
 from tmemfs.writer import Writer
 
@@ -65,7 +65,9 @@ class Guest:
         )
         self.kernel = KernelCache(self.backing)
         self.inodes.on_mismatch = self._mismatch
-        self.watch = self._watch() if config.watch else None
+        self.watch = (
+            Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel) if config.watch else None
+        )
         self.reader = Reader(self.content, self.backing, self.inodes)
         self.writeback = (
             Writeback(self.content, self.backing, self.inodes, self.reader.read) if config.writeback else None
@@ -82,8 +84,10 @@ class Guest:
         config, backing, inodes = self.config, self.backing, self.inodes
         tree = self._tree = Tree(backing, inodes, self.descriptors)
         attributes = Attributes(backing, inodes, self.descriptors, self.writer)
+        replies = Replies(
+            self.control, self.writeback, attr_timeout=config.attr_timeout, negative_timeout=config.negative_timeout
+        )
         return Parts(
-            backing=backing,
             inodes=inodes,
             files=self.files,
             reader=self.reader,
@@ -91,7 +95,7 @@ class Guest:
             control=self.control,
             tree=tree,
             attributes=attributes,
-            listings=Listings(backing, inodes, self.descriptors),
+            directories=Directories(inodes, attributes, Listings(backing, inodes, self.descriptors), replies),
             opener=Opener(
                 attributes=attributes,
                 backing=backing,
@@ -102,16 +106,8 @@ class Guest:
                 tree=tree,
                 writer=self.writer,
             ),
-            replies=Replies(
-                self.control,
-                self.writeback,
-                attr_timeout=config.attr_timeout,
-                negative_timeout=config.negative_timeout,
-            ),
+            replies=replies,
         )
-
-    def _watch(self) -> Watch:
-        return Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel)
 
     def _mismatch(self, inode: Inode) -> None:
         self.kernel.forget_attributes(inode.number)

@@ -9,7 +9,7 @@ it. An open directory keeps the snapshot that it began with, until it is rewound
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 
@@ -31,13 +31,14 @@ class Entry(NamedTuple):
 class Listing:
     """The names of a directory at one moment."""
 
-    __slots__ = ("entries", "made", "names", "statted")
+    __slots__ = ("entries", "made", "names", "replies", "statted")
 
     def __init__(self, names: list[bytes], made: float) -> None:
         self.names = names
         self.made = made
         self.entries: list[Entry | None] = []  # None: gone before its attributes were read
         self.statted = 0
+        self.replies: dict[int, tuple[Inode, int, Any]] = {}  # by position: inode, when it was seen, what was said
 
 
 class Listings:

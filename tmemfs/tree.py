@@ -94,15 +94,15 @@ class Tree:
     async def _make(
         self, parent: Inode, name: bytes, mode: int, caller: Caller, make: Callable[[int, int], None]
     ) -> Inode:
-        def call() -> os.stat_result:
+        def call() -> tuple[os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as fd:
                 make(fd, _masked(fd, mode, caller))
                 _give_away(fd, name, mode, caller)
-                return os.stat(name, dir_fd=fd, follow_symlinks=False)
+                return os.stat(name, dir_fd=fd, follow_symlinks=False), os.fstat(fd)
 
         started = self._inodes.start()
-        st = await self._backing.meta(call)
-        self._changed(parent)
+        st, directory = await self._backing.meta(call)
+        self._changed(parent, directory)
         return self._inodes.enter(parent, name, st, started)
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Inode, int]:
@@ -111,7 +111,7 @@ class Tree:
         Return the inode and a descriptor that belongs to the caller.
         """
 
-        def call() -> tuple[int, os.stat_result]:
+        def call() -> tuple[int, os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as dir_fd:
                 opening = (flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC) & ~os.O_EXCL
                 try:
@@ -121,26 +121,30 @@ class Tree:
                         raise
                     fd = os.open(name, opening & ~os.O_CREAT, dir_fd=dir_fd)
                 else:
-                    _give_away(dir_fd, name, mode, caller)
-                return fd, os.fstat(fd)
+                    try:
+                        _give_away(dir_fd, name, mode, caller)
+                    except OSError:
+                        os.close(fd)
+                        raise
+                return fd, os.fstat(fd), os.fstat(dir_fd)
 
         started = self._inodes.start()
-        fd, st = await self._backing.meta(call)
-        self._changed(parent)
+        fd, st, directory = await self._backing.meta(call)
+        self._changed(parent, directory)
         return self._inodes.enter(parent, name, st, started), fd
 
     async def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Give an inode one more name."""
 
-        def call() -> tuple[os.stat_result, os.stat_result]:
+        def call() -> tuple[os.stat_result, os.stat_result, os.stat_result]:
             with self._descriptors.use(inode) as fd, self._descriptors.use(parent) as dir_fd:
                 before = os.fstat(fd)
                 os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
-                return before, os.fstat(fd)
+                return before, os.fstat(fd), os.fstat(dir_fd)
 
         started = self._inodes.start()
-        before, after = await self._backing.meta(call)
-        self._changed(parent)
+        before, after, directory = await self._backing.meta(call)
+        self._changed(parent, directory)
         self._inodes.observe(inode, before, started)
         inode.add_location(parent, name)
         self._inodes.record(inode, after)
@@ -150,20 +154,20 @@ class Tree:
     async def unlink(self, parent: Inode, name: bytes, *, directory: bool = False) -> None:
         """Remove a name; `directory` tells rmdir from unlink."""
 
-        def call() -> tuple[Removed | None, os.stat_result | None]:
+        def call() -> tuple[Removed | None, os.stat_result | None, os.stat_result]:
             with self._descriptors.use(parent) as dir_fd:
                 going = self._going(name, dir_fd)
                 try:
                     (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
-                    return going, os.fstat(going.fd) if going else None
+                    return going, os.fstat(going.fd) if going else None, os.fstat(dir_fd)
                 except OSError:
                     if going:
                         os.close(going.fd)
                     raise
 
         started = self._inodes.start()
-        gone, after = await self._backing.meta(call)
-        self._changed(parent)
+        gone, after, changed = await self._backing.meta(call)
+        self._changed(parent, changed)
         self._inodes.on_name_removed(parent, name)
         if gone is not None and after is not None:
             self._settle(gone, after, parent, name, started)
@@ -171,15 +175,12 @@ class Tree:
     def _going(self, name: bytes, dir_fd: int) -> Removed | None:
         """Hold on to what a name leads to, if the kernel knows it: without its last name it cannot be opened again."""
         try:
-            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
         except FileNotFoundError:
             return None
+        st = os.fstat(fd)
         inode = self._inodes.find(st)
         if inode is None:
-            return None
-        fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
-        st = os.fstat(fd)
-        if (st.st_dev, st.st_ino) != inode.key:  # replaced underneath between the two calls
             os.close(fd)
             return None
         return Removed(inode, fd, st)
@@ -237,9 +238,13 @@ class Tree:
         inode.remove_location(new_parent, new_name)
         self._inodes.expire(inode)
 
-    def _changed(self, parent: Inode) -> None:
+    def _changed(self, parent: Inode, st: os.stat_result | None = None) -> None:
+        """Take in that a directory's entries changed; `st` is its stat just after."""
         parent.listing = None
-        self._inodes.expire(parent)
+        if st is not None and self._backing.local:
+            self._inodes.record(parent, st)
+        else:  # in threads, two such stats may overtake each other: ask again
+            self._inodes.expire(parent)
 
 
 _RENAME_EXCHANGE = 2
