@@ -32,6 +32,7 @@ from tmemfs.replies import Replies
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
 from tmemfs.tree import Tree
+from tmemfs.watch import Watch
 from tmemfs.writeback import Writeback
 from tmemfs.writer import Writer
 
