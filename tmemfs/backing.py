@@ -10,6 +10,7 @@ Rejected: one pool of threads for everything. 99 readers stuck on a dead server 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -26,6 +27,12 @@ FILE_THREADS = 8
 DATA_THREADS = 256
 META_THREADS = 64
 CONTROL_THREADS = 8
+
+# What a healthy filesystem says about a name or an attribute: no trouble, and not counted as such. The kernel asks for
+# security.capability at the first write to every file.
+ANSWERS = frozenset(
+    {errno.ENOENT, errno.ENODATA, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EOPNOTSUPP, errno.ERANGE}
+)
 
 
 class SlottedFile(Protocol):
@@ -60,7 +67,7 @@ class Backing:
         return self._inline
 
     async def meta(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a metadata call. OSError passes through, counted (a missing name is an answer, not an error)."""
+        """Run a metadata call. OSError passes through, counted unless it is an answer."""
         self.calls += 1
         if self._gate is not None:
             await self._gate.delay(0)
@@ -70,10 +77,8 @@ class Backing:
             return await trio.to_thread.run_sync(
                 lambda: call(*args, **kwargs), limiter=self._meta, abandon_on_cancel=True
             )
-        except FileNotFoundError:
-            raise
-        except OSError:
-            self.errors += 1
+        except OSError as error:
+            self.errors += error.errno not in ANSWERS
             raise
 
     async def data(self, file: SlottedFile, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

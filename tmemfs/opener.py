@@ -83,6 +83,7 @@ class Opener:
         if writeback is not None and inode.dirty and not (inode.unlinked and inode.opens == 1):
             async with inode.lock():
                 await writeback.flush(inode)
+        file.acquire()  # what follows may end the last other use: the descriptor is to be closed once
         self._files.remove(file.number)
         if not inode.opens and inode.unlinked:
             self._content.forget(inode)
@@ -93,5 +94,6 @@ class Opener:
             self._kernel.forget_pages(inode.number)
         if not inode.opens and inode.lookups <= 0:
             self._inodes.forget(inode.number, 0)
+        file.users -= 1
         if not file.users:  # else a fill or a write-back that failed still needs the descriptor
             await self._backing.meta(os.close, file.fd)
