@@ -21,6 +21,7 @@ import trio
 import trio.testing
 from tmem import EmbeddedArena, Tmem
 
+from tests.consistency import check_content
 from tmemfs.backing import Backing, SlottedFile
 from tmemfs.content import Content
 from tmemfs.descriptors import Descriptors
@@ -270,11 +271,7 @@ class Parts:
         self.descriptors.check()
         if self.tmem is not None:
             self.tmem.check()
-        for inode in self.inodes.known():
-            for index, frame in inode.pages.items():
-                assert not self.precache.holds(inode, index), f"page {index} is in the cache and in the pool"
-                assert bool(self.cache.dirty[frame]) == (index in inode.dirty)
-            assert inode.dirty <= inode.pages.keys()
+        check_content(self.inodes, self.cache, self.precache)
         assert self.cache.resident <= self.cache.frames
 
     def close(self) -> None:

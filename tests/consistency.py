@@ -1,0 +1,19 @@
+"""What must be true of a guest's parts together, at every moment between two awaits."""
+
+from __future__ import annotations
+
+from tmemfs.inodes import InodeTable
+from tmemfs.pagecache import PageCache
+from tmemfs.precache import Precache
+
+
+def check_content(inodes: InodeTable, cache: PageCache, precache: Precache) -> None:
+    """Raise AssertionError when a page is in two places, or dirty in one table and clean in another."""
+    resident = 0
+    for inode in inodes.known():
+        resident += len(inode.pages)
+        assert inode.dirty <= inode.pages.keys()
+        for index, frame in inode.pages.items():
+            assert not precache.holds(inode, index), f"page {index} is in the cache and in the pool"
+            assert bool(cache.dirty[frame]) == (index in inode.dirty), f"page {index} is dirty in one table only"
+    assert resident <= cache.resident

@@ -1,0 +1,51 @@
+"""The command line of tmemfs with a guest that checks itself: four times a second, and after the last request.
+
+What it finds ends the mount with a status that the tests look at; `<log>.checked` is written when it found nothing.
+"""
+
+from __future__ import annotations
+
+import trio
+
+import tmemfs.mount
+from tests.consistency import check_content
+from tmemfs.cli import main
+from tmemfs.guest import Guest
+
+SECONDS = 0.25
+
+
+class CheckedGuest(Guest):
+    """A guest whose parts must agree at every moment between two awaits."""
+
+    def check(self) -> None:
+        """Check the parts, and what is only true of all of them together."""
+        super().check()
+        check_content(self.inodes, self.cache, self.precache)
+        assert self.cache.resident <= self.cache.frames or not self.cache.settled
+        assert sum(inode.opens for inode in self.inodes.known()) <= len(self.files.by_number)
+        for file in self.files.by_number.values():
+            assert not file.closing
+            assert file.inode.opens > 0
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Check while running."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(super().run)
+            task_status.started()
+            while True:
+                self.check()
+                await trio.sleep(SECONDS)
+
+    async def finish(self) -> None:
+        """Check what is left behind."""
+        await super().finish()
+        self.check()
+        dirty = [inode.number for inode in self.inodes.known() if inode.dirty]
+        assert self.config.log_file is not None
+        self.config.log_file.with_suffix(".checked").write_text(f"consistent, dirty {dirty}\n")
+
+
+if __name__ == "__main__":
+    vars(tmemfs.mount)["Guest"] = CheckedGuest
+    main()

@@ -1,0 +1,118 @@
+"""One real mount for a test: small caches, a guest that checks itself, and a watchdog that ends a hang.
+
+A request that hangs holds its caller in the kernel, where no timeout of Python's reaches it. The watchdog kills the
+mount's process: the connection ends with it, and every caller gets an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import REPOSITORY, Place
+
+CHECKED = (sys.executable, os.fspath(REPOSITORY / "tests" / "fs" / "checkedguest.py"))
+SMALL = ("--cache", "1M", "--pool", "8M")
+WATCHDOG_SECONDS = 110.0
+PROGRAM_SECONDS = 100.0
+
+VARIANTS = {
+    "through": (),
+    "writeback": ("--writeback",),
+    "threads": ("--throttle", "latency=20us"),  # a throttled backing makes every call in a thread
+    "nopool": ("--pool", "none"),
+}
+
+
+class Mounted:
+    """A mount of `source` on `root`."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.source = place.source
+        self.root = place.mountpoint
+        self.process: subprocess.Popen[str] | None = None
+        self._watchdog: threading.Timer | None = None
+
+    def start(self, *options: str) -> Path:
+        """Mount with a cache of 1 MiB and these options; return the mountpoint."""
+        assert self.process is None
+        checked = self._place.log.with_suffix(".checked")
+        checked.unlink(missing_ok=True)
+        process = self.process = self._place.serve(*SMALL, *options, command=CHECKED)
+        self._watchdog = threading.Timer(WATCHDOG_SECONDS, process.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+        return self.root
+
+    def end(self, *, dirty: str = "[]") -> None:
+        """Unmount, and see that the guest found itself consistent."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        assert process.poll() is None, f"the mount ended by itself: {self._place.log_text()[-4000:]}"
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
+            self.stop_watchdog()
+        log = self._place.log_text()
+        assert process.returncode == 0, log[-4000:]
+        assert self._place.log.with_suffix(".checked").read_text() == f"consistent, dirty {dirty}\n"
+        assert "Traceback" not in log, log[-4000:]
+
+    def stop_watchdog(self) -> None:
+        """End the watchdog."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    def stats(self) -> dict[str, Any]:
+        """Read the counters."""
+        values: dict[str, Any] = json.loads((self.root / ".tmemfs" / "stats.json").read_bytes())
+        return values
+
+    def control(self, name: str, line: str) -> None:
+        """Write a line to a control file in one request."""
+        fd = os.open(self.root / ".tmemfs" / name, os.O_WRONLY)
+        try:
+            os.write(fd, os.fsencode(line))
+        finally:
+            os.close(fd)
+
+    def log(self) -> str:
+        """Return what the mount logged."""
+        return self._place.log_text()
+
+
+def shell(script: str, cwd: Path, seconds: float = PROGRAM_SECONDS, **variables: str | Path) -> str:
+    """Run a script that must succeed; return what it prints."""
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "HOME": os.fspath(cwd.parent),
+        "GIT_AUTHOR_NAME": "t",
+        "GIT_AUTHOR_EMAIL": "t@example.org",
+        "GIT_COMMITTER_NAME": "t",
+        "GIT_COMMITTER_EMAIL": "t@example.org",
+        **{name: os.fspath(value) for name, value in variables.items()},
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=cwd,
+        env=environment,
+        check=False,
+        capture_output=True,
+        timeout=seconds,
+        stdin=subprocess.DEVNULL,
+    )
+    output = done.stdout.decode(errors="surrogateescape")
+    assert done.returncode == 0, f"status {done.returncode}\n{output[-3000:]}\n{done.stderr.decode(errors='replace')[-3000:]}"
+    return output
