@@ -15,14 +15,14 @@ from pathlib import Path
 
 from bench import pages, procmem
 from bench.children import BenchError
-from bench.content import MIB, PAGE_SIZE, write_half_compressible
+from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.harness import Mounted, tmemfs, workspace
 from bench.procmem import Memory
 from bench.report import Figures, Goal, Outcome, bars, main, parser, say
 
 FULL_GOAL, FALL_GOAL = 1.25, 200 * MIB
 FALL_SHARE = FALL_GOAL / (240 * MIB)  # of what the cache gives up, for other sizes
-FILL_PASSES = 6
+FILL_PASSES, FILL_BLOCK = 6, 16 * PAGE_SIZE
 SETTLE_SECONDS = 20.0
 
 
@@ -96,9 +96,14 @@ def _use_a_little(mount: Mounted) -> None:
 
 
 def _fill(mount: Mounted) -> None:
-    """Read until the cache is full and the pool gives way."""
+    """Read until the cache is full and the pool gives way.
+
+    In blocks in random order: a stream is read ahead faster than its pages are compressed, and then they are dropped.
+    """
+    file = mount.path / "file"
+    order = shuffled(file.stat().st_size // FILL_BLOCK, seed=7)
     for _ in range(FILL_PASSES):
-        pages.sequentially(mount.path / "file")
+        pages.in_order(file, order, FILL_BLOCK)
         stats = mount.stats()
         if stats["pool_evictions"] and stats["cache_resident_bytes"] > 0.9 * stats["cache_capacity_bytes"]:
             return

@@ -19,7 +19,7 @@ class Pass:
 
     pages: int
     seconds: float
-    median_seconds: float  # of one read
+    median_seconds: float  # of one read call
 
     @property
     def mean_seconds(self) -> float:
@@ -27,23 +27,23 @@ class Pass:
         return self.seconds / self.pages
 
 
-def in_order(path: Path, order: Sequence[int]) -> Pass:
-    """Read these pages, 4 KiB at a time."""
-    buffer = bytearray(PAGE_SIZE)
+def in_order(path: Path, order: Sequence[int], block: int = PAGE_SIZE) -> Pass:
+    """Read the blocks with these numbers; a block is a page unless `block` gives other bytes."""
+    buffer = bytearray(block)
     target, clock = [memoryview(buffer)], time.perf_counter
     times: list[float] = []
     fd = os.open(path, os.O_RDONLY)
     try:
         began = before = clock()
-        for page in order:
-            if os.preadv(fd, target, page * PAGE_SIZE) != PAGE_SIZE:
-                raise BenchError(f"page {page} of {path.name} came back short")
+        for number in order:
+            if os.preadv(fd, target, number * block) != block:
+                raise BenchError(f"block {number} of {path.name} came back short")
             now = clock()
             times.append(now - before)
             before = now
     finally:
         os.close(fd)
-    return Pass(len(order), before - began, median(times))
+    return Pass(len(order) * (block // PAGE_SIZE), before - began, median(times))
 
 
 def sequentially(path: Path, block: int = MIB) -> Pass:
