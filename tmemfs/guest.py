@@ -156,10 +156,13 @@ class Guest:
         inode = self.inodes.root
         for name in path.strip(b"/").split(b"/"):
             try:
+                if name in (b"", b".", b"..") or b"\0" in name:
+                    raise FileNotFoundError
                 inode = await self._tree.lookup(inode, name)
             except OSError:
                 raise BadControlInput(f"no such file in the mount: {os.fsdecode(path)}") from None
         self.content.renew(inode)
+        self.inodes.forget(inode.number, 0)  # the kernel may never have asked for it
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the background tasks until cancelled."""
