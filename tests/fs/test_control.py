@@ -1,0 +1,294 @@
+"""The virtual files: found, not listed, consistent, and deaf to what they do not understand."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import time
+
+import pytest
+
+from tests.conftest import wait_until
+from tests.mounted import VARIANTS, Mounted, shell
+from tests.parts import page_range, pages_of
+
+pytestmark = pytest.mark.mount
+Options = tuple[str, ...]
+PAGE = 4096
+CONTRACT = """
+cache_capacity_bytes cache_resident_bytes cache_dirty_bytes cache_hits cache_misses cache_evictions cache_waits
+cache_hit_ratio precache_puts precache_rejected_puts precache_succ_gets precache_failed_gets precache_flushes
+precache_dropped precache_hit_ratio pool_slabs pool_lent_bytes pool_used_bytes pool_pages pool_original_bytes
+pool_compressed_bytes pool_compression_ratio pool_same_filled_pages pool_raw_pages pool_evictions pool_revoked_slabs
+pool_index_bytes pool_ghost_hits backing_reads backing_pages backing_readahead_pages backing_read_bytes backing_writes
+backing_write_bytes backing_errors backing_read_seconds hit_ratio request_read_count request_read_p50_seconds
+request_read_p99_seconds request_read_p999_seconds
+""".split()
+
+
+def code_of_write(mounted: Mounted, name: str, line: str) -> str:
+    try:
+        mounted.control(name, line)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "none"
+
+
+def test_control_files_are_found_and_not_listed(mounted: Mounted) -> None:
+    (mounted.source / "f").write_text("x")
+    root = mounted.start()
+    assert os.listdir(root) == ["f"]
+    assert os.listdir(root / ".tmemfs") == []
+    for name in ("stats", ".tmemfs/stats", ".tmemfs/stats.json", ".tmemfs/metrics", ".tmemfs/config", ".tmemfs/cache_size"):
+        assert (root / name).read_bytes(), name
+        assert (root / name).is_file()
+    shell('diff -r . "$OTHER"', root, OTHER=mounted.source)
+    assert shell("find . | sort", root) == ".\n./f\n"
+
+
+def test_stats_are_aligned_lines_that_agree_with_json_and_metrics(mounted: Mounted) -> None:
+    (mounted.source / "f").write_bytes(pages_of(1, 600))
+    root = mounted.start()
+    assert "cache_hit_ratio" in (root / "stats").read_text()
+    values = mounted.stats()
+    assert values["cache_hit_ratio"] is None, "a ratio over nothing"
+    line = next(line for line in (root / "stats").read_text().splitlines() if line.startswith("cache_hit_ratio"))
+    assert line.split() == ["cache_hit_ratio", "-"]
+    (root / "f").read_bytes()
+    (root / "f").read_bytes()
+    lines = (root / "stats").read_text().splitlines()
+    assert len({len(line) - len(line.split()[-1]) for line in lines if len(line.split()) == 2}) == 1
+    text = dict(line.split(maxsplit=1) for line in lines)
+    values = mounted.stats()
+    assert not [name for name in CONTRACT if name not in values]
+    still = [name for name in CONTRACT if name.startswith(("cache_", "precache_", "backing_pages"))]
+    for name in still:
+        if isinstance(values[name], int):
+            assert text[name] == str(values[name]), name
+    metrics = (root / ".tmemfs" / "metrics").read_text()
+    assert f"tmemfs_cache_hits {values['cache_hits']}\n" in metrics
+    assert "# TYPE tmemfs_cache_hits counter\n" in metrics
+    assert "# TYPE tmemfs_cache_resident_bytes gauge\n" in metrics
+
+
+def test_one_open_is_one_snapshot(mounted: Mounted) -> None:
+    (mounted.source / "f").write_bytes(pages_of(1, 600))
+    root = mounted.start()
+    with (root / ".tmemfs" / "stats.json").open("rb", buffering=0) as file:
+        first = os.pread(file.fileno(), 50, 0)
+        (root / "f").read_bytes()
+        rest = os.pread(file.fileno(), 1 << 20, 50)
+        assert json.loads(first + rest)["backing_pages"] == 0
+
+
+def test_an_entry_of_the_backing_called_stats_wins(mounted: Mounted, variant: Options) -> None:
+    root = mounted.start(*variant)
+    assert b"cache_hits" in (root / "stats").read_bytes()
+    (mounted.source / "stats").write_text("mine")
+    assert (root / "stats").read_text() == "mine"
+    assert os.listdir(root) == ["stats"]
+    assert b"cache_hits" in (root / ".tmemfs" / "stats").read_bytes()
+    (root / "stats").unlink()
+    assert b"cache_hits" in (root / "stats").read_bytes()
+    assert not (mounted.source / "stats").exists()
+
+
+def test_below_the_root_stats_is_a_name_like_any_other(mounted: Mounted) -> None:
+    root = mounted.start()
+    (root / "d").mkdir()
+    assert not (root / "d" / "stats").exists()
+    assert not (root / "d" / ".tmemfs").exists()
+    (root / "d" / "stats").write_text("mine")
+    assert (mounted.source / "d" / "stats").read_text() == "mine"
+
+
+def test_the_control_directory_can_have_another_name(mounted: Mounted) -> None:
+    (mounted.source / ".tmemfs").mkdir()
+    (mounted.source / ".tmemfs" / "stats").write_text("mine")
+    root = mounted.start("--control-name", ".ctl")
+    assert (root / ".tmemfs" / "stats").read_text() == "mine"
+    assert b"cache_hits" in (root / ".ctl" / "stats").read_bytes()
+
+
+def test_the_virtual_files_cannot_be_changed_like_files(mounted: Mounted) -> None:
+    root = mounted.start()
+    control = root / ".tmemfs"
+    for call in (
+        lambda: os.unlink(control / "stats"),
+        lambda: os.mkdir(control / "d"),
+        lambda: os.rename(control / "stats", root / "x"),
+        lambda: os.open(control / "x", os.O_CREAT | os.O_WRONLY),
+        lambda: os.open(control / "metrics", os.O_WRONLY),
+        lambda: os.open(control / "drop_caches", os.O_RDONLY),
+        lambda: os.link(control / "stats", root / "x"),
+        lambda: os.rmdir(control),
+        lambda: os.setxattr(control / "stats", "user.x", b""),
+    ):
+        with pytest.raises(OSError, match="Errno"):
+            call()
+    assert os.listdir(mounted.source) == []
+    assert (control / "stats").read_bytes()
+
+
+def test_cache_size_resizes_while_it_runs(mounted: Mounted, writing: Options) -> None:
+    data = pages_of(1, 1500)
+    (mounted.source / "f").write_bytes(data)
+    root = mounted.start(*writing)
+    for size in ("4M", "1M", "16M", "2M", "1048576\n"):
+        mounted.control("cache_size", size)
+        assert (root / "f").read_bytes() == data
+        stats = mounted.stats()
+        assert stats["cache_resident_bytes"] <= stats["cache_capacity_bytes"]
+    assert (root / ".tmemfs" / "cache_size").read_text() == "1048576\n"
+
+
+def test_a_shrink_with_dirty_pages_in_the_way_writes_them_back(mounted: Mounted) -> None:
+    root = mounted.start("--writeback")
+    mounted.control("cache_size", "16M")
+    data = pages_of(1, 800)
+    fd = os.open(root / "f", os.O_CREAT | os.O_RDWR)
+    os.pwrite(fd, data, 0)
+    assert mounted.stats()["cache_dirty_bytes"] == len(data)
+    mounted.control("cache_size", "1M")
+    stats = mounted.stats()
+    assert stats["cache_resident_bytes"] <= stats["cache_capacity_bytes"] == 1 << 20
+    assert os.pread(fd, len(data), 0) == data
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        *(("cache_size", line) for line in ("0", "-1", "12Q", "500%", "64K", "1023K", "", "\n", "lots", "1e9", "\xff", "999999T")),
+        *(("drop_caches", line) for line in ("missing", "/f/below", "..", "../outside", "f/..", "a\0b", "x" * 300)),
+        *(("stats", line) for line in ("", "clear", "reset now")),
+    ],
+)
+def test_bad_input_is_invalid_and_changes_nothing(mounted: Mounted, name: str, line: str) -> None:
+    (mounted.source / "f").write_bytes(pages_of(1, 100))
+    root = mounted.start()
+    (root / "f").read_bytes()
+    before = mounted.stats()
+    if not line:
+        return  # a write of nothing does not reach a filesystem
+    assert code_of_write(mounted, name, line) == "EINVAL"
+    after = mounted.stats()
+    for counter in ("cache_capacity_bytes", "cache_resident_bytes", "backing_pages"):
+        assert after[counter] == before[counter]
+    assert "Traceback" not in mounted.log()
+
+
+def test_dropping_takes_everything_or_one_file(mounted: Mounted, writing: Options) -> None:
+    (mounted.source / "d").mkdir()
+    for name in ("a", "d/b"):
+        (mounted.source / name).write_bytes(pages_of(len(name), 200))
+    root = mounted.start(*writing)
+    mounted.control("cache_size", "4M")  # in 1 MiB the victim queue is short, and what it drops is read again
+
+    def backing_pages_of_reading(name: str) -> int:
+        before: int = mounted.stats()["backing_pages"]
+        assert (root / name).read_bytes() == (mounted.source / name).read_bytes()
+        return int(mounted.stats()["backing_pages"]) - before
+
+    assert backing_pages_of_reading("a") == backing_pages_of_reading("d/b") == 200
+    assert backing_pages_of_reading("a") == backing_pages_of_reading("d/b") == 0
+    mounted.control("drop_caches", "d/b\n")
+    assert (backing_pages_of_reading("a"), backing_pages_of_reading("d/b")) == (0, 200)
+    mounted.control("drop_caches", "1\n")
+    assert mounted.stats()["cache_resident_bytes"] == mounted.stats()["pool_pages"] == 0
+    assert (backing_pages_of_reading("a"), backing_pages_of_reading("d/b")) == (200, 200)
+
+
+def test_a_drop_keeps_what_is_dirty(mounted: Mounted) -> None:
+    root = mounted.start("--writeback")
+    fd = os.open(root / "f", os.O_CREAT | os.O_RDWR)
+    os.pwrite(fd, b"dirty", 100)
+    mounted.control("drop_caches", "1")
+    assert os.pread(fd, 200, 0) == bytes(100) + b"dirty"
+    os.close(fd)
+    assert (mounted.source / "f").read_bytes() == bytes(100) + b"dirty"
+
+
+def test_a_reset_starts_the_counters_at_zero(mounted: Mounted) -> None:
+    (mounted.source / "f").write_bytes(pages_of(1, 100))
+    root = mounted.start()
+    (root / "f").read_bytes()
+    assert mounted.stats()["backing_pages"] == 100
+    mounted.control("stats", "reset\n")
+    after = mounted.stats()
+    assert after["backing_pages"] == after["cache_hits"] == after["cache_misses"] == 0
+    assert after["cache_resident_bytes"] == 100 * PAGE
+
+
+@pytest.mark.parametrize("name", ["through", "threads", "nopool"])
+@pytest.mark.parametrize("seed", range(2))
+def test_counters_reconcile_exactly(mounted: Mounted, name: str, seed: int) -> None:
+    """pages requested = cache_hits + precache_succ_gets + cache_waits + (backing_pages - backing_readahead_pages)"""
+    generator = random.Random(seed)
+    size = 900 * PAGE + 123
+    data = pages_of(seed, 901)[:size]
+    (mounted.source / "f").write_bytes(data)
+    root = mounted.start(*VARIANTS[name])
+    requested = 0
+    children = 3
+    plan = [
+        (generator.randrange(size), generator.choice([1, 100, PAGE, 9000, 131_072]))
+        if generator.random() < 0.5
+        else (number * 65_536 % size, 65_536)
+        for number in range(400)
+    ]
+    program = (
+        "import os, sys\nfd = os.open('f', os.O_RDWR)\n"
+        "for line in sys.argv[1].split(';'):\n    at, n, w = map(int, line.split(','))\n"
+        "    os.pwrite(fd, os.pread(fd, 0, 0) or b'', at) if w else os.pread(fd, n, at)\n"
+    )
+    share = ["" for _ in range(children)]
+    for number, (offset, count) in enumerate(plan):
+        count = min(count, size - offset)
+        requested += page_range(offset, count)
+        mine = number % children
+        share[mine] += f"{';' if share[mine] else ''}{offset},{count},0"
+    variables = {f"PLAN{number}": plan_text for number, plan_text in enumerate(share)}
+    starts = "".join(f'python3 -c "$CODE" "$PLAN{number}" & ' for number in range(children))
+    shell(f"{starts} for j in $(jobs -p); do wait $j; done", root, CODE=program, **variables)
+    now = mounted.stats()
+    came = now["cache_hits"] + now.get("precache_succ_gets", 0) + now["cache_waits"]
+    assert requested == came + now["backing_pages"] - now["backing_readahead_pages"]
+    assert requested == now["cache_hits"] + now["cache_misses"]
+
+
+def test_throttle_is_obeyed(mounted: Mounted) -> None:
+    data = pages_of(1, 256)
+    (mounted.source / "f").write_bytes(data)
+    root = mounted.start("--throttle", "latency=40ms,bandwidth=4M")
+    fd = os.open(root / "f", os.O_RDONLY)
+    began = time.monotonic()
+    for page in (200, 100, 150, 50, 10):
+        assert os.pread(fd, PAGE, page * PAGE) == data[page * PAGE : (page + 1) * PAGE]
+    assert time.monotonic() - began >= 5 * 0.040
+    began = time.monotonic()
+    for page in (200, 100, 150, 50, 10):
+        os.pread(fd, PAGE, page * PAGE)
+    assert time.monotonic() - began < 5 * 0.040, "hits are not throttled"
+    began = time.monotonic()
+    assert os.pread(fd, len(data), 0) == data
+    assert time.monotonic() - began >= (len(data) - 6 * PAGE) / (4 << 20)
+    os.close(fd)
+    assert mounted.stats()["throttle_latency_seconds"] == 0.04 if "throttle_latency_seconds" in mounted.stats() else True
+
+
+def test_mapped_pages_leave_the_kernel_at_the_last_close(mounted: Mounted) -> None:
+    (mounted.source / "f").write_bytes(pages_of(1, 2000))
+    root = mounted.start()
+
+    def mapped_kib() -> int:
+        lines = dict(line.split(":") for line in open("/proc/meminfo"))
+        return int(lines["Cached"].split()[0])
+
+    if "shared mmap on" not in mounted.log():
+        pytest.skip("missing: shared mmap on direct I/O (Linux 6.6)")
+    shell("python3 -c 'import mmap; f = open(\"f\"); m = mmap.mmap(f.fileno(), 0, prot=1); sum(m[::4096])'", root)
+    wait_until(lambda: shell("fincore -nb -o RES f 2>/dev/null || echo 0", root).strip() == "0", "dropped", 10)
+    assert mapped_kib() > 0
