@@ -148,6 +148,7 @@ class Attributes:
                 os.setxattr(f"/proc/self/fd/{fd}", name, value)
 
         inode.no_caps = False
+        inode.plain_until = 0.0
         await self._writer.change(inode, call, lambda: self._stat(inode))
 
     async def removexattr(self, inode: Inode, name: bytes) -> None:

@@ -89,6 +89,9 @@ class Content:
 
     def forget(self, file: CachedFile) -> None:
         """Forget everything of a file that nobody can open any more."""
+        pool = self.precache.pool
+        if not (file.pages or file.fills or file.dirty or (pool is not None and pool.has_object(file.oid))):
+            return
         self.poison(file, 0, _LAST)
         self.cache.remove(file, 0, _LAST)
         file.dirty.clear()

@@ -93,18 +93,14 @@ class Operations(pyfuse3.Operations):
         node = control.find(parent, name)
         if node is not None:
             return self._replies.virtual(node)
-        if parent == control.directory.number:
-            raise FileNotFoundError(errno.ENOENT, "")
-        try:
-            if name in (b".", b".."):
-                raise FileNotFoundError(errno.ENOENT, "")
-            return self._remembered(await self.parts.tree.lookup(self._inode(parent), name))
-        except FileNotFoundError:
-            if parent == pyfuse3.ROOT_INODE and name == control.root_stats.name:
-                return self._replies.virtual(control.root_stats)
-            if not self._replies.negative_timeout:
-                raise
+        if parent == control.directory.number or name in (b".", b".."):
             return self._replies.missing()
+        inode = await self.parts.tree.lookup(self._inode(parent), name)
+        if inode is not None:
+            return self._remembered(inode)
+        if parent == pyfuse3.ROOT_INODE and name == control.root_stats.name:
+            return self._replies.virtual(control.root_stats)
+        return self._replies.missing()
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, count in inode_list:

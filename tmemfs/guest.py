@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
@@ -155,12 +156,13 @@ class Guest:
             return
         inode = self.inodes.root
         for name in path.strip(b"/").split(b"/"):
-            try:
-                if name in (b"", b".", b"..") or b"\0" in name:
-                    raise FileNotFoundError
-                inode = await self._tree.lookup(inode, name)
-            except OSError:
-                raise BadControlInput(f"no such file in the mount: {os.fsdecode(path)}") from None
+            found = None
+            if name not in (b"", b".", b"..") and b"\0" not in name:
+                with contextlib.suppress(OSError):
+                    found = await self._tree.lookup(inode, name)
+            if found is None:
+                raise BadControlInput(f"no such file in the mount: {os.fsdecode(path)}")
+            inode = found
         self.content.renew(inode)
         self.inodes.forget(inode.number, 0)  # the kernel may never have asked for it
 

@@ -49,6 +49,7 @@ class Inode:
         "open_descriptors",
         "opens",
         "pages",
+        "plain_until",
         "readable_opens",
         "seen_at",
         "size",
@@ -73,6 +74,7 @@ class Inode:
         self.attr_until = 0.0
         self.listing: object | None = None
         self.watch = 0  # inotify's number for a directory; 0: none yet, -1: not to be had
+        self.plain_until = 0.0  # until then (monotonic) a directory is known to have no default ACL
         self.no_caps = False  # known to have no security.capability
         self.oid = next_object_number()
         self.pages: dict[int, int] = {}

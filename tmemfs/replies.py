@@ -22,7 +22,7 @@ class Replies:
         self._control = control
         self._writeback = writeback
         self._attr_timeout = attr_timeout
-        self.negative_timeout = negative_timeout
+        self._negative_timeout = negative_timeout
 
     def entry(self, inode: Inode, st: os.stat_result | None = None) -> EntryAttributes:
         """Describe an inode; `st` where the inode's own attributes are not known."""
@@ -43,10 +43,10 @@ class Replies:
         return entry
 
     def missing(self) -> EntryAttributes:
-        """Say that there is no such name, and that this may be remembered."""
+        """Say that there is no such name, and how long that may be believed: not at all, if the time-out is 0."""
         entry = EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(0)
-        entry.entry_timeout = self.negative_timeout
+        entry.entry_timeout = self._negative_timeout
         return entry
 
 

@@ -15,6 +15,7 @@ import ctypes
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -53,17 +54,21 @@ class Tree:
         self._inodes = inodes
         self._descriptors = descriptors
 
-    async def lookup(self, parent: Inode, name: bytes) -> Inode:
-        """Find a name. Raise FileNotFoundError where there is none."""
+    async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
+        """Find a name; None where there is none."""
 
-        def call() -> os.stat_result:
+        def call() -> os.stat_result | None:
             with self._descriptors.use(parent) as fd:
-                return os.stat(name, dir_fd=fd, follow_symlinks=False)
+                try:
+                    return os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    return None
 
-        await self._inodes.look_into(parent)
+        if self._inodes.on_first_look is not None:
+            await self._inodes.look_into(parent)
         started = self._inodes.start()
         st = await self._backing.meta(call)
-        return self._inodes.enter(parent, name, st, started)
+        return None if st is None else self._inodes.enter(parent, name, st, started)
 
     # -- making nodes --------------------------------------------------------------------------------------------
 
@@ -96,7 +101,7 @@ class Tree:
     ) -> Inode:
         def call() -> tuple[os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as fd:
-                make(fd, _masked(fd, mode, caller))
+                make(fd, self._masked(parent, fd, mode, caller))
                 _give_away(fd, name, mode, caller)
                 return os.stat(name, dir_fd=fd, follow_symlinks=False), os.fstat(fd)
 
@@ -115,7 +120,7 @@ class Tree:
             with self._descriptors.use(parent) as dir_fd:
                 opening = (flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC) & ~os.O_EXCL
                 try:
-                    fd = os.open(name, opening | os.O_EXCL, _masked(dir_fd, mode, caller), dir_fd=dir_fd)
+                    fd = os.open(name, opening | os.O_EXCL, self._masked(parent, dir_fd, mode, caller), dir_fd=dir_fd)
                 except FileExistsError:
                     if flags & os.O_EXCL:
                         raise
@@ -132,6 +137,20 @@ class Tree:
         fd, st, directory = await self._backing.meta(call)
         self._changed(parent, directory)
         return self._inodes.enter(parent, name, st, started), fd
+
+    def _masked(self, parent: Inode, dir_fd: int, mode: int, caller: Caller) -> int:
+        """Apply the caller's umask, unless the directory's default ACL is to decide (acl(5))."""
+        now = time.monotonic()
+        if now >= parent.plain_until:
+            try:
+                os.getxattr(f"/proc/self/fd/{dir_fd}", "system.posix_acl_default")
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+            else:
+                return mode
+            parent.plain_until = now + self._inodes.attr_timeout
+        return mode & ~caller.umask
 
     async def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Give an inode one more name."""
@@ -235,8 +254,9 @@ class Tree:
     async def _exchanged(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes) -> None:
         """Learn where the other of two exchanged nodes is now."""
         inode = await self.lookup(parent, name)
-        inode.remove_location(new_parent, new_name)
-        self._inodes.expire(inode)
+        if inode is not None:
+            inode.remove_location(new_parent, new_name)
+            self._inodes.expire(inode)
 
     def _changed(self, parent: Inode, st: os.stat_result | None = None) -> None:
         """Take in that a directory's entries changed; `st` is its stat just after."""
@@ -256,17 +276,6 @@ def _renameat2(old_fd: int, name: bytes, new_fd: int, new_name: bytes, flags: in
     elif _libc.renameat2(old_fd, name, new_fd, new_name, flags):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fsdecode(name))
-
-
-def _masked(dir_fd: int, mode: int, caller: Caller) -> int:
-    """Apply the caller's umask, unless the directory's default ACL is to decide (acl(5))."""
-    try:
-        os.getxattr(f"/proc/self/fd/{dir_fd}", "system.posix_acl_default")
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            return mode & ~caller.umask
-        raise
-    return mode
 
 
 def _give_away(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
