@@ -1,0 +1,1 @@
+"""Torture: random operations on a mount and on a plain directory, compared one by one."""

@@ -1,0 +1,97 @@
+"""Two sides, the mount and a plain directory: the same operation on both, the outcomes compared."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from pathlib import Path
+
+from tests.torture.side import NOTHING, Op, Outcome, Side
+from tests.torture.trees import first_difference
+
+KEPT = 60
+_NOT_OFFERED = ("ENOTSUP", "EOPNOTSUPP", "ENOSYS")
+
+
+class Difference(AssertionError):
+    """The mount did something else than the plain directory."""
+
+
+class Pair:
+    """A directory in the mount, its twin elsewhere, and where the first is in the backing."""
+
+    def __init__(self, mounted: Path, plain: Path, backing: Path, control: Path) -> None:
+        self.mounted = Side(mounted)
+        self.plain = Side(plain)
+        self._backing = backing
+        self._control = control
+        self.history: deque[Op] = deque(maxlen=KEPT)
+        self.done = 0
+        self.told = 0  # operations that had something to do
+
+    def run(self, op: Op) -> Outcome:
+        """Carry out an operation on both sides. Raise Difference when they disagree."""
+        self.history.append(op)
+        self.done += 1
+        if op[0] == "control":
+            self._tell(op[1], op[2])
+            return None
+        if op[0] == "punch":  # not offered by every mount: then it is not done on the plain side either
+            mounted = self.mounted.run(op)
+            if mounted in _NOT_OFFERED:
+                return mounted
+            plain = self.plain.run(op)
+        else:
+            plain = self.plain.run(op)
+            mounted = self.mounted.run(op)
+        self.told += plain != NOTHING
+        if plain != mounted:
+            raise Difference(f"{describe(op)}: {explain(plain, mounted)}")
+        return plain
+
+    def _tell(self, name: str, line: str) -> None:
+        fd = os.open(self._control / name, os.O_WRONLY)
+        try:
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+
+    def compare(self) -> None:
+        """Compare the whole trees through the mount. Raise Difference."""
+        found = first_difference(self.plain.root, self.mounted.root)
+        if found is not None:
+            raise Difference(f"the tree, through the mount: {found}")
+
+    def compare_backing(self) -> None:
+        """Compare the plain tree with what is in the backing. Raise Difference."""
+        found = first_difference(self.plain.root, self._backing)
+        if found is not None:
+            raise Difference(f"the tree, in the backing: {found}")
+
+    def close(self) -> None:
+        """Close all files and mappings."""
+        self.mounted.close()
+        self.plain.close()
+
+
+def describe(op: Op) -> str:
+    """Write an operation down so that it can be pasted into a test."""
+    return f"{op[0]}({', '.join(repr(word) for word in op[1:])})"
+
+
+def explain(plain: Outcome, mounted: Outcome) -> str:
+    """Say how two outcomes differ; of long bytes, where."""
+    if not isinstance(plain, bytes) or not isinstance(mounted, bytes):
+        return f"{_short(plain)} on the plain directory, {_short(mounted)} through the mount"
+    if len(plain) != len(mounted):
+        return f"{len(plain)} bytes on the plain directory, {len(mounted)} through the mount"
+    wrong = [index for index, (one, other) in enumerate(zip(plain, mounted, strict=True)) if one != other]
+    begin = wrong[0]
+    return (
+        f"{len(wrong)} of {len(plain)} bytes differ, from {begin} (page {begin // 4096} of the answer) to {wrong[-1]}: "
+        f"{plain[begin : begin + 16].hex()} on the plain directory, {mounted[begin : begin + 16].hex()} through the mount"
+    )
+
+
+def _short(outcome: Outcome) -> str:
+    return f"{len(outcome)} bytes" if isinstance(outcome, bytes) else repr(outcome)

@@ -1,0 +1,106 @@
+"""One torture: a mount with a mode, processes that use it, remounts in between, and the trees compared at the end."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import Place
+from tests.mounted import VARIANTS, Mounted
+from tests.torture.trees import first_difference
+from tests.torture.worker import STRIPED_BYTES
+
+WORKER_SECONDS = 90.0  # less than the watchdog of a mount
+
+MODES: dict[str, tuple[str, ...]] = {
+    "through": (),
+    "writeback": ("--writeback",),
+    "watch": ("--watch",),
+    "threads": VARIANTS["threads"],
+    "nopool": VARIANTS["nopool"],
+    "watchback": ("--watch", "--writeback"),
+    "threadsback": (*VARIANTS["threads"], "--writeback"),
+    "notimeout": ("--attr-timeout", "0"),
+    "negative": ("--negative-timeout", "1"),
+}
+
+
+class TortureError(AssertionError):
+    """A torture found something; the message says what, and how to see it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Torture:
+    """What one torture does; everything follows from it."""
+
+    seed: int
+    mode: str
+    processes: int
+    mounts: int
+    operations: int  # of each process on each mount
+    trace: bool = False
+
+    @classmethod
+    def of_seed(cls, seed: int, mode: str | None = None, processes: int | None = None) -> Torture:
+        """Derive a torture from its seed alone, but for what is given."""
+        source = random.Random(seed)
+        chosen = source.choice(list(MODES)), source.choice((1, 2, 3))
+        return cls(seed, mode or chosen[0], processes or chosen[1], 3, 2400 // (processes or chosen[1]) + 400)
+
+    def __str__(self) -> str:
+        """Name it so that it can be started again."""
+        return f"SEED={self.seed} MODE={self.mode} PROCESSES={self.processes}"
+
+    def run(self, place: Place, plain: Path) -> int:
+        """Run it; return how many operations that were. Raise TortureError."""
+        mounted = Mounted(place)
+        (place.source / "striped").write_bytes(bytes(STRIPED_BYTES))
+        (plain / "striped").write_bytes(bytes(STRIPED_BYTES))
+        source = random.Random(self.seed)
+        try:
+            for _ in range(self.mounts):
+                pool = source.choice((("--pool", "256K"), ("--pool", "1M"), ("--pool", "4M")))
+                mounted.start(*pool, *MODES[self.mode])
+                seeds = [source.randrange(1 << 32) for _ in range(self.processes)]
+                self._work(place, mounted, plain, seeds)
+                self._same(first_difference(plain, place.mountpoint), "through the mount")
+                mounted.end()
+                self._same(first_difference(plain, place.source), "in the backing")
+        finally:
+            mounted.stop_watchdog()
+        return self.mounts * self.processes * self.operations
+
+    def _work(self, place: Place, mounted: Mounted, plain: Path, seeds: list[int]) -> None:
+        workers = [self._start(place, plain, number, seed) for number, seed in enumerate(seeds)]
+        trouble = []
+        for number, worker in enumerate(workers):
+            try:
+                output, errors = worker.communicate(timeout=WORKER_SECONDS)
+            except subprocess.TimeoutExpired:
+                # Whoever hangs in the mount can be killed only once the mount is gone.
+                assert mounted.process is not None
+                mounted.process.kill()
+                worker.kill()
+                output, errors = worker.communicate(timeout=WORKER_SECONDS)
+                trouble.append(f"worker {number} was not done in {WORKER_SECONDS} s: {output[-6000:]} {errors[-2000:]}")
+                continue
+            if worker.returncode:
+                trouble.append(f"{output[-6000:]}{errors[-2000:]}")
+            elif self.trace:
+                print(output)
+        if trouble:
+            found = "\n".join(trouble)
+            raise TortureError(f"{found}\nlog of the mount:\n{mounted.log()[-2000:]}")
+
+    def _start(self, place: Place, plain: Path, number: int, seed: int) -> subprocess.Popen[str]:
+        flags = ["through"] if "back" not in self.mode else []
+        words = [place.mountpoint, plain, place.source, number, self.processes, seed, self.operations]
+        command = [sys.executable, "-m", "tests.torture.worker", *map(str, words), *flags]
+        return place.start(*command, *(["trace"] if self.trace else []))
+
+    def _same(self, difference: str | None, where: str) -> None:
+        if difference is not None:
+            raise TortureError(f"the trees differ {where} when all is done: {difference}")
