@@ -1,0 +1,254 @@
+"""A mount does what a plain directory does, whatever is done in whatever order.
+
+Hypothesis chooses and shrinks single-process sequences; the streams of `make torture` with fixed seeds add several
+processes, remounts and sizes that are too large to shrink.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from tests.conftest import Place
+from tests.mounted import Mounted
+from tests.torture.choice import DIRECTORIES, FILES, MAPS, OPENINGS, SLOTS
+from tests.torture.pair import Difference, Pair, explain
+from tests.torture.run import MODES, Torture, TortureError
+from tests.torture.side import PAGE, Side, content
+from tests.torture.trees import first_difference
+
+BOUNDED = settings(
+    max_examples=25,
+    stateful_step_count=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+slots = st.integers(0, SLOTS - 1)
+maps = st.integers(0, MAPS - 1)
+files = st.sampled_from(FILES[:5])
+names = st.sampled_from((*FILES, *DIRECTORIES))
+tags = st.integers(0, 255)
+offsets = st.one_of(
+    st.integers(0, 20).map(lambda page: page * PAGE),
+    st.builds(lambda page, byte: max(0, page * PAGE + byte), st.integers(0, 200), st.integers(-2, 2)),
+    st.integers(0, 400_000),
+)
+sizes = st.one_of(st.integers(1, 3 * PAGE), st.sampled_from((PAGE, 16 * PAGE, 131_072, 300_000)))
+
+
+class Comparison(RuleBasedStateMachine):
+    """The operations of the torture as rules; one mount serves all examples, each in a new directory."""
+
+    mounted: ClassVar[Mounted]
+    plain: ClassVar[Path]
+    numbers: ClassVar[Iterator[int]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        name = f"example{next(self.numbers)}"
+        (self.plain / name).mkdir()
+        (self.mounted.root / name).mkdir()
+        self.pair = Pair(
+            self.mounted.root / name, self.plain / name, self.mounted.source / name, self.mounted.root / ".tmemfs"
+        )
+        self.pair.run(("mkdir", "d0"))
+        for slot in range(SLOTS):
+            self.pair.run(("open", slot, FILES[slot], os.O_RDWR | os.O_CREAT))
+
+    @rule(slot=slots, name=files, flags=st.sampled_from(OPENINGS))
+    def open(self, slot: int, name: str, flags: int) -> None:
+        self.pair.run(("open", slot, name, flags))
+
+    @rule(slot=slots)
+    def close(self, slot: int) -> None:
+        self.pair.run(("close", slot))
+
+    @rule(slot=slots, offset=offsets, size=sizes)
+    def pread(self, slot: int, offset: int, size: int) -> None:
+        self.pair.run(("pread", slot, offset, size))
+
+    @rule(slot=slots, offset=offsets, size=sizes, tag=tags)
+    def pwrite(self, slot: int, offset: int, size: int, tag: int) -> None:
+        self.pair.run(("pwrite", slot, offset, size, tag))
+
+    @rule(slot=slots, size=sizes)
+    def read(self, slot: int, size: int) -> None:
+        self.pair.run(("read", slot, size))
+
+    @rule(slot=slots, size=sizes, tag=tags)
+    def write(self, slot: int, size: int, tag: int) -> None:
+        self.pair.run(("write", slot, size, tag))
+
+    @rule(slot=slots, offset=offsets)
+    def truncate(self, slot: int, offset: int) -> None:
+        self.pair.run(("ftruncate", slot, offset))
+
+    @rule(name=files, offset=offsets)
+    def truncate_by_name(self, name: str, offset: int) -> None:
+        self.pair.run(("truncate", name, offset))
+
+    @rule(slot=slots, data_only=st.booleans())
+    def sync(self, slot: int, data_only: bool) -> None:
+        self.pair.run(("sync", slot, data_only))
+
+    @rule(slot=slots, offset=offsets, size=sizes, what=st.sampled_from(("allocate", "punch")))
+    def allocate(self, slot: int, offset: int, size: int, what: str) -> None:
+        self.pair.run((what, slot, offset, size))
+
+    @rule(number=maps, slot=slots, first=st.integers(0, 30), pages=st.sampled_from((1, 8, 100)), private=st.booleans())
+    def map(self, number: int, slot: int, first: int, pages: int, private: bool) -> None:
+        self.pair.run(("map", number, slot, first, pages, private))
+
+    @rule(number=maps, offset=offsets, size=sizes)
+    def read_mapped(self, number: int, offset: int, size: int) -> None:
+        self.pair.run(("mread", number, offset, size))
+
+    @rule(number=maps, offset=offsets, size=sizes, tag=tags)
+    def write_mapped(self, number: int, offset: int, size: int, tag: int) -> None:
+        self.pair.run(("mwrite", number, offset, size, tag))
+
+    @rule(number=maps, what=st.sampled_from(("msync", "unmap")))
+    def end_mapping(self, number: int, what: str) -> None:
+        self.pair.run((what, number))
+
+    @rule(old=names, new=names, what=st.sampled_from(("rename", "rename", "link", "symlink")))
+    def give_name(self, old: str, new: str, what: str) -> None:
+        self.pair.run((what, old, new))
+
+    @rule(name=names, what=st.sampled_from(("unlink", "unlink", "mkdir", "rmdir", "readlink", "stat", "whole")))
+    def use_name(self, name: str, what: str) -> None:
+        self.pair.run((what, name))
+
+    @rule(size=st.sampled_from(("1M", "1100K", "2M")))
+    def resize(self, size: str) -> None:
+        self.pair.run(("control", "cache_size", size))
+
+    @rule()
+    def drop(self) -> None:
+        self.pair.run(("control", "drop_caches", "1"))
+
+    @invariant()
+    def open_files_agree(self) -> None:
+        """Size and link count of every open file are the plain one's."""
+        for slot in self.pair.plain.slots:
+            self.pair.run(("fstat", slot))
+
+    def teardown(self) -> None:
+        try:
+            self.pair.compare()
+        finally:
+            self.pair.close()
+        self.pair.compare_backing()
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Give the plain directory."""
+    made = tmp_path / "plain"
+    made.mkdir()
+    return made
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("mode", ["through", "writeback", "watchback"])
+def test_every_sequence_has_the_outcome_that_it_has_on_a_plain_directory(place: Place, plain: Path, mode: str) -> None:
+    mounted = Mounted(place)
+    try:
+        mounted.start("--pool", "256K", *MODES[mode])
+        machine = type("Machine", (Comparison,), {"mounted": mounted, "plain": plain, "numbers": itertools.count()})
+        run_state_machine_as_test(machine, settings=BOUNDED)  # type: ignore[no-untyped-call]
+        mounted.end()
+    finally:
+        mounted.stop_watchdog()
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize(
+    ("seed", "mode", "processes"),
+    [(1, "through", 2), (2, "writeback", 2), (3, "watch", 1), (4, "threadsback", 2), (5, "nopool", 3)],
+)
+def test_processes_on_a_mount_see_what_they_would_see_on_a_plain_directory(
+    place: Place, plain: Path, seed: int, mode: str, processes: int
+) -> None:
+    Torture(seed, mode, processes, mounts=2, operations=400).run(place, plain)
+
+
+# -- the torture itself ----------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_found_and_named(tmp_path: Path) -> None:
+    """Both sides are plain directories; one of them is tampered with."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    pair = Pair(tmp_path / "one", tmp_path / "other", tmp_path / "one", tmp_path)
+    pair.run(("open", 0, "f", os.O_RDWR | os.O_CREAT))
+    pair.run(("pwrite", 0, 100, 5000, 1))
+    pair.compare()
+    with (tmp_path / "one" / "f").open("r+b") as file:
+        file.seek(4097)
+        file.write(b"\0")
+    with pytest.raises(Difference, match=r"f: the byte at 4097 \(page 1\) differs"):
+        pair.compare()
+    with pytest.raises(Difference, match="1 of 200 bytes differ, from 97"):
+        pair.run(("pread", 0, 4000, 200))
+    os.link(tmp_path / "one" / "f", tmp_path / "one" / "g")
+    os.link(tmp_path / "other" / "f", tmp_path / "other" / "g")
+    (tmp_path / "one" / "g").chmod(0o600)
+    with pytest.raises(Difference, match="stat"):
+        pair.run(("stat", "g"))
+    pair.close()
+
+
+def test_the_names_of_one_file_are_compared(tmp_path: Path) -> None:
+    for root in (tmp_path / "one", tmp_path / "other"):
+        root.mkdir()
+        for name in "abcd":
+            (root / name).touch()
+        (root / "a").unlink()
+        (root / "b").unlink()
+    os.link(tmp_path / "one" / "c", tmp_path / "one" / "a")
+    os.link(tmp_path / "one" / "d", tmp_path / "one" / "b")
+    os.link(tmp_path / "other" / "d", tmp_path / "other" / "a")
+    os.link(tmp_path / "other" / "c", tmp_path / "other" / "b")
+    assert "names of one file" in str(first_difference(tmp_path / "one", tmp_path / "other"))
+
+
+def test_operations_on_empty_slots_do_nothing(tmp_path: Path) -> None:
+    side = Side(tmp_path)
+    for op in (("pread", 0, 0, 1), ("mwrite", 0, 0, 1, 1), ("close", 0), ("map", 0, 0, 0, 1, False), ("sync", 1, True)):
+        assert side.run(op) == "nothing to do"
+    assert side.run(("stat", "missing")) == "ENOENT"
+
+
+def test_a_seed_gives_the_same_torture_and_different_content_each_time() -> None:
+    assert Torture.of_seed(7) == Torture.of_seed(7)
+    assert str(Torture.of_seed(7, "watch", 2)) == "SEED=7 MODE=watch PROCESSES=2"
+    assert len({content(tag, 64) for tag in range(64)}) == 64
+    assert explain(b"ab", b"a") == "2 bytes on the plain directory, 1 through the mount"
+
+
+def test_a_worker_that_finds_something_ends_the_torture(place: Place, plain: Path) -> None:
+    """A mount's place without a mount: the control files are missing, which is an error of the first that asks."""
+    torture = Torture(1, "through", 1, mounts=1, operations=300)
+    with pytest.raises(TortureError, match="its last operations"):
+        torture._work(place, Mounted(place), plain, [1])
+
+
+@pytest.mark.mount
+def test_the_program_prints_its_seed_first(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tests.torture", "--seconds", "0", "--seed", "12", "--mode", "through"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("seed 12\nSEED=12 MODE=through PROCESSES=")
