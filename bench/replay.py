@@ -63,7 +63,7 @@ def replay_real(trace: Iterable[int], sizes: Sizes) -> int:
             found = precache.get(file, page)
             if found is None:
                 misses += 1
-                cache.reserve(1)
+                cache.announce(0)
                 precache.drain(len(victims))
                 cache.insert(file, page, content)
             else:

@@ -342,7 +342,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(wanted=st.integers(1, 30))
     def reserve(self, wanted: int) -> None:
-        self.cache.reserve(wanted)
+        self.cache.announce(wanted)
+        self.cache.announce(-wanted)
         self.forget_lost()
 
     @rule(count=st.integers(1, 30))

@@ -75,7 +75,7 @@ class Guest:
             Writeback(self.content, self.backing, self.inodes, self.reader.read) if config.writeback else None
         )
         self.writer = Writer(self.content, self.backing, self.inodes, self.writeback)
-        self.files = OpenFiles(readahead_pages=self.cache.frames // 8)
+        self.files = OpenFiles(readahead_pages=self.cache.frames // 16)
         self.control = Control(config.control_name, self.stats, self._describe)
         self.control.add_switch("cache_size", lambda: str(self.cache.capacity), self._resize)
         self.control.add_switch("drop_caches", None, self._drop)
@@ -143,7 +143,7 @@ class Guest:
             await self.precache.resize(size)
         except (ConfigError, ValueError) as error:
             raise BadControlInput(str(error)) from None
-        self.files.readahead_pages = self.cache.frames // 8
+        self.files.readahead_pages = self.cache.frames // 16
         if self.writeback is not None and not self.cache.settled:
             await self.writeback.finish()  # dirty pages stand in the way
 

@@ -7,7 +7,8 @@ of `bytearray.find` (3 µs over 16,384 referenced frames, measured) and a hit is
 A page that is evicted does not leave its frame at once: the frame is marked QUEUED and stays in its owner's table
 until the precache has put the page into the pool. So a hit in the victim queue is an ordinary hit (its store of USED
 over QUEUED rescues the page), nothing is copied, and queue and cache share one exact bound. A reserve of free frames
-is kept ahead of the readers; where it runs out, the oldest queued page is dropped, never the reader delayed.
+is kept ahead of the readers, and fills announce theirs; where these run out, the oldest queued page is dropped, never
+the reader delayed.
 
 Nothing in here awaits: between two awaits of its users the cache does not change.
 """
@@ -33,7 +34,8 @@ _AGED = bytes([IDLE, IDLE, QUEUED, FREE]) + bytes(range(4, 256))
 SKEW = 64
 
 MAX_RESERVE = 512
-MAX_QUEUE = 2048
+MAX_AHEAD = 4096
+EXTRA = 32  # pages queued at once beyond what is missing: a wake-up of the drain a page would cost 40 µs a page
 
 
 Buffer = bytes | bytearray | memoryview
@@ -61,6 +63,7 @@ class PageCache:
         self._owner: list[PageOwner | None] = [None] * self.frames
         self._index = array("Q", bytes(8 * self.frames))
         self._free: deque[int] = deque(range(self.frames))
+        self._announced = 0  # pages of fills in flight, which will want frames
         self._hand = 0
         self._queueing = queueing
         self.victims: deque[int] = deque()  # frames; entries whose page was rescued are stale and skipped
@@ -73,7 +76,8 @@ class PageCache:
 
     def _set_bounds(self) -> None:
         self.reserve_frames = max(1, min(MAX_RESERVE, self.frames // 32)) if self._queueing else 0
-        self._queue_limit = max(self.reserve_frames, min(MAX_QUEUE, self.frames // 8))
+        self._extra = min(EXTRA, self.reserve_frames // 2)
+        self._ahead_limit = max(self.reserve_frames, min(MAX_AHEAD, self.frames // 4))
 
     @property
     def capacity(self) -> int:
@@ -100,34 +104,34 @@ class PageCache:
         """
         source = memoryview(data)
         pages, size, stored = owner.pages, len(source), 0
-        view, ref, bit = self.view, self.ref, int(pool_bit)
         for index in range(first, first + ((size + PAGE_SIZE - 1) >> PAGE_SHIFT)):
-            if index in pages:
-                stored += 1
-                continue
-            frame = self._take_frame()
-            if frame < 0:
-                break
             start = (index - first) << PAGE_SHIFT
-            base, length = frame << PAGE_SHIFT, min(PAGE_SIZE, size - start)
-            view[base : base + length] = source[start : start + length]
-            if length < PAGE_SIZE:
-                view[base + length : base + PAGE_SIZE] = bytes(PAGE_SIZE - length)
-            ref[frame] = IDLE
-            self.pool_bit[frame] = bit
-            self._owner[frame] = owner
-            self._index[frame] = index
-            pages[index] = frame
+            if index not in pages and not self.insert_page(owner, index, source[start : start + PAGE_SIZE], pool_bit):
+                break
             stored += 1
-            self.resident += 1
-        if len(self._free) < self.reserve_frames:
-            self.reserve(self.reserve_frames)
         return stored
 
+    def insert_page(self, owner: PageOwner, index: int, data: Buffer, pool_bit: bool) -> bool:
+        """Copy one page that is not resident into a frame; False when every frame is dirty."""
+        frame = self._free.popleft() if self._free else self._take_frame()
+        if frame < 0:
+            return False
+        base, length = frame << PAGE_SHIFT, len(data)
+        self.view[base : base + length] = data
+        if length < PAGE_SIZE:
+            self.view[base + length : base + PAGE_SIZE] = bytes(PAGE_SIZE - length)
+        self.ref[frame] = IDLE
+        self.pool_bit[frame] = pool_bit
+        self._owner[frame] = owner
+        self._index[frame] = index
+        owner.pages[index] = frame
+        self.resident += 1
+        if len(self._free) < self.reserve_frames:
+            self._make_ready()
+        return True
+
     def _take_frame(self) -> int:
-        """Return a free frame, made so if need be; -1 when every page is dirty."""
-        if self._free:
-            return self._free.popleft()
+        """Free a frame by dropping a page, and return it; -1 when every page is dirty."""
         while self.victims:
             frame = self.victims.popleft()
             if self.ref[frame] == QUEUED:
@@ -142,12 +146,22 @@ class PageCache:
                 return self._free.popleft()
         return -1
 
-    def reserve(self, wanted: int) -> None:
-        """Evict ahead of a fill, so that `wanted` frames are free once the victim queue is drained."""
-        missing = min(wanted, self._queue_limit) - len(self._free) - len(self.victims)
-        if missing <= 0:
-            return
-        self.queue_victims(missing)
+    def announce(self, pages: int) -> None:
+        """Evict ahead of a fill: its frames shall be free when it ends. `pages` negative takes that back."""
+        self._announced += pages
+        self._make_ready()
+
+    def _make_ready(self) -> None:
+        """Queue as many pages as it takes for the reserve and the announced pages to be free after the drain."""
+        wanted = min(self.reserve_frames + self._announced, self._ahead_limit)
+        missing = wanted - len(self._free) - len(self.victims)
+        if self._queueing and missing > 0:
+            self.queue_victims(missing + self._extra)
+
+    @property
+    def free_frames(self) -> int:
+        """Frames that an insert can take without dropping anything."""
+        return len(self._free)
 
     def queue_victims(self, count: int) -> int:
         """Move the coldest `count` pages into the victim queue (free them at once where there is no pool)."""

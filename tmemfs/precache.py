@@ -40,6 +40,18 @@ class Precache:
         """Take a page out of the pool; the caller owes it to the cache before its next await."""
         return self.pool.get(owner.oid, index) if self.pool is not None else None
 
+    def accept(self, owner: PooledOwner, index: int, page: bytes) -> None:
+        """Move a page that was got into the cache.
+
+        A reader that gets faster than the drain puts would have the cache drop pages: here it exchanges, a put for a
+        get (15 µs, against the backing read that the get has saved).
+        """
+        if not self._cache.free_frames:
+            if not self._cache.victims:
+                self._cache.queue_victims(BATCH)
+            self.drain(BATCH)
+        self._cache.insert_page(owner, index, page, True)
+
     def holds(self, owner: PooledOwner, index: int) -> bool:
         """Tell whether a get would be likely to hit, without counting."""
         return self.pool is not None and self.pool.holds(owner.oid, index)
