@@ -31,9 +31,11 @@ class Replies:
         entry = _attributes(known, inode.number)
         entry.generation = inode.generation
         entry.entry_timeout = entry.attr_timeout = self._attr_timeout
-        if inode.dirty and self._writeback is not None:
+        # Not `inode.dirty`: that is empty before a write-back ends, and until then the attributes are those of before.
+        touched_ns = self._writeback.touched_ns.get(inode) if self._writeback is not None else None
+        if touched_ns is not None:
             entry.st_size = inode.size
-            entry.st_mtime_ns = entry.st_ctime_ns = self._writeback.touched_ns.get(inode, known.st_mtime_ns)
+            entry.st_mtime_ns = entry.st_ctime_ns = touched_ns
         return entry
 
     def virtual(self, node: Node) -> EntryAttributes:
