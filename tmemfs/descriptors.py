@@ -12,6 +12,7 @@ Threads call in here: the lock guards the table alone and is never held over a s
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from collections import OrderedDict
@@ -168,7 +169,7 @@ class Descriptors:
             loose = [entry for entry in self._entries.values() if entry.users == 0 and not entry.pinned]
             assert len(loose) <= self.limit, (len(loose), self.limit)
             for entry in self._entries.values():
-                os.fstat(entry.fd)
+                fcntl.fcntl(entry.fd, fcntl.F_GETFD)  # not fstat: that would ask a file which may hang
 
 
 def _leads_to(fd: int, inode: Located) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+
+import trio
 
 from tmemfs.inodes import Inode
 from tmemfs.readahead import Readahead
@@ -46,7 +49,8 @@ class OpenFile:
         """End one use; the last one of a closing file closes the descriptor."""
         self.users -= 1
         if self.closing and not self.users:
-            os.close(self.fd)
+            # In a thread, with nobody to wait for it: on a network filesystem close(2) can hang.
+            trio.lowlevel.start_thread_soon(partial(os.close, self.fd), lambda outcome: None)
 
     @contextmanager
     def borrowed(self) -> Iterator[int]:

@@ -178,7 +178,7 @@ class Tree:
                 going = self._going(name, dir_fd)
                 try:
                     (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
-                    return going, os.fstat(going.fd) if going else None, os.fstat(dir_fd)
+                    return going, _stat_of_removed(going) if going else None, os.fstat(dir_fd)
                 except OSError:
                     if going:
                         os.close(going.fd)
@@ -207,7 +207,7 @@ class Tree:
     def _settle(self, gone: Removed, after: os.stat_result, parent: Inode, name: bytes, started: int) -> None:
         """Take in that a known inode lost a name."""
         inode = gone.inode
-        survivors = 0 if stat.S_ISDIR(after.st_mode) else after.st_nlink
+        survivors = 0 if stat.S_ISDIR(gone.before.st_mode) else after.st_nlink
         self._inodes.observe(inode, gone.before, started)
         inode.remove_location(parent, name)
         self._inodes.record(inode, after)
@@ -225,7 +225,7 @@ class Tree:
                 going = None if flags & _RENAME_EXCHANGE else self._going(new_name, new_fd)
                 try:
                     _renameat2(old_fd, name, new_fd, new_name, flags)
-                    after = os.fstat(going.fd) if going else None
+                    after = _stat_of_removed(going) if going else None
                     return going, after, os.stat(new_name, dir_fd=new_fd, follow_symlinks=False)
                 except OSError:
                     if going:
@@ -268,6 +268,22 @@ class Tree:
 
 
 _RENAME_EXCHANGE = 2
+
+
+def _stat_of_removed(gone: Removed) -> os.stat_result:
+    """Return the stat of a node that has just lost a name.
+
+    Filesystems that know files by name alone (sshfs, NFS) have none for a file that lost its last one. The name is
+    gone all the same, and the caller must not be told that it never was there.
+    """
+    try:
+        return os.fstat(gone.fd)
+    except OSError:
+        fields = list(gone.before)
+        fields[stat.ST_NLINK] = max(0, gone.before.st_nlink - 1)
+        times = {name: getattr(gone.before, name) for name in ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")}
+        others = {name: getattr(gone.before, name) for name in ("st_blksize", "st_blocks", "st_rdev")}
+        return os.stat_result(fields, times | others)
 
 
 def _renameat2(old_fd: int, name: bytes, new_fd: int, new_name: bytes, flags: int) -> None:
