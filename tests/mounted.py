@@ -114,5 +114,7 @@ def shell(script: str, cwd: Path, seconds: float = PROGRAM_SECONDS, **variables:
         stdin=subprocess.DEVNULL,
     )
     output = done.stdout.decode(errors="surrogateescape")
-    assert done.returncode == 0, f"status {done.returncode}\n{output[-3000:]}\n{done.stderr.decode(errors='replace')[-3000:]}"
+    assert done.returncode == 0, (
+        f"status {done.returncode}\n{output[-3000:]}\n{done.stderr.decode(errors='replace')[-3000:]}"
+    )
     return output

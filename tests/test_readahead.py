@@ -81,9 +81,7 @@ def test_a_cache_too_small_for_a_window_gets_none() -> None:
     max_pages=st.integers(1, 1024),
     reads=st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 5000)), st.integers(1, 300)), max_size=60),
 )
-def test_a_window_is_bounded_and_ends_at_its_edge(
-    max_pages: int, reads: list[tuple[int | None, int]]
-) -> None:
+def test_a_window_is_bounded_and_ends_at_its_edge(max_pages: int, reads: list[tuple[int | None, int]]) -> None:
     stream = Readahead(max_pages)
     for jump, count in reads:
         first = stream.next_page if jump is None else jump

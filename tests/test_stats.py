@@ -78,7 +78,12 @@ def test_text_is_a_name_and_a_value_a_line_aligned() -> None:
 
 
 def test_prometheus_has_a_type_a_value_and_leaves_out_what_is_no_number() -> None:
-    values: dict[str, Value] = {"cache_hits": 3, "cache_capacity_bytes": 4096, "cache_hit_ratio": None, "lender": "none"}
+    values: dict[str, Value] = {
+        "cache_hits": 3,
+        "cache_capacity_bytes": 4096,
+        "cache_hit_ratio": None,
+        "lender": "none",
+    }
     assert as_prometheus(values, {"cache_hits"}) == (
         "# TYPE tmemfs_cache_hits counter\ntmemfs_cache_hits 3\n"
         "# TYPE tmemfs_cache_capacity_bytes gauge\ntmemfs_cache_capacity_bytes 4096\n"

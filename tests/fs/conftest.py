@@ -13,7 +13,6 @@ from tests.conftest import Place
 from tests.mounted import VARIANTS, Mounted
 
 
-
 @pytest.fixture
 def mounted(place: Place) -> Iterator[Mounted]:
     """Give a test a place to mount; what it mounted is ended and checked afterwards."""

@@ -41,7 +41,14 @@ def test_control_files_are_found_and_not_listed(mounted: Mounted) -> None:
     root = mounted.start()
     assert os.listdir(root) == ["f"]
     assert os.listdir(root / ".tmemfs") == []
-    for name in ("stats", ".tmemfs/stats", ".tmemfs/stats.json", ".tmemfs/metrics", ".tmemfs/config", ".tmemfs/cache_size"):
+    for name in (
+        "stats",
+        ".tmemfs/stats",
+        ".tmemfs/stats.json",
+        ".tmemfs/metrics",
+        ".tmemfs/config",
+        ".tmemfs/cache_size",
+    ):
         assert (root / name).read_bytes(), name
         assert (root / name).is_file()
     shell('diff -r . "$OTHER"', root, OTHER=mounted.source)
@@ -161,7 +168,10 @@ def test_a_shrink_with_dirty_pages_in_the_way_writes_them_back(mounted: Mounted)
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        *(("cache_size", line) for line in ("0", "-1", "12Q", "500%", "64K", "1023K", "", "\n", "lots", "1e9", "\xff", "999999T")),
+        *(
+            ("cache_size", line)
+            for line in ("0", "-1", "12Q", "500%", "64K", "1023K", "", "\n", "lots", "1e9", "\xff", "999999T")
+        ),
         *(("drop_caches", line) for line in ("missing", "/f/below", "..", "../outside", "f/..", "a\0b", "x" * 300)),
         *(("stats", line) for line in ("", "clear", "reset now")),
     ],
@@ -276,7 +286,9 @@ def test_throttle_is_obeyed(mounted: Mounted) -> None:
     assert os.pread(fd, len(data), 0) == data
     assert time.monotonic() - began >= (len(data) - 6 * PAGE) / (4 << 20)
     os.close(fd)
-    assert mounted.stats()["throttle_latency_seconds"] == 0.04 if "throttle_latency_seconds" in mounted.stats() else True
+    assert (
+        mounted.stats()["throttle_latency_seconds"] == 0.04 if "throttle_latency_seconds" in mounted.stats() else True
+    )
 
 
 def test_mapped_pages_leave_the_kernel_at_the_last_close(mounted: Mounted) -> None:

@@ -39,7 +39,8 @@ def same_bytes(mounted: Mounted, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [b"n" * 255, b"\xff\xfe\x80", b"new\nline", b" ", "naïve ☃".encode(), b"-rf", b"\\", b"%s%n", b"a\xed\xa0\x80"]
+    "name",
+    [b"n" * 255, b"\xff\xfe\x80", b"new\nline", b" ", "naïve ☃".encode(), b"-rf", b"\\", b"%s%n", b"a\xed\xa0\x80"],
 )
 def test_names_are_bytes(mounted: Mounted, name: bytes) -> None:
     root = os.fsencode(mounted.start())

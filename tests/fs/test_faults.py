@@ -1,0 +1,350 @@
+"""A backing that errs, fills up or hangs: the caller is told, nothing false is kept, everybody else goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, Place, environment, wait_until
+from tests.mounted import Mounted
+from tests.parts import pages_of
+from tmemfs.kernelmount import top_mount, unmount
+
+pytestmark = pytest.mark.mount
+Options = tuple[str, ...]
+PAGE = 4096
+
+
+class Backing:
+    """A backing that fails on command; `directory` is what is behind it."""
+
+    def __init__(self, place: Place) -> None:
+        self.mountpoint = place.source
+        self.directory = place.source.parent / "behind"
+        self.directory.mkdir()
+        self._faults = place.source.parent / "faults"
+        self._faults.touch()
+        program = REPOSITORY / "tests" / "fs" / "faultfs.py"
+        self.process = subprocess.Popen(
+            [sys.executable, program, self.directory, self.mountpoint, self._faults],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def fail(self, *orders: str) -> None:
+        """Order faults; no orders end them all."""
+        new = self._faults.with_suffix(".new")
+        new.write_text("\n".join(orders))
+        os.replace(new, self._faults)
+
+    def end(self) -> None:
+        """Let go of whatever hangs, and take the mount away."""
+        self.fail()
+        while top_mount(self.mountpoint) is not None:
+            unmount(self.mountpoint, lazy=True)
+        self.process.kill()
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def backing(place: Place) -> Iterator[Backing]:
+    made = Backing(place)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def mounted(backing: Backing, place: Place) -> Iterator[Mounted]:
+    """Mount over the failing backing; what hangs is let go before the mount ends."""
+    made = Mounted(place)
+    try:
+        yield made
+        backing.fail()
+        made.end()
+    finally:
+        made.stop_watchdog()
+        backing.fail()
+
+
+def code_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "none"
+
+
+class Stuck:
+    """A process that makes a call which hangs."""
+
+    def __init__(self, code: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"import os\nprint('go', flush=True)\n{code}"], stdout=subprocess.PIPE
+        )
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+
+    def end(self) -> int:
+        """Wait for it to go on."""
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+def within(seconds: float, call: Callable[[], object]) -> None:
+    """Make a call in a thread and see that it returns in time."""
+    done = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+        done.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    assert done.wait(seconds), f"not within {seconds} s"
+    if errors:
+        raise errors[0]
+
+
+@pytest.mark.parametrize("code", ["EIO", "ESTALE", "EACCES"])
+def test_a_read_error_reaches_the_caller_and_is_not_cached(mounted: Mounted, backing: Backing, code: str) -> None:
+    data = pages_of(1, 200)
+    (backing.directory / "f").write_bytes(data)
+    root = mounted.start()
+    fd = os.open(root / "f", os.O_RDONLY)
+    assert os.pread(fd, PAGE, 0) == data[:PAGE]
+    backing.fail(f"read f {code}")
+    before = mounted.stats()["backing_errors"]
+    assert code_of(lambda: os.pread(fd, 100_000, 400_000)) == code
+    assert mounted.stats()["backing_errors"] > before
+    assert os.pread(fd, PAGE, 0) == data[:PAGE], "hits go on"
+    backing.fail()
+    assert os.pread(fd, len(data), 0) == data
+    os.close(fd)
+
+
+def test_an_unreachable_backing_never_looks_empty(mounted: Mounted, backing: Backing) -> None:
+    for number in range(5):
+        (backing.directory / f"f{number}").write_bytes(b"x" * 100)
+    root = mounted.start("--attr-timeout", "0")
+    assert len(os.listdir(root)) == 5
+    backing.fail("any * EIO")
+    assert code_of(lambda: os.listdir(root)) == "EIO"
+    assert code_of(lambda: os.stat(root / "f0")) == "EIO"
+    assert code_of(lambda: os.open(root / "f0", os.O_RDONLY)) == "EIO"
+    assert code_of(lambda: os.stat(root / "missing")) == "EIO", "not ENOENT"
+    backing.fail()
+    assert len(os.listdir(root)) == 5
+    assert (root / "f0").read_bytes() == b"x" * 100
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EIO", "EDQUOT"])
+def test_a_write_error_reaches_the_writer_and_the_file_is_what_the_backing_has(
+    mounted: Mounted, backing: Backing, code: str
+) -> None:
+    data = pages_of(1, 50)
+    (backing.directory / "f").write_bytes(data)
+    root = mounted.start()
+    fd = os.open(root / "f", os.O_RDWR)
+    assert os.pread(fd, len(data), 0) == data
+    backing.fail(f"write f {code}")
+    assert code_of(lambda: os.pwrite(fd, b"n" * 9000, 5000)) == code
+    assert os.pread(fd, len(data), 0) == data
+    assert code_of(lambda: os.ftruncate(fd, 100)) == code
+    assert os.fstat(fd).st_size == len(data)
+    backing.fail()
+    assert os.pwrite(fd, b"n" * 9000, 5000) == 9000
+    assert (
+        os.pread(fd, len(data), 0)
+        == data[:5000] + b"n" * 9000 + data[14_000:]
+        == (backing.directory / "f").read_bytes()
+    )
+    os.close(fd)
+
+
+@pytest.mark.parametrize("by", ["fsync", "close"])
+def test_writeback_owes_the_error_and_keeps_the_bytes(mounted: Mounted, backing: Backing, by: str) -> None:
+    data = pages_of(1, 20)
+    (backing.directory / "f").write_bytes(data)
+    root = mounted.start("--writeback")
+    fd = os.open(root / "f", os.O_RDWR)
+    os.pwrite(fd, b"n" * 9000, 5000)
+    backing.fail("write f ENOSPC")
+    want = data[:5000] + b"n" * 9000 + data[14_000:]
+    if by == "fsync":
+        assert code_of(lambda: os.fsync(fd)) == "ENOSPC"
+        assert os.pread(fd, len(data), 0) == want
+        backing.fail()
+        assert code_of(lambda: os.fsync(fd)) == "none"
+        os.close(fd)
+    else:
+        assert code_of(lambda: os.close(fd)) == "ENOSPC"
+        assert mounted.stats()["cache_dirty_bytes"] > 0
+        assert (root / "f").read_bytes() == want
+        backing.fail()
+        wait_until(lambda: mounted.stats()["cache_dirty_bytes"] == 0, "written back by age", 30)
+    assert (backing.directory / "f").read_bytes() == want == (root / "f").read_bytes()
+
+
+def test_a_dirty_file_that_cannot_be_written_may_be_unlinked(mounted: Mounted, backing: Backing) -> None:
+    root = mounted.start("--writeback")
+    for number in range(10):
+        fd = os.open(root / "temporary", os.O_CREAT | os.O_RDWR)
+        other = os.open(root / f"kept{number}", os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"x" * 20_000)
+        os.write(other, b"%d" % number)
+        backing.fail("write temporary ENOSPC")
+        os.unlink(root / "temporary")
+        assert code_of(lambda fd=fd: os.close(fd)) in ("ENOSPC", "none")  # type: ignore[misc]
+        backing.fail()
+        os.close(other)
+    assert (root / "kept3").read_bytes() == b"3" == (backing.directory / "kept3").read_bytes()
+    os.unlink(root / "kept3")  # known and closed: this backing has no stat for what has no name
+    assert not (root / "kept3").exists()
+    os.rename(root / "kept4", root / "kept5")
+    assert (root / "kept5").read_bytes() == b"4"
+    wait_until(lambda: mounted.stats()["cache_dirty_bytes"] == 0, "nothing is dirty", 30)
+    assert "Bad file descriptor" not in mounted.log()
+
+
+@pytest.mark.parametrize("operation", ["read", "open", "stat"])
+def test_one_file_that_hangs_stops_nobody_else(mounted: Mounted, backing: Backing, operation: str) -> None:
+    data = pages_of(1, 100)
+    for name in ("hung", "fine", "new"):
+        (backing.directory / name).write_bytes(data)
+    root = mounted.start("--attr-timeout", "0")
+    hung, fine = os.open(root / "hung", os.O_RDONLY), os.open(root / "fine", os.O_RDONLY)
+    assert os.pread(hung, 10 * PAGE, 0) == data[: 10 * PAGE]
+    assert os.pread(fine, 10 * PAGE, 0) == data[: 10 * PAGE]
+    backing.fail(f"{operation} hung hang")
+    path = os.fspath(root / "hung")
+    call = {
+        "read": "os.pread(os.open({path!r}, os.O_RDONLY), 4096, {offset})",
+        "open": "os.open({path!r}, os.O_RDONLY)",
+        "stat": "os.stat({path!r})",
+    }[operation]
+    stuck = [Stuck(call.format(path=path, offset=200_000 + number * 8192)) for number in range(20)]
+    try:
+        wait_until(lambda: all(one.process.poll() is None for one in stuck), "they hang")
+        within(5, lambda: os.pread(hung, 5 * PAGE, PAGE))  # a hit in the very file
+        within(5, lambda: os.pread(fine, 50 * PAGE, 40 * PAGE))
+        within(5, lambda: (root / "new").read_bytes())
+        within(5, lambda: (root / "made").write_bytes(data))
+        within(5, lambda: (root / "stats").read_bytes())
+        within(5, lambda: os.listdir(root)) if operation != "stat" else None
+        assert all(one.process.poll() is None for one in stuck)
+    finally:
+        backing.fail()
+    assert [one.end() for one in stuck] == [0] * 20
+    os.close(hung)
+    os.close(fine)
+
+
+def test_a_hang_in_one_file_keeps_no_other_from_being_written_back(mounted: Mounted, backing: Backing) -> None:
+    root = mounted.start("--writeback")
+    hung = os.open(root / "hung", os.O_CREAT | os.O_RDWR)
+    os.write(hung, b"hung")
+    backing.fail("write hung hang")
+    time.sleep(0.5)  # so that the other one is the younger
+    fine = os.open(root / "fine", os.O_CREAT | os.O_RDWR)
+    os.write(fine, b"fine")
+    wait_until(lambda: (backing.directory / "fine").read_bytes() == b"fine", "written back by age", 20)
+    assert (backing.directory / "hung").read_bytes() == b""
+    within(5, lambda: os.fsync(fine))
+    within(5, lambda: (root / "stats").read_bytes())
+    backing.fail()
+    within(20, lambda: os.fsync(hung))
+    os.close(hung)
+    os.close(fine)
+
+
+def test_a_mount_with_a_request_that_hangs_can_be_ended(mounted: Mounted, backing: Backing) -> None:
+    (backing.directory / "hung").write_bytes(pages_of(1, 10))
+    root = mounted.start()
+    backing.fail("read hung hang")
+    stuck = Stuck(f"os.pread(os.open({os.fspath(root / 'hung')!r}, os.O_RDONLY), 4096, 0)")
+    process = mounted.process
+    assert process is not None
+    try:
+        wait_until(lambda: mounted.stats()["backing_reads"] >= 1, "the read has begun")
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: top_mount(root) is None, "the mount is hidden", 20)
+        assert process.poll() is None, "it still serves its last user"
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "ended" in mounted.log(), "the guest has ended", 30)
+    finally:
+        backing.fail()  # only now can the kernel let go of the thread that reads
+        stuck.kill()
+        stuck.end()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    mounted.process = None
+
+
+def test_a_backing_that_vanishes_gives_its_error_and_hits_go_on(mounted: Mounted, backing: Backing) -> None:
+    data = pages_of(1, 20)
+    (backing.directory / "f").write_bytes(data)
+    (backing.directory / "g").write_bytes(data)
+    root = mounted.start("--attr-timeout", "1m")
+    fd = os.open(root / "f", os.O_RDONLY)
+    assert os.pread(fd, len(data), 0) == data
+    backing.process.kill()
+    backing.process.wait(30)
+    assert os.pread(fd, len(data), 0) == data
+    assert code_of(lambda: (root / "g").read_bytes()) in ("ENOTCONN", "ECONNABORTED")
+    assert code_of(lambda: os.listdir(root)) in ("ENOTCONN", "ECONNABORTED")
+    assert mounted.stats()["backing_errors"] > 0
+    os.close(fd)
+
+
+def test_a_slow_backing_is_read_right_by_many_at_once(mounted: Mounted, backing: Backing) -> None:
+    data = pages_of(1, 300)
+    (backing.directory / "f").write_bytes(data)
+    root = mounted.start()
+    backing.fail("read f slow")
+    results: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(Path(root / "f").read_bytes()), daemon=True) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results == [data] * 6
+    assert mounted.stats()["cache_waits"] > 0
+
+
+def test_a_close_that_hangs_on_the_backing_stops_nobody(mounted: Mounted, backing: Backing) -> None:
+    """The last user of a descriptor may be a read ahead: it closes what its reader has left."""
+    data = pages_of(1, 2000)
+    for name in ("hung", "fine"):
+        (backing.directory / name).write_bytes(data)
+    root = mounted.start()
+    mounted.control("cache_size", "16M")
+    with (root / "hung").open("rb", buffering=0) as file:
+        backing.fail("read hung slow", "flush hung hang")
+        for _ in range(20):
+            file.read(65_536)
+    within(10, lambda: (root / "fine").read_bytes())
+    within(5, lambda: (root / "stats").read_bytes())
+    backing.fail()
+    assert (root / "hung").read_bytes() == data
