@@ -6,8 +6,10 @@ state.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
+from tmem import PoolStats, TmemStats
 from tmemfs.pagecache import PAGE_SHIFT
 from tmemfs.stats import Stats
 
@@ -69,11 +71,13 @@ def register(stats: Stats, guest: Guest) -> None:
 
 def _register_pool(stats: Stats, guest: Guest) -> None:
     cache, tmem, pool = guest.cache, guest.tmem, guest.precache.pool
-    if tmem is None or pool is None:
-        return
+
+    # Without a pool the names are there all the same: a dashboard need not know.
+    def held() -> TmemStats:
+        return tmem.stats() if tmem is not None else _NOTHING_HELD
 
     def verbs() -> dict[str, int | float]:
-        now = pool.stats
+        now = pool.stats if pool is not None else _NOTHING_DONE
         return {
             "puts": now.puts,
             "rejected_puts": now.rejected_puts,
@@ -87,7 +91,7 @@ def _register_pool(stats: Stats, guest: Guest) -> None:
     stats.ratio("precache_hit_ratio", ("precache_succ_gets",), ("precache_succ_gets", "precache_failed_gets"))
 
     def gauges() -> dict[str, int | float | None]:
-        now = tmem.stats()
+        now = held()
         return {
             "slabs": now.slabs,
             "lent_bytes": now.lent_bytes,
@@ -104,7 +108,11 @@ def _register_pool(stats: Stats, guest: Guest) -> None:
     stats.gauges("pool_", gauges)
 
     def counters() -> dict[str, int | float]:
-        now = tmem.stats()
+        now = held()
         return {"evictions": now.evictions, "revoked_slabs": now.revoked_slabs, "ghost_hits": now.ghost_hits}
 
     stats.counters("pool_", counters)
+
+
+_NOTHING_DONE = PoolStats(**{field.name: 0 for field in dataclasses.fields(PoolStats)})
+_NOTHING_HELD = TmemStats(**{field.name: 0 for field in dataclasses.fields(TmemStats)})
