@@ -95,7 +95,7 @@ class Reader:
     def _exchange(self, file: OpenFile, index: int, skip: int, size: int) -> memoryview | None:
         """Answer a read within one page from the pool; None when it is not there (nothing is counted then).
 
-        Here and not in `read`: that costs 15 µs more, of the 25 that a page in the pool may cost beyond one in the cache.
+        Not in `read`: that costs 15 µs more, of the 25 that a page in the pool may cost beyond one in the cache.
         """
         inode, stream = file.inode, file.stream
         if index in inode.fills or not self._precache.holds(inode, index):
