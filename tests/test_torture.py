@@ -249,6 +249,8 @@ def test_a_worker_that_finds_something_ends_the_torture(place: Place, plain: Pat
 @pytest.mark.mount
 def test_the_program_prints_its_seed_first(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.torture", "--seconds", "0", "--seed", "12", "--mode", "through"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=100, check=False, cwd=Path(__file__).parents[1]
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("seed 12\nSEED=12 MODE=through PROCESSES=")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +26,32 @@ def open_place() -> Iterator[Place]:
     finally:
         place.clean()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+class Opened:
+    """Open files for a test, and close them before the mount is ended: one that is in use would wait."""
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+
+    def __call__(self, path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+        """Open a file."""
+        self._fds.append(os.open(path, flags | os.O_CLOEXEC))
+        return self._fds[-1]
+
+    def close(self) -> None:
+        """Close everything; errors that a write-back owes are no news here."""
+        while self._fds:
+            with contextlib.suppress(OSError):
+                os.close(self._fds.pop())
+
+
+@pytest.fixture
+def opened(mounted: Mounted) -> Iterator[Opened]:
+    """Give a test files that are closed when it ends."""
+    made = Opened()
+    yield made
+    made.close()
 
 
 @pytest.fixture

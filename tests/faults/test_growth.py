@@ -23,7 +23,7 @@ def grow(path: Path, count: int) -> None:
 def test_a_file_that_grew_underneath_is_whole_as_soon_as_it_is_opened_again(
     mounted: Mounted, writing: Options, mapped: bool
 ) -> None:
-    """fstat, SEEK_END, a read of everything, and O_APPEND, right after the open, while the kernel has old attributes."""
+    """fstat, SEEK_END, a read of everything, and O_APPEND, right after the open; the kernel has old attributes."""
     (mounted.source / "f").write_bytes(b"begin")
     root = mounted.start("--attr-timeout", "60", *writing)
     size = 5

@@ -210,7 +210,9 @@ class Side:
     def do_mread(self, number: int, offset: int, size: int) -> Outcome:
         """Read from a mapping."""
         mapping = self.maps.get(number)
-        return NOTHING if mapping is None else mapping.map[min(offset, mapping.end()) : min(offset + size, mapping.end())]
+        return (
+            NOTHING if mapping is None else mapping.map[min(offset, mapping.end()) : min(offset + size, mapping.end())]
+        )
 
     def do_mwrite(self, number: int, offset: int, size: int, tag: int) -> Outcome:
         """Write to a mapping."""

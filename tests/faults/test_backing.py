@@ -1,0 +1,244 @@
+"""A backing that is full, read-only, gone, or back again: callers get that errno, nothing is lost or made up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run
+from tests.faults.conftest import Opened
+from tests.mounted import Mounted
+from tests.parts import pages_of
+from tmemfs.kernelmount import top_mount, unmount
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+Options = tuple[str, ...]
+MIB = 1 << 20
+CHUNK = 64 << 10
+
+
+def code_of(call: Callable[[], object]) -> str:
+    """Return the name of the error that a call ends with."""
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "none"
+
+
+@pytest.fixture(params=["tmpfs", "ext4"])
+def small(request: pytest.FixtureRequest, mounted: Mounted, opened: Opened, tmp_path: Path) -> Iterator[Mounted]:
+    """Put a filesystem of a few MiB under the source."""
+    if request.param == "tmpfs":
+        words = ["mount", "-t", "tmpfs", "-o", "size=6M", "tmpfs", os.fspath(mounted.source)]
+    else:
+        image = tmp_path / "image"
+        with image.open("wb") as file:
+            file.truncate(12 * MIB)
+        if shutil.which("mkfs.ext4") is None:
+            pytest.skip("mkfs.ext4 is missing")
+        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True, timeout=30)
+        words = ["mount", "-o", "loop", os.fspath(image), os.fspath(mounted.source)]
+    done = run(*words)
+    if done.returncode:
+        pytest.skip(f"no {request.param} to be had: {done.stderr.strip()}")
+    try:
+        yield mounted
+        opened.close()
+        mounted.end()
+    finally:
+        if mounted.process is not None:
+            mounted.process.kill()
+            mounted.process.communicate(timeout=30)
+        while top_mount(mounted.root) is not None:
+            unmount(mounted.root, lazy=True)
+        while top_mount(mounted.source) is not None:
+            unmount(mounted.source, lazy=True)
+
+
+def fill(fd: int, *, synced: bool) -> tuple[int, str]:
+    """Append chunks until an error; return how many are safe, and the error."""
+    safe = 0
+    try:
+        for number in range(1000):
+            data = pages_of(number, CHUNK // 4096)
+            done = 0
+            while done < CHUNK:
+                done += os.pwrite(fd, data[done:], number * CHUNK + done)
+            if synced:
+                os.fsync(fd)
+            safe = number + 1
+    except OSError as error:
+        return safe, errno.errorcode[error.errno or 0]
+    return safe, "none"
+
+
+def sync(fd: int) -> None:
+    """Fsync; a try in between that failed owes its error to the first fsync after it, even if nothing is wrong now."""
+    if code_of(lambda: os.fsync(fd)) != "none":
+        os.fsync(fd)
+
+
+def safe_chunks(path: Path, count: int) -> bool:
+    content = path.read_bytes()
+    wanted = (pages_of(number, CHUNK // 4096) for number in range(count))
+    return all(content[number * CHUNK :][:CHUNK] == chunk for number, chunk in enumerate(wanted))
+
+
+def test_a_full_backing_tells_the_writer_and_keeps_what_it_took(
+    small: Mounted, writing: Options, opened: Opened
+) -> None:
+    """Every write is acknowledged (write-through) or fsynced before it counts."""
+    (small.source / "ballast").write_bytes(os.urandom(2 * MIB))
+    (small.source / "other").write_bytes(b"other" * 2000)
+    root = small.start(*writing)
+    fd = opened(root / "f")
+    safe, code = fill(fd, synced=bool(writing))
+    assert (code, safe > 10) == ("ENOSPC", True)
+    assert safe_chunks(small.source / "f", safe)
+    assert safe_chunks(root / "f", safe)
+    assert (root / "other").read_bytes() == b"other" * 2000
+    free = os.statvfs(root)
+    assert free.f_bavail * free.f_frsize < CHUNK
+    os.unlink(root / "ballast")
+    for number in range(safe, safe + 4):
+        os.pwrite(fd, pages_of(number, CHUNK // 4096), number * CHUNK)
+    sync(fd)
+    assert safe_chunks(small.source / "f", safe + 4)
+    assert safe_chunks(root / "f", safe + 4)
+
+
+def test_writeback_owes_enospc_and_writes_the_pages_once_there_is_space(small: Mounted, opened: Opened) -> None:
+    """Writes that were only acknowledged are not lost either while the mount lives: they are tried again."""
+    (small.source / "ballast").write_bytes(os.urandom(2 * MIB))
+    root = small.start("--writeback", "--cache", "64M")
+    space = os.statvfs(small.source)
+    chunks = space.f_bfree * space.f_frsize // CHUNK + 4  # a little more than there is room for
+    fd = opened(root / "f")
+    for number in range(chunks):
+        os.pwrite(fd, pages_of(number, CHUNK // 4096), number * CHUNK)
+    assert code_of(lambda: os.fsync(fd)) == "ENOSPC"
+    assert safe_chunks(root / "f", chunks)
+    os.unlink(root / "ballast")
+    sync(fd)
+    assert safe_chunks(small.source / "f", chunks)
+
+
+def test_names_that_do_not_fit_any_more_are_refused(small: Mounted, writing: Options, opened: Opened) -> None:
+    root = small.start(*writing)
+    fd = opened(root / "f")
+    assert fill(fd, synced=False)[1] == "ENOSPC" or code_of(lambda: os.fsync(fd)) == "ENOSPC"
+    os.ftruncate(fd, 0)
+    sync(fd)
+    (root / "g").write_bytes(b"fits")
+    assert (small.source / "g").read_bytes() == b"fits"
+
+
+def test_a_read_only_backing_refuses_changes_and_is_read(small: Mounted, writing: Options) -> None:
+    (small.source / "f").write_bytes(b"content" * 1000)
+    run("mount", "-o", "remount,ro", small.source)
+    root = small.start(*writing)
+    for call in (
+        lambda: os.open(root / "f", os.O_RDWR),
+        lambda: os.open(root / "f", os.O_WRONLY | os.O_TRUNC),
+        lambda: os.open(root / "new", os.O_CREAT | os.O_WRONLY),
+        lambda: os.truncate(root / "f", 1),
+        lambda: os.mkdir(root / "d"),
+        lambda: os.unlink(root / "f"),
+        lambda: os.rename(root / "f", root / "g"),
+        lambda: os.link(root / "f", root / "g"),
+        lambda: os.symlink("f", root / "g"),
+        lambda: os.chmod(root / "f", 0o600),
+        lambda: os.utime(root / "f"),
+        lambda: os.setxattr(root / "f", "user.a", b"b"),
+    ):
+        assert code_of(call) == "EROFS"
+    assert (root / "f").read_bytes() == b"content" * 1000
+    assert os.listdir(root) == os.listdir(small.source)
+    run("mount", "-o", "remount,rw", small.source)
+    (root / "f").write_bytes(b"again")
+    assert (small.source / "f").read_bytes() == b"again"
+
+
+def test_a_backing_that_becomes_read_only_while_it_is_used_tells_the_writer(small: Mounted) -> None:
+    (small.source / "f").write_bytes(b"content")
+    root = small.start()
+    assert (root / "f").read_bytes() == b"content"
+    run("mount", "-o", "remount,ro", small.source)
+    assert code_of(lambda: (root / "f").write_bytes(b"other")) == "EROFS"
+    assert (root / "f").read_bytes() == b"content"
+    run("mount", "-o", "remount,rw", small.source)
+    (root / "f").write_bytes(b"other")
+    assert (root / "f").read_bytes() == b"other"
+
+
+def test_a_mount_with_ro_refuses_changes(mounted: Mounted) -> None:
+    (mounted.source / "f").write_bytes(b"content")
+    root = mounted.start("-o", "ro")
+    assert code_of(lambda: (root / "f").write_bytes(b"x")) == "EROFS"
+    assert code_of(lambda: os.mkdir(root / "d")) == "EROFS"
+    assert (root / "f").read_bytes() == b"content"
+
+
+def test_a_backing_directory_that_was_removed_is_an_error_and_not_empty(mounted: Mounted, opened: Opened) -> None:
+    (mounted.source / "d").mkdir()
+    (mounted.source / "f").write_bytes(b"1234" * 4096)
+    (mounted.source / "d" / "g").write_bytes(b"5678")
+    root = mounted.start("--attr-timeout", "0")
+    fd = opened(root / "f", os.O_RDONLY)
+    assert os.listdir(root / "d") == ["g"]
+    shutil.rmtree(mounted.source)
+    try:
+        for call in (
+            lambda: os.listdir(root),
+            lambda: os.listdir(root / "d"),
+            lambda: (root / "f").read_bytes(),
+            lambda: (root / "new").write_bytes(b"lost"),
+            lambda: os.mkdir(root / "e"),
+            lambda: os.stat(root / "d"),
+        ):
+            assert code_of(call) in ("ENOENT", "ESTALE")
+        assert os.pread(fd, 1 << 20, 0) == b"1234" * 4096  # it is open: the backing still has it
+        assert "cache_hits" in (root / ".tmemfs" / "stats").read_text()
+    finally:
+        mounted.source.mkdir()
+
+
+def test_a_source_that_is_unmounted_lazily_is_served_until_the_end(small: Mounted, writing: Options) -> None:
+    """The mount keeps the filesystem in use, so nothing of it goes away, and what is written arrives."""
+    (small.source / "f").write_bytes(b"content" * 1000)
+    root = small.start(*writing)
+    unmount(small.source, lazy=True)
+    assert os.listdir(small.source) == []
+    assert (root / "f").read_bytes() == b"content" * 1000
+    assert "f" in os.listdir(root)
+    (root / "g").write_bytes(b"new")
+    assert (root / "g").read_bytes() == b"new"
+    assert not (small.source / "g").exists()
+
+
+def test_a_filesystem_below_the_source_that_goes_and_comes_back_is_followed(small: Mounted, tmp_path: Path) -> None:
+    """A submount of the source: gone, the directory under it is what the backing has; back, its files are."""
+    below = small.source / "below"
+    below.mkdir()
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "f").write_bytes(b"inner content")
+    assert run("mount", "--bind", inner, below).returncode == 0
+    try:
+        root = small.start("--attr-timeout", "0")
+        assert (root / "below" / "f").read_bytes() == b"inner content"
+        unmount(below, lazy=True)
+        assert code_of(lambda: (root / "below" / "f").read_bytes()) in ("ENOENT", "ESTALE")
+        assert run("mount", "--bind", inner, below).returncode == 0
+        assert (root / "below" / "f").read_bytes() == b"inner content"
+        assert os.listdir(root / "below") == ["f"]
+    finally:
+        while top_mount(below) is not None:
+            unmount(below, lazy=True)
