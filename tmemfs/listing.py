@@ -8,6 +8,7 @@ it. An open directory keeps the snapshot that it began with, until it is rewound
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any, NamedTuple
 
@@ -66,6 +67,8 @@ class Listings:
         with self._descriptors.use(directory) as path_fd:
             fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            if not os.fstat(fd).st_nlink and not directory.unlinked:  # glibc makes ENOENT an empty directory
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             with os.scandir(fd) as entries:
                 return [os.fsencode(entry.name) for entry in entries]
         finally:
