@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from tests.conftest import Place
+from tests.conftest import REPOSITORY, Place
 from tests.mounted import Mounted
 from tests.torture.choice import DIRECTORIES, FILES, MAPS, OPENINGS, SLOTS
 from tests.torture.pair import Difference, Pair, explain
@@ -168,7 +168,7 @@ def test_every_sequence_has_the_outcome_that_it_has_on_a_plain_directory(place: 
     try:
         mounted.start("--pool", "256K", *MODES[mode])
         machine = type("Machine", (Comparison,), {"mounted": mounted, "plain": plain, "numbers": itertools.count()})
-        run_state_machine_as_test(machine, settings=BOUNDED)  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(machine, settings=BOUNDED)
         mounted.end()
     finally:
         mounted.stop_watchdog()
@@ -249,8 +249,6 @@ def test_a_worker_that_finds_something_ends_the_torture(place: Place, plain: Pat
 @pytest.mark.mount
 def test_the_program_prints_its_seed_first(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.torture", "--seconds", "0", "--seed", "12", "--mode", "through"]
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=100, check=False, cwd=Path(__file__).parents[1]
-    )
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("seed 12\nSEED=12 MODE=through PROCESSES=")

@@ -88,8 +88,9 @@ def explain(plain: Outcome, mounted: Outcome) -> str:
     wrong = [index for index, (one, other) in enumerate(zip(plain, mounted, strict=True)) if one != other]
     begin = wrong[0]
     return (
-        f"{len(wrong)} of {len(plain)} bytes differ, from {begin} (page {begin // 4096} of the answer) to {wrong[-1]}: "
-        f"{plain[begin : begin + 16].hex()} on the plain directory, {mounted[begin : begin + 16].hex()} through the mount"
+        f"{len(wrong)} of {len(plain)} bytes differ, from {begin} (page {begin // 4096}) to {wrong[-1]}: "
+        f"{plain[begin : begin + 16].hex()} on the plain directory, "
+        f"{mounted[begin : begin + 16].hex()} through the mount"
     )
 
 
