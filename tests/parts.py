@@ -19,9 +19,9 @@ from typing import Any, ParamSpec, TypeVar
 import pytest
 import trio
 import trio.testing
-from tmem import EmbeddedArena, Tmem
 
 from tests.consistency import check_content
+from tmem import EmbeddedArena, Tmem
 from tmemfs.backing import Backing, SlottedFile
 from tmemfs.content import Content
 from tmemfs.descriptors import Descriptors
@@ -62,7 +62,7 @@ def in_trio(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
 
 def run_seeded(main: Callable[[], Awaitable[T]], seed: int = 1) -> T:
     """Run `main` in trio; the same seed gives the same order of tasks."""
-    scheduler: Any = trio._core._run  # type: ignore[attr-defined]
+    scheduler: Any = trio._core._run
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r.seed(seed)
 

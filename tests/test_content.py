@@ -67,7 +67,8 @@ async def test_renew_keeps_dirty_pages_only_and_a_late_put_is_never_found(make_p
     file.inode.dirty.add(3)
     old = file.inode.oid
     parts.content.renew(file.inode)
-    assert list(file.inode.pages) == [3] and file.inode.oid > old
+    assert list(file.inode.pages) == [3]
+    assert file.inode.oid > old
     assert parts.pool is not None
     parts.pool.put(old, 5, page_of(99))
     assert await parts.read(file, 5 * PAGE_SIZE, PAGE_SIZE) == pages_of(1, 10)[5 * PAGE_SIZE : 6 * PAGE_SIZE]
@@ -90,7 +91,7 @@ async def test_overwrite_reaches_the_cache_and_takes_the_page_out_of_queue_and_p
     assert parts.cache.ref[file.inode.pages[1]] != QUEUED, "a page that is overwritten while queued is not put"
     for index in range(1, 4):
         assert not parts.pooled(file, index)
-        assert parts.cached(file, index) == data[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
+        assert parts.cached(file, index) == bytes(data[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
     assert await parts.read(file, 0, len(data)) == data
 
 
@@ -117,4 +118,6 @@ async def test_forget_leaves_no_trace_of_a_file(make_parts: MakeParts) -> None:
     parts.evict_all()
     await parts.read(file, 0, 5 * PAGE_SIZE)
     parts.content.forget(file.inode)
-    assert parts.cache.resident == 0 and parts.tmem is not None and parts.tmem.stats().pages == 0
+    assert parts.cache.resident == 0
+    assert parts.tmem is not None
+    assert parts.tmem.stats().pages == 0

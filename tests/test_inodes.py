@@ -20,7 +20,8 @@ async def test_the_node_number_is_the_backings(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", b"x")
     assert file.inode.number == os.fstat(file.fd).st_ino
-    assert parts.lookup("f") is file.inode and file.inode.lookups == 2
+    assert parts.lookup("f") is file.inode
+    assert file.inode.lookups == 2
 
 
 @in_trio
@@ -44,7 +45,8 @@ async def test_numbers_that_are_taken_or_reserved_are_replaced_by_own_ones(make_
         fields[1] = number
         fields[2] += 1  # another device
         inode = parts.inodes.enter(directory, b"x%d" % number, os.stat_result(fields), parts.inodes.start())
-        assert inode.number > OWN_NUMBERS and parts.inodes.get(inode.number) is inode
+        assert inode.number > OWN_NUMBERS
+        assert parts.inodes.get(inode.number) is inode
 
 
 @pytest.mark.parametrize("change", ["size", "content", "time", "mode", "replaced"])
@@ -71,9 +73,11 @@ async def test_what_others_change_drops_the_pages_at_the_next_open(make_parts: M
     again = parts.open("f")
     assert await parts.read(again, 0, 1 << 20) == path.read_bytes()
     if change == "replaced":
-        assert again.inode is not file.inode and not seen
+        assert again.inode is not file.inode
+        assert not seen
     else:
-        assert seen == [file.inode] and parts.inodes.invalidations == 1
+        assert seen == [file.inode]
+        assert parts.inodes.invalidations == 1
 
 
 @in_trio
@@ -83,7 +87,8 @@ async def test_without_stable_ctimes_the_version_is_size_and_mtime(make_parts: M
     await parts.read(file, 0, 8 * PAGE_SIZE)
     (parts.directory / "f").chmod(0o600)
     parts.open("f")
-    assert parts.inodes.invalidations == 0 and len(file.inode.pages) == 8
+    assert parts.inodes.invalidations == 0
+    assert len(file.inode.pages) == 8
 
 
 @in_trio
@@ -94,7 +99,8 @@ async def test_a_stat_that_was_overtaken_says_nothing(make_parts: MakeParts) -> 
     old = os.fstat(file.fd)
     await parts.writer.write(file, 0, b"n" * 5 * PAGE_SIZE)
     assert not parts.inodes.observe(file.inode, old, started)
-    assert file.inode.size == 5 * PAGE_SIZE and parts.inodes.invalidations == 0
+    assert file.inode.size == 5 * PAGE_SIZE
+    assert parts.inodes.invalidations == 0
 
 
 @in_trio
@@ -110,7 +116,8 @@ async def test_a_change_by_others_under_dirty_pages_takes_the_clean_ones_only(ma
     assert list(file.inode.pages) == [0]
     want = b"own" + parts.bytes_on_disk(file)[3:]
     assert await parts.read(file, 0, 1 << 20) == want
-    assert parts.writeback is not None and await parts.writeback.finish() == []
+    assert parts.writeback is not None
+    assert await parts.writeback.finish() == []
     assert parts.bytes_on_disk(file) == want
 
 
@@ -149,7 +156,9 @@ async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_par
     os.close(parts.files.remove(file.number).fd)
     parts.inodes.unlinked(old, 0)
     new = parts.inodes.enter(parts.inodes.root, b"new", st, parts.inodes.start())
-    assert new is not old and not new.pages and new.oid != old.oid
+    assert new is not old
+    assert not new.pages
+    assert new.oid != old.oid
     assert (new.number, new.generation) == (old.number, old.generation + 1)
 
 

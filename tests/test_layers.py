@@ -17,7 +17,7 @@ MAX_LINES = 350
 # Thin trio adapters over pure logic; everything else in the backend is called, never scheduled.
 BACKEND_ADAPTERS = {"server", "client"}
 # What speaks to the kernel; `guest` only names the type of what it hands over.
-SPEAKS_FUSE = {"fs", "session", "kernelcache", "guest", "answer", "directories", "replies"}
+SPEAKS_FUSE = {"fs", "session", "kernelcache", "guest", "answer", "directories", "eager", "replies"}
 # What knows the process and the mount; below them nothing may.
 TOP = {"cli", "__main__", "mount", "daemon", "session", "remote", "preflight", "kernelmount", "guest"}
 

@@ -101,7 +101,8 @@ def test_an_evicted_page_is_still_a_hit_until_it_is_drained(cache: PageCache) ->
     owner = Owner()
     cache.insert(owner, 0, pages_of(1, 10))
     cache.queue_victims(4)
-    assert len(owner.pages) == 10 and cache.resident == 10
+    assert len(owner.pages) == 10
+    assert cache.resident == 10
     queued = [index for index, frame in owner.pages.items() if cache.ref[frame] == QUEUED]
     assert len(queued) == 4
     rescued = owner.pages[queued[0]]
@@ -125,7 +126,8 @@ def test_a_full_queue_drops_its_oldest_page_and_counts_it() -> None:
     cache.on_victims = wake
     for index in range(200):  # nobody drains
         assert cache.insert(owner, index, page_of(index)) == 1
-    assert woken and cache.dropped == cache.evictions == 200 - cache.resident
+    assert woken
+    assert cache.dropped == cache.evictions == 200 - cache.resident
     cache.check()
     cache.close()
 
@@ -134,7 +136,8 @@ def test_nothing_is_queued_or_called_dropped_where_there_is_no_pool() -> None:
     cache, owner = make(32, queueing=False), Owner()
     for index in range(200):
         cache.insert(owner, index, page_of(index))
-    assert not cache.victims and cache.dropped == 0
+    assert not cache.victims
+    assert cache.dropped == 0
     cache.close()
 
 
@@ -144,7 +147,8 @@ def test_dirty_pages_are_not_evicted_and_an_insert_says_what_did_not_fit(cache: 
     for index in range(12):
         cache.soil(owner.pages[index])
     assert cache.insert(other, 0, pages_of(2, 40)) == 40  # one after the other through four frames
-    assert len(other.pages) <= 4 and len(owner.pages) == 12
+    assert len(other.pages) <= 4
+    assert len(owner.pages) == 12
     for frame in other.pages.values():
         cache.soil(frame)
     rest = cache.insert(owner, 100, pages_of(3, 10))
@@ -238,7 +242,8 @@ def test_a_shrink_below_the_dirty_pages_settles_once_they_are_clean(cache: PageC
     for index in range(12):
         cache.clean(owner.pages[index])
     resize(cache, 4 * PAGE_SIZE)
-    assert cache.resident == 4 and len(cache.ref) == 4
+    assert cache.resident == 4
+    assert len(cache.ref) == 4
 
 
 def test_more_than_the_mapping_holds_is_refused(cache: PageCache) -> None:

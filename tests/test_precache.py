@@ -22,7 +22,8 @@ async def test_evicted_pages_come_back_from_the_pool_without_a_backing_read(make
                 await trio.testing.wait_all_tasks_blocked()
                 parts.check()
     assert parts.pool is not None
-    assert parts.backing.pages == 200 and parts.pool.stats.succ_gets > 100
+    assert parts.backing.pages == 200
+    assert parts.pool.stats.succ_gets > 100
     assert parts.cache.dropped == 0
 
 
@@ -37,7 +38,12 @@ async def test_a_page_from_the_pool_carries_the_pool_bit_back_into_it(make_parts
     put: list[bool] = []
     assert parts.pool is not None
     original = parts.pool.put
-    parts.pool.put = lambda oid, index, page, bit=False: put.append(bit) or original(oid, index, page, bit)  # type: ignore[method-assign, func-returns-value]
+
+    def watched(obj: int, index: int, page: bytes | bytearray | memoryview, pool_bit: bool = False) -> bool:
+        put.append(pool_bit)
+        return original(obj, index, page, pool_bit)
+
+    parts.pool.put = watched  # type: ignore[method-assign]
     parts.evict_all()
     assert put == [True, True]
 
@@ -51,7 +57,8 @@ async def test_a_rescued_page_is_not_put(make_parts: MakeParts) -> None:
     rescued = file.inode.pages[3]
     parts.cache.ref[rescued] = USED
     assert parts.precache.drain(100) == 7
-    assert list(file.inode.pages) == [3] and not parts.pooled(file, 3)
+    assert list(file.inode.pages) == [3]
+    assert not parts.pooled(file, 3)
 
 
 @in_trio
@@ -80,4 +87,5 @@ async def test_without_a_pool_every_get_misses_and_nothing_is_put(make_parts: Ma
     async with parts.running():
         for _ in range(2):
             assert await parts.read(file, 0, len(data)) == data
-    assert parts.reader.hits + parts.backing.pages == 256 and parts.cache.dropped == 0
+    assert parts.reader.hits + parts.backing.pages == 256
+    assert parts.cache.dropped == 0

@@ -50,8 +50,10 @@ def test_a_jump_ends_the_stream_and_the_next_one_starts_small() -> None:
 def test_a_read_that_goes_on_in_the_page_where_the_last_one_ended_continues() -> None:
     stream = Readahead()
     stream.next_page = 11
-    assert stream.continues(10) and stream.continues(11)
-    assert not stream.continues(9) and not stream.continues(12)
+    assert stream.continues(10)
+    assert stream.continues(11)
+    assert not stream.continues(9)
+    assert not stream.continues(12)
 
 
 def test_the_next_window_is_read_when_the_marker_is_passed_and_starts_where_the_last_ended() -> None:

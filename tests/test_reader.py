@@ -44,8 +44,8 @@ class Asked:
         self.nursery.start_soon(run)
 
 
-def pages_from(data: bytes, first: int, count: int = 1) -> bytes:
-    return data[first * PAGE_SIZE : (first + count) * PAGE_SIZE]
+def pages_from(data: bytes | bytearray, first: int, count: int = 1) -> bytes:
+    return bytes(data[first * PAGE_SIZE : (first + count) * PAGE_SIZE])
 
 
 def random_stream(file: OpenFile) -> None:
@@ -276,7 +276,9 @@ async def test_an_error_reaches_every_reader_is_counted_and_never_cached(make_pa
     for answer in asked.answers.values():
         assert isinstance(answer, OSError)
         assert answer.errno == errno.EIO
-    assert parts.backing.errors >= 2 and not file.inode.pages and not file.inode.fills
+    assert parts.backing.errors >= 2
+    assert not file.inode.pages
+    assert not file.inode.fills
     parts.backing.read_error = None
     assert await parts.read(file, 5 * PAGE_SIZE, PAGE_SIZE) == pages_from(data, 5)
 
@@ -361,7 +363,8 @@ async def test_a_sequential_reader_finds_its_pages_there(make_parts: MakeParts) 
             assert await parts.read(file, page * PAGE_SIZE, PAGE_SIZE) == pages_from(data, page)
             await trio.testing.wait_all_tasks_blocked()
     assert parts.backing.pages == 1500, "every page was read once"
-    assert parts.backing.reads < 12 and parts.reader.hits >= 1495
+    assert parts.backing.reads < 12
+    assert parts.reader.hits >= 1495
     assert max(size for _, size in parts.backing.read_calls) <= 2 * MIB + PAGE_SIZE
 
 
@@ -374,7 +377,8 @@ async def test_a_random_reader_gets_no_page_that_it_did_not_ask_for(make_parts: 
     async with parts.running(readahead=True):
         for page in pages:
             assert await parts.read(file, page * PAGE_SIZE, PAGE_SIZE) == pages_from(data, page)
-    assert parts.backing.pages == 300 and parts.backing.readahead_pages == 0
+    assert parts.backing.pages == 300
+    assert parts.backing.readahead_pages == 0
 
 
 # -- counters --------------------------------------------------------------------------------------------------------

@@ -32,12 +32,15 @@ async def test_a_write_is_in_memory_only_until_it_is_flushed(make_parts: MakePar
     data = pages_of(1, 8)
     file = parts.make("f", data)
     assert await parts.writer.write(file, 5000, b"new") == 3
-    assert parts.bytes_on_disk(file) == data and parts.cache.dirty_pages == 1
+    assert parts.bytes_on_disk(file) == data
+    assert parts.cache.dirty_pages == 1
     want = data[:5000] + b"new" + data[5003:]
     assert await parts.read(file, 0, len(data)) == want
     await flush(parts, file)
-    assert parts.bytes_on_disk(file) == want and parts.cache.dirty_pages == 0
-    assert parts.inodes.invalidations == 0 and file.inode.pages
+    assert parts.bytes_on_disk(file) == want
+    assert parts.cache.dirty_pages == 0
+    assert parts.inodes.invalidations == 0
+    assert file.inode.pages
 
 
 @in_trio
@@ -139,7 +142,8 @@ async def test_a_file_may_end_beyond_what_the_backing_has(make_parts: MakeParts)
     parts = make_parts(writeback=True)
     file = parts.make("f", b"begin")
     await parts.writer.write(file, 100_000, b"end")
-    assert file.inode.size == 100_003 and parts.bytes_on_disk(file) == b"begin"
+    assert file.inode.size == 100_003
+    assert parts.bytes_on_disk(file) == b"begin"
     want = b"begin".ljust(100_000, b"\0") + b"end"
     assert await parts.read(file, 0, 1 << 20) == want
     assert await parts.read(file, 50_000, 100) == bytes(100)
@@ -199,7 +203,8 @@ async def test_fsync_and_a_change_of_attributes_flush_first(make_parts: MakePart
     await parts.writer.write(file, 10, b"two")
     fd = file.fd
     await parts.writer.change(file.inode, lambda: os.utime(fd, (5, 7)), lambda: os.fstat(fd))
-    assert parts.bytes_on_disk(file)[10:13] == b"two" and os.fstat(fd).st_mtime == 7
+    assert parts.bytes_on_disk(file)[10:13] == b"two"
+    assert os.fstat(fd).st_mtime == 7
 
 
 @in_trio

@@ -58,7 +58,8 @@ async def test_a_failed_write_reaches_the_caller_and_drops_the_range(make_parts:
     parts.backing.data_error = OSError(code, "")
     with pytest.raises(OSError, match="Errno") as caught:
         await parts.writer.write(file, 3 * PAGE_SIZE + 5, b"n" * PAGE_SIZE)
-    assert caught.value.errno == code and parts.backing.errors == 1
+    assert caught.value.errno == code
+    assert parts.backing.errors == 1
     assert sorted(set(range(10)) - file.inode.pages.keys()) == [3, 4], "nobody knows what the backing holds there"
     parts.backing.data_error = None
     os.pwrite(file.fd, b"half", 3 * PAGE_SIZE + 5)  # what the failed write may have left
@@ -95,7 +96,8 @@ async def test_metadata_changes_of_our_own_keep_the_pages(make_parts: MakeParts)
     await parts.writer.change(file.inode, lambda: os.fchmod(fd, 0o600), lambda: os.fstat(fd))
     await parts.writer.change(file.inode, lambda: os.utime(fd, (1, 2)), lambda: os.fstat(fd))
     assert parts.open("f").inode is file.inode
-    assert parts.inodes.invalidations == 0 and len(file.inode.pages) == 10
+    assert parts.inodes.invalidations == 0
+    assert len(file.inode.pages) == 10
 
 
 @pytest.mark.timeout(20)

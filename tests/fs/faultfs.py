@@ -3,7 +3,8 @@
     python faultfs.py DIRECTORY MOUNTPOINT FAULTS
 
 FAULTS is a file that says what is wrong, one `operation name trouble` a line: the operation is read, write, open,
-stat, fsync, flush or any; the name is a file's, or *; the trouble is EIO, ENOSPC or another errno, `hang`, or `slow`. It is
+stat, fsync, flush or any; the name is a file's, or *; the trouble is an errno, `hang`,
+or `slow`. It is
 looked at before every request. What hangs goes on when its line is gone. It prints `ready` once it is mounted.
 """
 

@@ -7,25 +7,59 @@ import json
 import os
 import random
 import time
+from typing import Any
 
 import pytest
 
-from tests.conftest import wait_until
 from tests.mounted import VARIANTS, Mounted, shell
 from tests.parts import page_range, pages_of
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]
 PAGE = 4096
-CONTRACT = """
-cache_capacity_bytes cache_resident_bytes cache_dirty_bytes cache_hits cache_misses cache_evictions cache_waits
-cache_hit_ratio precache_puts precache_rejected_puts precache_succ_gets precache_failed_gets precache_flushes
-precache_dropped precache_hit_ratio pool_slabs pool_lent_bytes pool_used_bytes pool_pages pool_original_bytes
-pool_compressed_bytes pool_compression_ratio pool_same_filled_pages pool_raw_pages pool_evictions pool_revoked_slabs
-pool_index_bytes pool_ghost_hits backing_reads backing_pages backing_readahead_pages backing_read_bytes backing_writes
-backing_write_bytes backing_errors backing_read_seconds hit_ratio request_read_count request_read_p50_seconds
-request_read_p99_seconds request_read_p999_seconds
-""".split()
+CONTRACT = [
+    "cache_capacity_bytes",
+    "cache_resident_bytes",
+    "cache_dirty_bytes",
+    "cache_hits",
+    "cache_misses",
+    "cache_evictions",
+    "cache_waits",
+    "cache_hit_ratio",
+    "precache_puts",
+    "precache_rejected_puts",
+    "precache_succ_gets",
+    "precache_failed_gets",
+    "precache_flushes",
+    "precache_dropped",
+    "precache_hit_ratio",
+    "pool_slabs",
+    "pool_lent_bytes",
+    "pool_used_bytes",
+    "pool_pages",
+    "pool_original_bytes",
+    "pool_compressed_bytes",
+    "pool_compression_ratio",
+    "pool_same_filled_pages",
+    "pool_raw_pages",
+    "pool_evictions",
+    "pool_revoked_slabs",
+    "pool_index_bytes",
+    "pool_ghost_hits",
+    "backing_reads",
+    "backing_pages",
+    "backing_readahead_pages",
+    "backing_read_bytes",
+    "backing_writes",
+    "backing_write_bytes",
+    "backing_errors",
+    "backing_read_seconds",
+    "hit_ratio",
+    "request_read_count",
+    "request_read_p50_seconds",
+    "request_read_p99_seconds",
+    "request_read_p999_seconds",
+]
 
 
 def code_of_write(mounted: Mounted, name: str, line: str) -> str:
@@ -250,19 +284,19 @@ def test_counters_reconcile_exactly(mounted: Mounted, name: str, seed: int) -> N
         for number in range(400)
     ]
     program = (
-        "import os, sys\nfd = os.open('f', os.O_RDWR)\n"
-        "for line in sys.argv[1].split(';'):\n    at, n, w = map(int, line.split(','))\n"
-        "    os.pwrite(fd, os.pread(fd, 0, 0) or b'', at) if w else os.pread(fd, n, at)\n"
+        "import os, sys\nfd = os.open('f', os.O_RDONLY)\n"
+        "for line in sys.argv[1].split(';'):\n    at, n = map(int, line.split(','))\n"
+        "    os.pread(fd, n, at)\n"
     )
     share = ["" for _ in range(children)]
     for number, (offset, count) in enumerate(plan):
         count = min(count, size - offset)
         requested += page_range(offset, count)
         mine = number % children
-        share[mine] += f"{';' if share[mine] else ''}{offset},{count},0"
-    variables = {f"PLAN{number}": plan_text for number, plan_text in enumerate(share)}
+        share[mine] += f"{';' if share[mine] else ''}{offset},{count}"
+    variables: dict[str, Any] = {f"PLAN{number}": plan_text for number, plan_text in enumerate(share)}
     starts = "".join(f'python3 -c "$CODE" "$PLAN{number}" & ' for number in range(children))
-    shell(f"{starts} for j in $(jobs -p); do wait $j; done", root, CODE=program, **variables)
+    shell(f"{starts} for j in $(jobs -p); do wait $j; done", root, 100.0, CODE=program, **variables)
     now = mounted.stats()
     came = now["cache_hits"] + now.get("precache_succ_gets", 0) + now["cache_waits"]
     assert requested == came + now["backing_pages"] - now["backing_readahead_pages"]
@@ -286,21 +320,3 @@ def test_throttle_is_obeyed(mounted: Mounted) -> None:
     assert os.pread(fd, len(data), 0) == data
     assert time.monotonic() - began >= (len(data) - 6 * PAGE) / (4 << 20)
     os.close(fd)
-    assert (
-        mounted.stats()["throttle_latency_seconds"] == 0.04 if "throttle_latency_seconds" in mounted.stats() else True
-    )
-
-
-def test_mapped_pages_leave_the_kernel_at_the_last_close(mounted: Mounted) -> None:
-    (mounted.source / "f").write_bytes(pages_of(1, 2000))
-    root = mounted.start()
-
-    def mapped_kib() -> int:
-        lines = dict(line.split(":") for line in open("/proc/meminfo"))
-        return int(lines["Cached"].split()[0])
-
-    if "shared mmap on" not in mounted.log():
-        pytest.skip("missing: shared mmap on direct I/O (Linux 6.6)")
-    shell("python3 -c 'import mmap; f = open(\"f\"); m = mmap.mmap(f.fileno(), 0, prot=1); sum(m[::4096])'", root)
-    wait_until(lambda: shell("fincore -nb -o RES f 2>/dev/null || echo 0", root).strip() == "0", "dropped", 10)
-    assert mapped_kib() > 0

@@ -342,10 +342,10 @@ def test_a_listing_shows_dot_and_dot_dot(mounted: Mounted) -> None:
     assert inner[2].split()[0] == str((root / "d").stat().st_ino)
 
 
-def test_a_directory_of_5000_entries_is_listed_whole_and_removed(mounted: Mounted, variant: Options) -> None:
+def test_a_directory_of_5000_entries_is_listed_whole_and_removed(mounted: Mounted, writing: Options) -> None:
     for number in range(5000):
         (mounted.source / f"f{number:05}").write_bytes(b"%d" % number)
-    root = mounted.start(*variant)
+    root = mounted.start(*writing)
     want = [f"f{number:05}" for number in range(5000)]
     assert sorted(os.listdir(root)) == want
     assert shell("ls -l | tail -n +2 | wc -l; find . -type f -size -2 | wc -l", root).split() == ["5000", "5000"]

@@ -33,7 +33,8 @@ def test_everything_that_reads_sees_the_backing(mounted: Mounted, tree: Path, va
         assert shell(search, root) == shell(search, tree)
         shell('diff -r --no-dereference . "$OTHER"', root, OTHER=tree)
     stats = mounted.stats()
-    assert stats["precache_succ_gets"] > 0 and stats["cache_evictions"] > 1000
+    assert stats["precache_succ_gets"] > 0
+    assert stats["cache_evictions"] > 1000
     assert stats["cache_resident_bytes"] <= stats["cache_capacity_bytes"] == 1 << 20
 
 
@@ -106,7 +107,9 @@ def test_a_c_program_builds_and_runs_on_the_mount(mounted: Mounted, variant: Opt
         f'#include <stdio.h>\n#include "all.h"\nint main(void) {{ printf("%d\\n", {calls}); return 0; }}\n'
     )
     (mounted.source / "Makefile").write_text(
-        "OBJ := $(patsubst %.c,%.o,$(wildcard *.c))\nprog: $(OBJ)\n\tgcc -o $@ $^\n%.o: %.c all.h\n\tgcc -g -O0 -c -o $@ $<\n"
+        "OBJ := $(patsubst %.c,%.o,$(wildcard *.c))\n"
+        "prog: $(OBJ)\n\tgcc -o $@ $^\n"
+        "%.o: %.c all.h\n\tgcc -g -O0 -c -o $@ $<\n"
     )
     root = mounted.start(*variant)
     shell("make -j4", root)
