@@ -166,8 +166,7 @@ class _Mount:
         )
         await trio.to_thread.run_sync(self._take_away, abandon_on_cancel=True, limiter=self._limiter)
         if not aborted:
-            # Without fusectl a detached connection ends with this process: closing its descriptor aborts it.
-            session.ended.set()
+            session.cut_off()  # no fusectl here
 
     async def _finish(self) -> None:
         """Write back what is dirty."""

@@ -27,6 +27,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from tmemfs import eager
 from tmemfs.config import MountConfig
 from tmemfs.kernelmount import mount_fuse, unmount
 
@@ -145,6 +146,7 @@ class Session:
 
     async def _main_loop(self, nursery: trio.Nursery) -> None:
         """Run pyfuse3 until the connection ends."""
+        eager.install()
         await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
         self.ended.set()
         nursery.cancel_scope.cancel()
@@ -196,6 +198,17 @@ class Session:
             await self.ended.wait()
         if not self.ended.is_set():
             log.warning("the connection has ended while requests were still waiting for the backing directory")
+        self.ended.set()
+
+    def cut_off(self) -> None:
+        """Make every request fail by closing the device, which aborts the connection.
+
+        Not by ending the process: a thread that hangs in the backing may keep it, and so the device, for as long.
+        """
+        if self._libfuse >= 0 and not self.ended.is_set():
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, self._libfuse, inheritable=False)  # the number is libfuse's
+            os.close(null)
         self.ended.set()
 
     def _close_handshake(self) -> None:
