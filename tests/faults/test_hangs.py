@@ -1,0 +1,134 @@
+"""Two hundred readers stuck on one file of the backing: hits, other files, stats and unmounting go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, Place, run, wait_until
+from tests.mounted import Mounted
+from tests.parts import pages_of
+from tmemfs.kernelmount import abort, top_mount, unmount
+
+pytestmark = pytest.mark.mount
+READERS = 200
+PAGES = 300
+
+# Each thread says so before it reads: a byte on standard output.
+READER = """
+import os, sys, threading
+def read(number):
+    fd = os.open(sys.argv[1], os.O_RDONLY)
+    os.write(1, b".")
+    os.pread(fd, 4096, 4096 * number)
+threads = [threading.Thread(target=read, args=(number,)) for number in range(int(sys.argv[2]))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+class Hanging:
+    """A backing whose file `stuck` hangs while it is told to."""
+
+    def __init__(self, place: Place, directory: Path) -> None:
+        self.directory = directory / "real"
+        self.directory.mkdir()
+        self.faults = directory / "faults"
+        self.faults.touch()
+        words = [sys.executable, os.fspath(REPOSITORY / "tests" / "fs" / "faultfs.py")]
+        self.process = place.start(*words, os.fspath(self.directory), os.fspath(place.source), os.fspath(self.faults))
+        wait_until(lambda: top_mount(place.source) is not None, "the backing is mounted")
+        place.note(place.source)
+
+    def order(self, *lines: str) -> None:
+        """Say what is wrong from now on, in one step."""
+        fresh = self.faults.with_suffix(".new")
+        fresh.write_text("\n".join(lines))
+        fresh.replace(self.faults)
+
+
+@pytest.fixture
+def hanging(place: Place, tmp_path: Path) -> Iterator[Hanging]:
+    """Put a backing that can hang under the source; whatever hangs in it is let go first."""
+    made = Hanging(place, tmp_path)
+    (made.directory / "stuck").write_bytes(pages_of(1, PAGES))
+    (made.directory / "warm").write_bytes(pages_of(2, 50))
+    (made.directory / "cold").write_bytes(pages_of(3, 50))
+    yield made
+    for at in (place.mountpoint, place.source):
+        entry = top_mount(at)
+        if entry is not None:
+            abort(entry.device)
+            unmount(at, lazy=True)
+
+
+def stuck_readers(place: Place, hanging: Hanging, options: tuple[str, ...]) -> subprocess.Popen[str]:
+    """Mount, warm one file up, and let the readers run into the file that hangs."""
+    mounted = Mounted(place)
+    mounted.start("--attr-timeout", "60", *options)
+    mounted.stop_watchdog()  # the tests' own waits are shorter
+    assert (place.mountpoint / "warm").read_bytes() == pages_of(2, 50)
+    os.listdir(place.mountpoint)
+    hanging.order("read stuck hang")
+    readers = place.start(sys.executable, "-c", READER, os.fspath(place.mountpoint / "stuck"), str(READERS))
+    assert readers.stdout is not None
+    assert len(readers.stdout.read(READERS)) == READERS
+    tasks = Path(f"/proc/{readers.pid}/task")
+    wait_until(lambda: sum(_is_stuck(task) for task in tasks.iterdir()) == READERS, "all readers wait")
+    return readers
+
+
+def _is_stuck(task: Path) -> bool:
+    """Tell whether a thread is in a call that FUSE answers."""
+    return "request_wait_answer" in (task / "stack").read_text()
+
+
+def in_time(seconds: float, place: Place, code: str) -> None:
+    """Run Python in the mount, in a process that may be killed, and see that it is fast."""
+    began = time.monotonic()
+    done = place.python(code)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < seconds
+
+
+@pytest.mark.parametrize("options", [(), ("--writeback",)], ids=["through", "writeback"])
+def test_200_stuck_readers_stop_nobody_else(place: Place, hanging: Hanging, options: tuple[str, ...]) -> None:
+    readers = stuck_readers(place, hanging, options)
+    in_time(5, place, "assert len(open('warm', 'rb').read()) == 50 * 4096")
+    in_time(5, place, "assert len(open('cold', 'rb').read()) == 50 * 4096")
+    in_time(5, place, "assert os.stat('stuck').st_size and len(os.listdir('.')) == 3")
+    in_time(5, place, "assert 'cache_hits' in open('stats').read() + open('.tmemfs/metrics').read()")
+    in_time(5, place, "open('new', 'wb').write(b'x' * 9000); assert len(open('new', 'rb').read()) == 9000")
+    in_time(5, place, "open('.tmemfs/drop_caches', 'w').write('1'); open('.tmemfs/cache_size', 'w').write('2M')")
+    hits = "import time; fd = os.open('warm', os.O_RDONLY); os.pread(fd, 204800, 0)\n"
+    in_time(10, place, hits + "for _ in range(5000): assert len(os.pread(fd, 4096, 8192)) == 4096")
+    hanging.order()
+    readers.communicate(timeout=30)
+    assert readers.returncode == 0
+    assert (hanging.directory / "new").stat().st_size == 9000
+    in_time(5, place, f"assert len(open('stuck', 'rb').read()) == {PAGES} * 4096")
+
+
+def test_a_mount_with_200_stuck_readers_is_taken_away_by_the_command(place: Place, hanging: Hanging) -> None:
+    """A busy mount says so; lazily it goes at once, and a second signal ends the guest and frees the readers."""
+    readers = stuck_readers(place, hanging, ())
+    words = (sys.executable, "-m", "tmemfs", "umount", place.mountpoint)
+    busy = run(*words)
+    assert busy.returncode != 0
+    assert "in use" in busy.stderr
+    guest = int(place.logged_pid())
+    os.kill(guest, signal.SIGTERM)
+    wait_until(lambda: not place.is_mounted(), "the mount is gone from the table", 10)
+    os.kill(guest, signal.SIGTERM)
+    readers.communicate(timeout=20)  # they got an error: their threads say so and end
+    hanging.order()
+    wait_until(lambda: "ended" in place.log_text().splitlines()[-1], "the guest has ended", 20)
