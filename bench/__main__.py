@@ -15,7 +15,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import hits, memory, policies, poolhit, secondpass
+from bench import hits, memory, metadata, policies, poolhit, secondpass
 from bench.children import BenchError, interruptible
 from bench.content import MIB
 from bench.report import Figures, Goal, Outcome, as_json, machine, parser, say, write
@@ -32,6 +32,7 @@ def measures(traces: Path | None, quick: bool) -> dict[str, Callable[[], Outcome
             "poolhit": lambda: poolhit.measure(2, 4 * MIB),
             "secondpass": lambda: secondpass.measure(1, MIB, 4 * MIB),
             "memory": lambda: memory.measure(8 * MIB, 16 * MIB, 32 * MIB, 8 * MIB),
+            "metadata": lambda: metadata.measure(2, 0.3),
             "policies": lambda: policies.measure(traces, limit=QUICK_LIMIT),
         }
     return {
@@ -39,6 +40,7 @@ def measures(traces: Path | None, quick: bool) -> dict[str, Callable[[], Outcome
         "poolhit": poolhit.measure,
         "secondpass": secondpass.measure,
         "memory": memory.measure,
+        "metadata": metadata.measure,
         "policies": lambda: policies.measure(traces),
     }
 

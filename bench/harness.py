@@ -79,9 +79,10 @@ def tmemfs(
     return served(words, mountpoint)
 
 
-def nullfs(mountpoint: Path, size: int) -> contextlib.AbstractContextManager[Mounted]:
-    """Mount the null filesystem with files of `size` bytes."""
-    return served([sys.executable, "-m", "bench.nullfs", mountpoint, "--size", str(size)], mountpoint)
+def nullfs(mountpoint: Path, size: int, names: int = 0) -> contextlib.AbstractContextManager[Mounted]:
+    """Mount the null filesystem with files of `size` bytes and `names` empty ones."""
+    words = [sys.executable, "-m", "bench.nullfs", mountpoint, "--size", str(size), "--names", str(names)]
+    return served(words, mountpoint)
 
 
 def is_mounted(mountpoint: Path) -> bool:

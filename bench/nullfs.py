@@ -36,6 +36,7 @@ class NullOperations(pyfuse3.Operations):
         self._attr_timeout = attr_timeout
         self._numbers = {b"view": VIEW, b"bytes": BYTES}
         self._numbers |= {b"%06d" % number: FIRST_NAME + number for number in range(names)}
+        self._made = 1 << 40  # node number of the newest file that was made
         self._listing = [(name, self._entry(number)) for name, number in self._numbers.items()]
 
     def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
@@ -88,6 +89,34 @@ class NullOperations(pyfuse3.Operations):
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
         """Have none."""
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+
+    async def create(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        mode: pyfuse3.ModeT,
+        flags: pyfuse3.FlagT,
+        ctx: pyfuse3.RequestContext,
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Make an empty file."""
+        self._made += 1
+        self._numbers[name] = self._made
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._made), direct_io=True, keep_cache=False), self._entry(
+            self._made
+        )
+
+    async def unlink(self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext) -> None:
+        """Forget a file that was made."""
+        del self._numbers[name]
+
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """Hold nothing back."""
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        """Hold nothing open."""
+
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        """Hold nothing open."""
 
     async def forget(self, inode_list: object) -> None:
         """Forget nothing: there is no table."""

@@ -1,0 +1,146 @@
+"""What names and attributes cost, against a filesystem that does nothing.
+
+Measured, in calls a second, through tmemfs over a local directory and through `bench.nullfs`, in turn: `stat` of a
+name that the kernel has cached; listing a directory of NAMES entries again and again (`readdir`, with attributes);
+create and unlink of an empty file. Both sides answer with an attribute time-out of one second, and both are asked
+once before. The processor time of the serving process a call is given as well: it says the same with less noise. A
+count at the end: how many calls on the backing a second `ls -l` of 10,000 entries makes within the time-out.
+
+    python -m bench.metadata [--pairs 5] [--seconds 1] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import procmem
+from bench.content import MIB
+from bench.harness import nullfs, tmemfs, workspace
+from bench.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
+
+GOAL = 0.80
+NAMES = 1000
+LISTED = 10_000
+Rate = Callable[[Path, float], tuple[int, float]]
+
+
+def stat_cached(root: Path, seconds: float) -> tuple[int, float]:
+    """Ask for the attributes of one name; return calls and the time they took."""
+    path = os.fspath(root / "000001")
+    return _repeat(lambda: [os.stat(path) for _ in range(1000)], 1000, seconds)
+
+
+def readdir(root: Path, seconds: float) -> tuple[int, float]:
+    """List a directory; a call is one entry."""
+    return _repeat(lambda: os.listdir(root), NAMES, seconds)
+
+
+def create_unlink(root: Path, seconds: float) -> tuple[int, float]:
+    """Make and remove files; a call is one pair."""
+    path = os.fspath(root / "made")
+
+    def pairs() -> None:
+        for _ in range(50):
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+            os.unlink(path)
+
+    return _repeat(pairs, 50, seconds)
+
+
+def _repeat(work: Callable[[], object], calls: int, seconds: float) -> tuple[int, float]:
+    work()  # the first time asks the filesystem, which is another measure
+    began, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < seconds:
+        work()
+        done += calls
+    return done, spent
+
+
+LOADS: dict[str, Rate] = {
+    "stat of a cached name": stat_cached,
+    "readdir": readdir,
+    "create and unlink": create_unlink,
+}
+
+
+def measure(pairs: int = 5, seconds: float = 1.0) -> Outcome:
+    """Measure each load on both sides in turn."""
+    figures: Figures = {}
+    goals: list[Goal] = []
+    with workspace() as space:
+        source = space / "source"
+        source.mkdir()
+        for number in range(NAMES):
+            (source / f"{number:06d}").touch()
+        with (
+            nullfs(space / "null", MIB, NAMES) as null,
+            tmemfs(source, space / "mount", cache=16 * MIB, pool=16 * MIB) as mount,
+        ):
+            sides = {"null": (null.path, null.pid), "tmemfs": (mount.path, mount.pid)}
+            for name, load in LOADS.items():
+                figures[name] = _in_turn(name, load, sides, pairs, seconds)
+                ratio = figures[name]["median_ratio"]
+                goals.append(
+                    Goal(f"{name}, against a null filesystem", f"≥ {GOAL:.2f}×", f"{ratio:.2f}×", ratio >= GOAL)
+                )
+        figures["second_listing"] = calls = _second_listing(space)
+    goals.append(
+        Goal(
+            f"backing calls of a second ls -l of {LISTED} entries",
+            "none an entry",
+            f"{calls} in all",
+            calls < LISTED / 100,
+        )
+    )
+    return Outcome(goals, figures)
+
+
+def _in_turn(name: str, load: Rate, sides: dict[str, tuple[Path, int]], pairs: int, seconds: float) -> Figures:
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    processor: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(pairs):
+        for side, (root, pid) in sides.items():
+            used = procmem.run_seconds(pid)
+            calls, spent = load(root, seconds)
+            rates[side].append(calls / spent)
+            processor[side].append(1e6 * (procmem.run_seconds(pid) - used) / max(calls, 1))
+    found = ratios(rates["tmemfs"], rates["null"])
+    used = {side: median(values) for side, values in processor.items()}
+    say(f"{name}: {median(found):.2f}×, processor µs a call: {used['null']:.1f} null, {used['tmemfs']:.1f} tmemfs")
+    say(bars({side: median(values) for side, values in rates.items()}, "/s"))
+    return {
+        "calls_a_second": rates,
+        "ratios": found,
+        "median_ratio": median(found),
+        "processor_microseconds_a_call": used,
+    }
+
+
+def _second_listing(space: Path) -> int:
+    """Count the backing calls of listing a large directory with attributes for the second time."""
+    source = space / "many"
+    source.mkdir()
+    for number in range(LISTED):
+        (source / f"{number:06d}").touch()
+    # A time-out that both listings fit into however slow the machine is: what is counted is calls, not time.
+    with tmemfs(source, space / "many-mount", "--attr-timeout", "120s", cache=16 * MIB, pool=0) as mount:
+        _list_with_attributes(mount.path)
+        before = mount.stats()
+        _list_with_attributes(mount.path)
+        return mount.since(before, "backing_calls")["backing_calls"]
+
+
+def _list_with_attributes(root: Path) -> None:
+    with os.scandir(root) as entries:
+        assert sum(entry.stat(follow_symlinks=False).st_nlink for entry in entries) == LISTED
+
+
+if __name__ == "__main__":
+    command = parser(__doc__)
+    command.add_argument("--pairs", type=int, default=5)
+    command.add_argument("--seconds", type=float, default=1.0, help="of each side in each round")
+    asked = command.parse_args()
+    main(asked, lambda: measure(asked.pairs, asked.seconds))
