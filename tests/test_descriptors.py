@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from tests.parts import MakeParts, make_parts
 from tmemfs.descriptors import PATH_FLAGS, Descriptors, Located
+
+__all__ = ["make_parts"]
 
 
 class Node:
@@ -152,3 +156,33 @@ def test_a_file_without_a_name_is_reached_through_an_open_descriptor(tree: Tree)
         assert tree.content(node) == "gone"
     finally:
         os.close(fd)
+
+
+def test_a_close_that_hangs_does_not_hold_the_last_user_up(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts()
+    go_on, begun = threading.Event(), threading.Event()
+    close, hanging = os.close, set[int]()
+
+    def hang(fd: int) -> None:
+        if fd in hanging:
+            hanging.clear()
+            begun.set()
+            go_on.wait(20)
+        close(fd)
+
+    async def main() -> None:
+        file = parts.make("f", b"x")
+        hanging.add(file.fd)
+        with file.borrowed():
+            parts.files.remove(file.number)
+        assert not go_on.is_set(), "the user of the descriptor waited for close(2)"
+
+    monkeypatch.setattr(os, "close", hang)
+    timer = threading.Timer(5, go_on.set)
+    timer.start()
+    trio.run(main)
+    assert begun.wait(10)
+    timer.cancel()
+    go_on.set()

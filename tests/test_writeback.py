@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ import trio.testing
 
 from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, page_of, pages_of
 from tmemfs.files import OpenFile
+from tmemfs.opener import Opener
 from tmemfs.pagecache import PAGE_SIZE
 from tmemfs.writeback import MAX_AGE
 
@@ -300,3 +302,33 @@ async def test_finish_writes_everything_back_and_names_what_it_could_not(make_pa
     parts.backing.data_error = None
     assert await parts.writeback.finish() == []
     assert [parts.bytes_on_disk(file) for file in files] == [b"new"] * 3
+
+
+@in_trio
+async def test_the_last_close_of_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    unused: Any = None
+
+    class Kernel:
+        def forget_pages(self, number: int) -> None:
+            pass
+
+    kernel: Any = Kernel()
+    opener = Opener(
+        attributes=unused,
+        backing=parts.backing,
+        content=parts.content,
+        files=parts.files,
+        inodes=parts.inodes,
+        kernel=kernel,
+        tree=unused,
+        writer=parts.writer,
+    )
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"dirty")
+    os.unlink(parts.directory / "f")
+    parts.inodes.unlinked(file.inode, 0)
+    await opener.close(file)  # a second close(2) would be EBADF, or end somebody else's file
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(file.fd)
+    assert parts.cache.dirty_pages == 0
