@@ -17,7 +17,7 @@ from tests.mounted import Mounted
 from tests.parts import pages_of
 from tmemfs.kernelmount import abort, top_mount, unmount
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.root]
 READERS = 200
 PAGES = 300
 
