@@ -6,7 +6,6 @@ must be the same, and right.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -107,7 +106,7 @@ def test_a_set_group_id_directory_gives_its_group(mounted: Mounted, plain: Path)
     found = both(mounted, plain, ALICE, STAFF, [], "os.chdir('shared')\n" + MAKE_ALL)
     assert isinstance(found, list)
     assert {(uid, gid) for _, uid, gid, _ in found} == {(ALICE, TEAM)}
-    assert dict((name, mode) for name, _, _, mode in found)["d"] == "drwxr-s---"
+    assert {name: mode for name, _, _, mode in found}["d"] == "drwxr-s---"
 
 
 def test_a_set_group_id_file_of_a_group_one_is_not_in(mounted: Mounted, plain: Path) -> None:

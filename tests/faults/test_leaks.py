@@ -1,0 +1,150 @@
+"""Names that come and go leave nothing behind: no descriptor, no inode, no memory. Too many open files are an error."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REAL, Place, wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+FILES = 2000
+MIB = 1 << 20
+_MS_REMOUNT = 32
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# Look every name up, open every fourth, list the directory, look for a name that is not there.
+WALK = f"""
+import os, sys
+os.chdir(sys.argv[1])
+for number in range({FILES}):
+    os.stat(f"f{{number}}")
+    if number % 4 == 0:
+        fd = os.open(f"f{{number}}", os.O_RDONLY)
+        os.read(fd, 100)
+        os.close(fd)
+assert len(os.listdir(".")) == {FILES} + 1
+try:
+    os.stat("missing")
+except FileNotFoundError:
+    pass
+os.close(os.open("new", os.O_CREAT | os.O_WRONLY))
+os.rename("new", "newer")
+os.unlink("newer")
+"""
+CHANGES = 6  # lookups of a walk besides the files'
+
+
+class Usage:
+    """What a guest holds."""
+
+    def __init__(self, place: Place, pid: int) -> None:
+        stats = dict(line.split() for line in (place.mountpoint / ".tmemfs" / "stats").read_text().splitlines())
+        self.inodes = int(stats["inode_count"])
+        self.descriptors = int(stats["inode_descriptors"])
+        self.fds = len(os.listdir(f"/proc/{pid}/fd"))
+        status = Path(f"/proc/{pid}/status").read_text()
+        self.rss = int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+    def __repr__(self) -> str:
+        """Write it down for a failure."""
+        return f"{self.inodes} inodes, {self.descriptors} O_PATH, {self.fds} descriptors, {self.rss / MIB:.1f} MiB"
+
+
+def make_kernel_forget(mountpoint: Path) -> None:
+    """Have the kernel forget every name of this mount that is not in use: a remount drops them, of this mount alone."""
+    nosuid_nodev = 2 | 4
+    if _libc.mount(None, os.fsencode(mountpoint), None, ctypes.c_ulong(_MS_REMOUNT | nosuid_nodev), None):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def walk(place: Place, pid: int, times: int) -> Usage:
+    """Walk so many times, let everything be forgotten, and measure."""
+    for _ in range(times):
+        subprocess.run([sys.executable, "-c", WALK, place.mountpoint], check=True, timeout=120)
+        make_kernel_forget(place.mountpoint)
+    wait_until(lambda: Usage(place, pid).inodes <= FILES // 4 + 10, "the kernel's forgets have arrived")
+    return Usage(place, pid)
+
+
+@pytest.mark.parametrize("option", ["--writeback", "--watch"])
+@pytest.mark.parametrize(
+    "lookups",
+    [
+        30_000,
+        pytest.param(
+            1_000_000,
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.timeout(3600),
+                pytest.mark.skipif("not os.environ.get('SLOW')", reason="takes minutes: set SLOW=1 to run it"),
+            ],
+        ),
+    ],
+)
+def test_names_that_come_and_go_leave_nothing_behind(place: Place, option: str, lookups: int) -> None:
+    for number in range(FILES):
+        (place.source / f"f{number}").write_bytes(b"x" * 100)
+    (place.source / "d").mkdir()
+    process = place.serve("--cache", "1M", "--pool", "1M", option)
+    warm = walk(place, process.pid, 4)
+    end = walk(place, process.pid, lookups // (2 * FILES + CHANGES))
+    print(f"{lookups} lookups {option}: {warm} -> {end}")
+    assert end.fds <= warm.fds + 2, (warm, end)
+    assert end.descriptors <= warm.descriptors + 2, (warm, end)
+    assert end.inodes <= warm.inodes + 2, (warm, end)
+    assert end.rss < warm.rss + 3 * MIB, (warm, end)
+
+
+def test_unlinked_files_and_their_pages_leave_nothing_behind(place: Place) -> None:
+    process = place.serve("--cache", "1M", "--pool", "256K", "--writeback")
+
+    def churn(times: int) -> Usage:
+        for number in range(times):
+            path = place.mountpoint / f"f{number % 7}"
+            with path.open("wb") as file:
+                file.write(bytes([number & 255]) * 30_000)
+                path.unlink()
+                file.write(b"after")
+        return Usage(place, process.pid)
+
+    warm = churn(300)
+    end = churn(1500)
+    assert (end.inodes, end.descriptors) == (warm.inodes, warm.descriptors)
+    assert end.fds <= warm.fds + 2
+    assert end.rss < warm.rss + 3 * MIB, (warm, end)
+
+
+@pytest.mark.parametrize("option", ["--writeback", "--watch", "--throttle=latency=10us"])
+def test_more_open_files_than_allowed_are_an_error_and_not_the_end(place: Place, option: str) -> None:
+    """The guest may have 200 descriptors; its callers have more."""
+    for number in range(400):
+        (place.source / f"f{number}").write_bytes(b"content")
+    limited = ("prlimit", "--nofile=200:200", *REAL)
+    place.serve("--cache", "1M", "--pool", "1M", option, command=limited)
+    root, fds, codes = place.mountpoint, [], set()
+    for number in range(400):
+        try:
+            fds.append(os.open(root / f"f{number}", os.O_RDWR))
+        except OSError as error:
+            codes.add(error.errno)
+    assert codes <= {errno.EMFILE, errno.ENFILE}
+    assert codes
+    assert len(fds) > 50
+    assert "cache_hits" in (root / "stats").read_text()
+    for fd in fds:
+        assert os.pread(fd, 100, 0) == b"content"
+        assert os.pwrite(fd, b"CONTENT", 0) == 7
+        os.close(fd)
+    for number in range(400):
+        assert len((root / f"f{number}").read_bytes()) == 7
+    (root / "new").write_bytes(b"works")
+    assert (place.source / "new").read_bytes() == b"works"
+    assert "Traceback" not in place.log_text()
