@@ -71,7 +71,7 @@ class Opener:
             writeback.raise_owed(inode)
         if not self._backing.local:  # a network filesystem reports at close what it could not write
             with file.borrowed() as fd:
-                await self._backing.meta(lambda: os.close(os.dup(fd)))
+                await self._backing.meta(_close_copy, fd)
 
     async def close(self, file: OpenFile) -> None:
         """Close an open file.
@@ -97,3 +97,12 @@ class Opener:
         file.users -= 1
         if not file.users:  # else a fill or a write-back that failed still needs the descriptor
             await self._backing.meta(os.close, file.fd)
+
+
+def _close_copy(fd: int) -> None:
+    """Have the filesystem report what it could not write, by closing a copy of a descriptor."""
+    try:
+        copy = os.dup(fd)
+    except OSError:
+        return  # no descriptor to spare is no trouble of the file's, and close(2) must not fail for that
+    os.close(copy)
