@@ -1,6 +1,8 @@
 # make run    install what is missing, then show what the cache does on a slow directory
 # make test   install what is missing, then run the tests
 # make check  install what is missing, then ruff and mypy over everything
+# make torture [SECONDS=60] [SEED=N] [MODE=writeback] [PROCESSES=1]
+#             compare random operations on a mount with a plain directory; SEED alone repeats one run
 # make setup  only install: .venv/bin/tmemfs is there afterwards
 # make clean  remove what these have made
 #
@@ -15,7 +17,7 @@ STAMP := $(VENV)/.installed
 CODE := tmemfs backend tests $(wildcard bench)
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-venv python3-dev fio
 
-.PHONY: run test check setup clean
+.PHONY: run test check torture setup clean
 
 run: setup
 	@exec $(VENV)/bin/python -m bench.demo
@@ -27,6 +29,10 @@ check: setup
 	@$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy --strict $(CODE)
+
+torture: setup
+	@exec $(VENV)/bin/python -m tests.torture --seconds $(or $(SECONDS),$(if $(SEED),0,60)) \
+	    $(if $(SEED),--seed $(SEED)) $(if $(MODE),--mode $(MODE)) $(if $(PROCESSES),--processes $(PROCESSES))
 
 setup: $(STAMP)
 
