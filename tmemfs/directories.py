@@ -82,6 +82,7 @@ class Directories:
                     continue  # gone since the names were read
                 inode, entry = made
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(names[position]), entry, position + len(_DOTS) + 1):
+                inodes.forget(inode.number, 0)  # the kernel has not heard of it, and perhaps never will
                 return
             remember(inode)
 

@@ -5,6 +5,7 @@ Handlers raise what the parts raise; `answered` makes a reply of it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext, StatvfsData
 
 from tmemfs.answer import answered
@@ -30,6 +32,8 @@ from tmemfs.tree import Tree
 from tmemfs.writer import Writer
 
 log = logging.getLogger(__name__)
+
+STATS_PATIENCE = 1.0  # seconds that a lookup of /stats waits for the backing to have a file of that name
 
 
 class OpenControl:
@@ -95,12 +99,17 @@ class Operations(pyfuse3.Operations):
             return self._replies.virtual(node)
         if parent == control.directory.number or name in (b".", b".."):
             return self._replies.missing()
-        inode = await self.parts.tree.lookup(self._inode(parent), name)
-        if inode is not None:
-            return self._remembered(inode)
         if parent == pyfuse3.ROOT_INODE and name == control.root_stats.name:
-            return self._replies.virtual(control.root_stats)
-        return self._replies.missing()
+            return await self._lookup_stats(self._inode(parent), control.root_stats)
+        inode = await self.parts.tree.lookup(self._inode(parent), name)
+        return self._replies.missing() if inode is None else self._remembered(inode)
+
+    async def _lookup_stats(self, root: Inode, node: Node) -> EntryAttributes:
+        """Find the backing's own file of this name, else ours; a backing in trouble must not take the counters away."""
+        inode = None
+        with trio.move_on_after(STATS_PATIENCE), contextlib.suppress(OSError):
+            inode = await self.parts.tree.lookup(root, node.name)
+        return self._replies.virtual(node) if inode is None else self._remembered(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, count in inode_list:

@@ -42,6 +42,7 @@ class Writeback:
         self._read = read
         self._since: dict[Inode, float] = {}  # when the oldest dirty page became so
         self._file: dict[Inode, OpenFile] = {}  # whose descriptor writes back; kept open until the inode is clean
+        self._pressed = trio.Event()  # too many pages are dirty
         self.touched_ns: dict[Inode, int] = {}  # the mtime that a dirty file shows
 
     @property
@@ -120,20 +121,11 @@ class Writeback:
         self._inodes.touch(inode)
 
     async def _make_room(self, inode: Inode) -> None:
-        """Write back this inode's pages, or those of the file that was dirty first."""
+        """Write back this inode's pages; have those of others written back without waiting for them (they may hang)."""
         if inode.dirty:
             await self.flush(inode)
-            return
-        for other in list(self._since):
-            try:
-                other.lock().acquire_nowait()  # never wait for a second lock while holding one
-            except trio.WouldBlock:
-                continue
-            try:
-                await self.flush(other)
-            finally:
-                other.lock().release()
-            return
+        else:
+            self._pressed.set()
 
     # -- writing back --------------------------------------------------------------------------------------------
 
@@ -193,12 +185,14 @@ class Writeback:
             raise error
 
     async def run(self) -> None:
-        """Write back by age, each file in a task of its own: one that hangs must not stop the others."""
+        """Write back by age, or at once under pressure; a task a file: one that hangs must not stop the others."""
         busy: set[Inode] = set()
         async with trio.open_nursery() as nursery:
             while True:
-                await trio.sleep(MAX_AGE / 5)
-                old = trio.current_time() - MAX_AGE
+                with trio.move_on_after(MAX_AGE / 5):
+                    await self._pressed.wait()
+                old = trio.current_time() - (0 if self._pressed.is_set() else MAX_AGE)
+                self._pressed = trio.Event()
                 for inode, since in self._since.items():
                     if since <= old and inode not in busy:
                         busy.add(inode)

@@ -65,7 +65,7 @@ class Writer:
             else:
                 content.drop(inode, first, last)
         if self._inodes.changed_since_recorded(inode, before):
-            content.renew(inode)
+            self._inodes.others_changed(inode)
         self._inodes.record(inode, after)
         if after.st_mode != before.st_mode:
             self._inodes.on_mismatch(inode)  # the kernel forgets times and size after a write, not the mode
@@ -86,7 +86,7 @@ class Writer:
             inode.writers -= 1
             self._inodes.touch(inode)
         if self._inodes.changed_since_recorded(inode, before):
-            self._content.renew(inode)
+            self._inodes.others_changed(inode)
         self._inodes.record(inode, after)
         return result
 
