@@ -104,7 +104,8 @@ def test_stats_are_aligned_lines_that_agree_with_json_and_metrics(mounted: Mount
     text = dict(line.split(maxsplit=1) for line in lines)
     values = mounted.stats()
     assert not [name for name in CONTRACT if name not in values]
-    still = [name for name in CONTRACT if name.startswith(("cache_", "precache_", "backing_pages"))]
+    # What the drain of the victim queue moves goes on moving between the two looks.
+    still = ("cache_capacity_bytes", "cache_hits", "cache_misses", "cache_waits", "precache_succ_gets", "backing_pages")
     for name in still:
         if isinstance(values[name], int):
             assert text[name] == str(values[name]), name
