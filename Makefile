@@ -15,7 +15,7 @@ SHELL := /bin/bash
 VENV := .venv
 STAMP := $(VENV)/.installed
 CODE := tmemfs backend tests $(wildcard bench)
-PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-venv python3-dev fio
+PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev make git python3-venv python3-dev fio acl attr rsync
 
 .PHONY: run test check torture setup clean
 
