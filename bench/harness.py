@@ -81,8 +81,8 @@ def tmemfs(
 
 def nullfs(mountpoint: Path, size: int, names: int = 0) -> contextlib.AbstractContextManager[Mounted]:
     """Mount the null filesystem with files of `size` bytes and `names` empty ones."""
-    words = [sys.executable, "-m", "bench.nullfs", mountpoint, "--size", str(size), "--names", str(names)]
-    return served(words, mountpoint)
+    command = [sys.executable, "-m", "bench.nullfs", os.fspath(mountpoint), "--size", str(size), "--names", str(names)]
+    return served(command, mountpoint)
 
 
 def is_mounted(mountpoint: Path) -> bool:

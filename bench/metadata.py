@@ -108,14 +108,14 @@ def _in_turn(name: str, load: Rate, sides: dict[str, tuple[Path, int]], pairs: i
             rates[side].append(calls / spent)
             processor[side].append(1e6 * (procmem.run_seconds(pid) - used) / max(calls, 1))
     found = ratios(rates["tmemfs"], rates["null"])
-    used = {side: median(values) for side, values in processor.items()}
-    say(f"{name}: {median(found):.2f}×, processor µs a call: {used['null']:.1f} null, {used['tmemfs']:.1f} tmemfs")
+    spent_on = {side: median(values) for side, values in processor.items()}
+    say(f"{name}: {median(found):.2f}×, processor µs a call: {spent_on['null']:.1f} null, {spent_on['tmemfs']:.1f} tmemfs")
     say(bars({side: median(values) for side, values in rates.items()}, "/s"))
     return {
         "calls_a_second": rates,
         "ratios": found,
         "median_ratio": median(found),
-        "processor_microseconds_a_call": used,
+        "processor_microseconds_a_call": spent_on,
     }
 
 

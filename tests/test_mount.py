@@ -79,8 +79,7 @@ def test_what_a_last_user_writes_is_kept(place: Place) -> None:
     process = place.serve(command=TINY)
     path = os.fspath(place.mountpoint / "data")
     code = (
-        f"import sys\nfile = open({path!r}, 'r+b', 0)\nprint('open', flush=True)\n"
-        "sys.stdin.read()\nfile.write(b'late')"
+        f"import sys\nfile = open({path!r}, 'r+b', 0)\nprint('open', flush=True)\nsys.stdin.read()\nfile.write(b'late')"
     )
     user = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=-1, text=True)
     place.adopt(user)
@@ -217,9 +216,7 @@ def test_what_fails_after_the_checks_is_one_line_too_and_leaves_nothing(place: P
         f"exec(compile(open({TINY[1]!r}).read(), 'tiny', 'exec'), {{'__name__': '__main__'}})"
     )
     for options in ([], ["-f"]):
-        done = run(
-            sys.executable, "-c", code, "mount", place.source, place.mountpoint, "--log", place.log, *options
-        )
+        done = run(sys.executable, "-c", code, "mount", place.source, place.mountpoint, "--log", place.log, *options)
         assert done.returncode == 2
         assert done.stderr.splitlines() == [
             f"tmemfs: cannot mount on '{place.mountpoint}': Operation not permitted; "
@@ -258,9 +255,7 @@ ls home/.local/state/tmemfs
 
 
 @pytest.mark.root
-@pytest.mark.skipif(
-    not all(map(shutil.which, ("unshare", "setpriv"))), reason="unshare or setpriv is missing"
-)
+@pytest.mark.skipif(not all(map(shutil.which, ("unshare", "setpriv"))), reason="unshare or setpriv is missing")
 @pytest.mark.skipif(shutil.which("fusermount3") is None, reason="fusermount3 is missing")
 def test_an_ordinary_user_mounts_through_fusermount(place: Place) -> None:
     base = Path(run("mktemp", "-d", "/tmp/tmemfs-user-XXXXXX").stdout.strip())
@@ -272,15 +267,10 @@ def test_an_ordinary_user_mounts_through_fusermount(place: Place) -> None:
         (base / "closed").chmod(0o700)
         os.chown(base, 65534, 65534)
         base.chmod(0o755)
-        if (
-            run("setpriv", "--reuid=65534", "--clear-groups", sys.executable, TINY[1], "--help").returncode
-            != 0
-        ):
+        if run("setpriv", "--reuid=65534", "--clear-groups", sys.executable, TINY[1], "--help").returncode != 0:
             pytest.skip(f"{REPOSITORY} or its Python cannot be read by other users")
         mmap = "import mmap; f = open('mnt/data', 'r+b'); m = mmap.mmap(f.fileno(), 4096); m[:4] = b'user'"
-        script = USER_SCRIPT.format(
-            dir=base, python=sys.executable, tiny=TINY[1], mmap=mmap.replace("'", "'\\''")
-        )
+        script = USER_SCRIPT.format(dir=base, python=sys.executable, tiny=TINY[1], mmap=mmap.replace("'", "'\\''"))
         done = run("unshare", "-m", "--propagation", "private", "bash", "-c", script, seconds=120)
         assert done.returncode == 0, done
         assert done.stdout.startswith("tiny")

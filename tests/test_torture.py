@@ -21,28 +21,29 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from tests.conftest import REPOSITORY, Place
 from tests.mounted import Mounted
-from tests.torture.choice import DIRECTORIES, FILES, MAPS, OPENINGS, SLOTS
+from tests.torture.choice import DIRECTORIES, FILES, MAPS, OPENINGS
 from tests.torture.pair import Difference, Pair, explain
 from tests.torture.run import MODES, Torture, TortureError
 from tests.torture.side import PAGE, Side, content
 from tests.torture.trees import first_difference
 
 BOUNDED = settings(
-    max_examples=25,
+    max_examples=60,
     stateful_step_count=60,
     derandomize=True,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+SLOTS = 3  # fewer places than in a torture: a sequence of 60 must come back to them
 slots = st.integers(0, SLOTS - 1)
 maps = st.integers(0, MAPS - 1)
 files = st.sampled_from(FILES[:5])
 names = st.sampled_from((*FILES, *DIRECTORIES))
-tags = st.integers(0, 255)
+tags = st.integers(0, 15)
 offsets = st.one_of(
-    st.integers(0, 20).map(lambda page: page * PAGE),
-    st.builds(lambda page, byte: max(0, page * PAGE + byte), st.integers(0, 200), st.integers(-2, 2)),
+    st.integers(0, 8).map(lambda page: page * PAGE),
+    st.builds(lambda page, byte: max(0, page * PAGE + byte), st.integers(0, 8), st.integers(-2, 700)),
     st.integers(0, 400_000),
 )
 sizes = st.one_of(st.integers(1, 3 * PAGE), st.sampled_from((PAGE, 16 * PAGE, 131_072, 300_000)))

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -56,7 +57,7 @@ class Kernel(KernelCache):
 class Watched(Parts):
     """A guest's parts with a watch, on real inotify."""
 
-    def __init__(self, directory: Path, **more: bool) -> None:
+    def __init__(self, directory: Path, **more: Any) -> None:
         super().__init__(directory, attr_timeout=60.0, **more)
         self.kernel = Kernel()
         self.watch = Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel)
@@ -67,7 +68,9 @@ class Watched(Parts):
         """Look a path up, as the kernel does."""
         inode = self.inodes.root
         for name in names:
-            inode = await self.tree.lookup(inode, os.fsencode(name))
+            found = await self.tree.lookup(inode, os.fsencode(name))
+            assert found is not None, name
+            inode = found
             self.inodes.remember(inode)
         return inode
 

@@ -63,9 +63,7 @@ class TinyOperations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ENOENT)
         return await self.getattr(pyfuse3.InodeT(inode), ctx)
 
-    async def open(
-        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.FileInfo:
+    async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Open with direct I/O, as the real guest does."""
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=True, keep_cache=False)
 

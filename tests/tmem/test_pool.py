@@ -110,9 +110,7 @@ def test_clause_5_gets_fail_after_a_failed_get_until_a_put(make: Make) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_clause_6_flush_and_destroy_work_in_every_state(
-    make: Make, kind: dict[str, Any], frozen: bool
-) -> None:
+def test_clause_6_flush_and_destroy_work_in_every_state(make: Make, kind: dict[str, Any], frozen: bool) -> None:
     tmem = make(4)[1]
     pool = tmem.new_pool(**kind)
     for obj in (1, 2, 3):

@@ -1,15 +1,23 @@
-"""Choose operations at random, so that they meet: few names, few slots, offsets that like the edges of pages."""
+"""Choose operations at random, so that they meet: few names, few slots, offsets that like the edges of pages.
+
+Most bugs need several operations on one place of one file (read it, cut it, let it grow, read it again). So a stream
+stays with a slot for a while, comes back to offsets that it used shortly before, and often looks at what it changed.
+"""
 
 from __future__ import annotations
 
 import os
 import random
+from collections import deque
 
 from tests.torture.side import PAGE, Op
 
 SLOTS = 5
 MAPS = 3
 LARGEST = 768 << 10  # bytes; a dozen files are several times the cache and the pool
+STAY = 0.7  # of the operations on a slot are on the one of the operation before
+AGAIN = 0.5  # of the offsets are recent ones, or close to one
+LOOK = 0.3  # of the changes are followed by a read of the place
 DIRECTORIES = ("d0", "d1", "d0/e")
 FILES = ("a", "b", "c", "d", "d0/a", "d0/b", "d1/a", "d0/e/a")
 OPENINGS = (
@@ -31,13 +39,13 @@ OPENINGS = (
 )
 WEIGHTS = {
     "open": 12,
-    "close": 4,
+    "close": 2,
     "pread": 16,
     "pwrite": 18,
     "read": 3,
     "write": 6,
     "seek": 2,
-    "ftruncate": 3,
+    "ftruncate": 5,
     "truncate": 2,
     "sync": 3,
     "fstat": 3,
@@ -58,7 +66,7 @@ WEIGHTS = {
     "chmod": 1,
     "stat": 3,
     "list": 1,
-    "whole": 4,
+    "whole": 5,
     "control": 2,
 }
 
@@ -71,16 +79,33 @@ class Chooser:
         self._names = list(WEIGHTS)
         self._weights = list(WEIGHTS.values())
         self._tag = seed * 1_000_003
+        self._favourite = 0
+        self._recent: deque[int] = deque([0], maxlen=6)
+        self._queue = deque(
+            [("mkdir", name) for name in DIRECTORIES]
+            + [("open", slot, FILES[slot], os.O_RDWR | os.O_CREAT) for slot in range(SLOTS)]
+        )
 
     def next(self) -> Op:
         """Return an operation."""
+        if self._queue:
+            return self._queue.popleft()
+        op = self._new()
+        if op[0] in ("pwrite", "ftruncate", "mwrite", "punch", "allocate") and self.random.random() < LOOK:
+            number, offset = op[1], max(0, op[2] - self.random.choice((0, 1, PAGE, 5 * PAGE)))
+            self._queue.append(("mread" if op[0] == "mwrite" else "pread", number, offset, self._size()))
+        return op
+
+    def _new(self) -> Op:
         name = self.random.choices(self._names, self._weights)[0]
         return (name, *getattr(self, f"_{name}", self._slot_only)())
 
     # -- ingredients ---------------------------------------------------------------------------------------------
 
     def _slot(self) -> int:
-        return self.random.randrange(SLOTS)
+        if self.random.random() > STAY:
+            self._favourite = self.random.randrange(SLOTS)
+        return self._favourite
 
     def _map_number(self) -> int:
         return self.random.randrange(MAPS)
@@ -89,10 +114,17 @@ class Chooser:
         return self.random.choice(FILES)
 
     def _any(self) -> str:
-        return self.random.choice(FILES if self.random.random() < 0.85 else DIRECTORIES)
+        return self.random.choice(FILES if self.random.random() < 0.93 else DIRECTORIES)
 
     def _offset(self, largest: int = LARGEST) -> int:
-        """Prefer the beginning, and places at or beside the edge of a page."""
+        """Prefer the beginning, places at or beside the edge of a page, and those of shortly before."""
+        if self.random.random() < AGAIN:
+            near = self.random.choice(self._recent) + self.random.choice((0, 0, -1, 1, -700, 700, -PAGE, PAGE, 20_000))
+            return min(max(0, near), largest)
+        self._recent.append(self._new_offset(largest))
+        return self._recent[-1]
+
+    def _new_offset(self, largest: int) -> int:
         offset = self.random.randrange(largest) >> self.random.choice((0, 0, 1, 3, 6))
         kind = self.random.randrange(3)
         if kind == 0:
