@@ -79,10 +79,12 @@ def tmemfs(
     return served(words, mountpoint)
 
 
-def nullfs(mountpoint: Path, size: int, names: int = 0) -> contextlib.AbstractContextManager[Mounted]:
-    """Mount the null filesystem with files of `size` bytes and `names` empty ones."""
+def nullfs(
+    mountpoint: Path, size: int, names: int = 0, *, eager: bool = False
+) -> contextlib.AbstractContextManager[Mounted]:
+    """Mount the null filesystem with files of `size` bytes and `names` empty ones; `eager` as tmemfs reads requests."""
     command = [sys.executable, "-m", "bench.nullfs", os.fspath(mountpoint), "--size", str(size), "--names", str(names)]
-    return served(command, mountpoint)
+    return served([*command, "--eager"] if eager else command, mountpoint)
 
 
 def is_mounted(mountpoint: Path) -> bool:

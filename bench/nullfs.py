@@ -5,7 +5,9 @@ of a memoryview (no copy at all), `bytes` with a slice of the bytes object (one 
 compare with whichever was faster. Opened with direct I/O, as tmemfs opens its files. For metadata, the root lists
 `--names` further empty files, and attributes may be cached for `--attr-timeout` seconds.
 
-    python -m bench.nullfs MOUNTPOINT [--size BYTES] [--names N] [--attr-timeout SECONDS]
+    python -m bench.nullfs MOUNTPOINT [--size BYTES] [--names N] [--attr-timeout SECONDS] [--eager]
+
+`--eager` reads requests as tmemfs does (`tmemfs.eager`): the floor below the floor.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import stat
 
 import pyfuse3
 import trio
+
+from tmemfs import eager
 
 VIEW, BYTES, FIRST_NAME = 2, 3, 16
 SEED = 1
@@ -144,7 +148,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64 << 20)
     parser.add_argument("--names", type=int, default=0)
     parser.add_argument("--attr-timeout", type=float, default=1.0)
+    parser.add_argument("--eager", action="store_true", help="read requests as tmemfs does")
     arguments = parser.parse_args()
+    if arguments.eager:
+        eager.install()
     operations = NullOperations(arguments.size, arguments.names, arguments.attr_timeout)
     pyfuse3.init(operations, arguments.mountpoint, {"fsname=nullfs", "default_permissions"})
     try:

@@ -278,8 +278,11 @@ class Side:
     def do_whole(self, name: str) -> Outcome:
         """Read a file from beginning to end."""
         fd = os.open(self.root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            return file.read()
+        try:
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(fd)
 
     @staticmethod
     def _describe(st: os.stat_result) -> tuple[str, int, int]:
