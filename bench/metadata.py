@@ -109,9 +109,8 @@ def _in_turn(name: str, load: Rate, sides: dict[str, tuple[Path, int]], pairs: i
             processor[side].append(1e6 * (procmem.run_seconds(pid) - used) / max(calls, 1))
     found = ratios(rates["tmemfs"], rates["null"])
     spent_on = {side: median(values) for side, values in processor.items()}
-    say(
-        f"{name}: {median(found):.2f}×, processor µs a call: {spent_on['null']:.1f} null, {spent_on['tmemfs']:.1f} tmemfs"
-    )
+    costs = ", ".join(f"{spent:.1f} {side}" for side, spent in spent_on.items())
+    say(f"{name}: {median(found):.2f}×, processor µs a call: {costs}")
     say(bars({side: median(values) for side, values in rates.items()}, "/s"))
     return {
         "calls_a_second": rates,
