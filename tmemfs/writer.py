@@ -6,7 +6,7 @@ have been there), and records the stat just after it; both stats are taken in th
 
 Pool and victim queue are flushed before *and* after the backing write: before, so that a crash of the write path
 cannot leave an old page findable; after, because a reader may have brought the old page back meanwhile. A failed or
-short write drops the whole range: nobody knows what the backing holds there.
+short write drops the whole range: nobody knows what the backing holds there. Dirty pages are never dropped by it.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Writer:
             self._inodes.touch(inode)
             if written == len(data):
                 content.overwrite(inode, offset, data)
+            elif inode.dirty:  # acknowledged pages whose write-back fails: they stay, the clean ones go
+                content.renew(inode)
             else:
                 content.drop(inode, first, last)
         if self._inodes.changed_since_recorded(inode, before):
@@ -99,7 +101,7 @@ class Writer:
             try:
                 await self._change_locked(inode, call, stat_of)
             except OSError:
-                self._content.drop(inode, min(old, size) >> PAGE_SHIFT, max(old, size) >> PAGE_SHIFT)
+                self._content.renew(inode)
                 raise
             inode.size = old  # the pool is flushed up to the end that was
             self._content.truncate(inode, size)
