@@ -27,7 +27,7 @@ acl = pytest.mark.skipif(shutil.which("setfacl") is None, reason="setfacl (packa
 def as_user(uid: int, gid: int, groups: list[int], cwd: Path, code: str) -> object:
     """Run Python as somebody, in a directory; return what it assigned to `found`, or the errno's name."""
     script = f"""
-import errno, json, os, stat
+import errno, json, os, socket, stat, subprocess
 os.chdir({os.fspath(cwd)!r})
 os.setgroups({groups!r}); os.setgid({gid}); os.setuid({uid})
 found = None
@@ -77,7 +77,6 @@ os.mkdir('d', 0o777)
 os.symlink('f', 's')
 os.mkfifo('p', 0o666)
 os.mknod('n', stat.S_IFREG | 0o666)
-import socket
 socket.socket(socket.AF_UNIX).bind('k')
 found = [[name, st.st_uid, st.st_gid, stat.filemode(st.st_mode)] for name in 'fdspnk' for st in [os.lstat(name)]]
 """
