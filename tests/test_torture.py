@@ -10,6 +10,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -27,12 +28,14 @@ from tests.torture.run import MODES, Torture, TortureError
 from tests.torture.side import PAGE, Side, content
 from tests.torture.trees import first_difference
 
+EXAMPLE_SECONDS = 30.0
 BOUNDED = settings(
-    max_examples=60,
-    stateful_step_count=60,
+    max_examples=40,
+    stateful_step_count=100,
     derandomize=True,
     deadline=None,
     database=None,
+    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 SLOTS = 3  # fewer places than in a torture: a sequence of 60 must come back to them
@@ -58,6 +61,9 @@ class Comparison(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        assert self.mounted.process is not None
+        self.watchdog = threading.Timer(EXAMPLE_SECONDS, self.mounted.process.kill)
+        self.watchdog.start()
         name = f"example{next(self.numbers)}"
         (self.plain / name).mkdir()
         (self.mounted.root / name).mkdir()
@@ -71,10 +77,6 @@ class Comparison(RuleBasedStateMachine):
     @rule(slot=slots, name=files, flags=st.sampled_from(OPENINGS))
     def open(self, slot: int, name: str, flags: int) -> None:
         self.pair.run(("open", slot, name, flags))
-
-    @rule(slot=slots)
-    def close(self, slot: int) -> None:
-        self.pair.run(("close", slot))
 
     @rule(slot=slots, offset=offsets, size=sizes)
     def pread(self, slot: int, offset: int, size: int) -> None:
@@ -92,21 +94,24 @@ class Comparison(RuleBasedStateMachine):
     def write(self, slot: int, size: int, tag: int) -> None:
         self.pair.run(("write", slot, size, tag))
 
+    @rule(slot=slots)
+    def read_all(self, slot: int) -> None:
+        self.pair.run(("pread", slot, 0, 1 << 20))
+
     @rule(slot=slots, offset=offsets)
     def truncate(self, slot: int, offset: int) -> None:
         self.pair.run(("ftruncate", slot, offset))
 
-    @rule(name=files, offset=offsets)
-    def truncate_by_name(self, name: str, offset: int) -> None:
-        self.pair.run(("truncate", name, offset))
+    @rule(slot=slots, by=st.integers(-5000, 5000))
+    def truncate_near_the_end(self, slot: int, by: int) -> None:
+        found = self.pair.run(("fstat", slot))
+        if isinstance(found, tuple):
+            self.pair.run(("ftruncate", slot, max(0, found[2] + by)))
 
-    @rule(slot=slots, data_only=st.booleans())
-    def sync(self, slot: int, data_only: bool) -> None:
-        self.pair.run(("sync", slot, data_only))
-
-    @rule(slot=slots, offset=offsets, size=sizes, what=st.sampled_from(("allocate", "punch")))
-    def allocate(self, slot: int, offset: int, size: int, what: str) -> None:
-        self.pair.run((what, slot, offset, size))
+    @rule(slot=slots, offset=offsets, size=sizes, what=st.sampled_from(("allocate", "punch", "sync", "sync", "close")))
+    def use_slot(self, slot: int, offset: int, size: int, what: str) -> None:
+        words = {"sync": (offset % 2 == 0,), "close": ()}.get(what, (offset, size))
+        self.pair.run((what, slot, *words))
 
     @rule(number=maps, slot=slots, first=st.integers(0, 30), pages=st.sampled_from((1, 8, 100)), private=st.booleans())
     def map(self, number: int, slot: int, first: int, pages: int, private: bool) -> None:
@@ -128,17 +133,13 @@ class Comparison(RuleBasedStateMachine):
     def give_name(self, old: str, new: str, what: str) -> None:
         self.pair.run((what, old, new))
 
-    @rule(name=names, what=st.sampled_from(("unlink", "unlink", "mkdir", "rmdir", "readlink", "stat", "whole")))
+    @rule(name=names, what=st.sampled_from(("unlink", "unlink", "mkdir", "rmdir", "readlink", "stat", "whole", "cut")))
     def use_name(self, name: str, what: str) -> None:
-        self.pair.run((what, name))
+        self.pair.run(("truncate", name, 5000) if what == "cut" else (what, name))
 
-    @rule(size=st.sampled_from(("1M", "1100K", "2M")))
-    def resize(self, size: str) -> None:
-        self.pair.run(("control", "cache_size", size))
-
-    @rule()
-    def drop(self) -> None:
-        self.pair.run(("control", "drop_caches", "1"))
+    @rule(size=st.sampled_from(("1M", "1100K", "2M", "")))
+    def resize_or_drop(self, size: str) -> None:
+        self.pair.run(("control", "cache_size", size) if size else ("control", "drop_caches", "1"))
 
     @invariant()
     def open_files_agree(self) -> None:
@@ -151,6 +152,7 @@ class Comparison(RuleBasedStateMachine):
             self.pair.compare()
         finally:
             self.pair.close()
+            self.watchdog.cancel()
         self.pair.compare_backing()
 
 
@@ -163,11 +165,13 @@ def plain(tmp_path: Path) -> Path:
 
 
 @pytest.mark.mount
+@pytest.mark.timeout(600)  # shrinking what it found
 @pytest.mark.parametrize("mode", ["through", "writeback", "watchback"])
 def test_every_sequence_has_the_outcome_that_it_has_on_a_plain_directory(place: Place, plain: Path, mode: str) -> None:
     mounted = Mounted(place)
     try:
         mounted.start("--pool", "256K", *MODES[mode])
+        mounted.stop_watchdog()  # each example has its own
         machine = type("Machine", (Comparison,), {"mounted": mounted, "plain": plain, "numbers": itertools.count()})
         run_state_machine_as_test(machine, settings=BOUNDED)
         mounted.end()
