@@ -66,7 +66,8 @@ $(STAMP): requirements.txt pyproject.toml Makefile
 	    rm -f "$$log"
 	fi
 	python=
-	for candidate in python3 /usr/bin/python3 python3.11 python3.12 python3.13 python3.14; do
+	# The system's first: one below a home directory could not be run by the other users of what root sets up.
+	for candidate in /usr/bin/python3 python3 python3.11 python3.12 python3.13 python3.14; do
 	    if "$$candidate" -c 'import sys, venv, ensurepip, sysconfig, pathlib; sys.exit(sys.version_info < (3, 11)
 	        or not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' 2> /dev/null; then
 	        python=$$candidate

@@ -267,7 +267,12 @@ def test_an_ordinary_user_mounts_through_fusermount(place: Place) -> None:
         (base / "closed").chmod(0o700)
         os.chown(base, 65534, 65534)
         base.chmod(0o755)
-        if run("setpriv", "--reuid=65534", "--clear-groups", sys.executable, TINY[1], "--help").returncode != 0:
+        if (
+            run(
+                "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, TINY[1], "--help"
+            ).returncode
+            != 0
+        ):
             pytest.skip(f"{REPOSITORY} or its Python cannot be read by other users")
         mmap = "import mmap; f = open('mnt/data', 'r+b'); m = mmap.mmap(f.fileno(), 4096); m[:4] = b'user'"
         script = USER_SCRIPT.format(dir=base, python=sys.executable, tiny=TINY[1], mmap=mmap.replace("'", "'\\''"))
