@@ -159,6 +159,7 @@ class Operations(pyfuse3.Operations):
         if node is not None:
             return self._replies.virtual(node)
         inode = self._inode(number)
+        await self.parts.writer.settle(inode)
         return self._replies.entry(inode, await self.parts.attributes.get(inode))
 
     @answered

@@ -36,6 +36,7 @@ class Replies:
         if touched_ns is not None:
             entry.st_size = inode.size
             entry.st_mtime_ns = entry.st_ctime_ns = touched_ns
+            entry.attr_timeout = 0  # the write-back changes the ctime: whoever wants to know has to ask
         return entry
 
     def virtual(self, node: Node) -> EntryAttributes:

@@ -106,6 +106,12 @@ class Writer:
             inode.size = old  # the pool is flushed up to the end that was
             self._content.truncate(inode, size)
 
+    async def settle(self, inode: Inode) -> None:
+        """Write back before a stat: a write-back changes the ctime, and what was told must still be so after it."""
+        if self.writeback is not None and inode in self.writeback.touched_ns:
+            async with inode.lock():
+                await self.writeback.flush(inode)
+
     async def sync(self, file: OpenFile, *, data_only: bool) -> None:
         """Make the file's bytes survive a crash. Raise the OSError of an earlier write-back that failed."""
         inode = file.inode
