@@ -1,5 +1,6 @@
 # make run    install what is missing, then show what the cache does on a slow directory
 # make test   install what is missing, then run the tests
+# make test-slow  the tests that take minutes: PostgreSQL, a million lookups
 # make check  install what is missing, then ruff and mypy over everything
 # make torture [SECONDS=60] [SEED=N] [MODE=writeback] [PROCESSES=1]
 #             compare random operations on a mount with a plain directory; SEED alone repeats one run
@@ -17,13 +18,16 @@ STAMP := $(VENV)/.installed
 CODE := tmemfs backend tests $(wildcard bench)
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev make git python3-venv python3-dev fio acl attr rsync
 
-.PHONY: run test check torture setup clean
+.PHONY: run test test-slow check torture setup clean
 
 run: setup
 	@exec $(VENV)/bin/python -m bench.demo
 
 test: setup
-	@exec $(VENV)/bin/python -m pytest
+	@exec $(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: setup
+	@SLOW=1 exec $(VENV)/bin/python -m pytest -m slow --timeout 1200
 
 check: setup
 	@$(VENV)/bin/ruff check $(CODE)
