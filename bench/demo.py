@@ -2,7 +2,8 @@
 
 Copies parts of the Python standard library, the C headers and /usr/lib into a temporary directory (files of
 32 KiB to 8 MiB: what small files cost is their open, which asks the backing every time), mounts tmemfs over it with
-a backing as slow as a share behind a 50 Mbit/s link (2 ms a request, 6 MiB/s), a cache of 16M, which is a fraction
+a backing as slow as a share behind a 50 Mbit/s link (2 ms a request, 6 MiB/s), attributes kept for a minute (so that
+the second pass shows what data costs, not names), a cache of 16M, which is a fraction
 of the files, and a pool of 128M, and lets tar and grep read everything, twice. Shows the time of both passes and
 the counters, checks that tar and grep gave through the mount what they give on the files themselves, unmounts, and
 leaves nothing behind, after a Ctrl-C neither.

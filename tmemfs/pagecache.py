@@ -35,7 +35,7 @@ SKEW = 64
 
 MAX_RESERVE = 512
 MAX_AHEAD = 4096
-EXTRA = 32  # pages queued at once beyond what is missing: a wake-up of the drain a page would cost 40 µs a page
+EXTRA = 32  # pages queued at once beyond what is missing: one wake-up of the drain for many, not one a page
 
 
 Buffer = bytes | bytearray | memoryview
