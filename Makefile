@@ -24,7 +24,7 @@ run: setup
 	@exec $(VENV)/bin/python -m bench.demo
 
 test: setup
-	@exec $(VENV)/bin/python -m pytest -m "not slow"
+	@exec $(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: setup
 	@SLOW=1 exec $(VENV)/bin/python -m pytest -m slow --timeout 1200

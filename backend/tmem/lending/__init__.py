@@ -1,0 +1,1 @@
+"""Lending: one daemon holds the memory of many pools, and lends it out slab by slab."""
