@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GUEST = {path.stem: path for path in sorted((ROOT / "tmemfs").glob("*.py"))}
 BACKEND = {path.stem: path for path in sorted((ROOT / "backend" / "tmem").glob("*.py"))}
+LENDING = {path.stem: path for path in sorted((ROOT / "backend" / "tmem" / "lending").glob("*.py"))}
 MAX_LINES = 350
 
 # Thin trio adapters over pure logic; everything else in the backend is called, never scheduled.
-BACKEND_ADAPTERS = {"server", "client"}
+LENDING_ADAPTERS = {"server", "peer", "executor", "process", "tmemd", "client"}
 # What speaks to the kernel; `guest` only names the type of what it hands over.
 SPEAKS_FUSE = {"fs", "session", "kernelcache", "guest", "answer", "directories", "eager", "replies"}
 # What knows the process and the mount; below them nothing may.
@@ -49,20 +50,25 @@ def siblings(path: Path, package: str, modules: dict[str, Path]) -> set[str]:
     """Return which modules of the same package a module imports."""
     found = set()
     for name in imported(path):
-        words = name.split(".")
-        if words[0] == package and len(words) > 1 and words[1] in modules:
-            found.add(words[1])
+        below = name.removeprefix(f"{package}.").split(".")[0]
+        if name.startswith(f"{package}.") and below in modules:
+            found.add(below)
     return found
 
 
 @pytest.mark.parametrize("name", BACKEND)
 def test_the_backend_knows_nothing_of_the_guest(name: str) -> None:
-    assert not packages(BACKEND[name]) & {"tmemfs", "pyfuse3"}
-    if name not in BACKEND_ADAPTERS:
-        assert "trio" not in packages(BACKEND[name])
+    assert not packages(BACKEND[name]) & {"tmemfs", "pyfuse3", "trio"}
 
 
-@pytest.mark.parametrize(("package", "modules"), [("tmemfs", GUEST), ("tmem", BACKEND)])
+@pytest.mark.parametrize("name", LENDING)
+def test_lending_knows_nothing_of_the_guest_and_only_its_adapters_are_scheduled(name: str) -> None:
+    assert not packages(LENDING[name]) & {"tmemfs", "pyfuse3"}
+    if name not in LENDING_ADAPTERS:
+        assert "trio" not in packages(LENDING[name])
+
+
+@pytest.mark.parametrize(("package", "modules"), [("tmemfs", GUEST), ("tmem", BACKEND), ("tmem.lending", LENDING)])
 def test_imports_have_no_circle(package: str, modules: dict[str, Path]) -> None:
     graph = {name: siblings(path, package, modules) for name, path in modules.items()}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
@@ -97,7 +103,7 @@ def test_the_core_decides_without_clock_or_scheduler(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*GUEST.values(), *BACKEND.values()], ids=lambda path: f"{path.parent.name}/{path.stem}"
+    "path", [*GUEST.values(), *BACKEND.values(), *LENDING.values()], ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_a_module_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_LINES

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tmemfs.options import ConfigError, MountOptions, parse_options
+from tmem.sizes import KIB, MIB, ConfigError, parse_duration, parse_size
+from tmemfs.options import MountOptions, parse_options
 
 __all__ = [
+    "MIB",
     "ConfigError",
     "MountConfig",
     "MountOptions",
@@ -28,17 +29,10 @@ __all__ = [
     "parse_throttle",
 ]
 
-KIB = 1 << 10
-MIB = 1 << 20
 MIN_CACHE_BYTES = MIB
 MIN_POOL_BYTES = 64 * KIB  # one slab
 _NAME_BYTES = 255  # NAME_MAX
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B|%)?", re.IGNORECASE | re.ASCII)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s|m)?", re.ASCII)
-_SIZE_UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": 1 << 30, "T": 1 << 40}
-_DURATION_UNITS = {"": 1.0, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
-_SIZE_HINT = "write a size such as 64M, 1G, 4096 or 10% (of RAM)"
 _THROTTLE_HINT = "write for instance latency=5ms,bandwidth=100M,depth=8"
 
 BackingCache = Literal["drop", "keep"]
@@ -97,36 +91,6 @@ class MountConfig:
             raise ConfigError(f"control name '{name}' is not a file name: give one without '/', such as .tmemfs")
 
 
-def parse_size(text: str) -> int:
-    """Parse a number of bytes: 4096, 64K, 64MiB, 1.5G, or a percentage of this machine's RAM.
-
-    Units are powers of 1024. Raises ConfigError for anything else, and for a size of zero.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f"size '{text}' is not understood: {_SIZE_HINT}")
-    number, unit = float(match[1]), (match[2] or "").upper()
-    if unit == "%":
-        if number > 100:
-            raise ConfigError(f"size '{text}' is more than all RAM: {_SIZE_HINT}")
-        size = int(_ram_bytes() * number / 100)
-    else:
-        size = int(number * _SIZE_UNITS[unit[:1]])
-    if size <= 0:
-        raise ConfigError(f"size '{text}' is zero: {_SIZE_HINT}")
-    if size >= 1 << 63:
-        raise ConfigError(f"size '{text}' is too large: {_SIZE_HINT}")
-    return size
-
-
-def parse_duration(text: str) -> float:
-    """Parse a time in seconds: 0.5, 5ms, 100us, 2s, 1m."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f"duration '{text}' is not understood: write for instance 5ms, 0.5 or 2s")
-    return float(match[1]) * _DURATION_UNITS[match[2] or ""]
-
-
 def parse_throttle(text: str) -> Throttle:
     """Parse latency=5ms,bandwidth=100M,depth=8; each part may be left out."""
     latency, bandwidth, depth = 0.0, 0, Throttle().depth
@@ -158,8 +122,3 @@ def parse_pool(text: str) -> PoolChoice:
     if text.startswith("unix:"):
         return PoolChoice(0, text.removeprefix("unix:"))
     return PoolChoice(parse_size(text))
-
-
-def _ram_bytes() -> int:
-    """Measure this machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

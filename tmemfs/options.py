@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
-class ConfigError(Exception):
-    """Report bad input in one line that names the thing and the remedy."""
-
+from tmem.sizes import ConfigError
 
 # Mounts are recognized by it (fuse.tmemfs in the mount table), so it cannot be chosen.
 SUBTYPE = "tmemfs"
