@@ -96,7 +96,7 @@ def test_only_answer_knows_fuse_errors(name: str) -> None:
     assert "FUSEError" not in names | attributes | {full.split(".")[-1] for full in imported(GUEST[name])}
 
 
-@pytest.mark.parametrize("name", ["pagecache", "readahead"])
+@pytest.mark.parametrize("name", ["balloon", "pagecache", "readahead"])
 def test_the_core_decides_without_clock_or_scheduler(name: str) -> None:
     assert not packages(GUEST[name]) & {"trio", "time", "threading", "os"}
     assert not [node for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.AsyncFunctionDef)]

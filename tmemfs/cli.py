@@ -15,10 +15,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from tmemfs import __version__
 from tmemfs.config import (
     MIB,
+    BalloonRange,
     ConfigError,
     MountConfig,
     PoolChoice,
     Throttle,
+    parse_balloon,
     parse_duration,
     parse_options,
     parse_pool,
@@ -54,6 +56,7 @@ class Text(click.ParamType[Any]):
 SIZE = Text("SIZE", parse_size)
 DURATION = Text("DURATION", parse_duration)
 POOL = Text("SIZE|none|unix:PATH", parse_pool)
+BALLOON = Text("min=…,max=…,idle=…", parse_balloon)
 THROTTLE = Text("latency=…,bandwidth=…,depth=…", parse_throttle)
 
 control_option = click.option(
@@ -72,6 +75,7 @@ def cli() -> None:
 @click.argument("mountpoint")
 @click.option("--cache", type=SIZE, default=64 * MIB, help="Page cache: 64M, 1G, 10% of RAM … [default: 64M]")
 @click.option("--pool", type=POOL, default=PoolChoice(256 * MIB), help="Compressed pool. [default: 256M]")
+@click.option("--balloon", type=BALLOON, default=None, help="Let the cache's size follow need between min and max.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @click.option("-o", "options", multiple=True, metavar="OPTS", help="Mount options, as mount(8) knows them.")
 @click.option("--writeback", is_flag=True, help="Acknowledge writes before the backing has them.")
@@ -89,6 +93,7 @@ def mount_command(
     mountpoint: str,
     cache: int,
     pool: PoolChoice,
+    balloon: BalloonRange | None,
     throttle: Throttle | None,
     options: tuple[str, ...],
     log_file: str | None,
@@ -98,9 +103,10 @@ def mount_command(
     config = MountConfig(
         source=Path(os.path.realpath(source)),
         mountpoint=resolve_mountpoint(mountpoint),
-        cache_bytes=cache,
+        cache_bytes=balloon.clamp(cache) if balloon is not None else cache,
         pool_bytes=pool.pool_bytes,
         pool_socket=pool.socket,
+        balloon=balloon,
         throttle=throttle,
         options=parse_options(options),
         log_file=Path(os.path.abspath(log_file)) if log_file is not None else None,

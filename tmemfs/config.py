@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Literal
 
 from tmem.sizes import KIB, MIB, ConfigError, parse_duration, parse_size
+from tmemfs.balloon import IDLE_SECONDS, BalloonRange
 from tmemfs.options import MountOptions, parse_options
 
 __all__ = [
     "MIB",
+    "BalloonRange",
     "ConfigError",
     "MountConfig",
     "MountOptions",
     "PoolChoice",
     "Throttle",
+    "parse_balloon",
     "parse_duration",
     "parse_options",
     "parse_pool",
@@ -31,8 +34,10 @@ __all__ = [
 
 MIN_CACHE_BYTES = MIB
 MIN_POOL_BYTES = 64 * KIB  # one slab
+MIN_IDLE_SECONDS = 0.1  # a balloon looks eight times as often
 _NAME_BYTES = 255  # NAME_MAX
 
+_BALLOON_HINT = "write for instance min=16M,max=256M, and idle=10s if you like"
 _THROTTLE_HINT = "write for instance latency=5ms,bandwidth=100M,depth=8"
 
 BackingCache = Literal["drop", "keep"]
@@ -57,6 +62,7 @@ class MountConfig:
     cache_bytes: int = 64 * MIB
     pool_bytes: int = 256 * MIB  # 0: no pool
     pool_socket: str | None = None
+    balloon: BalloonRange | None = None  # None: cache_bytes until somebody resizes
     writeback: bool = False
     watch: bool = False
     throttle: Throttle | None = None
@@ -80,6 +86,8 @@ class MountConfig:
             raise ConfigError(
                 f"pool 'unix:{self.pool_socket}': borrowing from tmemd is not available: give --pool SIZE"
             )
+        if self.balloon is not None and self.balloon.minimum < MIN_CACHE_BYTES:
+            raise ConfigError(f"--balloon min={self.balloon.minimum} is too small: give at least min=1M")
         for name, seconds in (
             ("--attr-timeout", self.attr_timeout),
             ("--negative-timeout", self.negative_timeout),
@@ -105,6 +113,25 @@ def parse_throttle(text: str) -> Throttle:
         else:
             raise ConfigError(f"throttle '{part}' is not understood: {_THROTTLE_HINT}")
     return Throttle(latency, bandwidth, depth)
+
+
+def parse_balloon(text: str) -> BalloonRange:
+    """Parse min=16M,max=256M,idle=10s; idle may be left out."""
+    sizes: dict[str, int] = {}
+    idle = IDLE_SECONDS
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if name in ("min", "max") and value:
+            sizes[name] = parse_size(value)
+        elif name == "idle" and value:
+            idle = parse_duration(value)
+        else:
+            raise ConfigError(f"balloon '{part}' is not understood: {_BALLOON_HINT}")
+    if len(sizes) < 2 or sizes["min"] > sizes["max"]:
+        raise ConfigError(f"balloon '{text}' needs a min and a max that is not below it: {_BALLOON_HINT}")
+    if idle < MIN_IDLE_SECONDS:
+        raise ConfigError(f"balloon '{text}': idle is less than 100ms: {_BALLOON_HINT}")
+    return BalloonRange(sizes["min"], sizes["max"], idle)
 
 
 @dataclass(frozen=True, slots=True)

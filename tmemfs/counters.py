@@ -54,6 +54,9 @@ def register(stats: Stats, guest: Guest) -> None:
         },
     )
     stats.counters("coherency_", lambda: {"mismatches": guest.inodes.invalidations})
+    if guest.ballooning is not None:
+        balloon = guest.ballooning.balloon
+        stats.counters("balloon_", lambda: {"grows": balloon.grows, "shrinks": balloon.shrinks})
     watch = guest.watch
     if watch is not None:
         stats.counters(

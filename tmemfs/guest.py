@@ -13,6 +13,7 @@ import trio
 from tmem import EmbeddedArena, Tmem
 from tmemfs.attributes import Attributes
 from tmemfs.backing import Backing
+from tmemfs.ballooning import Ballooning
 from tmemfs.config import MIN_CACHE_BYTES, ConfigError, MountConfig, parse_size
 from tmemfs.content import Content
 from tmemfs.control import BadControlInput, Control
@@ -52,7 +53,8 @@ class Guest:
         self.tmem = Tmem(self.arena) if self.arena is not None else None
         pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
         ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self.cache = PageCache(config.cache_bytes, limit=max(ram, config.cache_bytes), queueing=pool is not None)
+        largest = max(ram, config.cache_bytes, config.balloon.maximum if config.balloon else 0)
+        self.cache = PageCache(config.cache_bytes, limit=largest, queueing=pool is not None)
         self.precache = Precache(self.cache, pool)
         self.content = Content(self.cache, self.precache)
         gate = ThrottleGate(config.throttle) if config.throttle else None
@@ -76,8 +78,13 @@ class Guest:
         )
         self.writer = Writer(self.content, self.backing, self.inodes, self.writeback)
         self.files = OpenFiles(readahead_pages=self.cache.frames // 16)
+        self.ballooning = (
+            Ballooning(config.balloon, self.cache, self.reader, self.precache, self.backing, self.resize)
+            if config.balloon
+            else None
+        )
         self.control = Control(config.control_name, self.stats, self._describe)
-        self.control.add_switch("cache_size", lambda: str(self.cache.capacity), self._resize)
+        self.control.add_switch("cache_size", lambda: str(self.cache.capacity), self._resize_to)
         self.control.add_switch("drop_caches", None, self._drop)
         register(self.stats, self)
         self.operations = Operations(self._parts(), self.stats)
@@ -124,6 +131,8 @@ class Guest:
             "mountpoint": os.fspath(config.mountpoint),
             "cache_bytes": self.cache.capacity,
             "pool_bytes": config.pool_bytes,
+            "balloon_min_bytes": config.balloon.minimum if config.balloon else 0,
+            "balloon_max_bytes": config.balloon.maximum if config.balloon else 0,
             "writeback": int(config.writeback),
             "watch": int(config.watch),
             "throttle_latency_seconds": throttle.latency if throttle else 0.0,
@@ -135,14 +144,18 @@ class Guest:
             "version_by": config.version_by,
         }
 
-    async def _resize(self, data: bytes) -> None:
+    async def _resize_to(self, data: bytes) -> None:
         try:
             size = parse_size(data.decode(errors="replace"))
             if size < MIN_CACHE_BYTES:
                 raise ConfigError(f"a cache of {size} bytes is too small: give at least 1M")
-            await self.precache.resize(size)
+            await self.resize(size)
         except (ConfigError, ValueError) as error:
             raise BadControlInput(str(error)) from None
+
+    async def resize(self, capacity: int) -> None:
+        """Give the cache another size in bytes; ValueError when it is larger than all RAM."""
+        await self.precache.resize(capacity)
         self.files.readahead_pages = self.cache.frames // 16
         if self.writeback is not None and not self.cache.settled:
             await self.writeback.finish()  # dirty pages stand in the way
@@ -174,6 +187,8 @@ class Guest:
             nursery.start_soon(self.kernel.run)
             if self.writeback is not None:
                 nursery.start_soon(self.writeback.run)
+            if self.ballooning is not None:
+                nursery.start_soon(self.ballooning.run)
             if self.watch is not None:
                 nursery.start_soon(self.watch.run)
             task_status.started()
@@ -193,5 +208,7 @@ class Guest:
         self.cache.check()
         self.inodes.check()
         self.descriptors.check()
+        if self.ballooning is not None:
+            self.ballooning.balloon.check()
         if self.tmem is not None:
             self.tmem.check()

@@ -12,9 +12,10 @@ from typing import Protocol
 import trio
 
 from tmem import Pool
-from tmemfs.pagecache import PageCache, PageOwner
+from tmemfs.pagecache import PAGE_SHIFT, PageCache, PageOwner
 
 MANY = 4096  # pages; a failed truncate to 2**62 bytes must not be a loop over 2**50 of them
+STEP = 64  # pages that leave a shrinking cache between two such looks
 BATCH = 16  # pages put between two looks at the requests: about 200 µs
 
 
@@ -46,11 +47,13 @@ class Precache:
         A reader that gets faster than the drain puts would have the cache drop pages: here it exchanges, a put for a
         get (15 µs, against the backing read that the get has saved).
         """
-        if not self._cache.free_frames:
-            if not self._cache.victims:
-                self._cache.queue_victims(BATCH)
+        if not self._cache.free_frames and not self.drain(BATCH):
+            self._cache.queue_victims(BATCH)  # nothing was queued, or all of it was rescued
             self.drain(BATCH)
-        self._cache.insert_page(owner, index, page, True)
+        if self._cache.free_frames:
+            self._cache.insert_page(owner, index, page, True)
+        elif self.pool is not None:
+            self.pool.put(owner.oid, index, page, True)  # a shrink is taking the frames, or all pages are dirty
 
     def holds(self, owner: PooledOwner, index: int) -> bool:
         """Tell whether a get would be likely to hit, without counting."""
@@ -94,12 +97,25 @@ class Precache:
                 await trio.lowlevel.checkpoint()
 
     async def resize(self, capacity: int) -> None:
-        """Change the size of the cache; what no longer fits goes into the pool."""
+        """Change the size of the cache; what no longer fits goes into the pool.
+
+        Most of it does so before the bound moves: until then who reads meanwhile finds free frames. Somebody who reads
+        as fast as pages leave cannot hold that up for ever.
+        """
         cache = self._cache
+        surplus = cache.resident - (capacity >> PAGE_SHIFT)
+        for _ in range(2 * surplus // STEP + 1):
+            if not await self._shed(cache.resident - (capacity >> PAGE_SHIFT)):
+                break
         cache.set_capacity(capacity)
-        while cache.excess:
-            if not cache.queue_victims(min(64, cache.excess)):
-                break  # only dirty pages are left; they leave as they are written back
-            self.drain(len(cache.victims))
-            await trio.lowlevel.checkpoint()
+        while await self._shed(cache.excess):
+            pass  # what is left then is dirty, and leaves as it is written back
         cache.settle()
+
+    async def _shed(self, surplus: int) -> bool:
+        """Move some of so many pages into the pool; False when there was none to move."""
+        if surplus <= 0 or not self._cache.queue_victims(min(STEP, surplus)):
+            return False
+        self.drain(len(self._cache.victims))
+        await trio.lowlevel.checkpoint()
+        return True
