@@ -1,0 +1,297 @@
+"""The messages between guests, tmemd and tmemctl: frozen structs whose every field is bounded.
+
+Slabs travel as runs, `((first, count), ...)`, ascending and without overlap. A list that is too long for
+one message goes as several, of which only the final one has `last`. Sizes are in slabs unless the name says bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+VERSION = 1
+MAX_SLABS = 1 << 24  # slabs of the largest arena, 1 TiB
+MAX_RUNS = 4096  # runs in one message: 45 KB at most
+MAX_ASK = 1024  # slabs in one Ask
+MAX_ROWS = 24  # rows in one Table
+MAX_TEXT = 512
+TOKEN_BYTES = 16
+MAX_WEIGHT = 1000.0
+
+Runs = tuple[tuple[int, int], ...]
+
+_Number = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
+_Serial = Annotated[int, Meta(ge=1, le=(1 << 32) - 1)]
+_Slabs = Annotated[int, Meta(ge=0, le=MAX_SLABS)]
+_Some = Annotated[int, Meta(ge=1, le=MAX_SLABS)]
+_Asked = Annotated[int, Meta(ge=1, le=MAX_ASK)]
+_Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+_Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+_Weight = Annotated[float, Meta(ge=0.001, le=MAX_WEIGHT)]
+_Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+_Name = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
+_Token = Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+_Place = Annotated[int, Meta(ge=0, le=MAX_SLABS - 1)]
+_Runs = Annotated[tuple[tuple[_Place, _Some], ...], Meta(max_length=MAX_RUNS)]
+
+
+class _Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What all messages are: tagged arrays."""
+
+
+class _WithRuns(_Message, frozen=True):
+    """A message about particular slabs."""
+
+    runs: _Runs
+
+    def __post_init__(self) -> None:
+        end = 0
+        for first, count in self.runs:
+            if first < end:
+                raise ValueError("runs are not ascending, or overlap")
+            end = first + count
+        if end > MAX_SLABS:
+            raise ValueError("a run ends beyond the largest arena")
+
+
+# Guest to tmemd.
+
+
+class Hello(_Message, frozen=True, tag=1):
+    """Register; the first message. The memfd comes with its first byte.
+
+    `persistent_slabs` is the persistent cap that is wanted: 0 without an hswap, None for half of the arena (or
+    what fits). With `again` the guest held slabs when it lost its connection; its Claims must follow at once.
+    """
+
+    version: _Number
+    token: _Token  # identifies this guest process; secret, made by it at random
+    name: _Name  # the mountpoint
+    slabs: _Some  # size of the arena
+    persistent_slabs: _Slabs | None = None
+    again: bool = False
+
+
+class Claim(_WithRuns, frozen=True, tag=2):
+    """Say what is held of one kind, after Hello(again=True); the rest of the arena is punched at the last."""
+
+    persistent: bool
+    last: bool
+
+
+class Ask(_Message, frozen=True, tag=3):
+    """Ask for more slabs. One Ask of each kind may be open; Lend(done=True) or Deny with its serial closes it."""
+
+    serial: _Serial
+    slabs: _Asked
+    persistent: bool = False
+
+
+class Return(_WithRuns, frozen=True, tag=4):
+    """Give slabs back; they need not be punched. `answer` is the serial of a Revoke, 0 when given unasked.
+
+    A Revoke is answered by any number of these, the last with `last`, also when there is nothing to give.
+    """
+
+    persistent: bool = False
+    answer: _Number = 0
+    last: bool = True
+
+
+class Confirm(_Message, frozen=True, tag=5):
+    """Say that a Taken was read and its slabs are used no more. Until then they are not lent to the guest again."""
+
+    serial: _Serial
+
+
+class Report(_Message, frozen=True, tag=6):
+    """Tell how the pool fares: about once a second when a counter moved, and once more when none does any longer.
+
+    Counters are those of the ephemeral pools since the guest began.
+    """
+
+    age: _Seconds | None  # seconds since the put of the next victim; None without ephemeral pages
+    pages: _Count  # ephemeral and persistent
+    used_bytes: _Count
+    puts: _Count
+    hits: _Count
+    misses: _Count
+    ghost_hits: _Count
+    spare: _Slabs = 0  # slabs lent and without a page: they cost nothing to take
+
+
+# tmemd to guest.
+
+
+class Welcome(_Message, frozen=True, tag=32):
+    """Accept a Hello."""
+
+    guest: _Number
+    cap: _Slabs
+    persistent_cap: _Slabs
+    frozen: bool = False
+
+
+class Refused(_Message, frozen=True, tag=33):
+    """Refuse a Hello, in one line with the remedy; the connection ends. `retry`: it may be accepted later."""
+
+    reason: _Text
+    retry: bool = False
+
+
+class Lend(_WithRuns, frozen=True, tag=34):
+    """Lend slabs, which are real already; `serial` is the Ask's. Several may answer one Ask, the last is `done`."""
+
+    serial: _Serial
+    persistent: bool = False
+    done: bool = True
+
+
+class Deny(_Message, frozen=True, tag=35):
+    """Close an Ask: no more slabs now. The guest asks again by itself, after RETRY seconds or longer."""
+
+    serial: _Serial
+    reason: _Text
+
+
+class Revoke(_Message, frozen=True, tag=36):
+    """Ask for so many slabs back. An ephemeral Revoke that is not answered within PATIENCE is taken."""
+
+    serial: _Serial
+    slabs: _Some
+    persistent: bool = False
+
+
+class Taken(_WithRuns, frozen=True, tag=37):
+    """Tell which ephemeral slabs were taken, or were found to be holes: their pages are gone. To be confirmed."""
+
+    serial: _Serial
+
+
+class Limits(_Message, frozen=True, tag=38):
+    """Tell new limits; while `frozen` the guest's pools are frozen."""
+
+    cap: _Slabs
+    persistent_cap: _Slabs
+    frozen: bool = False
+
+
+# tmemctl to tmemd. `guest` is a number or a name; "" in Freeze and Thaw means all.
+
+
+class List(_Message, frozen=True, tag=64):
+    """Ask for the table of guests."""
+
+
+class SetLimits(_Message, frozen=True, tag=65):
+    """Change limits of a guest; None leaves one as it is."""
+
+    guest: _Name
+    weight: _Weight | None = None
+    cap: _Slabs | None = None
+    floor: _Slabs | None = None
+    persistent_cap: _Slabs | None = None
+
+
+class Freeze(_Message, frozen=True, tag=66):
+    """Freeze a guest's pools; nothing more is lent to it."""
+
+    guest: _Text = ""
+
+
+class Thaw(_Message, frozen=True, tag=67):
+    """End what freeze and drain did."""
+
+    guest: _Text = ""
+
+
+class TakeBack(_Message, frozen=True, tag=68):
+    """Revoke slabs from a guest, whatever its age; persistent ones are asked for and never taken."""
+
+    guest: _Name
+    slabs: _Some
+    persistent: bool = False
+
+
+class Drain(_Message, frozen=True, tag=69):
+    """Take back all ephemeral slabs of a guest, and lend it nothing until it is thawed."""
+
+    guest: _Name
+
+
+class Resize(_Message, frozen=True, tag=70):
+    """Change how much memory there is to lend."""
+
+    slabs: _Some
+
+
+class AskTotals(_Message, frozen=True, tag=71):
+    """Ask for the sums and counters."""
+
+
+# tmemd to tmemctl.
+
+
+class Row(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One guest in the table."""
+
+    guest: _Number
+    name: _Text
+    uid: _Number
+    pid: _Number
+    state: _Text  # connected, away, claiming, frozen, draining, barred
+    slabs: _Slabs
+    ephemeral: _Slabs
+    persistent: _Slabs
+    weight: float
+    cap: _Slabs
+    floor: _Slabs
+    persistent_cap: _Slabs
+    age: _Seconds | None  # of the next victim, as of now
+    pages: _Count
+    used_bytes: _Count
+    puts: _Count
+    hits: _Count
+    misses: _Count
+    revoked: _Count  # slabs given back when asked
+    taken: _Count  # slabs taken without an answer
+
+
+class Table(_Message, frozen=True, tag=96):
+    """A part of the table of guests."""
+
+    rows: Annotated[tuple[Row, ...], Meta(max_length=MAX_ROWS)]
+    last: bool
+
+
+class Done(_Message, frozen=True, tag=97):
+    """The verb was carried out; `text` is a line for the person, or empty."""
+
+    text: _Text = ""
+
+
+class Failed(_Message, frozen=True, tag=98):
+    """The verb was refused, in one line with the remedy."""
+
+    reason: _Text
+
+
+class Totals(_Message, frozen=True, tag=99):
+    """Sums and counters by name."""
+
+    counters: Annotated[dict[_Text, int | float], Meta(max_length=512)]
+
+
+FromGuest = Hello | Claim | Ask | Return | Confirm | Report
+ToGuest = Welcome | Refused | Lend | Deny | Revoke | Taken | Limits
+Verb = List | SetLimits | Freeze | Thaw | TakeBack | Drain | Resize | AskTotals
+Answer = Table | Done | Failed | Totals
+Message = FromGuest | ToGuest | Verb | Answer
+
+
+def in_parts(runs: Sequence[tuple[int, int]], most: int = MAX_RUNS) -> Iterator[tuple[Runs, bool]]:
+    """Split runs into what fits into messages; each with whether it is the last. Nothing gives one empty part."""
+    for start in range(0, max(1, len(runs)), most):
+        yield tuple(runs[start : start + most]), start + most >= len(runs)

@@ -1,0 +1,1 @@
+"""Lending: the protocol, the ledger, the decisions, and what runs them."""
