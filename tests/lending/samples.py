@@ -31,10 +31,10 @@ from_guest: st.SearchStrategy[FromGuest] = st.one_of(
         m.Hello, numbers, st.binary(min_size=16, max_size=16), names, some, st.none() | slabs, again=st.booleans()
     ),
     st.builds(m.Claim, runs(), st.booleans(), st.booleans()),
-    st.builds(m.Ask, serials, st.integers(1, m.MAX_ASK), st.booleans()),
-    st.builds(m.Return, runs(), st.booleans(), numbers, st.booleans()),
+    st.builds(m.Ask, serials, st.integers(1, m.MAX_ASK), st.booleans(), st.none() | seconds),
+    st.builds(m.Return, runs(), st.booleans(), numbers, st.booleans(), st.none() | seconds),
     st.builds(m.Confirm, serials),
-    st.builds(m.Report, st.none() | seconds, counts, counts, counts, counts, counts, counts, slabs),
+    st.builds(m.Report, st.none() | seconds, counts, counts, counts, counts, counts, counts),
 )
 to_guest: st.SearchStrategy[ToGuest] = st.one_of(
     st.builds(m.Welcome, numbers, slabs, slabs, st.booleans()),

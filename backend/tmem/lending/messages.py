@@ -87,6 +87,7 @@ class Ask(_Message, frozen=True, tag=3):
     serial: _Serial
     slabs: _Asked
     persistent: bool = False
+    age: _Seconds | None = None  # seconds since the put of the next victim, when there is one
 
 
 class Return(_WithRuns, frozen=True, tag=4):
@@ -98,6 +99,7 @@ class Return(_WithRuns, frozen=True, tag=4):
     persistent: bool = False
     answer: _Number = 0
     last: bool = True
+    age: _Seconds | None = None  # seconds since the put of what is now the next victim, when there is one
 
 
 class Confirm(_Message, frozen=True, tag=5):
@@ -119,7 +121,6 @@ class Report(_Message, frozen=True, tag=6):
     hits: _Count
     misses: _Count
     ghost_hits: _Count
-    spare: _Slabs = 0  # slabs lent and without a page: they cost nothing to take
 
 
 # tmemd to guest.
