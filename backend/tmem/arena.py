@@ -51,6 +51,18 @@ def punch(fd: int, slab: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def make_arena(slabs: int) -> int:
+    """Make a sparse memfd of that many slabs that can neither shrink nor grow, and give its descriptor."""
+    fd = os.memfd_create("tmem-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, slabs * SLAB_SIZE)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
 class EmbeddedArena(SlabSource):
     """A private memfd cut into slabs; sealed, so that no slab can ever fault by a truncation.
 
@@ -64,9 +76,7 @@ class EmbeddedArena(SlabSource):
         self._never_used = 0
         self._returned: list[int] = []
         self._out: dict[int, bool] = {}
-        self._fd = os.memfd_create("tmem-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._fd, self._total * SLAB_SIZE)
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
+        self._fd = make_arena(self._total)
 
     @property
     def fd(self) -> int:

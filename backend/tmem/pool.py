@@ -48,6 +48,7 @@ class Pool:
         self.persistent = persistent
         self.shared = shared
         self.frozen = False
+        self._destroyed = False
         self._number = number
         self._store = store
         self._objects: dict[int, ObjectPages] = {}
@@ -159,14 +160,14 @@ class Pool:
         self.frozen = True
 
     def thaw(self) -> None:
-        """Accept pages again."""
-        self.frozen = False
+        """Accept pages again, unless the pool was destroyed."""
+        self.frozen = self._destroyed
 
     def destroy(self) -> None:
         """Remove all pages, and refuse new ones for good."""
         for obj in list(self._objects):
             self._remove_object(obj)
-        self.frozen = True
+        self.frozen = self._destroyed = True
 
     @property
     def objects(self) -> int:
@@ -206,9 +207,23 @@ class Tmem:
         self._pools.append(pool)
         return pool
 
-    def give_up(self, slabs: int) -> int:
-        """Release up to that many slabs, if need be for the coldest ephemeral pages; give how many."""
-        return self._store.room.give_up(slabs)
+    def freeze(self) -> None:
+        """Freeze all pools."""
+        for pool in self._pools:
+            pool.freeze()
+
+    def thaw(self) -> None:
+        """Thaw all pools."""
+        for pool in self._pools:
+            pool.thaw()
+
+    def give_up(self, slabs: int, persistent: bool | None = None) -> int:
+        """Release up to that many slabs (of one kind), if need be for the coldest ephemeral pages; give how many."""
+        return self._store.room.give_up(slabs, persistent)
+
+    def spares(self, persistent: bool) -> int:
+        """Give how many slabs of one kind hold no page."""
+        return len((self._store.persistent if persistent else self._store.ephemeral).spares)
 
     def lose(self, slab: int) -> int:
         """Forget an ephemeral slab that was taken away; give how many pages went with it."""

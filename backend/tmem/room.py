@@ -170,11 +170,14 @@ class Room:
             slab.entries[slot] = FREE
             slab.free.append(slot)
 
-    def give_up(self, slabs: int) -> int:
-        """Release up to that many slabs to the source: spares, then compacted ones, then by eviction."""
+    def give_up(self, slabs: int, persistent: bool | None = None) -> int:
+        """Release up to that many slabs to the source: spares, then compacted ones, then (ephemeral) by eviction.
+
+        Of one kind, or of both. Slabs with persistent pages are never among them.
+        """
+        kinds = [space for space in (self._ephemeral, self._persistent) if persistent in (None, space.persistent)]
         released = 0
-        while released < slabs and self._find_spare():
-            space = self._ephemeral if self._ephemeral.spares else self._persistent
+        while released < slabs and (space := self._find_spare(kinds)) is not None:
             try:
                 self._source.release(space.spares[-1], space.persistent)
             except OSError:
@@ -183,12 +186,12 @@ class Room:
             released += 1
         return released
 
-    def _find_spare(self) -> bool:
-        """Get a spare of either kind; False when only slabs with persistent pages are left."""
-        spaces = (self._ephemeral, self._persistent)
-        if any(space.spares or self._compact(space) for space in spaces):
-            return True
-        return self._free_ephemeral_slab()
+    def _find_spare(self, kinds: list[SlotSpace]) -> SlotSpace | None:
+        """Get a spare of one of the kinds; None when only slabs with persistent pages are left."""
+        for space in kinds:
+            if space.spares or self._compact(space):
+                return space
+        return self._ephemeral if self._ephemeral in kinds and self._free_ephemeral_slab() else None
 
     def _free_ephemeral_slab(self) -> bool:
         """Evict and compact until there is an ephemeral spare; False when there is no ephemeral slab."""

@@ -150,9 +150,10 @@ class Store:
             self.evict(oldest)
 
     def lose(self, slab: int) -> int:
-        """Forget an ephemeral slab that was taken away; give how many pages went with it.
+        """Forget an ephemeral slab that was taken away; give how many pages went with it, as evictions.
 
-        A slab that is not held (given up meanwhile) is nothing lost; ValueError for a persistent one.
+        No entry refers to the slab from here on: when it is lent again, nothing is taken for its old content. One
+        that is not held (given up meanwhile) is nothing lost; ValueError for a persistent one.
         """
         space = self.ephemeral
         if slab in self.persistent.slabs or slab in self.persistent.spares:
@@ -160,7 +161,7 @@ class Store:
         held = space.slabs.get(slab)
         lost = [entry for entry in held.entries if entry != FREE] if held else []
         for entry in lost:
-            self.remove(entry)
+            self.evict(entry)
         if slab in space.spares:
             space.spares.remove(slab)
             self.revoked_slabs += 1

@@ -134,6 +134,19 @@ def test_clause_6_flush_and_destroy_work_in_every_state(make: Make, kind: dict[s
     assert not pool.put(3, 1, page_of(1, 1000))
 
 
+def test_all_pools_freeze_and_thaw_together_but_a_destroyed_one_stays_as_it_is(make: Make) -> None:
+    tmem = make(4)[1]
+    pool, kept, gone = tmem.new_pool(), tmem.new_pool(persistent=True), tmem.new_pool()
+    gone.destroy()
+    tmem.freeze()
+    assert not pool.put(1, 1, page_of(1, 1000))
+    assert not kept.put(1, 1, page_of(1, 1000))
+    tmem.thaw()
+    assert pool.put(1, 1, page_of(1, 1000))
+    assert kept.put(1, 1, page_of(1, 1000))
+    assert not gone.put(1, 1, page_of(1, 1000))
+
+
 def test_clause_7_a_put_on_a_frozen_pool_is_a_flush(make: Make) -> None:
     pool = make(2)[1].new_pool(shared=True)
     pool.put(1, 1, page_of(1, 1000))

@@ -154,6 +154,31 @@ def test_a_lost_slab_takes_its_pages_and_no_others(make: Make) -> None:
         tmem.lose(0)
 
 
+def test_a_kind_of_slabs_is_given_up_alone(make: Make) -> None:
+    source, tmem = make(8)
+    pool, kept = tmem.new_pool(), tmem.new_pool(persistent=True)
+    fill_up(pool, 1, WHOLE, 64)
+    fill_up(kept, 1, WHOLE, 33)
+    kept.flush_page(1, 32)
+    assert (tmem.spares(persistent=True), tmem.spares(persistent=False)) == (1, 0)
+    assert tmem.give_up(9, persistent=True) == 1
+    assert pool.stats.pages == 64
+    assert tmem.give_up(9, persistent=False) == 4
+    assert pool.stats.pages == 0
+    assert source.slabs_out == 2
+    assert all(kept.get(1, index) == WHOLE[index] for index in range(32))
+
+
+def test_the_pages_of_a_lost_slab_leave_ghosts(make: Make) -> None:
+    source, tmem = make(4)
+    pool = tmem.new_pool()
+    fill_up(pool, 1, WHOLE, 64)
+    assert tmem.lose(source.ephemeral_slabs()[0]) == tmem.stats().evictions == 16
+    source.revoke(source.ephemeral_slabs()[0])
+    assert pool.get(1, 3) is None
+    assert pool.stats.ghost_hits == 1
+
+
 def test_a_page_that_came_back_goes_to_main(make: Make) -> None:
     _, tmem = make(4)
     pool = tmem.new_pool()
