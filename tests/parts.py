@@ -113,6 +113,7 @@ class HeldBacking(Backing):
         super().__init__(None, local=True, drop=False)
         self.before_read, self.after_read = Latch(), Latch()
         self.before_write, self.after_write = Latch(), Latch()
+        self.after_meta = Latch()
         self.read_error: OSError | None = None
         self.data_error: OSError | None = None
         self.short_write: int | None = None  # take only so many bytes of the next write
@@ -132,6 +133,12 @@ class HeldBacking(Backing):
         except OSError:
             self.errors += 1
             raise
+
+    async def meta(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a metadata call."""
+        result = await super().meta(call, *args, **kwargs)
+        await self.after_meta.passing()
+        return result
 
     async def read(self, file: SlottedFile, fd: int, offset: int, size: int) -> bytearray:
         """Read; the bytes are those of a moment between the two latches."""

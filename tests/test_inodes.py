@@ -11,6 +11,7 @@ import trio
 from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
 from tmemfs.inodes import OWN_NUMBERS, ROOT, Inode
 from tmemfs.pagecache import PAGE_SIZE
+from tmemfs.tree import Tree
 
 __all__ = ["make_parts"]
 
@@ -193,3 +194,55 @@ async def test_a_descriptor_is_verified_and_never_that_of_another_file(make_part
     with pytest.raises(OSError, match="Errno") as caught, parts.descriptors.use(inode):
         pass
     assert caught.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("change", ["rename", "exchange", "link", "unlink"])
+@in_trio
+async def test_a_stat_that_overtakes_our_own_change_of_names_is_no_news(make_parts: MakeParts, change: str) -> None:
+    parts = make_parts()
+    file, root = parts.make("f", pages_of(1, 2)), parts.inodes.root
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    os.link(parts.directory / "f", parts.directory / "second")
+    parts.lookup("second")
+    other = parts.make("other", pages_of(2, 2))
+    for opened in (file, other):
+        await parts.read(opened, 0, 2 * PAGE_SIZE)
+    before = parts.inodes.invalidations
+    parts.backing.after_meta.shut = True
+    async with trio.open_nursery() as nursery:
+        match change:
+            case "rename":
+                nursery.start_soon(tree.rename, root, b"f", root, b"g", 0)
+            case "exchange":
+                nursery.start_soon(tree.rename, root, b"f", root, b"other", 2)
+            case "link":
+                nursery.start_soon(tree.link, file.inode, root, b"g")
+            case _:
+                nursery.start_soon(tree.unlink, root, b"f")
+        await parts.backing.after_meta.holds(1)
+        late = parts.inodes.start(), os.fstat(file.fd)
+        for opened in (file, other):
+            assert not parts.inodes.observe(opened.inode, os.fstat(opened.fd), parts.inodes.start())
+        parts.backing.after_meta.open()
+    assert not parts.inodes.observe(file.inode, late[1], late[0])
+    for opened in (file, other):
+        assert not parts.inodes.observe(opened.inode, os.fstat(opened.fd), parts.inodes.start())
+        assert len(opened.inode.pages) == 2
+    assert parts.inodes.invalidations == before
+    assert file.inode.attr is not None
+    assert file.inode.attr.st_nlink == {"link": 3, "unlink": 1}.get(change, 2)
+
+
+@pytest.mark.parametrize("flags", [0, 2])
+@in_trio
+async def test_what_others_change_before_a_rename_of_ours_is_seen(make_parts: MakeParts, flags: int) -> None:
+    parts = make_parts()
+    file, root = parts.make("f", pages_of(1, 2)), parts.inodes.root
+    other = parts.make("other", b"x")
+    await parts.read(file, 0, 2 * PAGE_SIZE)
+    (parts.directory / "f").write_bytes(page_of(3))
+    await Tree(parts.backing, parts.inodes, parts.descriptors).rename(root, b"f", root, b"other", flags)
+    assert parts.inodes.invalidations == 1
+    assert await parts.read(file, 0, 1 << 20) == page_of(3)
+    assert file.inode.locations == [(root, b"other")]
+    assert other.inode.locations == ([(root, b"f")] if flags else [])

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from tmemfs.pagecache import PAGE_SIZE
 from tmemfs.tree import Tree
 from tmemfs.watch import Watch
 
-SECONDS = 5.0
+SECONDS = 30.0
 LONG = ("--attr-timeout", "60", "--negative-timeout", "60")
 
 
@@ -258,19 +259,29 @@ def test_clean_pages_of_a_dirty_file_go_when_others_change_it(tmp_path: Path) ->
     trio.run(main)
 
 
-def test_a_second_change_with_the_times_of_the_first_is_seen(tmp_path: Path) -> None:
-    parts = Watched(tmp_path)
+def test_a_second_change_with_the_times_of_the_first_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, path = Watched(tmp_path), tmp_path / "f"
     parts.inodes._version = lambda st: (st.st_size,)  # no clock is coarser
+    renew_later, changed_twice = parts.watch._renew_later, trio.Event()
+
+    async def renew_after_the_second(inode: Inode) -> None:
+        await changed_twice.wait()
+        await renew_later(inode)
+
+    monkeypatch.setattr(parts.watch, "_renew_later", renew_after_the_second)
 
     async def main() -> None:
         file = parts.make("f", b"a" * PAGE_SIZE)
         await parts.find("f")
         async with parts.watching():
-            (parts.directory / "f").write_bytes(b"b" * PAGE_SIZE * 2)
+            # However late the event is read, it tells of a change of just now.
+            monkeypatch.setattr("tmemfs.watch.time", SimpleNamespace(time_ns=lambda: os.stat(path).st_mtime_ns))
+            path.write_bytes(b"b" * PAGE_SIZE * 2)
             await parts.until(lambda: parts.inodes.invalidations == 1)
             assert await parts.read(file, 0, 1) == b"b"
-            with (parts.directory / "f").open("r+b") as theirs:
+            with path.open("r+b") as theirs:
                 theirs.write(b"c")
+            changed_twice.set()
             await parts.until(lambda: not file.inode.pages)
             assert await parts.read(file, 0, 1) == b"c"
 
@@ -460,8 +471,8 @@ def test_our_own_work_keeps_the_cache_and_the_current_directory(mounted: Place) 
         "    os.chdir('..'); os.rmdir('w')\n"
     )
     assert done.returncode == 0, done.stderr
+    soon(lambda: counter(mounted, "watch_events") > 50, "the watch has seen it")
     time.sleep(0.1)
     assert len((mnt / "own").read_bytes()) == len(data)
-    assert counter(mounted, "watch_events") > 50
     assert counter(mounted, "coherency_mismatches") == 0
     assert counter(mounted, "backing_reads") == reads

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
@@ -133,6 +134,7 @@ class InodeTable:
         self._parked: dict[int, Inode] = {}
         self._sweep_at = PARKED_MIN
         self.tick = 0
+        self._renamed: dict[int, set[Inode]] = {}  # by change of names under way
         self.invalidations = 0  # mismatches: files that others changed
         self.on_mismatch: Callable[[Inode], None] = lambda inode: None
         self.on_first_look: Callable[[Inode], Awaitable[None]] | None = None
@@ -198,8 +200,8 @@ class InodeTable:
 
     def observe(self, inode: Inode, st: os.stat_result, started: int) -> bool:
         """Take in a stat; return True when somebody else changed the file."""
-        if inode.writers or started < inode.seen_at:
-            return False  # older than what we know, or a change of our own is under way: its maker records
+        if self.is_worthless(inode, started):
+            return False
         inode.seen_at = started
         changed = False
         if stat.S_ISREG(st.st_mode):
@@ -212,6 +214,25 @@ class InodeTable:
             inode.size = st.st_size
         self._keep(inode, st)
         return changed
+
+    def is_worthless(self, inode: Inode, started: int) -> bool:
+        """Tell whether a stat says nothing: older than what is known, or a change of our own is under way."""
+        if inode.writers or started < inode.seen_at:
+            return True
+        return bool(self._renamed) and any(inode in involved for involved in self._renamed.values())
+
+    @contextmanager
+    def renaming(self) -> Iterator[set[Inode]]:
+        """Yield a set for the inodes whose names, and with them ctimes, change; to be recorded right after the block.
+
+        A thread finds out which they are, just before the change, so this is no matter of `writers`.
+        """
+        involved: set[Inode] = set()
+        self._renamed[id(involved)] = involved
+        try:
+            yield involved
+        finally:
+            del self._renamed[id(involved)]
 
     def others_changed(self, inode: Inode) -> None:
         """Drop the clean pages of a file that somebody else changed, here and in the kernel."""
@@ -288,10 +309,9 @@ class InodeTable:
         inode.lookups += 1
 
     def _worth_parking(self, inode: Inode) -> bool:
-        if inode.unlinked:
-            return False
         pool = self._content.precache.pool
-        return bool(inode.pages or inode.dirty or inode.fills) or (pool is not None and pool.has_object(inode.oid))
+        held = inode.pages or inode.dirty or inode.fills or (pool is not None and pool.has_object(inode.oid))
+        return bool(held) and not inode.unlinked
 
     def _sweep(self) -> None:
         """Remove parked inodes whose pages have all gone; the next sweep is due at twice what is left."""

@@ -46,6 +46,14 @@ class Removed(NamedTuple):
     before: os.stat_result
 
 
+class Moved(NamedTuple):
+    """An inode that got another name, and its stats before and after; None where somebody took that name away."""
+
+    inode: Inode
+    before: os.stat_result
+    after: os.stat_result | None
+
+
 class Tree:
     """The namespace of one guest."""
 
@@ -162,7 +170,9 @@ class Tree:
                 return before, os.fstat(fd), os.fstat(dir_fd)
 
         started = self._inodes.start()
-        before, after, directory = await self._backing.meta(call)
+        with self._inodes.renaming() as involved:
+            involved.add(inode)
+            before, after, directory = await self._backing.meta(call)
         self._changed(parent, directory)
         self._inodes.observe(inode, before, started)
         inode.add_location(parent, name)
@@ -175,7 +185,7 @@ class Tree:
 
         def call() -> tuple[Removed | None, os.stat_result | None, os.stat_result]:
             with self._descriptors.use(parent) as dir_fd:
-                going = self._going(name, dir_fd)
+                going = self._going(name, dir_fd, involved)
                 try:
                     (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
                     return going, _stat_of_removed(going) if going else None, os.fstat(dir_fd)
@@ -185,24 +195,28 @@ class Tree:
                     raise
 
         started = self._inodes.start()
-        gone, after, changed = await self._backing.meta(call)
+        with self._inodes.renaming() as involved:
+            gone, after, changed = await self._backing.meta(call)
         self._changed(parent, changed)
         self._inodes.on_name_removed(parent, name)
         if gone is not None and after is not None:
             self._settle(gone, after, parent, name, started)
 
-    def _going(self, name: bytes, dir_fd: int) -> Removed | None:
-        """Hold on to what a name leads to, if the kernel knows it: without its last name it cannot be opened again."""
+    def _going(self, name: bytes, dir_fd: int, involved: set[Inode]) -> Removed | None:
+        """Hold on to what a name leads to, if the kernel knows it: without its last name it cannot be opened again.
+
+        It becomes `involved` before its stat is taken.
+        """
         try:
             fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
         except FileNotFoundError:
             return None
-        st = os.fstat(fd)
-        inode = self._inodes.find(st)
+        inode = self._inodes.find(os.fstat(fd))
         if inode is None:
             os.close(fd)
             return None
-        return Removed(inode, fd, st)
+        involved.add(inode)
+        return Removed(inode, fd, os.fstat(fd))
 
     def _settle(self, gone: Removed, after: os.stat_result, parent: Inode, name: bytes, started: int) -> None:
         """Take in that a known inode lost a name."""
@@ -220,43 +234,62 @@ class Tree:
     async def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
         """Rename with the flags of renameat2(2)."""
 
-        def call() -> tuple[Removed | None, os.stat_result | None, os.stat_result]:
+        exchange = bool(flags & _RENAME_EXCHANGE)
+
+        def call() -> tuple[Removed | None, os.stat_result | None, Moved | None, Moved | None]:
             with self._descriptors.use(parent) as old_fd, self._descriptors.use(new_parent) as new_fd:
-                going = None if flags & _RENAME_EXCHANGE else self._going(new_name, new_fd)
+                moving = self._known(name, old_fd, involved)
+                other = self._known(new_name, new_fd, involved) if exchange else None
+                going = None if exchange else self._going(new_name, new_fd, involved)
                 try:
                     _renameat2(old_fd, name, new_fd, new_name, flags)
-                    after = _stat_of_removed(going) if going else None
-                    return going, after, os.stat(new_name, dir_fd=new_fd, follow_symlinks=False)
                 except OSError:
                     if going:
                         os.close(going.fd)
                     raise
+                after = _stat_of_removed(going) if going else None
+                return going, after, _moved(moving, new_name, new_fd), _moved(other, name, old_fd)
 
         started = self._inodes.start()
-        gone, after, moved = await self._backing.meta(call)
+        with self._inodes.renaming() as involved:
+            gone, after, moved, other = await self._backing.meta(call)
         self._changed(parent)
         self._changed(new_parent)
-        inode = self._inodes.find(moved)
         if gone is not None and after is not None:
-            if gone.inode is inode:  # two names of one file: rename does nothing
+            if moved is not None and gone.inode is moved.inode:  # two names of one file: rename does nothing
                 os.close(gone.fd)
                 return
             self._settle(gone, after, new_parent, new_name, started)
-        if not flags & _RENAME_EXCHANGE:
+        if not exchange:
             self._inodes.on_name_removed(parent, name)
-        if inode is not None:
-            inode.remove_location(parent, name)
-            inode.add_location(new_parent, new_name)
-            self._inodes.record(inode, moved)
-        if flags & _RENAME_EXCHANGE:
-            await self._exchanged(parent, name, new_parent, new_name)
+        for found, old, new in (
+            (moved, (parent, name), (new_parent, new_name)),
+            (other, (new_parent, new_name), (parent, name)),
+        ):
+            if found is not None:
+                self._relocate(found, old, new, started)
 
-    async def _exchanged(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes) -> None:
-        """Learn where the other of two exchanged nodes is now."""
-        inode = await self.lookup(parent, name)
-        if inode is not None:
-            inode.remove_location(new_parent, new_name)
+    def _known(self, name: bytes, dir_fd: int, involved: set[Inode]) -> tuple[Inode, os.stat_result] | None:
+        """Return what a name leads to, if the kernel knows it, with its stat of after it became `involved`."""
+        try:
+            inode = self._inodes.find(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+            if inode is None:
+                return None
+            involved.add(inode)
+            return inode, os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError:
+            return None  # the rename itself will say so
+
+    def _relocate(self, moved: Moved, old: tuple[Inode, bytes], new: tuple[Inode, bytes], started: int) -> None:
+        """Take in that a known inode has another name."""
+        inode = moved.inode
+        inode.remove_location(*old)
+        inode.add_location(*new)
+        self._inodes.observe(inode, moved.before, started)
+        if moved.after is None:
             self._inodes.expire(inode)
+        else:
+            self._inodes.record(inode, moved.after)
 
     def _changed(self, parent: Inode, st: os.stat_result | None = None) -> None:
         """Take in that a directory's entries changed; `st` is its stat just after."""
@@ -268,6 +301,15 @@ class Tree:
 
 
 _RENAME_EXCHANGE = 2
+
+
+def _moved(known: tuple[Inode, os.stat_result] | None, name: bytes, dir_fd: int) -> Moved | None:
+    if known is None:
+        return None
+    try:
+        return Moved(*known, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+    except OSError:
+        return Moved(*known, None)
 
 
 def _stat_of_removed(gone: Removed) -> os.stat_result:

@@ -7,10 +7,11 @@ wait for the attribute time-out.
 inotify tells of our own changes too. They are told apart by what the table knows: a change of our own was recorded
 with its stat, so the stat that follows the event compares equal; somebody else's does not. Two races come with that:
 
-- The event of our own create or rename may be read before its maker has entered it into the table. The kernel holds
-  the directory's lock until we have answered the maker, so before names are judged, a thread takes that lock once
-  (by asking for a name that cannot exist to be forgotten). Rejected: remembering every name that is being changed,
-  which every operation on names would have to take part in.
+- The event of our own create or rename may be read, and its result seen by a stat, before its maker has entered it
+  into the table. The kernel holds the directory's lock until we have answered the maker, so before removals are told
+  from others', and again before names are judged, a thread takes that lock once (by asking for a name that cannot
+  exist to be forgotten). Rejected: remembering every name that is being changed, which every operation on names would
+  have to take part in.
 - A stat that was overtaken by a change of our own says nothing (InodeTable.observe). The event is used up by then, so
   the file is looked at again once its writer is done.
 
@@ -31,7 +32,9 @@ import logging
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import trio
 
@@ -48,6 +51,13 @@ PACE = 0.01  # seconds between two reads of events: a file that is being written
 BATCH = 256  # names in one call on the backing
 LANES = 4  # threads that may wait for the kernel's directory locks: half of those that Backing has for control
 GRAIN = 0.02  # seconds: two changes within one have the same times on kernels before 6.13
+
+
+class News(NamedTuple):
+    """What events told of a name: their kinds, and how often it went."""
+
+    mask: int
+    gone: int
 
 
 class Watch:
@@ -67,11 +77,11 @@ class Watch:
         self._content = content
         self._kernel = kernel
         self.watches = Watches(descriptors, self._ended)
-        self._pending: dict[Inode, dict[bytes, int]] = {}  # by directory: names with events, and of which kinds
+        self._pending: dict[Inode, dict[bytes, News]] = {}  # by directory: names with events
         self._busy: set[Inode] = set()  # directories with a task
         self._waiting: set[tuple[Inode, bytes]] = set()  # names to be looked at again after a writer
         self._settling: set[Inode] = set()
-        self._removed: dict[Inode, set[bytes]] = {}  # by directory: names that went through this mount
+        self._removed: dict[Inode, Counter[bytes]] = {}  # by directory: removals through this mount without event yet
         self._lanes = trio.CapacityLimiter(LANES)
         self._nursery: trio.Nursery | None = None
         self.overflows = 0
@@ -109,7 +119,7 @@ class Watch:
     def removed(self, directory: Inode, name: bytes) -> None:
         """Take in that this mount removed a name: the event that will tell so is no news."""
         if directory.watch > 0:
-            self._removed.setdefault(directory, set()).add(name)
+            self._removed.setdefault(directory, Counter())[name] += 1
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -129,7 +139,8 @@ class Watch:
     def _note(self, directory: Inode, name: bytes, mask: int) -> None:
         """Have a name of a directory looked at."""
         names = self._pending.setdefault(directory, {})
-        names[name] = names.get(name, 0) | mask
+        before = names.get(name, News(0, 0))
+        names[name] = News(before.mask | mask, before.gone + bool(mask & GONE))
         if directory not in self._busy and self._nursery is not None:
             self._busy.add(directory)
             self._nursery.start_soon(self._work, directory)
@@ -171,15 +182,13 @@ class Watch:
 
     # -- one directory -------------------------------------------------------------------------------------------
 
-    async def _examine(self, directory: Inode, masks: Mapping[bytes, int]) -> None:
+    async def _examine(self, directory: Inode, news: Mapping[bytes, News]) -> None:
         """Compare what names lead to with what is known of them."""
-        if not self._backing.local and any(mask & NAMES for mask in masks.values()):
-            async with self._lanes:  # our own changes in there are in the table after this
-                await self._backing.control(self._kernel.forget_name, directory.number, b"/")
-        removed = self._removed.get(directory, set())
-        own = {name for name in removed.intersection(masks) if masks[name] & NAMES}
-        removed -= own
-        names = [name for name, mask in masks.items() if name not in own or mask & ~GONE]
+        names_changed = any(item.mask & NAMES for item in news.values())
+        if names_changed:
+            await self._own_changes(directory)
+        own = self._own_removals(directory, news)
+        names = [name for name, item in news.items() if name not in own or item.mask & ~GONE]
         if not names:
             return
         started = self._inodes.start()
@@ -188,14 +197,17 @@ class Watch:
         except OSError:  # the directory itself is gone or out of reach
             self._forget_attributes(directory)
             return
+        if names_changed:
+            await self._own_changes(directory)  # those that the stats have seen
+        removed = self._removed.get(directory, Counter())  # of these, an event is under way
         wrong: dict[bytes, os.stat_result | None] = {}
         for name, st in found.items():
             inode = directory if name == ITSELF else self._known(st)
             if inode is not None and st is not None and not self._compare(inode, st, started):
                 self._again(directory, name, inode)
-            if st is None and name in own:
+            if name in removed or (st is None and name in own):
                 continue
-            if masks[name] & NAMES and (inode is None or (directory, name) not in inode.locations):
+            if news[name].mask & NAMES and (inode is None or (directory, name) not in inode.locations):
                 wrong[name] = st
         if wrong:
             self._forget_attributes(directory)
@@ -208,6 +220,26 @@ class Watch:
                 if st.st_nlink == 1 or stat.S_ISDIR(st.st_mode):  # it was moved: this is its only name
                     inode.locations.clear()
                 inode.add_location(directory, name)
+
+    async def _own_changes(self, directory: Inode) -> None:
+        """Wait until what this mount has changed of a directory's names by now is in the table."""
+        if not self._backing.local:
+            async with self._lanes:
+                await self._backing.control(self._kernel.forget_name, directory.number, b"/")
+
+    def _own_removals(self, directory: Inode, news: Mapping[bytes, News]) -> set[bytes]:
+        """Use up the removals of our own that events tell of; return the names that nobody else removed."""
+        removed = self._removed.get(directory, Counter())
+        own: set[bytes] = set()
+        for name, item in news.items():
+            ours = min(removed.get(name, 0), item.gone)
+            if ours:
+                removed[name] -= ours
+                if not removed[name]:
+                    del removed[name]
+                if ours == item.gone:
+                    own.add(name)
+        return own
 
     def _stat_all(self, directory: Inode, names: Iterable[bytes]) -> dict[bytes, os.stat_result | None]:
         with self._descriptors.use(directory) as fd:
@@ -232,7 +264,7 @@ class Watch:
 
     def _compare(self, inode: Inode, st: os.stat_result, started: int) -> bool:
         """Take in a stat that followed an event; False when a change of our own makes it worthless."""
-        if inode.writers or started < inode.seen_at:
+        if self._inodes.is_worthless(inode, started):
             return False
         before = inode.attr
         if self._inodes.observe(inode, st, started):
