@@ -16,7 +16,7 @@ LENDING = {path.stem: path for path in sorted((ROOT / "backend" / "tmem" / "lend
 MAX_LINES = 350
 
 # Thin trio adapters over pure logic; everything else in the backend is called, never scheduled.
-LENDING_ADAPTERS = {"server", "peer", "executor", "process", "tmemd", "client"}
+LENDING_ADAPTERS = {"server", "broker", "executor", "tmemd", "client"}
 # What speaks to the kernel; `guest` only names the type of what it hands over.
 SPEAKS_FUSE = {"fs", "session", "kernelcache", "guest", "answer", "directories", "eager", "replies"}
 # What knows the process and the mount; below them nothing may.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from tmem.commands import DURATION, SIZE, Text, run, say
 from tmemfs import __version__
 from tmemfs.config import (
     MIB,
@@ -21,40 +21,13 @@ from tmemfs.config import (
     PoolChoice,
     Throttle,
     parse_balloon,
-    parse_duration,
     parse_options,
     parse_pool,
-    parse_size,
     parse_throttle,
 )
-from tmemfs.daemon import say
 from tmemfs.kernelmount import resolve_mountpoint
-from tmemfs.remote import RemoteError, RemoteMount
+from tmemfs.remote import RemoteMount
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-
-
-class Text(click.ParamType[Any]):
-    """Convert an option by one of the parsers of config."""
-
-    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse text; a default is already what it should be."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ConfigError as error:
-            where = f"{param.opts[0]}: " if param is not None and param.opts[0].startswith("-") else ""
-            raise ConfigError(f"{where}{error}") from None
-
-
-SIZE = Text("SIZE", parse_size)
-DURATION = Text("DURATION", parse_duration)
 POOL = Text("SIZE|none|unix:PATH", parse_pool)
 BALLOON = Text("min=…,max=…,idle=…", parse_balloon)
 THROTTLE = Text("latency=…,bandwidth=…,depth=…", parse_throttle)
@@ -185,24 +158,5 @@ def warm_command(mountpoint: str, paths: tuple[str, ...], control_name: str) -> 
 
 
 def main() -> NoReturn:
-    """Run a command; every error a person can make is one line on stderr and exit code 2."""
-    try:
-        code = cli.main(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        code = EXIT_USAGE
-    except click.ClickException as error:
-        say(f"{error.format_message()}: see tmemfs --help".replace(".: see", ": see"))
-        code = EXIT_USAGE
-    except ConfigError as error:
-        say(str(error))
-        code = EXIT_USAGE
-    except RemoteError as error:
-        say(str(error))
-        code = EXIT_FAILED
-    except OSError as error:
-        say(f"{error.filename or 'error'}: {error.strerror or error}")
-        code = EXIT_FAILED
-    except (click.Abort, KeyboardInterrupt):
-        code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+    """Run a command."""
+    run(cli, "tmemfs")

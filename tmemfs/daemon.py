@@ -18,11 +18,6 @@ _LOG_NAME_CHARS = 120
 Ready = Callable[[], None]
 
 
-def say(message: str) -> None:
-    """Print one line for the person at the terminal."""
-    print(f"tmemfs: {' '.join(message.split())}", file=sys.stderr, flush=True)
-
-
 def default_log_file(mountpoint: Path) -> Path:
     """Choose where a mount in the background logs to."""
     if os.geteuid() == 0:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import trio
 
+from tmem.commands import EXIT_FAILED, EXIT_USAGE, say
 from tmemfs.config import ConfigError, MountConfig
-from tmemfs.daemon import Ready, in_background, prepare_process, say, start_log
+from tmemfs.daemon import Ready, in_background, prepare_process, start_log
 from tmemfs.guest import Guest
 from tmemfs.kernelmount import abort, top_mount, unmount
 from tmemfs.preflight import prepare
@@ -27,8 +28,6 @@ from tmemfs.session import Session
 
 log = logging.getLogger(__name__)
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 # A thread that hangs in the backing cannot be cancelled: the process does not wait longer for it than this.
 _STUCK_SECONDS = 5.0
 

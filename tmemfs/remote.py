@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from tmem.commands import CommandError
 from tmemfs.config import ConfigError
 from tmemfs.kernelmount import resolve_mountpoint, top_mount, unmount
 from tmemfs.preflight import is_dead
@@ -24,7 +25,7 @@ _CHUNK_BYTES = 1 << 20
 T = TypeVar("T")
 
 
-class RemoteError(Exception):
+class RemoteError(CommandError):
     """Report that a mount could not do what it was asked, in one line."""
 
 

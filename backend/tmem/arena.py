@@ -43,10 +43,10 @@ class SlabSource(Protocol):
         """Take a slab back; its content is gone."""
 
 
-def punch(fd: int, slab: int) -> None:
-    """Free a slab's memory and leave a hole that reads as zeros; OSError when the kernel refuses."""
+def punch(fd: int, slab: int, count: int = 1) -> None:
+    """Free the memory of `count` slabs and leave a hole that reads as zeros; OSError when the kernel refuses."""
     mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-    if _libc.fallocate(fd, mode, slab * SLAB_SIZE, SLAB_SIZE) != 0:
+    if _libc.fallocate(fd, mode, slab * SLAB_SIZE, count * SLAB_SIZE) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

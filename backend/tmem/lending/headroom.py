@@ -1,0 +1,132 @@
+"""How much memory may still be made real: the machine's, and that of every memory cgroup tmemd is in.
+
+A slab that cannot be had must be refused before it is made: a memory cgroup at its limit does not return ENOMEM, it
+kills. So this is asked before every step, and its answer is a reason that a person understands.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmem.sizes import MIB
+
+CGROUP_RESERVE = 16 * MIB  # what tmemd's own cgroup keeps for tmemd itself
+
+_UNLIMITED = 1 << 62  # v1 writes a number for "no limit", v2 a word
+
+_Names = tuple[tuple[str, ...], str, str]
+_V1: _Names = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_V2: _Names = (("memory.max", "memory.high"), "memory.current", "inactive_file")
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """One cgroup that bounds this process: itself or an ancestor."""
+
+    path: Path
+    limits: tuple[str, ...]
+    usage: str
+    reclaimable: str  # the line of memory.stat with file pages that nobody used lately
+
+    def spare(self, enough: int) -> int:
+        """Count the bytes below the limit; what could be reclaimed only when the rest is not `enough`."""
+        limit = min((_number(self.path / name) for name in self.limits), default=_UNLIMITED)
+        if limit >= _UNLIMITED:
+            return _UNLIMITED
+        spare = limit - _number(self.path / self.usage)
+        return spare if spare >= enough else spare + self._idle_file_pages()
+
+    def _idle_file_pages(self) -> int:
+        try:
+            for line in (self.path / "memory.stat").read_text().splitlines():
+                name, _, value = line.partition(" ")
+                if name == self.reclaimable:
+                    return int(value)
+        except OSError:
+            pass
+        return 0
+
+
+class Headroom:
+    """Say whether so much memory may be made real now. `reserve` bytes of the machine's are never touched."""
+
+    def __init__(self, reserve: int, root: Path = Path("/")) -> None:
+        self._reserve = reserve
+        self._root = root
+        self._membership: str | None = None
+        self._levels: list[_Level] = []
+
+    def refusal(self, wanted: int) -> str | None:
+        """Give the reason why `wanted` bytes may not be made real, in one line; None when they may."""
+        available = self._available()
+        if available is not None and available - wanted < self._reserve:
+            return f"the machine has {available // MIB} MiB left, of which {self._reserve // MIB} MiB are reserved"
+        for level in self._bounds():
+            spare = level.spare(wanted + CGROUP_RESERVE)
+            if spare - wanted < CGROUP_RESERVE:
+                return f"the memory cgroup {level.path.name} of tmemd has {max(0, spare) // MIB} MiB left"
+        return None
+
+    def _available(self) -> int | None:
+        """Read MemAvailable; None where the kernel does not tell."""
+        try:
+            text = (self._root / "proc/meminfo").read_text()
+        except OSError:
+            return None
+        _, found, rest = text.partition("MemAvailable:")
+        return int(rest.split(maxsplit=1)[0]) * 1024 if found else None
+
+    def _bounds(self) -> list[_Level]:
+        """Find the cgroups again when this process was moved."""
+        try:
+            membership = (self._root / "proc/self/cgroup").read_text()
+        except OSError:
+            return []
+        if membership != self._membership:
+            self._membership = membership
+            self._levels = self._find(membership)
+        return self._levels
+
+    def _find(self, membership: str) -> list[_Level]:
+        """Walk from this process's memory cgroup up to the top of each hierarchy that is mounted here."""
+        levels: list[_Level] = []
+        for line in membership.splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                names = _V2
+            elif "memory" in controllers.split(","):
+                names = _V1
+            else:
+                continue
+            for top, below in self._mounted(unified=controllers == ""):
+                here = top / os.path.relpath(path, below) if _is_below(path, below) else top
+                while _is_below(os.fspath(here), os.fspath(top)):
+                    if (here / names[1]).exists():
+                        levels.append(_Level(here, *names))
+                    here = here.parent
+        return levels
+
+    def _mounted(self, *, unified: bool) -> list[tuple[Path, str]]:
+        """List where the hierarchy is mounted, and which of its cgroups is seen there."""
+        found = []
+        for line in (self._root / "proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+            words = line.split(" ")
+            kind, _, options = words[words.index("-") + 1 :][:3]
+            if kind == "cgroup2" if unified else kind == "cgroup" and "memory" in options.split(","):
+                found.append((self._root / words[4].lstrip("/"), words[3]))
+        return found[:1]
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path == top or path.startswith(top.rstrip("/") + "/")
+
+
+def _number(path: Path) -> int:
+    """Read a bound; one that is missing or that says max bounds nothing."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return _UNLIMITED
+    return int(text) if text.isdecimal() else _UNLIMITED
