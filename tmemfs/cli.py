@@ -48,6 +48,8 @@ def cli() -> None:
 @click.argument("mountpoint")
 @click.option("--cache", type=SIZE, default=64 * MIB, help="Page cache: 64M, 1G, 10% of RAM … [default: 64M]")
 @click.option("--pool", type=POOL, default=PoolChoice(256 * MIB), help="Compressed pool. [default: 256M]")
+@click.option("--hswap", type=SIZE, default=0, help="Give the mount a swap-like file of this size, .tmemfs/hswap.")
+@click.option("--hswap-overflow", metavar="FILE", default=None, help="Where its pages go that the pool refuses.")
 @click.option("--balloon", type=BALLOON, default=None, help="Let the cache's size follow need between min and max.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @click.option("-o", "options", multiple=True, metavar="OPTS", help="Mount options, as mount(8) knows them.")
@@ -66,6 +68,8 @@ def mount_command(
     mountpoint: str,
     cache: int,
     pool: PoolChoice,
+    hswap: int,
+    hswap_overflow: str | None,
     balloon: BalloonRange | None,
     throttle: Throttle | None,
     options: tuple[str, ...],
@@ -79,6 +83,8 @@ def mount_command(
         cache_bytes=balloon.clamp(cache) if balloon is not None else cache,
         pool_bytes=pool.pool_bytes,
         pool_socket=pool.socket,
+        hswap_bytes=hswap,
+        hswap_overflow=Path(os.path.abspath(hswap_overflow)) if hswap_overflow is not None else None,
         balloon=balloon,
         throttle=throttle,
         options=parse_options(options),

@@ -24,6 +24,7 @@ __all__ = [
     "MountOptions",
     "PoolChoice",
     "Throttle",
+    "mount_name",
     "parse_balloon",
     "parse_duration",
     "parse_options",
@@ -35,6 +36,8 @@ __all__ = [
 MIN_CACHE_BYTES = MIB
 MIN_POOL_BYTES = 64 * KIB  # one slab
 MIN_IDLE_SECONDS = 0.1  # a balloon looks eight times as often
+MIN_HSWAP_BYTES = 64 * KIB
+_NAME_CHARS = 120
 _NAME_BYTES = 255  # NAME_MAX
 
 _BALLOON_HINT = "write for instance min=16M,max=256M, and idle=10s if you like"
@@ -62,6 +65,8 @@ class MountConfig:
     cache_bytes: int = 64 * MIB
     pool_bytes: int = 256 * MIB  # 0: no pool
     pool_socket: str | None = None
+    hswap_bytes: int = 0  # 0: no swap-like file
+    hswap_overflow: Path | None = None  # None: beside the guest's state
     balloon: BalloonRange | None = None  # None: cache_bytes until somebody resizes
     writeback: bool = False
     watch: bool = False
@@ -86,6 +91,7 @@ class MountConfig:
             raise ConfigError(
                 f"pool 'unix:{self.pool_socket}': borrowing from tmemd is not available: give --pool SIZE"
             )
+        self._check_hswap()
         if self.balloon is not None and self.balloon.minimum < MIN_CACHE_BYTES:
             raise ConfigError(f"--balloon min={self.balloon.minimum} is too small: give at least min=1M")
         for name, seconds in (
@@ -97,6 +103,22 @@ class MountConfig:
         name = self.control_name
         if not name or name in (".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > _NAME_BYTES:
             raise ConfigError(f"control name '{name}' is not a file name: give one without '/', such as .tmemfs")
+
+    def _check_hswap(self) -> None:
+        """Refuse a swap-like file that cannot be."""
+        if not self.hswap_bytes:
+            if self.hswap_overflow is not None:
+                raise ConfigError(f"--hswap-overflow '{self.hswap_overflow}' is for --hswap: give --hswap SIZE, too")
+            return
+        if self.hswap_bytes < MIN_HSWAP_BYTES:
+            raise ConfigError(f"hswap of {self.hswap_bytes} bytes is too small: give --hswap at least 64K")
+        if not self.pool_bytes and self.pool_socket is None:
+            raise ConfigError("hswap needs a pool: give --pool SIZE, or no --hswap")
+
+
+def mount_name(mountpoint: Path) -> str:
+    """Make a file name of a mountpoint, for what belongs to its mount."""
+    return os.fspath(mountpoint).strip("/").replace("/", "-")[-_NAME_CHARS:] or "root"
 
 
 def parse_throttle(text: str) -> Throttle:

@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from tmemfs.stats import Stats, Value, as_prometheus, as_text
 
@@ -19,6 +20,24 @@ CONTROL_NUMBERS = 1 << 56  # node numbers from here on are ours
 ROOT_STATS = b"stats"
 
 Write = Callable[[bytes], Awaitable[None]]
+
+
+class RandomAccess(Protocol):
+    """A virtual file of fixed size that is read and written at any offset, and not made when it is opened."""
+
+    size: int
+
+    def opened(self) -> None:
+        """Count an open."""
+
+    def closed(self) -> None:
+        """Count a close."""
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Read bytes; fewer only at the end."""
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Write bytes and give how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +49,7 @@ class Node:
     mode: int
     read: Callable[[], bytes] | None = None
     write: Write | None = None
+    file: RandomAccess | None = None
 
 
 class BadControlInput(Exception):
@@ -63,6 +83,12 @@ class Control:
         """Add a file that takes a line and may show one. `write` raises BadControlInput for what it does not take."""
         self._add(name.encode(), (lambda: read().encode() + b"\n") if read else None, write)
 
+    def add_file(self, name: str, file: RandomAccess) -> Node:
+        """Add a file for its owner alone that is read and written at any offset."""
+        node = Node(CONTROL_NUMBERS + len(self._nodes), name.encode(), stat.S_IFREG | 0o600, file=file)
+        self._nodes[node.number] = self._by_name[node.name] = node
+        return node
+
     def _text(self) -> bytes:
         return as_text(self._stats.snapshot()).encode()
 
@@ -82,8 +108,9 @@ class Control:
         return self._nodes.get(number)
 
     def attributes(self, node: Node) -> os.stat_result:
-        """Return the node's stat: owned by who mounted; of size 0, as in /proc, for it is made when it is opened."""
+        """Return the node's stat: owned by who mounted; of size 0, as in /proc, if it is made when it is opened."""
         seconds = self._made // 1_000_000_000
-        fields = (node.mode, node.number, 0, 1, os.geteuid(), os.getegid(), 0, seconds, seconds, seconds)
+        size = node.file.size if node.file is not None else 0
+        fields = (node.mode, node.number, 0, 1, os.geteuid(), os.getegid(), size, seconds, seconds, seconds)
         times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), self._made)
         return os.stat_result(fields, times | {"st_blksize": 4096, "st_blocks": 0, "st_rdev": 0})

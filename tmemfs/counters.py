@@ -10,7 +10,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from tmem import PoolStats, TmemStats
+from tmemfs.hswap import HswapCounters
 from tmemfs.pagecache import PAGE_SHIFT
+from tmemfs.places import Places
 from tmemfs.stats import Stats
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def register(stats: Stats, guest: Guest) -> None:
     )
     stats.ratio("cache_hit_ratio", ("cache_hits",), ("cache_hits", "cache_misses"))
     _register_pool(stats, guest)
+    _register_hswap(stats, guest)
     stats.counters(
         "backing_",
         lambda: {
@@ -115,6 +118,21 @@ def _register_pool(stats: Stats, guest: Guest) -> None:
         return {"evictions": now.evictions, "revoked_slabs": now.revoked_slabs, "ghost_hits": now.ghost_hits}
 
     stats.counters("pool_", counters)
+
+
+def _register_hswap(stats: Stats, guest: Guest) -> None:
+    hswap = guest.swap.hswap if guest.swap is not None else None
+    counters, places = (hswap.counters, hswap.places) if hswap is not None else (HswapCounters(), Places(0))
+    stats.gauges(
+        "hswap_",
+        lambda: {
+            "size_bytes": len(places) << PAGE_SHIFT,
+            "pool_pages": places.pool_pages,
+            "overflow_pages": places.overflow_pages,
+            "lost_pages": places.lost_pages,  # that read as errors
+        },
+    )
+    stats.counters("hswap_", lambda: dataclasses.asdict(counters))
 
 
 _NOTHING_DONE = PoolStats(**{field.name: 0 for field in dataclasses.fields(PoolStats)})

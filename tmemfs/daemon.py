@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tmemfs.config import ConfigError, MountConfig
+from tmemfs import memory
+from tmemfs.config import ConfigError, MountConfig, mount_name
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _READY = b"\0ready"
-_LOG_NAME_CHARS = 120
 
 Ready = Callable[[], None]
 
@@ -25,8 +25,7 @@ def default_log_file(mountpoint: Path) -> Path:
     else:
         state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         directory = Path(state) / "tmemfs"
-    name = os.fspath(mountpoint).strip("/").replace("/", "-")[-_LOG_NAME_CHARS:] or "root"
-    return directory / f"{name}.log"
+    return directory / f"{mount_name(mountpoint)}.log"
 
 
 def start_log(config: MountConfig) -> Path | None:
@@ -52,11 +51,13 @@ def start_log(config: MountConfig) -> Path | None:
     return path
 
 
-def prepare_process() -> None:
-    """Set what a file server needs: many descriptors, and modes that are not masked twice."""
+def prepare_process(config: MountConfig) -> None:
+    """Set what a file server needs: many descriptors, and modes that are not masked twice; memory that stays."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0)
+    if config.hswap_bytes:
+        memory.stay()
 
 
 def in_background(serve: Callable[[Ready], int]) -> str | None:

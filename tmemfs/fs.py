@@ -168,6 +168,8 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         node = self.parts.control.get(number)
         if node is not None:  # the truncation of `echo 16M > cache_size`
+            if node.file is not None and fields.update_size and attr.st_size != node.file.size:
+                raise PermissionError(errno.EPERM, "")
             return self._replies.virtual(node)
         inode, attributes = self._inode(number), self.parts.attributes
         if fields.update_size:
@@ -224,9 +226,11 @@ class Operations(pyfuse3.Operations):
     def _open_control(self, node: Node, flags: int) -> FileInfo:
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         reads = flags & os.O_ACCMODE != os.O_WRONLY
-        if (writes and node.write is None) or (reads and node.read is None):
-            raise PermissionError(errno.EACCES, "")
         number = self.parts.files.new_number()
+        if node.file is not None:
+            node.file.opened()
+        elif (writes and node.write is None) or (reads and node.read is None):
+            raise PermissionError(errno.EACCES, "")
         self._controls[number] = OpenControl(node, node.read() if reads and node.read else b"")
         return direct(number)
 
@@ -252,6 +256,8 @@ class Operations(pyfuse3.Operations):
     async def _read(self, fh: int, offset: int, size: int) -> bytes:
         control = self._controls.get(fh)
         if control is not None:
+            if control.node.file is not None:
+                return await control.node.file.read(offset, size)
             return control.data[offset : offset + size]
         return await self.parts.reader.read(self._files[fh], offset, size)  # type: ignore[return-value]
 
@@ -259,6 +265,8 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         control = self._controls.get(fh)
         if control is not None:
+            if control.node.file is not None:
+                return await control.node.file.write(offset, data)
             assert control.node.write is not None
             try:
                 await control.node.write(data)
@@ -280,8 +288,11 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def release(self, fh: int) -> None:
-        if self._controls.pop(fh, None) is None:
+        control = self._controls.pop(fh, None)
+        if control is None:
             await self.parts.opener.close(self._files[fh])
+        elif control.node.file is not None:
+            control.node.file.closed()
 
     # -- directories ---------------------------------------------------------------------------------------------
 

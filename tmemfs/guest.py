@@ -32,6 +32,7 @@ from tmemfs.precache import Precache
 from tmemfs.reader import Reader
 from tmemfs.replies import Replies
 from tmemfs.stats import Stats, Value
+from tmemfs.swaparea import SwapArea
 from tmemfs.throttle import ThrottleGate
 from tmemfs.tree import Tree
 from tmemfs.watch import Watch
@@ -86,6 +87,11 @@ class Guest:
         self.control = Control(config.control_name, self.stats, self._describe)
         self.control.add_switch("cache_size", lambda: str(self.cache.capacity), self._resize_to)
         self.control.add_switch("drop_caches", None, self._drop)
+        self.swap = (
+            SwapArea(config, self.tmem, config.pool_bytes, self.control, self.kernel)
+            if config.hswap_bytes and self.tmem is not None
+            else None
+        )
         register(self.stats, self)
         self.operations = Operations(self._parts(), self.stats)
 
@@ -131,6 +137,7 @@ class Guest:
             "mountpoint": os.fspath(config.mountpoint),
             "cache_bytes": self.cache.capacity,
             "pool_bytes": config.pool_bytes,
+            "hswap_bytes": self.swap.hswap.size if self.swap is not None else 0,
             "balloon_min_bytes": config.balloon.minimum if config.balloon else 0,
             "balloon_max_bytes": config.balloon.maximum if config.balloon else 0,
             "writeback": int(config.writeback),
@@ -203,6 +210,11 @@ class Guest:
         if left:
             raise OSError(f"the dirty pages of {len(left)} files could not be written back")
 
+    def close(self) -> None:
+        """Remove what is to end with the mount."""
+        if self.swap is not None:
+            self.swap.close()
+
     def check(self) -> None:
         """Raise AssertionError unless every part is consistent."""
         self.cache.check()
@@ -212,3 +224,5 @@ class Guest:
             self.ballooning.balloon.check()
         if self.tmem is not None:
             self.tmem.check()
+        if self.swap is not None:
+            self.swap.hswap.check()

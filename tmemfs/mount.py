@@ -51,12 +51,15 @@ def _run(config: MountConfig, ready: Ready) -> int:
     """Check, mount and serve until the end. Raises ConfigError before the mount works."""
     source_fd = prepare(config)
     log_file = start_log(config)
-    prepare_process()
+    prepare_process(config)
     try:
         guest = Guest(config, source_fd)
     except (OSError, MemoryError) as error:
         raise ConfigError(f"cache and pool cannot be set up: {error}; give smaller --cache and --pool") from error
-    return trio.run(_Mount(config, guest, log_file, ready).serve)
+    try:
+        return trio.run(_Mount(config, guest, log_file, ready).serve)
+    finally:
+        guest.close()
 
 
 class _Mount:

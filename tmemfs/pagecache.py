@@ -21,6 +21,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from tmemfs import memory
+
 PAGE_SIZE = 4096
 PAGE_SHIFT = 12
 
@@ -291,7 +293,7 @@ class PageCache:
         if any(self.ref[frame] != FREE for frame in range(self.frames, known)):
             return  # dirty pages fill the cache: the next call settles
         start = (self.frames + 1) << PAGE_SHIFT  # the page before is shared with the last frame, because of SKEW
-        self._map.madvise(mmap.MADV_DONTNEED, start, (known - self.frames) << PAGE_SHIFT)
+        memory.give_back(self._map, start, (known - self.frames) << PAGE_SHIFT)
         for table in (self.ref, self.pool_bit, self.dirty, self._owner, self._index):
             del table[self.frames :]
         self.victims = deque(frame for frame in self.victims if frame < self.frames)

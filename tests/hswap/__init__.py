@@ -1,0 +1,1 @@
+"""The swap-like file, without and with a mount."""
