@@ -234,6 +234,10 @@ class Tmem:
         victim = self._store.queue.victim()
         return None if victim is None else self._clock() - self._store.queue.stamp(victim)
 
+    def ephemeral_stats(self) -> list[PoolStats]:
+        """The counts of each ephemeral pool at this moment."""
+        return [pool.stats for pool in self._pools if not pool.persistent]
+
     def stats(self) -> TmemStats:
         """What is held, and what was lost, at this moment."""
         store = self._store
