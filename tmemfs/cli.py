@@ -151,6 +151,29 @@ def drop_command(mountpoint: str, path: str | None, control_name: str) -> int:
     return 0
 
 
+@cli.command("freeze")
+@click.argument("mountpoint", metavar="MNT")
+@control_option
+def freeze_command(mountpoint: str, control_name: str) -> int:
+    """Have the pool of MNT take no new pages; those that it holds can still be read."""
+    return _set_frozen(RemoteMount(mountpoint, control_name), b"1\n")
+
+
+@cli.command("thaw")
+@click.argument("mountpoint", metavar="MNT")
+@control_option
+def thaw_command(mountpoint: str, control_name: str) -> int:
+    """Have the pool of MNT take new pages again."""
+    return _set_frozen(RemoteMount(mountpoint, control_name), b"0\n")
+
+
+def _set_frozen(remote: RemoteMount, state: bytes) -> int:
+    remote.write("freeze", state)
+    if remote.read("freeze") != state:
+        raise ConfigError(f"'{remote.mountpoint}' has no pool to freeze: mount it with --pool SIZE")
+    return 0
+
+
 @cli.command("warm")
 @click.argument("mountpoint", metavar="MNT")
 @click.argument("paths", metavar="PATH…", nargs=-1, required=True)

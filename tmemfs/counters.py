@@ -110,6 +110,7 @@ def _register_pool(stats: Stats, guest: Guest) -> None:
             "same_filled_pages": now.same_filled_pages,
             "raw_pages": now.raw_pages,
             "index_bytes": now.index_bytes,
+            "frozen": int(guest.frozen),  # takes no new pages
         }
 
     stats.gauges("pool_", gauges)

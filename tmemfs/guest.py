@@ -97,6 +97,7 @@ class Guest:
         self.control = Control(config.control_name, self.stats, self._describe)
         self.control.add_switch("cache_size", lambda: str(self.cache.capacity), self._resize_to)
         self.control.add_switch("drop_caches", None, self._drop)
+        self.control.add_switch("freeze", lambda: str(int(self.frozen)), self._freeze)
         self.swap = (
             SwapArea(config, self.tmem, 0 if self.lender else config.pool_bytes, self.control, self.kernel)
             if config.hswap_bytes and self.tmem is not None
@@ -190,6 +191,19 @@ class Guest:
         self.files.readahead_pages = self.cache.frames // 16
         if self.writeback is not None and not self.cache.settled:
             await self.writeback.finish()  # dirty pages stand in the way
+
+    @property
+    def frozen(self) -> bool:
+        """True while the pools take no new pages."""
+        return self.tmem is not None and self.tmem.frozen
+
+    async def _freeze(self, data: bytes) -> None:
+        """Freeze the pools (`1`) or thaw them (`0`): what is evicted meanwhile is read from the backing again."""
+        word = data.strip()
+        if word not in (b"0", b"1"):
+            raise BadControlInput("the digit to write is 1 (freeze) or 0 (thaw)")
+        if self.tmem is not None:
+            (self.tmem.freeze if word == b"1" else self.tmem.thaw)()
 
     async def _drop(self, data: bytes) -> None:
         """Drop the clean pages of everything (`1` or an empty line) or of one file, by its path in the mount."""
