@@ -52,3 +52,12 @@ def parse_duration(text: str) -> float:
 def ram_bytes() -> int:
     """Measure this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def format_size(size: int) -> str:
+    """Write a number of bytes for people: 0, 64K, 1.5G, three digits at most."""
+    number, units = float(size), iter(("", "K", "M", "G", "T"))
+    unit = next(units)
+    while number >= 999.5 and unit != "T":
+        number, unit = number / 1024, next(units)
+    return f"{number:.0f}{unit}" if number >= 99.95 or number == int(number) else f"{number:.1f}{unit}"

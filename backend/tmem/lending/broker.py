@@ -58,7 +58,9 @@ class Broker:
         self._woken_at = math.inf
         self._nursery: trio.Nursery | None = None
 
-    async def run(self, away: Iterable[tuple[Record, int]] = ()) -> None:
+    async def run(
+        self, away: Iterable[tuple[Record, int]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Work until cancelled; `away` are the guests of the tmemd before, each with a pidfd that is closed here."""
         by_token = {record.token: (record.process, pidfd) for record, pidfd in away}
         async with trio.open_nursery() as nursery:
@@ -70,6 +72,7 @@ class Broker:
             nursery.start_soon(self._executor.run)
             nursery.start_soon(self._keep_deadlines)
             nursery.start_soon(self._audit)
+            task_status.started()
 
     # What guests and people want.
 

@@ -1,0 +1,48 @@
+"""Fixtures: a tmemd that checks itself, and guests that speak to it; all of them end with the test."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lending.daemon import Tmemd
+from tests.lending.fakeguest import FakeGuest
+
+MakeGuest = Callable[..., FakeGuest]
+
+
+@pytest.fixture
+def tmemd() -> Iterator[Tmemd]:
+    """Give a place for a tmemd, which the test starts."""
+    directory = Path(tempfile.mkdtemp(prefix="tmemd-test-"))
+    directory.chmod(0o755)
+    made = Tmemd(directory)
+    try:
+        yield made
+        made.stop()
+    finally:
+        if made.process is not None:
+            made.kill()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def guest(tmemd: Tmemd) -> Iterator[MakeGuest]:
+    """Give a maker of guests; the arguments are FakeGuest's."""
+    made: list[FakeGuest] = []
+
+    def make(*arguments: object, **named: object) -> FakeGuest:
+        made.append(FakeGuest(tmemd.socket, *arguments, **named))  # type: ignore[arg-type]
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for one in made:
+            with contextlib.suppress(OSError):
+                one.close()
