@@ -17,6 +17,11 @@ MAX_LINES = 350
 
 # Thin trio adapters over pure logic; everything else in the backend is called, never scheduled.
 LENDING_ADAPTERS = {"server", "broker", "executor", "tmemd", "client"}
+# What decides about lending, and the protocol: driven by messages and a clock that is handed in.
+LENDING_DECIDES = (
+    *("account", "actions", "asking", "claiming", "division", "governor", "ledger", "lender", "messages", "slabmap"),
+    *("stats", "taking", "verbs", "wire"),
+)
 # What speaks to the kernel; `guest` only names the type of what it hands over.
 SPEAKS_FUSE = {"fs", "session", "kernelcache", "guest", "answer", "directories", "eager", "replies"}
 # What knows the process and the mount; below them nothing may.
@@ -66,6 +71,16 @@ def test_lending_knows_nothing_of_the_guest_and_only_its_adapters_are_scheduled(
     assert not packages(LENDING[name]) & {"tmemfs", "pyfuse3"}
     if name not in LENDING_ADAPTERS:
         assert "trio" not in packages(LENDING[name])
+
+
+@pytest.mark.parametrize("name", LENDING_DECIDES)
+def test_lending_decides_without_clock_system_or_scheduler(name: str) -> None:
+    assert not packages(LENDING[name]) & {"trio", "time", "threading", "os", "socket", "select", "random", "asyncio"}
+    siblings_of = {full.split(".")[2] for full in imported(LENDING[name]) if full.startswith("tmem.lending.")}
+    assert siblings_of <= {*LENDING_DECIDES}
+    assert not [
+        node for node in ast.walk(ast.parse(LENDING[name].read_text())) if isinstance(node, ast.AsyncFunctionDef)
+    ]
 
 
 @pytest.mark.parametrize(("package", "modules"), [("tmemfs", GUEST), ("tmem", BACKEND), ("tmem.lending", LENDING)])

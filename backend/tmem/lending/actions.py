@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tmem.lending.messages import Runs, ToGuest
+from tmem.lending.stats import Why
 
 
 class Refusal(Exception):
     """A person's or a guest's request that is refused, in one line with the remedy."""
 
-    def __init__(self, reason: str, retry: bool = False) -> None:
+    def __init__(self, reason: str, why: Why | None = None, retry: bool = False) -> None:
+        """Take the line for the person; `why` names the counter of the lender's own refusals."""
         super().__init__(reason)
+        self.why = why
         self.retry = retry
 
 

@@ -6,68 +6,147 @@ out in order. Guests are numbers, unique while tmemd runs. All sizes are slabs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from tmem.arena import SLAB_SIZE
+from tmem.lending.account import Account
+from tmem.lending.actions import Action, Close, GuestFault, Holding, Punch, Refusal, Send
+from tmem.lending.asking import BATCH
+from tmem.lending.governor import Governor
+from tmem.lending.messages import Ask, Claim, Confirm, FromGuest, Hello, Report, Return, Runs, Welcome
+from tmem.lending.slabmap import SlabMap, State
+from tmem.lending.stats import Why
+from tmem.lending.taking import PATIENCE
 
-from tmem.lending.actions import Action, Holding
-from tmem.lending.messages import FromGuest, Hello, Row, Runs
+__all__ = ["BATCH", "PATIENCE", "RETRY", "Lender"]
 
-PATIENCE = 0.020  # seconds that a guest has to answer a Revoke
-BATCH = 64  # slabs: the most that is made real, or that an honest guest may be in excess, at once
 RETRY = 0.1  # seconds after which a guest that was denied asks again, at the soonest
+EXCESS_AUDITS = 3  # audits in a row that find more than a batch in excess before a guest is barred
 
 
-class Lender:
-    """The ledger's owner: joins, asks, returns, reports, ends and verbs go in, actions come out."""
-
-    def __init__(
-        self,
-        size: int,
-        *,
-        division: str = "age",
-        uid_cap: int | None = None,
-        holdings: Sequence[Holding] = (),
-        now: float = 0.0,
-    ) -> None:
-        """Start with `size` slabs to lend; `uid_cap` bounds what the guests of one uid other than 0 hold together.
-
-        `holdings` are those of guests whose process is alive, from before a restart: they stay booked and are
-        not lent to others until their guests claim them or end. Their numbers are given by `guests_away`.
-        """
-        raise NotImplementedError
+class Lender(Governor):
+    """Joins, asks, returns, reports and ends go in, actions come out; verbs are the Governor's."""
 
     # Guests come and go.
 
     def guests_away(self) -> dict[int, Holding]:
         """Give the guests that are not connected, with what they hold (watch their processes, call `ended`)."""
-        raise NotImplementedError
+        return {number: self.holding(number) for number, account in self._accounts.items() if not account.connected}
 
     def holdings(self) -> list[Holding]:
-        """Give what every guest holds, to be kept for a restart. Slabs being made real count as held."""
-        raise NotImplementedError
+        """Give what every guest holds, to be kept for a restart."""
+        return [self.holding(number) for number in self._accounts]
+
+    def holding(self, guest: int) -> Holding:
+        """Give what a guest holds; slabs being made real count as held."""
+        account = self._accounts[guest]
+        runs = account.map.runs
+        return Holding(
+            account.token,
+            account.name,
+            account.uid,
+            account.pid,
+            account.map.total,
+            tuple(sorted((*runs(State.EPHEMERAL), *runs(State.MAKING_EPHEMERAL)))),
+            tuple(sorted((*runs(State.PERSISTENT), *runs(State.MAKING_PERSISTENT)))),
+            account.standing.weight,
+            account.cap,
+            account.floor,
+            account.persistent_cap if account.persistent_set else None,
+        )
 
     def join(self, now: float, hello: Hello, uid: int, pid: int) -> tuple[int, list[Action]]:
         """Register a guest and give its number; its memfd must be known to be of `hello.slabs` and sealed.
 
-        Refusal when it may not join; `retry` is set when the guest's old connection has not ended yet. With
-        `again` the number is the one it had when its token is known.
+        Refusal when it may not join; `retry` is set when it may later. With `again` the number is the one it
+        had when its token is known.
         """
-        raise NotImplementedError
+        known = next((account for account in self._accounts.values() if account.token == hello.token), None)
+        try:
+            if known is None:
+                account, changed = self._ledger.admit(hello, uid, pid)
+                self._counters.joins += 1
+                account.from_before, account.frozen = hello.again, self._frozen
+            else:
+                account, changed = self._known(known, hello, uid, pid), []
+                self._counters.rejoins += 1
+        except Refusal as refusal:
+            self._counters.refuse(refusal.why)
+            raise
+        account.connected = account.reachable = True
+        account.claims = SlabMap(account.map.total) if hello.again else None
+        welcome = Welcome(account.number, account.cap, account.persistent_cap, account.frozen)
+        self._actions.append(Send(account.number, welcome))
+        self._tell_limits(changed)
+        return account.number, self._decided(now)
+
+    @staticmethod
+    def _known(account: Account, hello: Hello, uid: int, pid: int) -> Account:
+        """Let a guest back in that the ledger knows."""
+        if account.uid != uid or account.map.total != hello.slabs or not hello.again:
+            raise Refusal("the token is another guest's: start again with a new one", Why.TOKEN)
+        if account.connected or account.ended:
+            raise Refusal("the guest's old connection has not ended: try again", Why.CONNECTED, retry=True)
+        account.name, account.pid = hello.name, pid
+        return account
 
     def received(self, now: float, guest: int, message: FromGuest) -> list[Action]:
         """Take a message of a connected guest; GuestFault when no honest guest sends it."""
-        raise NotImplementedError
+        account = self._accounts[guest]
+        if not account.connected:
+            raise ValueError(f"guest {guest} is not connected")
+        account.silent = False
+        try:
+            self._take_in(now, account, message)
+        except GuestFault:
+            self._counters.faults += 1
+            raise
+        return self._decided(now)
+
+    def _take_in(self, now: float, account: Account, message: FromGuest) -> None:
+        if isinstance(message, Report):
+            self._asking.division.reported(account.standing, now, message)
+        elif isinstance(message, Claim):
+            if self._claiming.claim(account, message):
+                self._enforce(now, account)
+        elif account.claims is not None:
+            raise GuestFault("it did not finish its claims")
+        elif isinstance(message, Ask):
+            self._asking.ask(now, account, message)
+        elif isinstance(message, Return):
+            if message.age is not None:
+                account.standing.tell(now, message.age)
+            self._taking.returned(now, account, message)
+        elif isinstance(message, Confirm):
+            self._taking.confirmed(account, message.serial)
+        else:
+            raise GuestFault("it said hello twice")
 
     def disconnected(self, now: float, guest: int) -> list[Action]:
         """Note that the connection ended, after all that it held was read; the guest keeps what it holds."""
-        raise NotImplementedError
+        self._leave(self._accounts[guest])
+        return self._decided(now)
+
+    def _leave(self, account: Account) -> None:
+        if account.connected:
+            account.connected = False
+            account.claims = None
+            self._asking.left(account)
+            self._taking.left(account)
 
     def ended(self, now: float, guest: int) -> list[Action]:
         """Note that the guest's process is gone (its connection too); gives Close."""
-        raise NotImplementedError
+        account = self._accounts[guest]
+        account.ended = True
+        self._leave(account)
+        self._actions.append(Close(guest))
+        return self._decided(now)
 
     def closed(self, now: float, guest: int) -> list[Action]:
         """Note that the memfd is closed: the guest's slabs are free and its number is forgotten."""
-        raise NotImplementedError
+        account = self._accounts[guest]
+        self._asking.closed(account)
+        self._ledger.close(account)
+        self._counters.ends += 1
+        return self._decided(now)
 
     # What the executor found out.
 
@@ -76,80 +155,51 @@ class Lender:
 
         May be called for a guest that disconnected or ended since.
         """
-        raise NotImplementedError
+        account = self._accounts.get(guest)
+        if account is not None:
+            self._asking.made(now, batch, account, runs)
+        return self._decided(now)
 
     def holes(self, now: float, guest: int, runs: Runs) -> list[Action]:
         """Note which claimed slabs turned out to be holes; ephemeral ones are answered as taken."""
-        raise NotImplementedError
+        account = self._accounts.get(guest)
+        if account is not None:
+            self._claiming.holes(now, account, runs)
+        return self._decided(now)
 
     def dry(self, now: float, guest: int) -> list[Action]:
         """Note that the guest's socket was read dry, after ReadDry: what it still owes is taken."""
-        raise NotImplementedError
+        account = self._accounts.get(guest)
+        if account is not None:
+            self._taking.dry(now, account)
+        return self._decided(now)
 
     def audited(self, now: float, guest: int, real_bytes: int) -> list[Action]:
         """Compare what is real in a guest's memfd (st_blocks * 512) with the ledger, when nothing is being made real.
 
         An excess is punched and counted; one that stays above a batch ends the lending to the guest.
         """
-        raise NotImplementedError
+        account = self._accounts[guest]
+        self._counters.audits += 1
+        excess = real_bytes - account.held * SLAB_SIZE
+        if excess > 0 and account.claims is None:
+            self._counters.excess_audits += 1
+            self._counters.excess_bytes += excess
+            self._actions.append(Punch(guest, account.map.runs(State.FREE)))
+            self._actions.append(Punch(guest, account.map.runs(State.TAKEN)))
+        account.excess_audits = account.excess_audits + 1 if excess > BATCH * SLAB_SIZE else 0
+        if account.excess_audits >= EXCESS_AUDITS and not account.barred:
+            account.barred = True
+            self._counters.barred_guests += 1
+            self._taking.take(account, account.map.counts[State.EPHEMERAL])
+            self._taking.gone(now, account, 0)
+        return self._decided(now)
 
     def deadline(self) -> float | None:
         """Give the time at which `wake` is to be called; None when nothing is waited for."""
-        raise NotImplementedError
+        return self._taking.deadline()
 
     def wake(self, now: float) -> list[Action]:
         """Act on what is due."""
-        raise NotImplementedError
-
-    # Verbs of a person; each may raise Refusal.
-
-    def find(self, guest: str) -> int:
-        """Give the number of a guest by its number or name; Refusal when there is none or more than one."""
-        raise NotImplementedError
-
-    def set_limits(
-        self,
-        now: float,
-        guest: int,
-        *,
-        weight: float | None = None,
-        cap: int | None = None,
-        floor: int | None = None,
-        persistent_cap: int | None = None,
-    ) -> list[Action]:
-        """Change limits; takes back what a lower cap no longer allows."""
-        raise NotImplementedError
-
-    def freeze(self, now: float, guest: int | None) -> list[Action]:
-        """Freeze the pools of a guest, or of all and of those that come; nothing more is lent to them."""
-        raise NotImplementedError
-
-    def thaw(self, now: float, guest: int | None) -> list[Action]:
-        """End what freeze and drain did."""
-        raise NotImplementedError
-
-    def revoke(self, now: float, guest: int, slabs: int, persistent: bool = False) -> list[Action]:
-        """Take so many slabs back from a guest; persistent ones are asked for and never taken."""
-        raise NotImplementedError
-
-    def drain(self, now: float, guest: int) -> list[Action]:
-        """Take back all ephemeral slabs of a guest, and lend it nothing until it is thawed."""
-        raise NotImplementedError
-
-    def resize(self, now: float, size: int) -> tuple[int, list[Action]]:
-        """Change how much there is to lend; gives the new size, which persistent slabs and promises may keep larger."""
-        raise NotImplementedError
-
-    # What a person sees.
-
-    def rows(self, now: float) -> list[Row]:
-        """Give the table of guests, by number."""
-        raise NotImplementedError
-
-    def stats(self) -> dict[str, int | float]:
-        """Give the sums and the counters; every reason of a refusal has its own."""
-        raise NotImplementedError
-
-    def check(self) -> None:
-        """Raise AssertionError unless sums equal totals, no slab is in two states and budgets hold."""
-        raise NotImplementedError
+        self._taking.wake(now)
+        return self._decided(now)

@@ -1,0 +1,106 @@
+"""What the lender has done and what it holds; every reason for a no has a counter of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Denial(Enum):
+    """Why an Ask ended without all that it asked for; the text is what the guest is told."""
+
+    FROZEN = "the guest is frozen"
+    DRAINING = "the guest is being drained"
+    BARRED = "the guest wrote to memory that it was not lent"
+    CAP = "the guest holds its cap"
+    PERSISTENT_CAP = "the guest holds its persistent cap"
+    UID_CAP = "the guests of this user hold the user's cap"
+    SHARE = "the guest holds its share"
+    YOUNGER = "nobody's pages are worth less"
+    MEMORY = "the machine is short of memory"
+
+    @property
+    def counter(self) -> str:
+        """Name its counter."""
+        return f"denied_{self.name.lower()}"
+
+
+class Why(Enum):
+    """Why a Hello or a verb was refused."""
+
+    VERSION = "refused_version"
+    GUESTS = "refused_guests"  # too many guests, or too many of one uid
+    PROMISE = "refused_promise"  # a floor or a persistent cap that cannot be promised
+    CONNECTED = "refused_connected"  # the guest's old connection has not ended
+    TOKEN = "refused_token"  # a token of somebody else's guest, or one that does not fit what is known of it
+    LIMITS = "refused_limits"  # limits that contradict each other or the arena
+    UNKNOWN = "refused_unknown"  # no such guest, or more than one
+    TRUST = "refused_trust"  # a changing verb of somebody who is neither root nor tmemd's own user
+
+
+@dataclass(slots=True)
+class Counters:
+    """The running counts."""
+
+    asks: int = 0
+    lends: int = 0  # Lend messages
+    lent_slabs: int = 0
+    returned_slabs: int = 0  # given back, asked or not
+    late_returns: int = 0  # slabs given back that had been taken meanwhile
+    revokes: int = 0  # Revoke messages
+    revoked_slabs: int = 0  # given back when asked
+    unanswered_revokes: int = 0
+    taken_slabs: int = 0  # taken from guests that did not answer, or not in full
+    lost_slabs: int = 0  # claimed, and no longer theirs, or holes
+    refused_claims: int = 0  # ephemeral slabs claimed that nobody had lent, and that there was no room for
+    unreal_slabs: int = 0  # that memory was too short for
+    audits: int = 0
+    excess_audits: int = 0  # that found more real than is booked
+    excess_bytes: int = 0  # punched by them
+    barred_guests: int = 0
+    faults: int = 0  # messages that no honest guest sends
+    joins: int = 0
+    rejoins: int = 0
+    ends: int = 0
+    denied_frozen: int = 0
+    denied_draining: int = 0
+    denied_barred: int = 0
+    denied_cap: int = 0
+    denied_persistent_cap: int = 0
+    denied_uid_cap: int = 0
+    denied_share: int = 0
+    denied_younger: int = 0
+    denied_memory: int = 0
+    refused_version: int = 0
+    refused_guests: int = 0
+    refused_promise: int = 0
+    refused_connected: int = 0
+    refused_token: int = 0
+    refused_limits: int = 0
+    refused_unknown: int = 0
+    refused_trust: int = 0
+
+    def deny(self, denial: Denial) -> None:
+        """Count a denied Ask."""
+        setattr(self, denial.counter, getattr(self, denial.counter) + 1)
+
+    def refuse(self, why: Why | None) -> None:
+        """Count a refused Hello or verb."""
+        if why is not None:
+            setattr(self, why.value, getattr(self, why.value) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LenderStats:
+    """What is lent at one moment, in slabs, with the counts as they are in Counters."""
+
+    size: int
+    free: int
+    ephemeral: int
+    persistent: int
+    promised: int  # being made real
+    reserved: int  # floors and persistent caps
+    guests: int
+    connected: int
+    map_bytes: int  # memory of the maps of slabs
+    counters: dict[str, int]

@@ -1,0 +1,238 @@
+"""A world to try the lender in: guests, sockets, arenas and a clock, all of them simulated.
+
+Messages lie in the sockets until somebody reads them and actions wait in a queue until somebody carries them out, so
+a test chooses which order things happen in. What is real is known here, so that it can be held against the ledger.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tmem.lending import messages as m
+from tmem.lending.actions import Action, Close, FindHoles, MakeReal, Punch, ReadDry, Send
+from tmem.lending.lender import Lender
+from tmem.lending.messages import FromGuest, Runs, ToGuest, in_parts
+
+
+def slabs_of(runs: Iterable[tuple[int, int]]) -> set[int]:
+    """List the slabs of runs."""
+    return {slab for first, count in runs for slab in range(first, first + count)}
+
+
+def runs_of(slabs: Iterable[int]) -> Runs:
+    """Make runs of slabs."""
+    runs: list[list[int]] = []
+    for slab in sorted(slabs):
+        if runs and sum(runs[-1]) == slab:
+            runs[-1][1] += 1
+        else:
+            runs.append([slab, 1])
+    return tuple((first, count) for first, count in runs)
+
+
+@dataclass(eq=False)
+class Guest:
+    """An honest guest, as far as lending goes: it knows what it holds, and does what it is told."""
+
+    token: bytes
+    slabs: int
+    uid: int = 1000
+    number: int = 0
+    connected: bool = False
+    stopped: bool = False
+    frozen: bool = False
+    refuses: bool = False  # answers no Revoke
+    ephemeral: set[int] = field(default_factory=set)
+    persistent: set[int] = field(default_factory=set)
+    asks: dict[int, m.Ask] = field(default_factory=dict)
+    denied: list[str] = field(default_factory=list)
+    inbox: deque[ToGuest] = field(default_factory=deque)
+    outbox: deque[FromGuest] = field(default_factory=deque)
+    real: set[int] = field(default_factory=set)  # slabs of its arena that have memory
+    serial: int = 0
+
+    def say(self, message: FromGuest) -> None:
+        """Send a message, which lies in the socket then."""
+        self.outbox.append(message)
+
+    def ask(self, slabs: int, persistent: bool = False, age: float | None = None) -> bool:
+        """Ask, unless an Ask of the kind is open."""
+        if not self.connected or any(ask.persistent == persistent for ask in self.asks.values()):
+            return False
+        self.serial += 1
+        self.asks[self.serial] = m.Ask(self.serial, slabs, persistent, age)
+        self.say(self.asks[self.serial])
+        return True
+
+    def give(self, slabs: int, persistent: bool = False, answer: int = 0) -> None:
+        """Return slabs, the highest first."""
+        held = self.persistent if persistent else self.ephemeral
+        given = sorted(held, reverse=True)[:slabs]
+        held.difference_update(given)
+        for part, last in in_parts(runs_of(given)):
+            self.say(m.Return(part, persistent, answer, last))
+
+    def read(self, most: int = 1 << 30) -> None:
+        """Act on messages, as long as the process runs."""
+        while self.inbox and not self.stopped and most > 0:
+            most -= 1
+            self.act(self.inbox.popleft())
+
+    def act(self, message: ToGuest) -> None:
+        """Do what an honest guest does."""
+        match message:
+            case m.Lend(runs, serial, persistent, done):
+                lent = slabs_of(runs)
+                assert self.asks[serial].persistent == persistent
+                assert not lent & (self.ephemeral | self.persistent), "lent what the guest holds"
+                assert lent <= self.real, "lent what is not real"
+                (self.persistent if persistent else self.ephemeral).update(lent)
+                if done:
+                    del self.asks[serial]
+            case m.Deny(serial, reason):
+                del self.asks[serial]
+                self.denied.append(reason)
+            case m.Revoke(serial, slabs, persistent):
+                if not self.refuses:
+                    self.give(slabs, persistent, serial)
+            case m.Taken(runs, serial):
+                assert not slabs_of(runs) & self.persistent, "took persistent slabs"
+                self.ephemeral -= slabs_of(runs)
+                self.say(m.Confirm(serial))
+            case m.Limits(_, _, frozen):
+                self.frozen = frozen
+            case m.Welcome(number):
+                self.number = number
+
+
+class World:
+    """The lender with guests around it. `short` is how many more slabs can be made real, None for any number."""
+
+    def __init__(self, lender: Lender) -> None:
+        self.lender = lender
+        self.now = 0.0
+        self.guests: dict[int, Guest] = {}
+        self.gone: list[Guest] = []
+        self.queue: deque[Action] = deque()
+        self.short: int | None = None
+        self.made = 0
+
+    def perform(self, actions: Iterable[Action]) -> None:
+        """Deliver messages and queue the rest; what reads a socket dry happens at once."""
+        for action in actions:
+            if isinstance(action, Send):
+                guest = self.guests[action.guest]
+                assert guest.connected, f"a message to a guest that is away: {action.message}"
+                guest.inbox.append(action.message)
+            elif isinstance(action, ReadDry):
+                self.hear(self.guests[action.guest])
+                self.perform(self.lender.dry(self.now, action.guest))
+            else:
+                self.queue.append(action)
+
+    def work(self, most: int = 1 << 30) -> None:
+        """Carry out what waits."""
+        while self.queue and most > 0:
+            most -= 1
+            self.do(self.queue.popleft())
+
+    def do(self, action: Action) -> None:
+        """Carry one action out."""
+        guest = self.guests.get(action.guest)
+        if guest is None:
+            return
+        match action:
+            case MakeReal(number, batch, runs):
+                wanted = sorted(slabs_of(runs))
+                real = wanted if self.short is None else wanted[: self.short]
+                if self.short is not None:
+                    self.short -= len(real)
+                guest.real.update(real)
+                self.made += len(real)
+                self.perform(self.lender.made(self.now, number, batch, runs_of(real)))
+            case Punch(_, runs):
+                ends = sorted(runs)
+                guest.real -= {slab for slab in guest.real if any(a <= slab < a + n for a, n in ends)}
+            case FindHoles(number, runs):
+                self.perform(self.lender.holes(self.now, number, runs_of(slabs_of(runs) - guest.real)))
+            case Close(number):
+                guest.real.clear()
+                del self.guests[number]
+                self.gone.append(guest)
+                self.perform(self.lender.closed(self.now, number))
+
+    def join(self, guest: Guest, persistent_slabs: int | None = 0, again: bool = False) -> None:
+        """Register a guest; with `again` it drops what is in its old socket, and claims what it holds."""
+        guest.asks.clear()
+        hello = m.Hello(m.VERSION, guest.token, f"/mnt/{guest.token.hex()}", guest.slabs, persistent_slabs, again)
+        number, actions = self.lender.join(self.now, hello, guest.uid, 1)
+        guest.number, guest.connected = number, True
+        self.guests[number] = guest
+        self.perform(actions)
+        if again:
+            self.claim(guest)
+
+    def claim(self, guest: Guest) -> None:
+        """Say what a guest holds."""
+        for part, _ in in_parts(runs_of(guest.persistent), 8):
+            guest.say(m.Claim(part, True, False))
+        for part, last in in_parts(runs_of(guest.ephemeral), 8):
+            guest.say(m.Claim(part, False, last))
+
+    def hear(self, guest: Guest) -> None:
+        """Let the lender read all that a guest sent."""
+        while guest.outbox and guest.connected:
+            self.perform(self.lender.received(self.now, guest.number, guest.outbox.popleft()))
+
+    def hang_up(self, guest: Guest) -> None:
+        """End a guest's connection: the lender reads what was sent, the guest reads nothing more."""
+        self.hear(guest)
+        guest.connected = False
+        guest.inbox.clear()
+        self.perform(self.lender.disconnected(self.now, guest.number))
+
+    def kill(self, guest: Guest) -> None:
+        """End a guest's process."""
+        guest.connected = False
+        guest.outbox.clear()
+        self.perform(self.lender.ended(self.now, guest.number))
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass; the lender is woken when it wanted to be."""
+        self.now += seconds
+        deadline = self.lender.deadline()
+        if deadline is not None and deadline <= self.now:
+            self.perform(self.lender.wake(self.now))
+
+    def settle(self) -> None:
+        """Let everybody act until nothing is left to do."""
+        for _ in range(10_000):
+            self.work()
+            for guest in [*self.guests.values()]:
+                guest.read()
+                self.hear(guest)
+            if not self.queue and not any(g.outbox or (g.inbox and not g.stopped) for g in self.guests.values()):
+                deadline = self.lender.deadline()
+                if deadline is None:
+                    break
+                self.pass_time(max(0.0, deadline - self.now))
+        else:
+            raise AssertionError("it never settles")
+        self.check()
+
+    def check(self) -> None:
+        """Hold the ledger against the world."""
+        self.lender.check()
+        if self.queue:
+            return
+        for number, guest in self.guests.items():
+            holding = self.lender.holding(number)
+            booked = slabs_of(holding.ephemeral) | slabs_of(holding.persistent)
+            assert guest.persistent <= booked, "a persistent slab is booked no more"
+            assert guest.persistent <= guest.real, "a persistent slab lost its memory"
+            if guest.connected and not (guest.inbox or guest.outbox):
+                assert guest.ephemeral == slabs_of(holding.ephemeral)
+                assert guest.persistent == slabs_of(holding.persistent)
+                assert guest.real == booked
