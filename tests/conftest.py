@@ -22,7 +22,7 @@ from tmemfs.kernelmount import abort, top_mount, unmount
 REPOSITORY = Path(__file__).parents[1]
 TINY = (sys.executable, os.fspath(REPOSITORY / "tests" / "tinyguest.py"))
 REAL = (sys.executable, "-m", "tmemfs")
-SECONDS = 30.0
+SECONDS = 60.0
 
 _TOUCHED_MARKS = {
     "mount": (os.path.exists("/dev/fuse"), "/dev/fuse is missing"),

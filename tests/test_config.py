@@ -112,7 +112,7 @@ def test_a_throttle_that_is_none_is_refused(text: str) -> None:
 def test_a_pool_is_a_size_or_none_or_a_socket() -> None:
     assert parse_pool("256M") == PoolChoice(256 * MIB)
     assert parse_pool("none") == PoolChoice(0)
-    assert parse_pool("unix:/run/tmemd.sock") == PoolChoice(0, "/run/tmemd.sock")
+    assert parse_pool("unix:/run/tmemd.sock") == PoolChoice(RAM, "/run/tmemd.sock")
 
 
 def test_a_cache_under_one_mib_is_refused() -> None:
@@ -126,9 +126,10 @@ def test_a_pool_under_one_slab_is_refused_and_none_is_not() -> None:
     assert replace(PLAIN, pool_bytes=0).pool_bytes == 0
 
 
-def test_borrowing_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"unix:/run/tmemd\.sock"):
-        replace(PLAIN, pool_socket="/run/tmemd.sock")
+@pytest.mark.parametrize("path", ["", "/run/" + "s" * 103])
+def test_a_socket_that_no_socket_can_be_is_refused_in_one_line(path: str) -> None:
+    with pytest.raises(ConfigError, match="unix:"):
+        replace(PLAIN, pool_socket=path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b", "n" * 256])

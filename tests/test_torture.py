@@ -70,6 +70,7 @@ class Comparison(RuleBasedStateMachine):
         self.pair = Pair(
             self.mounted.root / name, self.plain / name, self.mounted.source / name, self.mounted.root / ".tmemfs"
         )
+        self.pair.run(("control", "freeze", "0"))
         self.pair.run(("mkdir", "d0"))
         for slot in range(SLOTS):
             self.pair.run(("open", slot, FILES[slot], os.O_RDWR | os.O_CREAT))
@@ -137,9 +138,13 @@ class Comparison(RuleBasedStateMachine):
     def use_name(self, name: str, what: str) -> None:
         self.pair.run(("truncate", name, 5000) if what == "cut" else (what, name))
 
-    @rule(size=st.sampled_from(("1M", "1100K", "2M", "")))
-    def resize_or_drop(self, size: str) -> None:
-        self.pair.run(("control", "cache_size", size) if size else ("control", "drop_caches", "1"))
+    @rule(size=st.sampled_from(("1M", "1100K", "2M")))
+    def resize(self, size: str) -> None:
+        self.pair.run(("control", "cache_size", size))
+
+    @rule(what=st.sampled_from((("drop_caches", "1"), ("freeze", "1"), ("freeze", "0"))))
+    def drop_freeze_or_thaw(self, what: tuple[str, str]) -> None:
+        self.pair.run(("control", *what))
 
     @invariant()
     def open_files_agree(self) -> None:

@@ -91,6 +91,9 @@ class TinyGuest:
         self.operations = TinyOperations()
         self._source_fd = source_fd
 
+    def connect(self) -> None:
+        """Have nobody to connect to."""
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Have one background task."""
         task_status.started()

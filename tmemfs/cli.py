@@ -48,6 +48,7 @@ def cli() -> None:
 @click.argument("mountpoint")
 @click.option("--cache", type=SIZE, default=64 * MIB, help="Page cache: 64M, 1G, 10% of RAM … [default: 64M]")
 @click.option("--pool", type=POOL, default=PoolChoice(256 * MIB), help="Compressed pool. [default: 256M]")
+@click.option("--pool-max", type=SIZE, default=None, help="With --pool unix:PATH: borrow no more. [default: all RAM]")
 @click.option("--hswap", type=SIZE, default=0, help="Give the mount a swap-like file of this size, .tmemfs/hswap.")
 @click.option("--hswap-overflow", metavar="FILE", default=None, help="Where its pages go that the pool refuses.")
 @click.option("--balloon", type=BALLOON, default=None, help="Let the cache's size follow need between min and max.")
@@ -68,6 +69,7 @@ def mount_command(
     mountpoint: str,
     cache: int,
     pool: PoolChoice,
+    pool_max: int | None,
     hswap: int,
     hswap_overflow: str | None,
     balloon: BalloonRange | None,
@@ -77,11 +79,13 @@ def mount_command(
     **rest: Any,
 ) -> int:
     """Mount the directory SOURCE on MOUNTPOINT (which may be SOURCE itself)."""
+    if pool_max is not None and pool.socket is None:
+        raise ConfigError("--pool-max bounds what is borrowed: give it with --pool unix:PATH, or --pool SIZE alone")
     config = MountConfig(
         source=Path(os.path.realpath(source)),
         mountpoint=resolve_mountpoint(mountpoint),
         cache_bytes=balloon.clamp(cache) if balloon is not None else cache,
-        pool_bytes=pool.pool_bytes,
+        pool_bytes=pool_max or pool.pool_bytes,
         pool_socket=pool.socket,
         hswap_bytes=hswap,
         hswap_overflow=Path(os.path.abspath(hswap_overflow)) if hswap_overflow is not None else None,
@@ -144,6 +148,29 @@ def drop_command(mountpoint: str, path: str | None, control_name: str) -> int:
     """Drop the clean pages of MNT, or of one PATH in it, from cache and pool."""
     remote = RemoteMount(mountpoint, control_name)
     remote.write("drop_caches", b"1\n" if path is None else os.fsencode(remote.relative(path)) + b"\n")
+    return 0
+
+
+@cli.command("freeze")
+@click.argument("mountpoint", metavar="MNT")
+@control_option
+def freeze_command(mountpoint: str, control_name: str) -> int:
+    """Have the pool of MNT take no new pages; those that it holds can still be read."""
+    return _set_frozen(RemoteMount(mountpoint, control_name), b"1\n")
+
+
+@cli.command("thaw")
+@click.argument("mountpoint", metavar="MNT")
+@control_option
+def thaw_command(mountpoint: str, control_name: str) -> int:
+    """Have the pool of MNT take new pages again."""
+    return _set_frozen(RemoteMount(mountpoint, control_name), b"0\n")
+
+
+def _set_frozen(remote: RemoteMount, state: bytes) -> int:
+    remote.write("freeze", state)
+    if remote.read("freeze") != state:
+        raise ConfigError(f"'{remote.mountpoint}' has no pool to freeze: mount it with --pool SIZE")
     return 0
 
 

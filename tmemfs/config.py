@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tmem.sizes import KIB, MIB, ConfigError, parse_duration, parse_size
+from tmem.sizes import KIB, MIB, ConfigError, parse_duration, parse_size, ram_bytes
 from tmemfs.balloon import IDLE_SECONDS, BalloonRange
 from tmemfs.options import MountOptions, parse_options
 
@@ -39,6 +39,7 @@ MIN_IDLE_SECONDS = 0.1  # a balloon looks eight times as often
 MIN_HSWAP_BYTES = 64 * KIB
 _NAME_CHARS = 120
 _NAME_BYTES = 255  # NAME_MAX
+_SOCKET_BYTES = 107  # of sockaddr_un
 
 _BALLOON_HINT = "write for instance min=16M,max=256M, and idle=10s if you like"
 _THROTTLE_HINT = "write for instance latency=5ms,bandwidth=100M,depth=8"
@@ -64,7 +65,7 @@ class MountConfig:
     mountpoint: Path
     cache_bytes: int = 64 * MIB
     pool_bytes: int = 256 * MIB  # 0: no pool
-    pool_socket: str | None = None
+    pool_socket: str | None = None  # tmemd's, to borrow from it; pool_bytes is then the most to borrow
     hswap_bytes: int = 0  # 0: no swap-like file
     hswap_overflow: Path | None = None  # None: beside the guest's state
     balloon: BalloonRange | None = None  # None: cache_bytes until somebody resizes
@@ -87,9 +88,10 @@ class MountConfig:
             raise ConfigError(f"cache of {self.cache_bytes} bytes is too small: give --cache at least 1M")
         if self.pool_bytes and self.pool_bytes < MIN_POOL_BYTES:
             raise ConfigError(f"pool of {self.pool_bytes} bytes is too small: give --pool at least 64K, or none")
-        if self.pool_socket is not None:
+        if self.pool_socket is not None and not 0 < len(os.fsencode(self.pool_socket)) <= _SOCKET_BYTES:
             raise ConfigError(
-                f"pool 'unix:{self.pool_socket}': borrowing from tmemd is not available: give --pool SIZE"
+                f"pool 'unix:{self.pool_socket}': no socket has such a name: give --pool unix:PATH of at most "
+                f"{_SOCKET_BYTES} bytes"
             )
         self._check_hswap()
         if self.balloon is not None and self.balloon.minimum < MIN_CACHE_BYTES:
@@ -165,9 +167,10 @@ class PoolChoice:
 
 
 def parse_pool(text: str) -> PoolChoice:
-    """Parse the value of --pool: a size, none, or unix:PATH."""
+    """Parse the value of --pool: a size, none, or unix:PATH (and then the most to borrow: all RAM)."""
     if text == "none":
         return PoolChoice(0)
     if text.startswith("unix:"):
-        return PoolChoice(0, text.removeprefix("unix:"))
+        path = text.removeprefix("unix:")
+        return PoolChoice(ram_bytes(), os.path.abspath(path) if path else "")
     return PoolChoice(parse_size(text))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tmem import PoolStats, TmemStats
+from tmem import SLAB_SIZE, PoolStats, TmemStats
 from tmemfs.hswap import HswapCounters
 from tmemfs.pagecache import PAGE_SHIFT
 from tmemfs.places import Places
@@ -60,6 +60,7 @@ def register(stats: Stats, guest: Guest) -> None:
     if guest.ballooning is not None:
         balloon = guest.ballooning.balloon
         stats.counters("balloon_", lambda: {"grows": balloon.grows, "shrinks": balloon.shrinks})
+    _register_lender(stats, guest)
     watch = guest.watch
     if watch is not None:
         stats.counters(
@@ -109,6 +110,7 @@ def _register_pool(stats: Stats, guest: Guest) -> None:
             "same_filled_pages": now.same_filled_pages,
             "raw_pages": now.raw_pages,
             "index_bytes": now.index_bytes,
+            "frozen": int(guest.frozen),  # takes no new pages
         }
 
     stats.gauges("pool_", gauges)
@@ -133,6 +135,23 @@ def _register_hswap(stats: Stats, guest: Guest) -> None:
         },
     )
     stats.counters("hswap_", lambda: dataclasses.asdict(counters))
+
+
+def _register_lender(stats: Stats, guest: Guest) -> None:
+    lender = guest.lender
+    if lender is None:
+        return
+    borrower = lender.borrower
+    stats.gauges(
+        "lender",
+        lambda: {
+            "": "connected" if lender.connected else "disconnected",
+            "_cap_bytes": borrower.cap * SLAB_SIZE,  # the most that tmemd lends this mount
+            "_held_bytes": (borrower.source.held(False) + borrower.source.held(True)) * SLAB_SIZE,
+            "_stock_bytes": borrower.source.stocked * SLAB_SIZE,  # lent, and not yet used by the pool
+        },
+    )
+    stats.counters("lender_", lambda: dataclasses.asdict(borrower.counters))
 
 
 _NOTHING_DONE = PoolStats(**{field.name: 0 for field in dataclasses.fields(PoolStats)})

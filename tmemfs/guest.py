@@ -10,7 +10,12 @@ from collections.abc import Mapping
 
 import trio
 
-from tmem import EmbeddedArena, Tmem
+from tmem import SLAB_SIZE, EmbeddedArena, Tmem
+from tmem.lending.borrowed import Borrowed
+from tmem.lending.borrower import Borrower
+from tmem.lending.client import Client
+from tmem.lending.handshake import Declined, Unreachable
+from tmem.lending.messages import MAX_SLABS
 from tmemfs.attributes import Attributes
 from tmemfs.backing import Backing
 from tmemfs.ballooning import Ballooning
@@ -50,8 +55,13 @@ class Guest:
     def __init__(self, config: MountConfig, source_fd: int) -> None:
         self.config = config
         self.stats = Stats()
-        self.arena = EmbeddedArena(config.pool_bytes) if config.pool_bytes else None
+        self.arena = _arena(config)
         self.tmem = Tmem(self.arena) if self.arena is not None else None
+        self.lender: Client | None = None
+        if config.pool_socket is not None and isinstance(self.arena, Borrowed) and self.tmem is not None:
+            persistent = None if config.hswap_bytes else 0  # slabs: what fits
+            borrower = Borrower(self.arena, self.tmem, os.fspath(config.mountpoint), persistent)
+            self.lender = Client(config.pool_socket, borrower)
         pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
         ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         largest = max(ram, config.cache_bytes, config.balloon.maximum if config.balloon else 0)
@@ -87,13 +97,27 @@ class Guest:
         self.control = Control(config.control_name, self.stats, self._describe)
         self.control.add_switch("cache_size", lambda: str(self.cache.capacity), self._resize_to)
         self.control.add_switch("drop_caches", None, self._drop)
+        self.control.add_switch("freeze", lambda: str(int(self.frozen)), self._freeze)
         self.swap = (
-            SwapArea(config, self.tmem, config.pool_bytes, self.control, self.kernel)
+            SwapArea(config, self.tmem, 0 if self.lender else config.pool_bytes, self.control, self.kernel)
             if config.hswap_bytes and self.tmem is not None
             else None
         )
         register(self.stats, self)
         self.operations = Operations(self._parts(), self.stats)
+
+    def connect(self) -> None:
+        """Find tmemd, where the pool is borrowed. Raise ConfigError when it cannot be or will not lend."""
+        socket = self.config.pool_socket
+        try:
+            if self.lender is not None:
+                self.lender.connect()
+        except Unreachable as error:
+            raise ConfigError(
+                f"pool 'unix:{socket}': {error}: start tmemd there, or give --pool SIZE for a pool without it"
+            ) from error
+        except Declined as error:
+            raise ConfigError(f"pool 'unix:{socket}': tmemd refuses: {error}") from error
 
     def _parts(self) -> Parts:
         config, backing, inodes = self.config, self.backing, self.inodes
@@ -138,6 +162,7 @@ class Guest:
             "cache_bytes": self.cache.capacity,
             "pool_bytes": config.pool_bytes,
             "hswap_bytes": self.swap.hswap.size if self.swap is not None else 0,
+            "pool_socket": config.pool_socket,
             "balloon_min_bytes": config.balloon.minimum if config.balloon else 0,
             "balloon_max_bytes": config.balloon.maximum if config.balloon else 0,
             "writeback": int(config.writeback),
@@ -167,6 +192,19 @@ class Guest:
         if self.writeback is not None and not self.cache.settled:
             await self.writeback.finish()  # dirty pages stand in the way
 
+    @property
+    def frozen(self) -> bool:
+        """True while the pools take no new pages."""
+        return self.tmem is not None and self.tmem.frozen
+
+    async def _freeze(self, data: bytes) -> None:
+        """Freeze the pools (`1`) or thaw them (`0`): what is evicted meanwhile is read from the backing again."""
+        word = data.strip()
+        if word not in (b"0", b"1"):
+            raise BadControlInput("the digit to write is 1 (freeze) or 0 (thaw)")
+        if self.tmem is not None:
+            (self.tmem.freeze if word == b"1" else self.tmem.thaw)()
+
     async def _drop(self, data: bytes) -> None:
         """Drop the clean pages of everything (`1` or an empty line) or of one file, by its path in the mount."""
         path = data.removesuffix(b"\n")
@@ -194,6 +232,8 @@ class Guest:
             nursery.start_soon(self.kernel.run)
             if self.writeback is not None:
                 nursery.start_soon(self.writeback.run)
+            if self.lender is not None:
+                nursery.start_soon(self.lender.run)
             if self.ballooning is not None:
                 nursery.start_soon(self.ballooning.run)
             if self.watch is not None:
@@ -226,3 +266,14 @@ class Guest:
             self.tmem.check()
         if self.swap is not None:
             self.swap.hswap.check()
+        if self.lender is not None:
+            self.lender.borrower.check()
+
+
+def _arena(config: MountConfig) -> EmbeddedArena | Borrowed | None:
+    """Make what the pool gets its slabs from."""
+    if not config.pool_bytes:
+        return None
+    if config.pool_socket is not None:
+        return Borrowed(min(config.pool_bytes // SLAB_SIZE, MAX_SLABS))
+    return EmbeddedArena(config.pool_bytes)

@@ -57,6 +57,7 @@ def _run(config: MountConfig, ready: Ready) -> int:
     except (OSError, MemoryError) as error:
         raise ConfigError(f"cache and pool cannot be set up: {error}; give smaller --cache and --pool") from error
     try:
+        guest.connect()
         return trio.run(_Mount(config, guest, log_file, ready).serve)
     finally:
         guest.close()

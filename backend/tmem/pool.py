@@ -199,21 +199,25 @@ class Tmem:
         self._store = Store(slabs, clock)
         self._clock = clock
         self._pools: list[Pool] = []
+        self.frozen = False
 
     def new_pool(self, *, persistent: bool = False, shared: bool = False, name: str = "") -> Pool:
-        """Make an empty pool."""
+        """Make an empty pool, frozen if all others are."""
         number = len(self._pools)
         pool = Pool(self._store, number, persistent, shared, name or f"pool{number}")
+        pool.frozen = self.frozen
         self._pools.append(pool)
         return pool
 
     def freeze(self) -> None:
-        """Freeze all pools."""
+        """Freeze all pools, and those that are made later."""
+        self.frozen = True
         for pool in self._pools:
             pool.freeze()
 
     def thaw(self) -> None:
         """Thaw all pools."""
+        self.frozen = False
         for pool in self._pools:
             pool.thaw()
 
@@ -233,6 +237,10 @@ class Tmem:
         """Give the seconds since the put of the next victim; None when no ephemeral page has a slot."""
         victim = self._store.queue.victim()
         return None if victim is None else self._clock() - self._store.queue.stamp(victim)
+
+    def ephemeral_stats(self) -> list[PoolStats]:
+        """The counts of each ephemeral pool at this moment."""
+        return [pool.stats for pool in self._pools if not pool.persistent]
 
     def stats(self) -> TmemStats:
         """What is held, and what was lost, at this moment."""

@@ -67,7 +67,7 @@ WEIGHTS = {
     "stat": 3,
     "list": 1,
     "whole": 5,
-    "control": 2,
+    "control": 3,
 }
 
 
@@ -228,6 +228,9 @@ class Chooser:
         return (self._file(),)
 
     def _control(self) -> Op:
-        if self.random.random() < 0.5:
-            return "drop_caches", "1"
-        return "cache_size", self.random.choice(("1M", "1100K", "1536K", "3M"))
+        what = self.random.choice(("drop_caches", "cache_size", "cache_size", "freeze"))
+        if what == "drop_caches":
+            return what, "1"
+        if what == "freeze":
+            return what, self.random.choice("01")
+        return what, self.random.choice(("1M", "1100K", "1536K", "3M"))

@@ -1,0 +1,128 @@
+"""Keep a guest connected to tmemd: a thin trio adapter over Borrower.
+
+The pool never waits for this. What tmemd wants is done between two requests of the mount: a reader takes messages in,
+one at a time and in order; a pump pays what is owed in small steps and sends. When the connection ends, the reader has
+read the old socket to its end (Lends and Takens that were on their way count), and only then does the guest claim.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+import trio
+
+from tmem.lending.borrower import TICK, Borrower
+from tmem.lending.handshake import CHUNK, Declined, Registered, Unreachable, register
+from tmem.lending.messages import ToGuest
+from tmem.lending.wire import ProtocolError, encode
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE, MOST_PAUSE = 0.1, 2.0  # seconds between attempts to find tmemd again
+
+
+class Client:
+    """The connection of one guest."""
+
+    def __init__(self, path: str, borrower: Borrower) -> None:
+        self.path = path
+        self.borrower = borrower
+        self.connected = False
+        self._first: Registered | None = None
+        self._wake = trio.Event()
+        self._limiter = trio.CapacityLimiter(1)  # not trio's: threads that hang in a backing must not stand in the way
+        borrower.source.on_want = self._poke
+
+    def _poke(self) -> None:
+        self._wake.set()
+
+    def connect(self) -> None:
+        """Register for the first time; raise Unreachable or Declined."""
+        self._first = self._register()
+        self.borrower.welcome(self._first.welcome)
+        self.connected = True
+
+    def _register(self) -> Registered:
+        return register(self.path, self.borrower.greeting(), self.borrower.source.fd)
+
+    async def run(self) -> None:
+        """Serve the first connection, and find tmemd again whenever it was lost."""
+        registered = self._first
+        while True:
+            if registered is None:
+                registered = await self._find_again()
+                self.borrower.welcome(registered.welcome)
+                self.connected = True
+                log.info("registered again with tmemd at %s", self.path)
+            try:
+                await self._serve(registered)
+            except* (OSError, ProtocolError, trio.ClosedResourceError, trio.BrokenResourceError) as ended:
+                log.warning("the connection to tmemd ended: %s", "; ".join(str(error) for error in ended.exceptions))
+            self.connected = False
+            registered = None
+
+    async def _find_again(self) -> Registered:
+        """Try until tmemd welcomes us."""
+        pause = FIRST_PAUSE
+        told = ""
+        while True:
+            try:
+                # Here, not in the thread: what is held must not change while it is listed.
+                greeting = self.borrower.greeting()
+                return await trio.to_thread.run_sync(
+                    register,
+                    self.path,
+                    greeting,
+                    self.borrower.source.fd,
+                    abandon_on_cancel=True,
+                    limiter=self._limiter,
+                )
+            except (Unreachable, Declined) as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("tmemd at %s: %s; what is held stays in use", self.path, told)
+            await trio.sleep(pause)
+            pause = min(2 * pause, MOST_PAUSE)
+
+    async def _serve(self, registered: Registered) -> None:
+        """Talk until the connection ends, which is an exception."""
+        registered.connection.setblocking(False)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(registered.connection))
+        async with stream, trio.open_nursery() as nursery:
+            self._take_in(registered.messages)
+            nursery.start_soon(self._pump, stream)
+            while data := await stream.receive_some(CHUNK):
+                self._take_in(registered.decoder.feed(data))
+            registered.decoder.end()
+            raise ConnectionResetError(f"tmemd ended it ({os.fspath(self.path)})")
+
+    def _take_in(self, messages: Sequence[ToGuest]) -> None:
+        for message in messages:
+            self.borrower.received(trio.current_time(), message)
+        self._poke()
+
+    async def _pump(self, stream: trio.SocketStream) -> None:
+        """Send what there is to say; a peer that does not read makes nobody else wait."""
+        borrower = self.borrower
+        next_tick = trio.current_time() + TICK
+        while True:
+            if borrower.owes:
+                borrower.pay()
+            if trio.current_time() >= next_tick:
+                borrower.tick()
+                next_tick = trio.current_time() + TICK
+            messages = borrower.outgoing(trio.current_time())
+            if messages:
+                try:
+                    await stream.send_all(b"".join(map(encode, messages)))
+                except trio.BrokenResourceError:
+                    return  # the reader goes on to the end of what was sent to us
+                continue
+            if borrower.owes:
+                await trio.lowlevel.checkpoint()
+                continue
+            with trio.move_on_at(min(next_tick, borrower.deadline() or next_tick)):
+                await self._wake.wait()
+            self._wake = trio.Event()

@@ -1,0 +1,77 @@
+"""A guest's borrowing with its pool, and a lender of few words: it lends what a test says and makes it real."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+from tmem import PAGE_SIZE, SLAB_SIZE, Pool, Tmem
+from tmem.arena import punch
+from tmem.lending.borrowed import Borrowed
+from tmem.lending.borrower import Borrower
+from tmem.lending.messages import FromGuest, Lend, Runs, Taken, Welcome
+
+M = TypeVar("M")
+SLAB_PAGES = SLAB_SIZE // PAGE_SIZE
+
+
+def noise(seed: int) -> bytes:
+    """Make a page that does not compress: sixteen fill a slab."""
+    return random.Random(seed).randbytes(PAGE_SIZE)
+
+
+class Loan:
+    """One guest that was welcomed."""
+
+    def __init__(self, slabs: int = 256, cap: int = 256) -> None:
+        self.source = Borrowed(slabs)
+        self.tmem = Tmem(self.source, clock=lambda: 0.0)
+        self.pool: Pool = self.tmem.new_pool(name="precache")
+        self.kept: Pool = self.tmem.new_pool(persistent=True, name="hswap")
+        self.borrower = Borrower(self.source, self.tmem, "/mnt")
+        self.hello = self.borrower.greeting()[0]
+        self.borrower.welcome(Welcome(1, cap, cap // 2))
+
+    def lend(self, runs: Runs, serial: int = 1, persistent: bool = False) -> None:
+        """Make slabs real and lend them."""
+        for first, count in runs:
+            os.posix_fallocate(self.source.fd, first * SLAB_SIZE, count * SLAB_SIZE)
+        self.borrower.received(0.0, Lend(runs, serial, persistent))
+
+    def take(self, runs: Runs, serial: int = 1) -> None:
+        """Punch slabs behind the guest's back, and say so."""
+        for first, count in runs:
+            for slab in range(first, first + count):
+                punch(self.source.fd, slab)
+        self.borrower.received(0.0, Taken(runs, serial))
+
+    def fill(self, pages: int) -> None:
+        """Put pages that do not compress."""
+        for index in range(pages):
+            self.pool.put(1, index, noise(index))
+
+    def sent(self, kind: type[M], now: float = 0.0) -> list[M]:
+        """Give what the guest sends now, which must be of one kind."""
+        messages = self.borrower.outgoing(now)
+        assert all(isinstance(message, kind) for message in messages), messages
+        return [message for message in messages if isinstance(message, kind)]
+
+    def pay(self) -> list[FromGuest]:
+        """Have everything paid that is owed."""
+        messages = self.borrower.outgoing(0.0)
+        while self.borrower.owes:
+            self.borrower.pay()
+            messages += self.borrower.outgoing(0.0)
+        return messages
+
+    def check(self) -> None:
+        """Check all of it."""
+        self.borrower.check()
+        self.tmem.check()
+
+
+def slabs_in(runs: Sequence[tuple[int, int]]) -> list[int]:
+    """List the slabs of runs."""
+    return [slab for first, count in runs for slab in range(first, first + count)]
