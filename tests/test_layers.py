@@ -25,7 +25,7 @@ LENDING_DECIDES = (
 # What speaks to the kernel; `guest` only names the type of what it hands over.
 SPEAKS_FUSE = {"fs", "session", "kernelcache", "guest", "answer", "directories", "eager", "replies"}
 # What knows the process and the mount; below them nothing may.
-TOP = {"cli", "__main__", "mount", "daemon", "session", "remote", "preflight", "kernelmount", "guest"}
+TOP = {"cli", "top", "__main__", "mount", "daemon", "session", "remote", "preflight", "kernelmount", "guest"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -27,6 +27,7 @@ from tmemfs.config import (
 )
 from tmemfs.kernelmount import resolve_mountpoint
 from tmemfs.remote import RemoteMount
+from tmemfs.top import Watcher, watch
 
 POOL = Text("SIZE|none|unix:PATH", parse_pool)
 BALLOON = Text("min=…,max=…,idle=…", parse_balloon)
@@ -125,6 +126,19 @@ def stats_command(mountpoint: str, as_json: bool, reset: bool, control_name: str
         return 0
     sys.stdout.buffer.write(remote.read("stats.json" if as_json else "stats"))
     sys.stdout.flush()
+    return 0
+
+
+@cli.command("top")
+@click.argument("mountpoints", metavar="[MNT…]", nargs=-1)
+@click.option("--once", is_flag=True, help="Look once, over one interval, and end.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON, for scripts.")
+@click.option("--interval", type=DURATION, default=1.0, help="Time between two looks. [default: 1s]")
+@control_option
+def top_command(mountpoints: tuple[str, ...], once: bool, as_json: bool, interval: float, control_name: str) -> int:
+    """Show the tmemfs mounts of this machine, or some: hits, cache, pool (MiB), and what the backing has to do."""
+    only = {resolve_mountpoint(mountpoint) for mountpoint in mountpoints}
+    watch(Watcher(only, control_name), max(interval, 0.1), once=once, as_json=as_json)
     return 0
 
 
