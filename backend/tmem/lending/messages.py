@@ -18,7 +18,7 @@ MAX_ASK = 1024  # slabs in one Ask
 MAX_ROWS = 24  # rows in one Table
 MAX_TEXT = 512
 TOKEN_BYTES = 16
-MAX_WEIGHT = 1000.0
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -29,7 +29,7 @@ _Some = Annotated[int, Meta(ge=1, le=MAX_SLABS)]
 _Asked = Annotated[int, Meta(ge=1, le=MAX_ASK)]
 _Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 _Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
-_Weight = Annotated[float, Meta(ge=0.001, le=MAX_WEIGHT)]
+_Weight = Annotated[float, Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
 _Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 _Name = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
 _Token = Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]

@@ -12,7 +12,7 @@ import trio
 
 from tmem.lending import processes
 from tmem.lending.actions import Refusal
-from tmem.lending.broker import Broker, flush, hang_up
+from tmem.lending.broker import Broker, flush, hang_up, readable
 from tmem.lending.connection import Connection, CutOff, Ended
 from tmem.lending.messages import Answer, FromGuest, Hello, Refused, Verb
 from tmem.lending.processes import Process
@@ -121,7 +121,7 @@ class Server:
         try:
             self._broker.hear(number, messages)
             while True:
-                await trio.lowlevel.wait_readable(connection)
+                await readable(connection)
                 self._broker.receive(number)
         finally:
             self._broker.disconnected(number, connection)
@@ -145,7 +145,7 @@ async def _receive(connection: Connection, seconds: float) -> list[FromGuest | V
     """Wait for at least one message. Raises CutOff for one that does not come in time."""
     with trio.move_on_after(seconds):
         while True:
-            await trio.lowlevel.wait_readable(connection)
+            await readable(connection)
             messages = connection.receive(time.monotonic())
             if messages:
                 return messages

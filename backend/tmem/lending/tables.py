@@ -47,7 +47,15 @@ def table(rows: Sequence[Row], caption: str | None = None) -> Table:
 
 def summary(counters: dict[str, int | float]) -> str:
     """Say in a line how much is lent."""
-    return str(counters)
+    lent = counters["ephemeral"] + counters["persistent"] + counters["promised"]
+    sizes = [_size(int(slabs)) for slabs in (lent, counters["size"], counters["persistent"], counters["reserved"])]
+    guests = f"{counters['guests']:.0f} guest{'' if counters['guests'] == 1 else 's'}"
+    away = counters["guests"] - counters["connected"]
+    return (
+        f"{sizes[0]} of {sizes[1]} lent to {guests}"
+        + (f", {away:.0f} of them away" if away else "")
+        + f"; {sizes[2]} persistent, {sizes[3]} promised as floors and persistent caps"
+    )
 
 
 def printable(name: str) -> str:

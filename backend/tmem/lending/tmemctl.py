@@ -14,22 +14,54 @@ from rich.console import Console
 from rich.live import Live
 
 from tmem.arena import SLAB_SIZE
-from tmem.commands import DURATION, SIZE, Text, run
+from tmem.commands import DURATION, Text, run
 from tmem.lending.control import Control
-from tmem.lending.messages import Drain, Freeze, Resize, SetLimits, TakeBack, Thaw, Verb
+from tmem.lending.messages import (
+    MAX_SLABS,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
+    Drain,
+    Freeze,
+    Resize,
+    SetLimits,
+    TakeBack,
+    Thaw,
+    Verb,
+)
 from tmem.lending.socketfile import default_path
 from tmem.lending.tables import as_json, summary, table
-from tmem.sizes import ConfigError, parse_size
+from tmem.sizes import ConfigError, format_size, parse_size
 
 _WIDE = 200  # columns where the output is no terminal
 
 
+def parse_slabs(text: str) -> int:
+    """Parse a size into slabs, at least one."""
+    slabs = max(1, parse_size(text) // SLAB_SIZE)
+    if slabs > MAX_SLABS:
+        raise ConfigError(f"size '{text}' is too large: give at most {format_size(MAX_SLABS * SLAB_SIZE)}")
+    return slabs
+
+
 def parse_limit(text: str) -> int:
-    """Parse a size that may be zero."""
-    return 0 if text == "0" else parse_size(text)
+    """Parse a size that may be zero into slabs."""
+    return 0 if text.strip() == "0" else parse_slabs(text)
 
 
+def parse_weight(text: str) -> float:
+    """Parse a guest's weight."""
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise ConfigError(f"weight '{text}' is not understood: write a number, {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")
+    return weight
+
+
+SLABS = Text("SIZE", parse_slabs)
 LIMIT = Text("SIZE", parse_limit)
+WEIGHT = Text("WEIGHT", parse_weight)
 guest_argument = click.argument("guest")
 all_argument = click.argument("guest", default="")
 json_option = click.option("--json", "as_text", is_flag=True, help="Print JSON.")
@@ -64,7 +96,7 @@ def list_command(connect: Connect, as_text: bool) -> int:
 
 @command.command("set")
 @guest_argument
-@click.option("--weight", type=click.FloatRange(0.001, 1000), help="Share when memory is short; 1 to begin with.")
+@click.option("--weight", type=WEIGHT, help="Share when memory is short; 1 to begin with.")
 @click.option("--cap", type=LIMIT, help="Most that it may hold.")
 @click.option("--floor", type=LIMIT, help="Least that it keeps.")
 @click.option("--persistent-cap", type=LIMIT, help="Most that it may hold for its hswap.")
@@ -80,7 +112,7 @@ def set_command(
     """Change the limits of a guest."""
     if weight is cap is floor is persistent_cap is None:
         raise ConfigError("nothing to set: give --weight, --cap, --floor or --persistent-cap")
-    return _do(connect, SetLimits(guest, weight, _slabs(cap), _slabs(floor), _slabs(persistent_cap)))
+    return _do(connect, SetLimits(guest, weight, cap, floor, persistent_cap))
 
 
 @command.command("freeze")
@@ -101,12 +133,12 @@ def thaw_command(connect: Connect, guest: str) -> int:
 
 @command.command("revoke")
 @guest_argument
-@click.argument("size", type=SIZE)
+@click.argument("slabs", metavar="SIZE", type=SLABS)
 @click.option("--persistent", is_flag=True, help="Ask for memory of its hswap, which is never taken.")
 @click.pass_obj
-def revoke_command(connect: Connect, guest: str, size: int, persistent: bool) -> int:
+def revoke_command(connect: Connect, guest: str, slabs: int, persistent: bool) -> int:
     """Take SIZE back from a guest."""
-    return _do(connect, TakeBack(guest, max(1, size // SLAB_SIZE), persistent))
+    return _do(connect, TakeBack(guest, slabs, persistent))
 
 
 @command.command("drain")
@@ -118,11 +150,11 @@ def drain_command(connect: Connect, guest: str) -> int:
 
 
 @command.command("resize")
-@click.argument("size", type=SIZE)
+@click.argument("slabs", metavar="SIZE", type=SLABS)
 @click.pass_obj
-def resize_command(connect: Connect, size: int) -> int:
+def resize_command(connect: Connect, slabs: int) -> int:
     """Change how much memory tmemd lends."""
-    return _do(connect, Resize(max(1, size // SLAB_SIZE)))
+    return _do(connect, Resize(slabs))
 
 
 @command.command("stats")
@@ -162,10 +194,6 @@ def _do(connect: Connect, verb: Verb) -> int:
     if said:
         print(said)
     return 0
-
-
-def _slabs(size: int | None) -> int | None:
-    return None if size is None else size // SLAB_SIZE
 
 
 def _console() -> Console:

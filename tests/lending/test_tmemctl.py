@@ -1,0 +1,287 @@
+"""tmemctl and tmemd's command line as a person meets them: tables, verbs, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run, wait_until
+from tests.lending.conftest import MakeGuest
+from tests.lending.daemon import CHECKED, Tmemd
+from tests.lending.fakeguest import Denied
+
+OTHER_UID = 12_001
+
+
+def fine(done: subprocess.CompletedProcess[str]) -> str:
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """See that a command failed with one line, and give it."""
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(("tmemctl: ", "tmemd: "))
+    return line
+
+
+def as_other(call: Callable[[], None]) -> None:
+    """Run something in a child that is another user."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(OTHER_UID)
+            os.setuid(OTHER_UID)
+            call()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_list_shows_each_guest_and_the_sum(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    guest(name="/mnt/photos").join().ask_until(32)
+    guest(name="/mnt/mail", persistent=16).join().ask_until(16, persistent=True)
+    text = fine(tmemd.ctl("list"))
+    photos, mail = (next(line for line in text.splitlines() if name in line) for name in ("/mnt/photos", "/mnt/mail"))
+    assert re.search(r"connected\s+2M\s+0\s", photos)
+    assert re.search(r"connected\s+1M\s+1M\s", mail)
+    assert text.index("/mnt/photos") < text.index("/mnt/mail"), "who holds most is first"
+    assert "3M of 16M" in text
+    rows = {row["name"]: row for row in json.loads(fine(tmemd.ctl("list", "--json")))}
+    assert rows["/mnt/photos"]["ephemeral_bytes"] == 32 << 16
+    assert rows["/mnt/mail"]["pid"] == os.getpid()
+
+
+def test_list_is_a_table_also_without_guests(tmemd: Tmemd) -> None:
+    tmemd.start("16M")
+    assert "0 of 16M" in fine(tmemd.ctl("list"))
+    assert json.loads(fine(tmemd.ctl("list", "--json"))) == []
+
+
+def test_a_name_cannot_move_the_cursor_or_style_the_table(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    guest(name="/mnt/\x1b[2J[red]x[/red]\n\rend").join()
+    text = fine(tmemd.ctl("list"))
+    assert "\x1b" not in text
+    assert "[red]x[/red]" in text
+    assert len([line for line in text.splitlines() if "/mnt/" in line]) == 1
+
+
+def test_limits_are_set_and_told(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    one = guest(name="/mnt/a", persistent=32).join()
+    one.ask_until(100)
+    words = ("--weight", "2.5", "--cap", "4M", "--floor", "1M", "--persistent-cap", "512K")
+    fine(tmemd.ctl("set", "/mnt/a", *words))
+    (row,) = tmemd.rows()
+    assert (row["weight"], row["cap_bytes"], row["floor_bytes"]) == (2.5, 4 << 20, 1 << 20)
+    assert row["persistent_cap_bytes"] == 512 << 10
+    wait_until(lambda: tmemd.rows()[0]["ephemeral_bytes"] <= 4 << 20, "what exceeds the cap is taken back")
+    wait_until(lambda: one.real_slabs() <= 64, "and is punched")
+    one.settle()
+    assert one.limits is not None
+    assert (one.limits.cap, one.limits.persistent_cap) == (64, 8)
+    fine(tmemd.ctl("set", str(one.number), "--floor", "0"))
+    assert tmemd.rows()[0]["floor_bytes"] == 0
+
+
+def test_freeze_stops_lending_and_thaw_resumes_it(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    one, two = guest(name="/mnt/a").join(), guest(name="/mnt/b").join()
+    fine(tmemd.ctl("freeze", "/mnt/a"))
+    with pytest.raises(Denied, match="frozen"):
+        one.ask(1)
+    assert one.limits is not None
+    assert one.limits.frozen
+    assert two.ask(1)
+    fine(tmemd.ctl("freeze"))
+    with pytest.raises(Denied, match="frozen"):
+        two.ask(1)
+    fine(tmemd.ctl("thaw"))
+    assert one.ask(1)
+    assert two.ask(1)
+
+
+def test_revoke_and_drain_take_back(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    one = guest(name="/mnt/a").join()
+    one.ask_until(100)
+    fine(tmemd.ctl("revoke", "/mnt/a", "1M"))
+    wait_until(lambda: one.real_slabs() == 84, "1 MiB is taken back")
+    fine(tmemd.ctl("drain", "/mnt/a"))
+    wait_until(lambda: one.real_slabs() == 0, "all is taken back")
+    with pytest.raises(Denied, match="drained"):
+        one.ask(1)
+    fine(tmemd.ctl("thaw", "/mnt/a"))
+    assert one.ask(1)
+
+
+def test_a_persistent_slab_is_asked_for_and_not_taken(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    one = guest(name="/mnt/a", persistent=32).join()
+    one.ask_until(20, persistent=True)
+    fine(tmemd.ctl("revoke", "/mnt/a", "512K", "--persistent"))
+    fine(tmemd.ctl("drain", "/mnt/a"))
+    assert one.real_slabs() == 20
+    assert one.answer_revoke() == 8
+    wait_until(lambda: one.real_slabs() == 12, "what it gave is punched")
+
+
+def test_resize_goes_both_ways(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    one = guest().join()
+    one.ask_until(256)
+    assert "4 MiB" in fine(tmemd.ctl("resize", "4M"))
+    wait_until(lambda: one.real_slabs() <= 64, "the guest fits again")
+    two = guest().join()
+    fine(tmemd.ctl("resize", "32M"))
+    two.ask_until(256)
+    assert tmemd.totals()["size"] == 512
+
+
+def test_stats_are_names_and_numbers(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    guest().join().ask_until(10)
+    counters = json.loads(fine(tmemd.ctl("stats", "--json")))
+    assert counters["ephemeral"] == 10
+    assert counters["slabs_made"] == 10
+    assert counters["cut_off_malformed"] == 0
+    lines = dict(line.split() for line in fine(tmemd.ctl("stats")).splitlines())
+    assert lines.keys() == counters.keys()
+    assert lines["ephemeral"] == "10"
+
+
+def test_watch_looks_again(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    guest(name="/mnt/a").join()
+    assert "/mnt/a" in fine(tmemd.ctl("watch", "--interval", "100ms", "--count", "3"))
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_tmemd_the_socket_is_named_and_how_to_start_one(tmemd: Tmemd) -> None:
+    for word in ("list", "stats", "watch"):
+        line = one_line(tmemd.ctl(word))
+        assert f"'{tmemd.socket}'" in line
+        assert "tmemd --size" in line
+
+
+BAD_INPUT = (
+    (("set", "/mnt/none", "--weight", "2"), 1, "/mnt/none"),
+    (("set", "99", "--weight", "2"), 1, "99"),
+    (("drain", "/mnt/none"), 1, "tmemctl list"),
+    (("set", "/mnt/a"), 2, "--weight"),
+    (("set", "/mnt/a", "--weight", "0"), 2, "weight"),
+    (("set", "/mnt/a", "--weight", "nan"), 2, "weight"),
+    (("set", "/mnt/a", "--weight", "lots"), 2, "weight"),
+    (("set", "/mnt/a", "--cap", "12Q"), 2, "--cap"),
+    (("set", "/mnt/a", "--floor", "2M", "--cap", "1M"), 1, "floor"),
+    (("set", "/mnt/a", "--floor", "64M"), 1, "floor"),
+    (("revoke", "/mnt/a", "nothing"), 2, "nothing"),
+    (("revoke", "/mnt/a"), 2, "SIZE"),
+    (("resize", "0"), 2, "zero"),
+    (("resize", "1000T"), 2, "1000T"),
+    (("explode",), 2, "explode"),
+)
+
+
+def test_bad_input_is_one_line(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    guest(name="/mnt/a").join()
+    for words, code, hint in BAD_INPUT:
+        assert hint in one_line(tmemd.ctl(*words), code)
+
+
+@pytest.mark.root
+def test_guests_of_others_are_invisible_and_untouchable(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M", "--mode", "0666")
+    guest(name="/mnt/roots").join().ask_until(4)
+
+    def other() -> None:
+        assert tmemd.rows() == []
+        mine = guest(name="/mnt/mine").join()
+        mine.ask_until(2)
+        assert [row["name"] for row in tmemd.rows()] == ["/mnt/mine"]
+        for words in (
+            ("set", "/mnt/roots", "--weight", "2"),
+            ("set", "/mnt/mine", "--weight", "2"),
+            ("freeze",),
+            ("thaw",),
+            ("drain", "/mnt/roots"),
+            ("revoke", "/mnt/roots", "64K"),
+            ("resize", "1M"),
+        ):
+            assert "root" in one_line(tmemd.ctl(*words), 1)
+
+    as_other(other)
+    assert tmemd.rows()[0]["ephemeral_bytes"] == 4 << 16
+
+
+@pytest.mark.root
+def test_the_mode_of_the_socket_decides_who_may_connect(tmemd: Tmemd) -> None:
+    tmemd.start("16M", "--mode", "0600")
+    as_other(lambda: print(one_line(tmemd.ctl("list"))))
+    tmemd.stop()
+    tmemd.start("16M", "--mode", "0660", "--group", str(OTHER_UID))
+    as_other(lambda: print(fine(tmemd.ctl("list"))))
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ((), "--size"),
+        (("--size", "none"), "--size"),
+        (("--size", "1K"), "64K"),
+        (("--size", "101%"), "101%"),
+        (("--size", "1000T"), "RAM"),
+        (("--size", "1M", "--mode", "rw"), "mode"),
+        (("--size", "1M", "--group", "no-such-group"), "no-such-group"),
+        (("--size", "1M", "--policy", "best"), "best"),
+        (("--size", "1M", "--socket", "/nonexistent/dir/t.sock"), "/nonexistent/dir/t.sock"),
+        (("--size", "1M", "--uid-cap", "much"), "--uid-cap"),
+        (("--size", "1M", "surplus"), "surplus"),
+    ],
+)
+def test_tmemd_refuses_bad_input_with_one_line(tmp_path: Path, words: tuple[str, ...], hint: str) -> None:
+    socket = () if "--socket" in words else ("--socket", os.fspath(tmp_path / "t.sock"))
+    assert hint in one_line(run(*CHECKED, *words, *socket))
+    assert not (tmp_path / "t.sock").exists()
+
+
+def test_a_second_tmemd_on_the_same_socket_refuses(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    one = guest().join()
+    line = one_line(run(*CHECKED, "--size", "1M", "--socket", tmemd.socket))
+    assert "another tmemd" in line
+    assert one.ask(1), "the first goes on"
+
+
+def test_the_commands_are_installed_and_show_help() -> None:
+    for name in ("tmemd", "tmemctl"):
+        program = Path(sys.executable).with_name(name)
+        if not program.exists():
+            pytest.skip(f"{name} is not installed beside this Python: run make setup")
+        assert "Usage: " + name in fine(run(program, "--help"))
+
+
+def test_help_names_every_verb(tmemd: Tmemd) -> None:
+    text = fine(tmemd.ctl("--help"))
+    for verb in ("list", "set", "freeze", "thaw", "revoke", "drain", "resize", "stats", "watch"):
+        assert f"\n  {verb} " in text
