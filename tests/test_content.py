@@ -15,7 +15,7 @@ __all__ = ["make_parts"]
 
 
 def in_flight(file: OpenFile, first: int, last: int) -> Fill:
-    fill = Fill(first, last)
+    fill = Fill(first, last, ahead=False)
     for index in range(first, last + 1):
         file.inode.fills[index] = fill
     return fill

@@ -191,6 +191,17 @@ def test_the_pool_bit_stays_with_its_page_and_goes_with_it(cache: PageCache) -> 
     assert not any(cache.pool_bit[frame] for frame in owner.pages.values())
 
 
+def test_a_passing_page_is_evicted_and_counted_without_waiting_for_the_pool(cache: PageCache) -> None:
+    owner = Owner()
+    for index in range(4):
+        cache.insert(owner, index, page_of(index), passing=index % 2 == 0)
+    assert cache.queue_victims(4) == 4
+    assert sorted(owner.pages) == [1, 3], "the others wait in their frames"
+    assert (cache.passed, cache.dropped, cache.evictions, len(cache.victims)) == (2, 0, 2, 2)
+    cache.insert(owner, 4, page_of(4))
+    assert not cache.passing[owner.pages[4]], "the mark goes with its page"
+
+
 # -- resize ----------------------------------------------------------------------------------------------------------
 
 

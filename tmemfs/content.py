@@ -27,11 +27,12 @@ def next_object_number() -> int:
 class Fill:
     """A backing read in flight for the pages first..last."""
 
-    __slots__ = ("data", "done", "error", "first", "hollow", "last", "poisoned")
+    __slots__ = ("ahead", "data", "done", "error", "first", "hollow", "last", "poisoned")
 
-    def __init__(self, first: int, last: int) -> None:
+    def __init__(self, first: int, last: int, *, ahead: bool) -> None:
         self.first = first
         self.last = last
+        self.ahead = ahead  # of a stream: some of it was not asked for yet
         self.done = trio.Event()
         self.poisoned = False
         self.hollow = False  # begun while pages behind it were dirty: what the backing lacks reads as zeros

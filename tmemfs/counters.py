@@ -92,6 +92,7 @@ def _register_pool(stats: Stats, guest: Guest) -> None:
             "failed_gets": now.failed_gets,
             "flushes": now.flushes,
             "dropped": cache.dropped,  # evicted while the victim queue was full
+            "passed": cache.passed,  # evicted pages of streams that were not worth a put (tmemfs/admission.py)
         }
 
     stats.counters("precache_", verbs)

@@ -39,7 +39,6 @@ MAX_RESERVE = 512
 MAX_AHEAD = 4096
 EXTRA = 32  # pages queued at once beyond what is missing: one wake-up of the drain for many, not one a page
 
-
 Buffer = bytes | bytearray | memoryview
 
 
@@ -61,6 +60,7 @@ class PageCache:
         self.view = memoryview(self._map)[SKEW : SKEW + (self._limit << PAGE_SHIFT)]
         self.ref = bytearray([FREE]) * self.frames
         self.pool_bit = bytearray(self.frames)
+        self.passing = bytearray(self.frames)  # set by the admission: evicted without being queued for the pool
         self.dirty = bytearray(self.frames)
         self._owner: list[PageOwner | None] = [None] * self.frames
         self._index = array("Q", bytes(8 * self.frames))
@@ -74,6 +74,7 @@ class PageCache:
         self.dirty_pages = 0
         self.evictions = 0
         self.dropped = 0  # evicted without having been offered to the pool
+        self.passed = 0  # the same, because they were passing
         self._set_bounds()
 
     def _set_bounds(self) -> None:
@@ -98,22 +99,21 @@ class PageCache:
 
     # -- filling -------------------------------------------------------------------------------------------------
 
-    def insert(self, owner: PageOwner, first: int, data: Buffer, *, pool_bit: bool = False) -> int:
+    def insert(self, owner: PageOwner, first: int, data: Buffer, pool_bit: bool = False, passing: bool = False) -> int:
         """Copy consecutive pages of `owner` from page `first` on; the last may be short and is filled with zeros.
 
         Return how many pages were stored: fewer than given when every frame is dirty. A page that is resident
         already keeps its frame and content (the copy in the cache is never older than one from below).
         """
-        source = memoryview(data)
-        pages, size, stored = owner.pages, len(source), 0
-        for index in range(first, first + ((size + PAGE_SIZE - 1) >> PAGE_SHIFT)):
-            start = (index - first) << PAGE_SHIFT
-            if index not in pages and not self.insert_page(owner, index, source[start : start + PAGE_SIZE], pool_bit):
+        source, pages, stored = memoryview(data), owner.pages, 0
+        for start in range(0, len(source), PAGE_SIZE):
+            index, piece = first + (start >> PAGE_SHIFT), source[start : start + PAGE_SIZE]
+            if index not in pages and not self.insert_page(owner, index, piece, pool_bit, passing):
                 break
             stored += 1
         return stored
 
-    def insert_page(self, owner: PageOwner, index: int, data: Buffer, pool_bit: bool) -> bool:
+    def insert_page(self, owner: PageOwner, index: int, data: Buffer, pool_bit: bool, passing: bool = False) -> bool:
         """Copy one page that is not resident into a frame; False when every frame is dirty."""
         frame = self._free.popleft() if self._free else self._take_frame()
         if frame < 0:
@@ -124,6 +124,7 @@ class PageCache:
             self.view[base + length : base + PAGE_SIZE] = bytes(PAGE_SIZE - length)
         self.ref[frame] = IDLE
         self.pool_bit[frame] = pool_bit
+        self.passing[frame] = passing
         self._owner[frame] = owner
         self._index[frame] = index
         owner.pages[index] = frame
@@ -134,13 +135,11 @@ class PageCache:
 
     def _take_frame(self) -> int:
         """Free a frame by dropping a page, and return it; -1 when every page is dirty."""
-        while self.victims:
-            frame = self.victims.popleft()
-            if self.ref[frame] == QUEUED:
-                self.dropped += 1
-                self.evict(frame)
-                if self._free:  # not so for a frame that a resize is taking away
-                    return self._free.popleft()
+        while (frame := self.next_victim()) >= 0:
+            self.dropped += 1
+            self.evict(frame)
+            if self._free:  # not so for a frame that a resize is taking away
+                return self._free.popleft()
         while (frame := self._find_victim()) >= 0:
             self.dropped += self._queueing
             self.evict(frame)
@@ -171,10 +170,11 @@ class PageCache:
             frame = self._find_victim()
             if frame < 0:
                 return done
-            if self._queueing:
+            if self._queueing and not self.passing[frame]:
                 self.ref[frame] = QUEUED
                 self.victims.append(frame)
             else:
+                self.passed += self.passing[frame]
                 self.evict(frame)
         self.on_victims()
         return count
@@ -264,8 +264,8 @@ class PageCache:
         if frames > known:
             grown = frames - known
             self.ref.extend(bytes([FREE]) * grown)
-            self.pool_bit.extend(bytes(grown))
-            self.dirty.extend(bytes(grown))
+            for marks in (self.pool_bit, self.passing, self.dirty):
+                marks.extend(bytes(grown))
             self._owner.extend([None] * grown)
             self._index.extend([0] * grown)
         self.frames = frames
@@ -294,7 +294,7 @@ class PageCache:
             return  # dirty pages fill the cache: the next call settles
         start = (self.frames + 1) << PAGE_SHIFT  # the page before is shared with the last frame, because of SKEW
         memory.give_back(self._map, start, (known - self.frames) << PAGE_SHIFT)
-        for table in (self.ref, self.pool_bit, self.dirty, self._owner, self._index):
+        for table in (self.ref, self.pool_bit, self.passing, self.dirty, self._owner, self._index):
             del table[self.frames :]
         self.victims = deque(frame for frame in self.victims if frame < self.frames)
         self._hand = 0
@@ -309,7 +309,7 @@ class PageCache:
             return
         owner, index = self.describe(frame)
         self.page(target)[:] = self.page(frame)
-        for table in (self.ref, self.pool_bit, self.dirty):
+        for table in (self.ref, self.pool_bit, self.passing, self.dirty):
             table[target] = table[frame]
         if self.ref[target] == QUEUED:
             self.victims.append(target)

@@ -7,11 +7,13 @@ the cache or in the pool, never in both and never, without being counted as drop
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 import trio
 
 from tmem import Pool
+from tmemfs.admission import Admission
 from tmemfs.pagecache import PAGE_SHIFT, PageCache, PageOwner
 
 MANY = 4096  # pages; a failed truncate to 2**62 bytes must not be a loop over 2**50 of them
@@ -31,6 +33,7 @@ class Precache:
     def __init__(self, cache: PageCache, pool: Pool | None) -> None:
         self._cache = cache
         self.pool = pool
+        self.admission = Admission()
         self._wake = trio.Event()
         cache.on_victims = self._wake_up
 
@@ -58,6 +61,14 @@ class Precache:
     def holds(self, owner: PooledOwner, index: int) -> bool:
         """Tell whether a get would be likely to hit, without counting."""
         return self.pool is not None and self.pool.holds(owner.oid, index)
+
+    def passes(self, owner: PooledOwner, first: int, last: int, started: float) -> bool:
+        """Tell whether pages whose reading ahead began at `started` are not worth a put when they are evicted."""
+        if self.pool is None:
+            return False
+        reach, now = self._cache.frames + self.pool.reach, trio.current_time()
+        busy = time.thread_time()
+        return self.admission.passes(owner.oid, first, last, reach=reach, now=now, busy=busy, took=now - started)
 
     def flush(self, owner: PooledOwner, first: int, last: int) -> None:
         """Make sure that the pool has none of the owner's pages first..last (where they are many: none at all)."""
@@ -103,6 +114,7 @@ class Precache:
         as fast as pages leave cannot hold that up for ever.
         """
         cache = self._cache
+        cache.passing[:] = bytes(len(cache.passing))  # nobody waits for these puts but who asked for the size
         surplus = cache.resident - (capacity >> PAGE_SHIFT)
         for _ in range(2 * surplus // STEP + 1):
             if not await self._shed(cache.resident - (capacity >> PAGE_SHIFT)):

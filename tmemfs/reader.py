@@ -36,6 +36,7 @@ class Reader:
         self._backing = backing
         self._inodes = inodes
         self._ref = content.cache.ref
+        self._passing = content.cache.passing
         self._view = content.cache.view
         # One request's pages: a fresh buffer of 1 MiB for each would cost more in page faults than the copy does.
         self._scratch = memoryview(bytearray(_SCRATCH_PAGES << PAGE_SHIFT))
@@ -62,6 +63,8 @@ class Reader:
             if frame is None:
                 return self._exchange(file, first, offset & _OFFSET, size)
             self._ref[frame] = USED
+            if not stream.continues(first):
+                self._passing[frame] = 0  # used apart from the stream that brought it
             self.hits += 1
             start = (frame << PAGE_SHIFT) + (offset & _OFFSET)
             data = self._view[start : start + size]
@@ -238,7 +241,7 @@ class Reader:
             last += 1
         self._backing.pages += last - run[0] + 1
         self._backing.readahead_pages += last - run[1]
-        fill = Fill(run[0], last)
+        fill = Fill(run[0], last, ahead=last > run[1])
         await self._run_fill(file, fill)
         if fill.error is not None:
             raise fill.error
@@ -260,11 +263,13 @@ class Reader:
         size = max(1, min(size, inode.size - start))
         pages = fill.last - fill.first + 1
         self._cache.announce(pages)
+        started = trio.current_time()
         try:
             with file.borrowed() as fd:
                 fill.data = await self._backing.read(inode, fd, start, size)
             if fill.data and not fill.poisoned:
-                self._cache.insert(inode, fill.first, fill.data)
+                passing = fill.ahead and self._precache.passes(inode, fill.first, fill.last, started)
+                self._cache.insert(inode, fill.first, fill.data, passing=passing)
         except OSError as error:
             fill.error = error
         finally:
@@ -290,7 +295,7 @@ class Reader:
                 stop += 1
             self._backing.pages += stop - index
             self._backing.readahead_pages += stop - index
-            fill = Fill(index, stop - 1)
+            fill = Fill(index, stop - 1, ahead=True)
             for page in range(index, stop):  # before the task runs: a reader in between must join, not read again
                 file.inode.fills[page] = fill
             file.acquire()  # before the task runs, too: the file may be closed before it does

@@ -106,14 +106,15 @@ class RemoteMount:
     def warm(self, paths: list[Path], advance: Callable[[int], None]) -> int:
         """Read files and directories through the mount; return how many files were read.
 
-        `advance` is told the bytes as they come.
+        `advance` is told the bytes as they come. A file is read from its end: read from its start it would be a stream
+        that is seen for the first time, and the pages of such a one need not be put into the pool.
         """
         count = 0
         buffer = bytearray(_CHUNK_BYTES)
         for path in self.files(paths):
             with open(path, "rb", buffering=0) as file:
-                while read := file.readinto(buffer):
-                    advance(read)
+                for start in reversed(range(0, path.stat().st_size, _CHUNK_BYTES)):
+                    advance(os.preadv(file.fileno(), [buffer], start))
             count += 1
         return count
 

@@ -170,6 +170,13 @@ class Pool:
         self.frozen = self._destroyed = True
 
     @property
+    def reach(self) -> int:
+        """About how many pages the slabs can hold, at the compression of those that they hold."""
+        store = self._store
+        most = store.source.capacity // PAGE_SIZE
+        return most * PAGE_SIZE * store.pages // store.used_bytes if store.used_bytes else most
+
+    @property
     def objects(self) -> int:
         """Objects that have a page."""
         return len(self._objects)
