@@ -87,7 +87,8 @@ class Guest:
                 lent = slabs_of(runs)
                 assert self.asks[serial].persistent == persistent
                 assert not lent & (self.ephemeral | self.persistent), "lent what the guest holds"
-                assert lent <= self.real, "lent what is not real"
+                taken = (slabs_of(later.runs) for later in self.inbox if isinstance(later, m.Taken))
+                assert lent <= self.real.union(*taken), "lent what is not real"
                 (self.persistent if persistent else self.ephemeral).update(lent)
                 if done:
                     del self.asks[serial]
@@ -117,7 +118,7 @@ class World:
         self.gone: list[Guest] = []
         self.queue: deque[Action] = deque()
         self.short: int | None = None
-        self.made = 0
+        self.booked = 0  # slabs at the last check
 
     def perform(self, actions: Iterable[Action]) -> None:
         """Deliver messages and queue the rest; what reads a socket dry happens at once."""
@@ -150,7 +151,6 @@ class World:
                 if self.short is not None:
                     self.short -= len(real)
                 guest.real.update(real)
-                self.made += len(real)
                 self.perform(self.lender.made(self.now, number, batch, runs_of(real)))
             case Punch(_, runs):
                 ends = sorted(runs)
@@ -225,6 +225,10 @@ class World:
     def check(self) -> None:
         """Hold the ledger against the world."""
         self.lender.check()
+        stats = self.lender.stats()
+        total = stats.ephemeral + stats.persistent + stats.promised
+        assert total <= max(stats.size, self.booked), "lent beyond the size"
+        self.booked = total
         if self.queue:
             return
         for number, guest in self.guests.items():

@@ -95,7 +95,7 @@ class Asking:
             elif ask.persistent and account.persistent_cap - account.persistent <= room:
                 ask.denial = Denial.PERSISTENT_CAP
         if not ask.persistent:
-            standings = [other.standing for other in ledger.accounts.values()]
+            standings = (other.standing for other in ledger.accounts.values())
             bound = self.division.bound(account.standing, standings, ledger.size)
             if bound is not None and max(bound, account.floor) - account.ephemeral < min(room, ask.missing):
                 ask.denial = Denial.SHARE

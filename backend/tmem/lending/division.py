@@ -8,7 +8,7 @@ floors are the ledger's; times are handed in.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
@@ -55,7 +55,7 @@ class Division:
         standing.report = report
         standing.tell(now, report.age)
 
-    def bound(self, standing: Standing, standings: Sequence[Standing], size: int) -> int | None:
+    def bound(self, standing: Standing, standings: Iterable[Standing], size: int) -> int | None:
         """Give the most ephemeral slabs that the guest may hold by the policy; None for no such bound."""
         return None
 
@@ -83,7 +83,7 @@ class Static(Division):
 
     name = "static"
 
-    def bound(self, standing: Standing, standings: Sequence[Standing], size: int) -> int | None:
+    def bound(self, standing: Standing, standings: Iterable[Standing], size: int) -> int | None:
         """Give the share."""
         return int(size * standing.weight / sum(other.weight for other in standings))
 

@@ -14,6 +14,7 @@ Its rules, in slabs:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from tmem.arena import SLAB_SIZE
@@ -50,6 +51,7 @@ class Ledger:
         self.uid_cap = uid_cap
         self.accounts: dict[int, Account] = {}
         self.totals = [0] * len(State)  # slabs of all guests by state
+        self.held_by: Counter[int] = Counter()  # slabs held or promised by uid
         self._numbers = 0
 
     # Sums.
@@ -71,8 +73,9 @@ class Ledger:
 
     def move(self, account: Account, runs: Sequence[tuple[int, int]], state: State) -> None:
         """Put slabs of a guest into a state."""
-        before = account.map.counts.copy()
+        before, held = account.map.counts.copy(), account.held
         account.map.set(runs, state)
+        self.held_by[account.uid] += account.held - held
         for each in State:
             self.totals[each] += account.map.counts[each] - before[each]
         account.standing.slabs = account.ephemeral
@@ -83,7 +86,7 @@ class Ledger:
         if persistent:
             room = min(room, account.persistent_cap - account.persistent)
         if self.uid_cap is not None and account.uid != 0:
-            room = min(room, self.uid_cap - sum(other.held for other in self._of(account.uid)))
+            room = min(room, self.uid_cap - self.held_by[account.uid])
         return max(0, room)
 
     def _of(self, uid: int) -> list[Account]:
@@ -160,6 +163,7 @@ class Ledger:
         """Forget a guest; what it held is free."""
         for state in State:
             self.totals[state] -= account.map.counts[state]
+        self.held_by[account.uid] -= account.held
         del self.accounts[account.number]
 
     # Promises.
@@ -234,6 +238,6 @@ class Ledger:
         for state in State:
             total = sum(account.map.counts[state] for account in self.accounts.values())
             assert self.totals[state] == total, f"sum of {state.name}"
+        for uid, held in self.held_by.items():
+            assert held == sum(account.held for account in self._of(uid)), f"sum of uid {uid}"
         assert self.reserved <= self.size, "more is promised than there is"
-        for account in self.accounts.values():
-            assert account.persistent <= max(account.persistent_cap, account.map.counts[State.PERSISTENT])

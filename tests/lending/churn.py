@@ -1,0 +1,127 @@
+"""Guests that come, go, ask, return, report and fall silent at random, in a simulated world."""
+
+from __future__ import annotations
+
+import random
+
+from tests.lending.world import Guest, World
+from tmem.lending import messages as m
+from tmem.lending.actions import Refusal
+from tmem.lending.lender import Lender
+
+
+class Churn:
+    """One seeded history: `step` does one random thing."""
+
+    def __init__(self, seed: int, guests: int, size: int, division: str) -> None:
+        self.chance = random.Random(seed)
+        self.world = World(Lender(size, division=division, uid_cap=size // 2))
+        self.most = guests
+        self.size = size
+        self.everybody: list[Guest] = []
+
+    def run(self, steps: int, check_every: int) -> World:
+        """Do so many things, then let all processes run on and the world come to rest."""
+        for step in range(steps):
+            self.step()
+            if step % check_every == 0:
+                self.world.check()
+        for guest in self.everybody:
+            guest.stopped = guest.refuses = False
+        self.world.short = None
+        for guest in self.everybody:
+            if not guest.connected and guest.number in self.world.guests:
+                self.world.join(guest, again=True)
+        self.world.settle()
+        return self.world
+
+    def step(self) -> None:
+        """Do one thing."""
+        world, chance = self.world, self.chance
+        world.pass_time(chance.choice((0.0, 0.001, 0.01)))
+        world.work(chance.choice((0, 1, 5, 100)))
+        if len(self.everybody) < self.most and chance.random() < 0.5:
+            self.come()
+        if not self.everybody:
+            return
+        guest = chance.choice(self.everybody)
+        guest.read(chance.choice((1, 3, 100)))
+        if guest.connected:
+            world.hear(guest)
+            deeds = (self.ask, self.ask, self.ask, self.give, self.report, self.report, self.trouble, self.verb)
+            chance.choice(deeds)(guest)
+            if chance.random() < 0.5:
+                world.hear(guest)
+        elif chance.random() < 0.5:
+            world.join(guest, again=True)
+
+    def come(self) -> None:
+        """Let a guest join."""
+        guest = Guest(self.chance.randbytes(16), self.chance.choice((8, 64, 500)), self.chance.choice((0, 1, 2, 3)))
+        try:
+            self.world.join(guest, self.chance.choice((0, 0, 4, 40, None)))
+        except Refusal:
+            return
+        self.everybody.append(guest)
+
+    def ask(self, guest: Guest) -> None:
+        """Let a guest ask for memory."""
+        age = self.chance.choice((None, self.chance.expovariate(0.1)))
+        guest.ask(self.chance.choice((1, 5, 16, 64, 150)), self.chance.random() < 0.2, age)
+
+    def give(self, guest: Guest) -> None:
+        """Let a guest return memory."""
+        guest.give(self.chance.randint(1, 20), self.chance.random() < 0.3)
+
+    def report(self, guest: Guest) -> None:
+        """Let a guest report."""
+        age = self.chance.choice((None, self.chance.expovariate(0.1))) if not guest.ephemeral else 1.0
+        counts = [self.chance.randrange(1000) for _ in range(6)]
+        guest.say(m.Report(age, *counts))
+
+    def trouble(self, guest: Guest) -> None:
+        """Stop a guest, let it go on, cut its connection, kill it, or make memory short."""
+        what = self.chance.randrange(8)
+        if what < 2:
+            guest.stopped = True
+        elif what < 4:
+            guest.stopped = guest.refuses = False
+        elif what == 4:
+            guest.refuses = True
+        elif what == 5:
+            self.world.hang_up(guest)
+        elif what == 6:
+            self.everybody.remove(guest)
+            self.world.kill(guest)
+        else:
+            self.world.short = self.chance.choice((None, None, 0, 10))
+
+    def verb(self, guest: Guest) -> None:
+        """Use one of tmemctl's verbs."""
+        lender, now, chance = self.world.lender, self.world.now, self.chance
+        try:
+            match chance.randrange(12):
+                case 0:
+                    actions = lender.freeze(now, guest.number)
+                case 1:
+                    actions = lender.drain(now, guest.number)
+                case 2:
+                    actions = lender.revoke(now, guest.number, chance.randint(1, 30), chance.random() < 0.3)
+                case 3:
+                    self.world.check()  # as long as the size is not smaller than what is booked
+                    _, actions = lender.resize(now, chance.randint(self.size // 2, self.size * 2))
+                case 4 | 5:
+                    actions = lender.set_limits(
+                        *(now, guest.number),
+                        weight=chance.choice((None, 0.5, 3.0)),
+                        cap=chance.choice((None, chance.randint(0, guest.slabs))),
+                        floor=chance.choice((None, 0, chance.randint(0, 10))),
+                        persistent_cap=chance.choice((None, chance.randint(0, 20))),
+                    )
+                case 6:
+                    actions = lender.audited(now, guest.number, len(guest.real) * 65536)
+                case _:
+                    actions = lender.thaw(now, None)
+        except Refusal:
+            return
+        self.world.perform(actions)

@@ -1,0 +1,22 @@
+"""Whatever guests do in whatever order, the ledger is right and nobody loses a persistent slab."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lending.churn import Churn
+from tmem.lending.division import DIVISIONS
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_few_guests_that_do_anything_leave_a_ledger_that_holds(division: str, seed: int) -> None:
+    churn = Churn(seed, guests=5, size=120, division=division)
+    world = churn.run(1500, check_every=1)
+    assert world.lender.stats().counters["lent_slabs"] > 0
+
+
+def test_a_thousand_guests_leave_a_ledger_that_holds() -> None:
+    churn = Churn(1, guests=1000, size=20_000, division="age")
+    world = churn.run(8000, check_every=500)
+    assert len(world.guests) > 500
