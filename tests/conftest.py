@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tmemfs.kernelmount import abort, top_mount, unmount
 
@@ -23,6 +24,10 @@ REPOSITORY = Path(__file__).parents[1]
 TINY = (sys.executable, os.fspath(REPOSITORY / "tests" / "tinyguest.py"))
 REAL = (sys.executable, "-m", "tmemfs")
 SECONDS = 60.0
+
+# The same examples every time, however busy the machine is.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 _TOUCHED_MARKS = {
     "mount": (os.path.exists("/dev/fuse"), "/dev/fuse is missing"),
