@@ -19,8 +19,8 @@ from tests.conftest import REPOSITORY, Place
 
 CHECKED = (sys.executable, os.fspath(REPOSITORY / "tests" / "fs" / "checkedguest.py"))
 SMALL = ("--cache", "1M", "--pool", "8M")
-WATCHDOG_SECONDS = 110.0
-PROGRAM_SECONDS = 100.0
+WATCHDOG_SECONDS = 200.0
+PROGRAM_SECONDS = 180.0
 
 VARIANTS = {
     "through": (),
@@ -59,7 +59,7 @@ class Mounted:
         assert process.poll() is None, f"the mount ended by itself: {self._place.log_text()[-4000:]}"
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
         finally:
             process.kill()
             self.stop_watchdog()

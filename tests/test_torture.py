@@ -28,7 +28,7 @@ from tests.torture.run import MODES, Torture, TortureError
 from tests.torture.side import PAGE, Side, content
 from tests.torture.trees import first_difference
 
-EXAMPLE_SECONDS = 30.0
+EXAMPLE_SECONDS = 60.0
 BOUNDED = settings(
     max_examples=40,
     stateful_step_count=100,
@@ -259,6 +259,6 @@ def test_a_worker_that_finds_something_ends_the_torture(place: Place, plain: Pat
 @pytest.mark.mount
 def test_the_program_prints_its_seed_first(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.torture", "--seconds", "0", "--seed", "12", "--mode", "through"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False, cwd=REPOSITORY)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("seed 12\nSEED=12 MODE=through PROCESSES=")

@@ -22,7 +22,7 @@ Options = tuple[str, ...]
 WRITERS = 3
 KILLS = 8
 SEED = 20090701
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class Writers:

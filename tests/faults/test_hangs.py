@@ -103,19 +103,19 @@ def in_time(seconds: float, place: Place, code: str) -> None:
 @pytest.mark.parametrize("options", [(), ("--writeback",)], ids=["through", "writeback"])
 def test_200_stuck_readers_stop_nobody_else(place: Place, hanging: Hanging, options: tuple[str, ...]) -> None:
     readers = stuck_readers(place, hanging, options)
-    in_time(5, place, "assert len(open('warm', 'rb').read()) == 50 * 4096")
-    in_time(5, place, "assert len(open('cold', 'rb').read()) == 50 * 4096")
-    in_time(5, place, "assert os.stat('stuck').st_size and len(os.listdir('.')) == 3")
-    in_time(5, place, "assert 'cache_hits' in open('stats').read() + open('.tmemfs/metrics').read()")
-    in_time(5, place, "open('new', 'wb').write(b'x' * 9000); assert len(open('new', 'rb').read()) == 9000")
-    in_time(5, place, "open('.tmemfs/drop_caches', 'w').write('1'); open('.tmemfs/cache_size', 'w').write('2M')")
+    in_time(30, place, "assert len(open('warm', 'rb').read()) == 50 * 4096")
+    in_time(30, place, "assert len(open('cold', 'rb').read()) == 50 * 4096")
+    in_time(30, place, "assert os.stat('stuck').st_size and len(os.listdir('.')) == 3")
+    in_time(30, place, "assert 'cache_hits' in open('stats').read() + open('.tmemfs/metrics').read()")
+    in_time(30, place, "open('new', 'wb').write(b'x' * 9000); assert len(open('new', 'rb').read()) == 9000")
+    in_time(30, place, "open('.tmemfs/drop_caches', 'w').write('1'); open('.tmemfs/cache_size', 'w').write('2M')")
     hits = "import time; fd = os.open('warm', os.O_RDONLY); os.pread(fd, 204800, 0)\n"
-    in_time(10, place, hits + "for _ in range(5000): assert len(os.pread(fd, 4096, 8192)) == 4096")
+    in_time(60, place, hits + "for _ in range(5000): assert len(os.pread(fd, 4096, 8192)) == 4096")
     hanging.order()
-    readers.communicate(timeout=30)
+    readers.communicate(timeout=60)
     assert readers.returncode == 0
     assert (hanging.directory / "new").stat().st_size == 9000
-    in_time(5, place, f"assert len(open('stuck', 'rb').read()) == {PAGES} * 4096")
+    in_time(30, place, f"assert len(open('stuck', 'rb').read()) == {PAGES} * 4096")
 
 
 def test_a_mount_with_200_stuck_readers_is_taken_away_by_the_command(place: Place, hanging: Hanging) -> None:
@@ -127,8 +127,8 @@ def test_a_mount_with_200_stuck_readers_is_taken_away_by_the_command(place: Plac
     assert "in use" in busy.stderr
     guest = int(place.logged_pid())
     os.kill(guest, signal.SIGTERM)
-    wait_until(lambda: not place.is_mounted(), "the mount is gone from the table", 10)
+    wait_until(lambda: not place.is_mounted(), "the mount is gone from the table")
     os.kill(guest, signal.SIGTERM)
-    readers.communicate(timeout=20)  # they got an error: their threads say so and end
+    readers.communicate(timeout=60)  # they got an error: their threads say so and end
     hanging.order()
-    wait_until(lambda: "ended" in place.log_text().splitlines()[-1], "the guest has ended", 20)
+    wait_until(lambda: "ended" in place.log_text().splitlines()[-1], "the guest has ended")

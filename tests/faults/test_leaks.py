@@ -113,11 +113,12 @@ def test_unlinked_files_and_their_pages_leave_nothing_behind(place: Place) -> No
                 file.write(bytes([number & 255]) * 30_000)
                 path.unlink()
                 file.write(b"after")
+        wait_until(lambda: Usage(place, process.pid).inodes <= 1, "the last close and forget have arrived")
         return Usage(place, process.pid)
 
     warm = churn(300)
     end = churn(1500)
-    assert (end.inodes, end.descriptors) == (warm.inodes, warm.descriptors)
+    assert end.descriptors <= warm.descriptors
     assert end.fds <= warm.fds + 2
     assert end.rss < warm.rss + 3 * MIB, (warm, end)
 
@@ -128,7 +129,7 @@ def test_more_open_files_than_allowed_are_an_error_and_not_the_end(place: Place,
     for number in range(400):
         (place.source / f"f{number}").write_bytes(b"content")
     limited = ("prlimit", "--nofile=200:200", *REAL)
-    place.serve("--cache", "1M", "--pool", "1M", option, command=limited)
+    process = place.serve("--cache", "1M", "--pool", "1M", option, command=limited)
     root, fds, codes = place.mountpoint, [], set()
     for number in range(400):
         try:
@@ -143,6 +144,12 @@ def test_more_open_files_than_allowed_are_an_error_and_not_the_end(place: Place,
         assert os.pread(fd, 100, 0) == b"content"
         assert os.pwrite(fd, b"CONTENT", 0) == 7
         os.close(fd)
+
+    def open_files() -> int:
+        usage = Usage(place, process.pid)
+        return usage.fds - usage.descriptors  # and a few that the guest always has
+
+    wait_until(lambda: open_files() < 50, "the closes have arrived")
     for number in range(400):
         assert len((root / f"f{number}").read_bytes()) == 7
     (root / "new").write_bytes(b"works")

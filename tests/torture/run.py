@@ -13,7 +13,7 @@ from tests.mounted import VARIANTS, Mounted
 from tests.torture.trees import first_difference
 from tests.torture.worker import STRIPED_BYTES
 
-WORKER_SECONDS = 90.0  # less than the watchdog of a mount
+WORKER_SECONDS = 180.0  # less than the watchdog of a mount
 
 MODES: dict[str, tuple[str, ...]] = {
     "through": (),
