@@ -2,6 +2,8 @@
 # make test   install what is missing, then run the tests
 # make test-slow  the tests that take minutes: PostgreSQL, a million lookups
 # make check  install what is missing, then ruff and mypy over everything
+# make bench [TRACES=DIR]   measure everything that can be measured here (ten minutes); bench/results/index.html
+# make bench-quick [TRACES=DIR]   the same, small (a minute): shows that it works, its figures mean little
 # make torture [SECONDS=60] [SEED=N] [MODE=writeback] [PROCESSES=1]
 #             compare random operations on a mount with a plain directory; SEED alone repeats one run
 # make setup  only install: .venv/bin/tmemfs is there afterwards
@@ -17,8 +19,9 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 CODE := tmemfs backend tests $(wildcard bench)
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev make git python3-venv python3-dev fio acl attr rsync
+PEERS := bindfs rclone redis-server memcached zstd
 
-.PHONY: run test test-slow check torture setup clean
+.PHONY: run test test-slow check bench bench-quick peers torture setup clean
 
 run: setup
 	@exec $(VENV)/bin/python -m bench.demo
@@ -33,6 +36,25 @@ check: setup
 	@$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy --strict $(CODE)
+
+bench bench-quick: setup peers
+	@exec $(VENV)/bin/python -m bench $(if $(filter bench-quick,$@),--quick) $(if $(TRACES),--traces '$(TRACES)')
+
+# What the benches compare with. They do without: what is missing is skipped, saying so.
+peers:
+	@missing=()
+	for package in $(PEERS); do
+	    command -v "$$package" > /dev/null || missing+=("$$package")
+	done
+	[ "$${#missing[@]}" -gt 0 ] || exit 0
+	sudo=()
+	[ "$$(id -u)" -eq 0 ] || sudo=(sudo -n)
+	echo "installing $${missing[*]} to compare with"
+	export DEBIAN_FRONTEND=noninteractive
+	if ! { "$${sudo[@]}" apt-get update -q && "$${sudo[@]}" apt-get install -q -y --no-install-recommends \
+	    "$${missing[@]}"; } > /dev/null 2>&1; then
+	    echo "could not install all of them: what is missing is skipped"
+	fi
 
 torture: setup
 	@exec $(VENV)/bin/python -m tests.torture --seconds $(or $(SECONDS),$(if $(SEED),0,60)) \

@@ -1,80 +1,170 @@
-"""Run all measures and print the table with goals and results.
+"""Run the measures one after the other, each as a process of its own that ends in bounded time.
 
-    python -m bench [--traces DIR] [--quick] [--only NAME …] [--out bench/results/measures.json]
+    python -m bench [--quick] [--traces DIR] [--only NAME …] [--out DIRECTORY]
 
-Each measure is also a program of its own (`python -m bench.hits` …) that says in its docstring what it measures.
-`--quick` makes all of them small: it shows that they work, and its figures mean little.
+Writes for each measure NAME.json and NAME.png, and index.html over all of them, into bench/results/; the page is
+written again after every measure, so that a run that is interrupted leaves what it has. Each measure is also a program
+by itself (`python -m bench.cost` …) that says in its docstring what it measures. `--quick` makes all of them small: it
+shows that they work, and its figures mean little.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import selectors
+import shlex
+import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
-from bench import hits, memory, metadata, policies, poolhit, secondpass
-from bench.children import BenchError, interruptible
-from bench.content import MIB
-from bench.report import Figures, Goal, Outcome, as_json, machine, parser, say, write
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-DEFAULT_OUT = Path(__file__).parent / "results" / "measures.json"
-QUICK_LIMIT = 20_000
+from bench import page
+from bench.catalogue import CATALOGUE, QUICK_BOUND, Measure, missing
+from bench.children import BenchError, end, interruptible, start, undisturbed
+from bench.report import Figures, Goal, machine, write
+
+_LOOK_SECONDS = 0.25
+_SAID = 600  # bytes of what a failed measure said last
 
 
-def measures(traces: Path | None, quick: bool) -> dict[str, Callable[[], Outcome]]:
-    """Return the measures by name."""
-    if quick:
-        return {
-            "hits": lambda: hits.measure(2, 0.5, 8 * MIB),
-            "poolhit": lambda: poolhit.measure(2, 4 * MIB),
-            "secondpass": lambda: secondpass.measure(1, MIB, 4 * MIB),
-            "memory": lambda: memory.measure(8 * MIB, 16 * MIB, 32 * MIB, 8 * MIB),
-            "metadata": lambda: metadata.measure(2, 0.3),
-            "policies": lambda: policies.measure(traces, limit=QUICK_LIMIT),
+class Run:
+    """One run over the catalogue: where the results go, and what is shown meanwhile."""
+
+    def __init__(self, asked: Namespace, progress: Progress) -> None:
+        self._quick: bool = asked.quick
+        self._traces: Path | None = asked.traces.resolve() if asked.traces is not None else None
+        self._out: Path = asked.out
+        self._progress = progress
+        self._began = time.monotonic()
+        self.about: Figures = {
+            "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+            "began": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            "quick": self._quick,
+            "machine": machine(),
         }
-    return {
-        "hits": hits.measure,
-        "poolhit": poolhit.measure,
-        "secondpass": secondpass.measure,
-        "memory": memory.measure,
-        "metadata": metadata.measure,
-        "policies": lambda: policies.measure(traces),
-    }
+        self.results: dict[str, Figures] = {}
+
+    def measure(self, measure: Measure, task: int) -> None:
+        """Run one measure, or say why not."""
+        command = measure.words(self._quick, self._traces)
+        head: Figures = {"command": shlex.join(["python", "-m", *command])}
+        reason = missing(measure.needs, self._traces)
+        if reason:
+            result = {"skipped": reason}
+            self._progress.console.print(f"[bold]{measure.name}[/]: skipped: {reason}", soft_wrap=True)
+        else:
+            self._progress.console.print(f"[bold]{measure.name}[/]: {measure.title}")
+            began = time.monotonic()
+            head["load_before"] = os.getloadavg()[0]
+            bound = QUICK_BOUND if self._quick else measure.bound
+            result = self._child(measure.name, [sys.executable, "-m", *command], bound, task)
+            head["seconds"] = round(time.monotonic() - began, 1)
+        self.results[measure.name] = result | head
+        write(self._out / f"{measure.name}.json", self.results[measure.name])
+        self.save()
+
+    def _child(self, name: str, command: list[str], bound: float, task: int) -> Figures:
+        """Run a measure as a child and return what it wrote, or how it failed."""
+        target = self._out / f"{name}.json"
+        child = start([*command, "--out", target], stderr=subprocess.PIPE)
+        try:
+            said, in_time = self._watch(child, time.monotonic() + bound, task)
+        finally:
+            end(child)
+        if not in_time:
+            return {"failed": f"did not end within {bound:g} s"}
+        if child.returncode != 0 or not target.exists():
+            last = said.decode(errors="replace").strip()[-_SAID:]
+            self._progress.console.print(f"  failed: {last}", style="red", markup=False, soft_wrap=True)
+            return {"failed": last or f"ended with {child.returncode}"}
+        found: Figures = json.loads(target.read_text())
+        return found
+
+    def _watch(self, child: subprocess.Popen[bytes], limit: float, task: int) -> tuple[bytes, bool]:
+        """Show what a child says until it ends; return the last of it, and False when it took too long."""
+        assert child.stderr is not None
+        said, line = b"", b""
+        with child.stderr as stream, selectors.DefaultSelector() as selector:
+            selector.register(stream, selectors.EVENT_READ)
+            while time.monotonic() < limit:
+                if selector.select(_LOOK_SECONDS):
+                    data = os.read(stream.fileno(), 1 << 16)
+                    if not data:
+                        child.wait(5.0)
+                        return said, True
+                    said = (said + data)[-4 * _SAID :]
+                    *lines, line = (line + data).split(b"\n")
+                    for one in lines:
+                        self._progress.console.print(
+                            "  " + one.decode(errors="replace"), markup=False, style="dim", soft_wrap=True
+                        )
+                self._progress.update(task)  # type: ignore[arg-type]  # rich's TaskID is an int
+                self._progress.refresh()
+        return said, False
+
+    def save(self) -> Path:
+        """Write the page over everything so far."""
+        seconds = int(time.monotonic() - self._began)
+        self.about["took"] = f"{seconds // 60} min {seconds % 60:02} s"
+        write(self._out / page.RUN, self.about)
+        return page.build(self._out)
 
 
 def run(asked: Namespace) -> int:
-    """Run what was asked for; return 1 when a goal was missed or a measure failed."""
-    chosen = measures(asked.traces, asked.quick)
-    unknown = set(asked.only) - set(chosen)
+    """Run what was asked for; return 1 when a measure failed, 130 when interrupted."""
+    known = {measure.name: measure for measure in CATALOGUE}
+    unknown = set(asked.only) - set(known)
     if unknown:
-        raise BenchError(f"no measure is called {', '.join(sorted(unknown))}: there are {', '.join(chosen)}")
-    goals: list[Goal] = []
-    found: Figures = {"machine": machine(), "quick": asked.quick, "measures": {}}
-    for name in asked.only or chosen:
-        say(f"\n== {name}")
-        began, load = time.monotonic(), os.getloadavg()[0]
+        raise BenchError(f"no measure is called {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    chosen = [known[name] for name in asked.only] or list(CATALOGUE)
+    for measure in chosen:
+        for suffix in (".json", ".png"):
+            (asked.out / f"{measure.name}{suffix}").unlink(missing_ok=True)
+    console = Console(highlight=False)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    interrupted = False
+    # No refreshing in a thread of its own: children are started while the bar is shown.
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
+        task = progress.add_task("measures", total=len(chosen))
+        whole = Run(asked, progress)
         try:
-            outcome = chosen[name]()
-        except BenchError as error:
-            say(f"bench: {name}: {error}")
-            outcome = Outcome([Goal(name, "a figure", f"failed: {error}", None)], {"failed": str(error)})
-        goals.extend(outcome.goals)
-        spent = {"seconds": round(time.monotonic() - began, 1), "load_before": load}
-        found["measures"][name] = as_json(outcome) | spent
-    write(asked.out, found)
+            for measure in chosen:
+                progress.update(task, description=measure.name)
+                whole.measure(measure, task)
+                progress.advance(task)
+        except KeyboardInterrupt:
+            interrupted = whole.about["interrupted"] = True
+        with undisturbed():
+            written = whole.save()
+    with undisturbed():
+        _summarize(whole.results)
+        console.print(
+            f"{'interrupted; what there is' if interrupted else 'everything'} is in {written}", soft_wrap=True
+        )
+    return 130 if interrupted else int(any("failed" in result for result in whole.results.values()))
+
+
+def _summarize(results: dict[str, Figures]) -> None:
+    """Print all goals as a Markdown table, and what was left out."""
     print("| what | goal | result | met |\n|---|---|---|---|")
-    for goal in goals:
-        print(goal.row())
-    return 0 if all(goal.met or goal.result.startswith("skipped") for goal in goals) else 1
+    for name, result in results.items():
+        for goal in result.get("goals", []):
+            print(Goal(**goal).row())
+        for why in ("skipped", "failed"):
+            if why in result:
+                print(f"| {name} | – | {why}: {result[why]} | – |")
 
 
 def main() -> None:
     """Run as a program."""
-    command = parser(__doc__)
-    command.set_defaults(out=DEFAULT_OUT)
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("--out", type=Path, default=page.RESULTS, help="directory for the results")
     command.add_argument("--traces", type=Path, help="directory with traces for the policies")
     command.add_argument("--quick", action="store_true", help="small sizes, little meaning")
     command.add_argument("--only", nargs="*", default=[], metavar="NAME", help="only these measures")

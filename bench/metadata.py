@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import procmem
+from bench import draw, procmem
 from bench.content import MIB
 from bench.harness import nullfs, tmemfs, workspace
 from bench.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
@@ -139,9 +139,17 @@ def _list_with_attributes(root: Path) -> None:
         assert sum(entry.stat(follow_symlinks=False).st_nlink for entry in entries) == LISTED
 
 
+def picture(figures: Figures, path: Path) -> None:
+    """Draw the rates of both sides."""
+    groups = {name: {side: median(rates) for side, rates in figures[name]["calls_a_second"].items()} for name in LOADS}
+    draw.bars(
+        path, "Names and attributes: tmemfs over a local directory, and a null filesystem", groups, "calls/s", log=True
+    )
+
+
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--pairs", type=int, default=5)
     command.add_argument("--seconds", type=float, default=1.0, help="of each side in each round")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.pairs, asked.seconds))
+    main(asked, lambda: measure(asked.pairs, asked.seconds), picture)

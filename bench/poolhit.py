@@ -13,7 +13,9 @@ machine, and what of it is not waiting.
 
 from __future__ import annotations
 
-from bench import pages, procmem
+from pathlib import Path
+
+from bench import draw, pages, procmem
 from bench.children import BenchError
 from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.harness import Mounted, tmemfs, workspace
@@ -91,9 +93,17 @@ def _round(cached: Mounted, pooled: Mounted, order: list[int]) -> Figures:
     }
 
 
+def picture(figures: Figures, path: Path) -> None:
+    """Draw a read on both sides."""
+    rounds = figures["rounds"]
+    sides = {"from the cache": "cache_microseconds", "from the pool": "pool_microseconds"}
+    values = {side: median([found[key] for found in rounds]) for side, key in sides.items()}
+    draw.bars(path, "4-KiB reads by one reader: a page in the pool instead of in the cache", {"a read": values}, "µs")
+
+
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--pairs", type=int, default=5)
     command.add_argument("--size", type=int, default=32, help="MiB of the file")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.pairs, asked.size * MIB))
+    main(asked, lambda: measure(asked.pairs, asked.size * MIB), picture)

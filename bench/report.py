@@ -86,6 +86,7 @@ def machine() -> Figures:
     except BenchError:
         fio = "-"
     return {
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "kernel": platform.release(),
@@ -95,6 +96,14 @@ def machine() -> Figures:
     }
 
 
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """Start a command line: every measurement has --out."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,8 +111,12 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def main(arguments: argparse.Namespace, measure: Callable[[], Outcome]) -> None:
-    """Run one measurement as a program."""
+def main(
+    arguments: argparse.Namespace,
+    measure: Callable[[], Outcome],
+    picture: Callable[[Figures, Path], None] | None = None,
+) -> None:
+    """Run one measurement as a program; the picture goes beside the JSON where that is a file."""
     with interruptible():
         try:
             outcome = measure()
@@ -114,6 +127,8 @@ def main(arguments: argparse.Namespace, measure: Callable[[], Outcome]) -> None:
     for goal in outcome.goals:
         say(goal.line())
     write(arguments.out, {"machine": machine(), **as_json(outcome)})
+    if picture is not None and arguments.out is not None and "skipped" not in outcome.figures:
+        picture(outcome.figures, arguments.out.with_suffix(".png"))
 
 
 def as_json(outcome: Outcome) -> Figures:

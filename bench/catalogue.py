@@ -1,0 +1,89 @@
+"""What `python -m bench` runs, in this order: each measure with the words that make it whole or quick."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+QUICK_BOUND = 60.0  # seconds for one measure
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A module of this package; `bound` is how many seconds the whole measure may take, `needs` what it needs."""
+
+    name: str
+    title: str
+    whole: str = ""
+    quick: str = ""
+    bound: float = 120.0
+    needs: tuple[str, ...] = ("fuse",)
+
+    def words(self, quick: bool, traces: Path | None) -> list[str]:
+        """Return the words of its command line behind `python -m`."""
+        words = [f"bench.{self.name}", *(self.quick if quick else self.whole).split()]
+        return words if "traces" not in self.needs or traces is None else [*words, "--traces", os.fspath(traces)]
+
+
+CATALOGUE = (
+    Measure(
+        "policies",
+        "Which page goes first",
+        whole="--limit 250000",
+        quick="--limit 6000",
+        bound=240,
+        needs=("traces",),
+    ),
+    Measure(
+        "cost",
+        "What the pool costs where it cannot help",
+        whole="--pairs 5",
+        quick="--pairs 1 --cache 16",
+        bound=180,
+    ),
+    Measure(
+        "poolhit",
+        "What a page from the pool costs more than one from the cache",
+        whole="--pairs 5",
+        quick="--pairs 2 --size 4",
+    ),
+    Measure(
+        "secondpass",
+        "The second pass over more than the cache holds",
+        whole="--rounds 1",
+        quick="--rounds 1 --cache 1 --large 4",
+    ),
+    Measure(
+        "hits",
+        "What a hit costs",
+        whole="--pairs 3 --seconds 1",
+        quick="--pairs 1 --seconds 0.3 --size 8",
+        needs=("fuse", "fio"),
+    ),
+    Measure("metadata", "What names and attributes cost", whole="--pairs 3", quick="--pairs 1 --seconds 0.2"),
+    Measure(
+        "memory",
+        "What memory it takes, and what the counters say",
+        whole="--cache 64 --pool 128 --big 256 --small 16",
+        quick="--cache 8 --pool 16 --big 32 --small 8",
+    ),
+)
+
+
+def missing(needs: tuple[str, ...], traces: Path | None) -> str:
+    """Say which needs are not met here; the empty text when all are."""
+    reasons = {
+        "fuse": "" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "/dev/fuse is missing or may not be opened",
+        "fio": "" if shutil.which("fio") else "the program fio is missing: make setup installs it",
+        "root": "" if os.geteuid() == 0 else "it needs root",
+        "traces": _about_traces(traces),
+    }
+    return "; ".join(reasons[need] for need in needs if reasons[need])
+
+
+def _about_traces(traces: Path | None) -> str:
+    if traces is None:
+        return "no traces were given: make bench TRACES=DIR"
+    return "" if traces.is_dir() else f"{traces} is no directory"

@@ -1,0 +1,189 @@
+"""Draw what was measured: readable without the text beside it, the same arm in the same colour everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# By the arm's name. What is ours is blue or green, what it is compared with is not.
+COLOURS = {
+    "tmemfs": "#1f5fa8",
+    "tmemfs, warm": "#1f5fa8",
+    "tmemfs, cold": "#8ab4e0",
+    "with a pool": "#1f5fa8",
+    "no pool": "#8c8c8c",
+    "ours": "#1f5fa8",
+    "tmem pool": "#1f5fa8",
+    "LRU": "#c9702c",
+    "FIFO": "#e0b04a",
+    "LRU + FIFO": "#c9702c",
+    "S3-FIFO": "#7b4ea3",
+    "Belady": "#3a3a3a",
+    "null": "#8c8c8c",
+    "null, eager": "#4a4a4a",
+    "plain, throttled": "#8c8c8c",
+    "bindfs": "#c9702c",
+    "rclone": "#7b4ea3",
+    "passthrough_hp": "#b5473c",
+    "zram": "#7b4ea3",
+    "redis": "#b5473c",
+    "memcached": "#e0b04a",
+    "bare lz4": "#3a3a3a",
+    "counters": "#8c8c8c",
+    "measured": "#1f5fa8",
+    "a static": "#8c8c8c",
+    "b balloon": "#c9702c",
+    "c greedy": "#8ab4e0",
+    "5 ms": "#1f5fa8",
+    "0.5 ms": "#8ab4e0",
+    "unthrottled": "#b0b0b0",
+    "first pass": "#8c8c8c",
+    "second pass": "#1f5fa8",
+    "from the cache": "#8c8c8c",
+    "from the pool": "#1f5fa8",
+    "tmemfs, scattered": "#8ab4e0",
+    "d policy": "#3f8fc9",
+    "e shipped": "#1f5fa8",
+    "f limit": "#3a3a3a",
+}
+_SPARE = ("#1f5fa8", "#c9702c", "#7b4ea3", "#e0b04a", "#4f8f4f", "#b5473c", "#8c8c8c", "#3a3a3a")
+_DPI = 110
+
+
+def colour(name: str, number: int = 0) -> str:
+    """Return the colour of an arm; one that has none of its own gets one by its number."""
+    return COLOURS.get(name, _SPARE[number % len(_SPARE)])
+
+
+def bars(
+    path: Path,
+    title: str,
+    groups: Mapping[str, Mapping[str, float]],
+    unit: str,
+    *,
+    log: bool = False,
+    goal: float | None = None,
+    form: str = "{:,.3g}",
+) -> None:
+    """Draw horizontal bars: a group for each key, in it a bar for each arm; every bar has its value written on it."""
+    arms = list(dict.fromkeys(arm for group in groups.values() for arm in group))
+    height = sum(len(group) for group in groups.values()) * 0.27 + len(groups) * 0.35 + 1.3
+    figure, axes = _axes(title, (9.0, max(2.4, height)))
+    place, ticks = 0.0, []
+    shown: set[str] = set()
+    for group, values in groups.items():
+        began = place
+        for arm, value in values.items():
+            label = "_" if arm in shown else arm
+            shown.add(arm)
+            axes.barh(place, value, height=0.85, color=colour(arm, arms.index(arm)), label=label)
+            inside = value < 0
+            axes.annotate(
+                form.format(value),
+                (0 if inside else value, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+            place += 1
+        ticks.append(((began + place - 1) / 2, group))
+        place += 1.0
+    axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    if log:
+        axes.set_xscale("log")
+    else:
+        axes.margins(x=0.12)
+        axes.axvline(0, color="#3a3a3a", linewidth=0.8)
+    if goal is not None:
+        axes.axvline(goal, color="#b5473c", linestyle="--", linewidth=1.2, label=f"goal: {goal:g}")
+    axes.grid(axis="x", alpha=0.3)
+    if len(shown) > 1 or goal is not None:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def curves(
+    path: Path,
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    labels: tuple[str, str],
+    *,
+    log: tuple[bool, bool] = (False, False),
+) -> None:
+    """Draw lines through points; `labels` and `log` are those of x and y."""
+    figure, axes = _axes(title, (9.0, 4.6))
+    for number, (name, points) in enumerate(series.items()):
+        ordered = sorted(points)
+        axes.plot(*zip(*ordered, strict=True), marker="o", markersize=4, color=colour(name, number), label=name)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    for logarithmic, scale in zip(log, (axes.set_xscale, axes.set_yscale), strict=True):
+        if logarithmic:
+            scale("log")
+    if not log[1]:
+        axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def panels(
+    path: Path,
+    title: str,
+    parts: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    labels: tuple[str, str],
+    columns: int = 4,
+) -> None:
+    """Draw one small picture of lines a part, all with the same arms."""
+    rows = -(-len(parts) // columns)
+    figure, grid = _plots(title, rows, columns, (3.0 * columns, 2.5 * rows + 0.8))
+    places = [axes for row in grid for axes in row]
+    for axes, (name, series) in zip(places, parts.items(), strict=False):
+        for number, (arm, points) in enumerate(series.items()):
+            ordered = sorted(points)
+            axes.plot(*zip(*ordered, strict=True), marker="o", markersize=3, color=colour(arm, number), label=arm)
+        axes.set_title(name, fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+    for axes in places[len(parts) :]:
+        axes.set_visible(False)
+    figure.supxlabel(labels[0], fontsize=10)
+    figure.supylabel(labels[1], fontsize=10)
+    handles, names = places[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=10)
+    _save(figure, path)
+
+
+def _axes(title: str, size: tuple[float, float]) -> tuple[Any, Any]:
+    figure, grid = _plots("", 1, 1, size)
+    grid[0][0].set_title(title, loc="left", fontsize=11, fontweight="bold", wrap=True)
+    return figure, grid[0][0]
+
+
+def _plots(title: str, rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    # Imported here: half a second, and no figure needs it.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold")
+    for row in grid:
+        for axes in row:
+            axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+    pyplot.close(figure)

@@ -1,0 +1,137 @@
+"""Write the page that a person reads: what was measured, how, on what, and what came out, whether it wins or loses.
+
+python -m bench.page [DIRECTORY]        write index.html from the JSON and PNG files of a directory again
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.catalogue import CATALOGUE, Measure
+
+RESULTS = Path(__file__).parent / "results"
+RUN = "run.json"  # about the run as a whole
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
+h1 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1.2rem; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #ddd; }
+pre { background: #f4f4f2; padding: .6rem .8rem; overflow-x: auto; } img { max-width: 100%; }
+.met { color: #1d6b2f; font-weight: bold; } .missed { color: #a8281c; font-weight: bold; } .open { color: #666; }
+.note { background: #fdf3dc; padding: .6rem .8rem; }
+"""
+
+
+def build(directory: Path) -> Path:
+    """Write index.html from what is in a directory; measures that are not there are named as not run."""
+    run = _read(directory / RUN) or {}
+    found = {measure.name: _read(directory / f"{measure.name}.json") for measure in CATALOGUE}
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>tmemfs: what was measured</title><style>{_STYLE}</style>",
+        "<h1>tmemfs: what was measured</h1>",
+        *_about(run),
+        "<h2>All goals</h2>",
+        *_goals(goal | {"link": name} for name, result in found.items() for goal in (result or {}).get("goals", [])),
+        *_left_out(found),
+    ]
+    for measure in CATALOGUE:
+        parts.extend(_section(measure, found[measure.name], directory / f"{measure.name}.png"))
+    target = directory / "index.html"
+    target.write_text("\n".join(parts) + "\n")
+    return target
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def _about(run: dict[str, Any]) -> Iterable[str]:
+    """Describe machine and run."""
+    if run.get("quick"):
+        yield (
+            "<p class=note>This was a quick run: everything is small. It shows that the measures work; "
+            "its figures mean little.</p>"
+        )
+    if run.get("interrupted"):
+        yield "<p class=note>The run was interrupted; what had been measured until then is below.</p>"
+    facts = {"command": run.get("command"), "began": run.get("began"), "took": run.get("took")}
+    for name, value in {**facts, **run.get("machine", {})}.items():
+        if isinstance(value, dict):
+            facts[name] = ", ".join(f"{key} {one}" for key, one in value.items())
+        elif name.endswith("_bytes"):
+            facts[name.removesuffix("_bytes")] = f"{value / (1 << 30):.1f} GiB"
+        else:
+            facts[name] = value
+    rows = (f"<tr><th>{_text(name)}<td>{_text(value)}" for name, value in facts.items() if value is not None)
+    yield "<table>" + "".join(rows) + "</table>"
+    yield (
+        "<p>Every comparison runs its sides in turn, in one run, on the same machine. Inputs are seeded. "
+        "The load before a measure is the machine's average of the last minute, other people's work included.</p>"
+    )
+
+
+def _goals(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
+    """Show goals as a table; what is missed has the size of what is met."""
+    verdicts = {True: "<span class=met>met</span>", False: "<span class=missed>missed</span>"}
+    yield "<table><tr><th>what<th>goal<th>result<th>"
+    for goal in goals:
+        what = _text(goal["what"])
+        if "link" in goal:
+            what = f"<a href='#{goal['link']}'>{what}</a>"
+        verdict = verdicts.get(goal["met"], "<span class=open>no goal met or missed</span>")
+        yield f"<tr><td>{what}<td>{_text(goal['goal'])}<td><b>{_text(goal['result'])}</b><td>{verdict}"
+    yield "</table>"
+
+
+def _left_out(found: dict[str, dict[str, Any] | None]) -> Iterable[str]:
+    for name, result in found.items():
+        for why in ("skipped", "failed"):
+            if result is not None and why in result:
+                yield f"<p class=note><a href='#{name}'>{name}</a> {why}: {_text(result[why])}</p>"
+
+
+def _section(measure: Measure, result: dict[str, Any] | None, picture: Path) -> Iterable[str]:
+    yield f"<h2 id={measure.name}>{_text(measure.title)}</h2>"
+    if result is None:
+        yield "<p class=note>Not run.</p>"
+        return
+    doc = importlib.import_module(f"bench.{measure.name}").__doc__ or ""
+    for paragraph in doc.split("\n\n"):
+        if paragraph.strip() and not paragraph.startswith("    "):
+            yield f"<p>{_text(paragraph)}</p>"
+    if "command" in result:
+        yield f"<pre>{_text(result['command'])}</pre>"
+    if "seconds" in result:
+        yield f"<p>Took {result['seconds']} s; load before: {result['load_before']:.2f}.</p>"
+    for why in ("skipped", "failed"):
+        if why in result:
+            yield f"<p class=note>{why.capitalize()}: {_text(result[why])}</p>"
+    for note in result.get("figures", {}).get("notes", []):
+        yield f"<p class=note>{_text(note)}</p>"
+    if result.get("goals"):
+        yield from _goals(result["goals"])
+    if picture.exists():
+        data = base64.b64encode(picture.read_bytes()).decode()
+        yield f"<p><img alt='{_text(measure.title)}' src='data:image/png;base64,{data}'></p>"
+    yield f"<p><a href='{measure.name}.json'>all figures</a></p>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS))
