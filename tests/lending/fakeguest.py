@@ -147,7 +147,17 @@ class FakeGuest:
 
     def answer_revoke(self) -> int:
         """Wait for a Revoke and give what it asks for; tell how many slabs that were."""
-        revoke = self.expect(m.Revoke)
+        return self._give_for(self.expect(m.Revoke))
+
+    def answer_revokes(self) -> None:
+        """Give what the Revokes ask for that have arrived."""
+        self.settle()
+        revokes = [message for message in self._messages if isinstance(message, m.Revoke)]
+        self._messages = [message for message in self._messages if not isinstance(message, m.Revoke)]
+        for revoke in revokes:
+            self._give_for(revoke)
+
+    def _give_for(self, revoke: m.Revoke) -> int:
         held = self.persistent if revoke.persistent else self.held
         given = set(sorted(held)[: revoke.slabs])
         self.give(given, revoke.serial, revoke.persistent)

@@ -160,7 +160,7 @@ def test_stats_are_names_and_numbers(tmemd: Tmemd, guest: MakeGuest) -> None:
     guest().join().ask_until(10)
     counters = json.loads(fine(tmemd.ctl("stats", "--json")))
     assert counters["ephemeral"] == 10
-    assert counters["slabs_made"] == 10
+    assert counters["lent_slabs"] == 10
     assert counters["cut_off_malformed"] == 0
     lines = dict(line.split() for line in fine(tmemd.ctl("stats")).splitlines())
     assert lines.keys() == counters.keys()

@@ -46,9 +46,7 @@ class Arenas:
     def __init__(self, headroom: Headroom) -> None:
         self._headroom = headroom
         self._arenas: dict[int, Arena] = {}
-        self.slabs_made = 0
-        self.slabs_refused = 0  # for want of memory
-        self.shortage = ""  # why memory is short now, empty while it is not
+        self._shortage = ""  # why memory is short now, empty while it is not
 
     def adopt(self, guest: int, fd: int, slabs: int) -> None:
         """Keep the descriptor of a guest that has none here."""
@@ -97,29 +95,24 @@ class Arenas:
         steps = list(_steps(runs))
         for number, (first, count) in enumerate(steps):
             shortage = self._step(arena.fd, first, count)
-            if shortage is not None:
-                self._note(shortage, sum(count for _, count in steps[number:]))
+            if shortage and not self._shortage:
+                log.warning("slabs are not lent: %s", shortage)
+            self._shortage = shortage
+            if shortage:
                 _punch(arena, tuple(steps[number:]))
                 break
             made.append((first, count))
-            self.slabs_made += count
-            self.shortage = ""
         return joined(made)
 
-    def _step(self, fd: int, first: int, count: int) -> str | None:
+    def _step(self, fd: int, first: int, count: int) -> str:
+        """Make at most 1 MiB real; give the reason why it could not be, empty when it could."""
         reason = self._headroom.refusal(count * SLAB_SIZE)
         if reason is None:
             try:
                 memfds.make_real(fd, first, count)
             except OSError as error:
                 reason = f"the kernel has no memory for a slab: {error.strerror}"
-        return reason
-
-    def _note(self, shortage: str, slabs: int) -> None:
-        if not self.shortage:
-            log.warning("slabs are not lent: %s", shortage)
-        self.shortage = shortage
-        self.slabs_refused += slabs
+        return reason or ""
 
 
 def joined(runs: list[tuple[int, int]]) -> Runs:

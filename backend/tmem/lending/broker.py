@@ -96,6 +96,8 @@ class Broker:
             self._guests[number] = Guest(hello.token, process)
             self._nursery.start_soon(self._watch, number, os.dup(pidfd))
         self._guests[number].connection = connection
+        # The name is somebody else's text: quoted, it stays on its line.
+        log.info("guest %d has joined: %r, pid %d, uid %d", number, hello.name, process.pid, process.uid)
         self._unwritten = True
         self._perform(actions)
         return number
@@ -288,8 +290,6 @@ class Broker:
     def _with_counters(self, totals: Totals) -> Totals:
         own = {
             **self._counters,
-            "slabs_made": self._arenas.slabs_made,
-            "slabs_short_of_memory": self._arenas.slabs_refused,
             "holdings_writes": self._holdings.writes,
             "holdings_failures": self._holdings.failures,
         }

@@ -23,6 +23,7 @@ MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_OF_ONE_USER = 256
 FIRST_MESSAGE_SECONDS = 5.0
 SILENT_SECONDS = 60.0  # after which somebody with tmemctl makes room for others
+ANSWER_SECONDS = 5.0  # that somebody has to read an answer
 _GOODBYE_SECONDS = 1.0
 
 # Every reason to end a connection has a counter of its own, and all are there from the start.
@@ -134,7 +135,7 @@ class Server:
                     raise CutOff("malformed", "a message of a guest without a Hello")
                 for answer in self._broker.answer(message, uid):
                     connection.send(answer)
-                with trio.move_on_after(SILENT_SECONDS):
+                with trio.move_on_after(ANSWER_SECONDS):
                     await flush(connection)
                 if connection.queued_bytes:
                     raise CutOff("slow", "an answer is not read")

@@ -21,6 +21,7 @@ from tmem.commands import SIZE, Text, run
 from tmem.lending import processes
 from tmem.lending.arenas import Arenas
 from tmem.lending.broker import Broker
+from tmem.lending.division import DEFAULT, DIVISIONS
 from tmem.lending.headroom import Headroom
 from tmem.lending.holdings import Holdings, Record
 from tmem.lending.lender import Lender
@@ -31,7 +32,6 @@ from tmem.sizes import MIB, ConfigError, ram_bytes
 
 log = logging.getLogger(__name__)
 
-POLICIES = ("age", "utility", "greedy", "static")
 MODE = Text("MODE", parse_mode)
 _PR_SET_DUMPABLE = 4
 _CREDITS = 256  # parts of the size: what the holdings file may say too much of each guest
@@ -41,7 +41,9 @@ _LEAST_CREDIT = 64  # slabs: one batch
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--size", type=SIZE, required=True, help="Memory to lend: 4G, 512M, 25% of RAM …")
 @click.option("--socket", "socket_path", metavar="PATH", default=None, help="Where to listen. [default: per user]")
-@click.option("--policy", type=click.Choice(POLICIES), default="age", show_default=True, help="Who gives way to whom.")
+@click.option(
+    "--policy", type=click.Choice(tuple(DIVISIONS)), default=DEFAULT, show_default=True, help="Who gives way to whom."
+)
 @click.option("--mode", type=MODE, default=0o660, help="Mode of the socket: who may borrow. [default: 0660]")
 @click.option("--group", default=None, help="Group of the socket.")
 @click.option("--uid-cap", type=SIZE, default=None, help="Most that the guests of one user other than root may hold.")

@@ -1,0 +1,76 @@
+"""Guests that borrow, return and come back at random, each in a thread of its own, and remember what must be kept."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+
+from tests.conftest import SECONDS
+from tests.lending.fakeguest import Denied, FakeGuest, GuestRefused
+
+
+class Borrower(threading.Thread):
+    """One guest that never stops, whatever happens to tmemd. Its persistent slabs have contents; they must stay.
+
+    It writes to no ephemeral slab: a late write to one that was just taken would make memory real that nobody lent,
+    and the sum of what is real could not be compared.
+    """
+
+    def __init__(self, path: Path, number: int, seed: int, slabs: int = 96, persistent: int = 24) -> None:
+        super().__init__(daemon=True)
+        self.guest = FakeGuest(path, slabs, f"/mnt/{number}", persistent)
+        self.returns = 0  # how often it came back
+        self.turns = 0
+        self.failure: BaseException | None = None
+        self._rng = random.Random(f"{seed} {number}")
+        self._contents: dict[int, bytes] = {}
+        self._ending = threading.Event()
+
+    def finish(self) -> None:
+        """Stop, and take in what has arrived."""
+        self._ending.set()
+        self.join(SECONDS * 2)
+        assert not self.is_alive(), "a borrower hangs"
+        if self.failure is not None:
+            raise self.failure
+
+    def run(self) -> None:
+        """Borrow until told to stop."""
+        try:
+            self.guest.join_patiently()
+            while not self._ending.is_set():
+                try:
+                    self._turn()
+                    self.turns += 1
+                except Denied:
+                    self._ending.wait(0.01)
+                except OSError:
+                    self.guest.leave()
+                    self.guest.join_patiently()
+                    self.returns += 1
+                self.verify()
+        except (Exception, GuestRefused) as error:
+            self.failure = error
+
+    def verify(self) -> None:
+        """See that every persistent slab has what was written to it."""
+        for slab, content in self._contents.items():
+            assert self.guest.read(slab, len(content)) == content, f"persistent slab {slab} of {self.guest.name}"
+
+    def _turn(self) -> None:
+        rng, guest = self._rng, self.guest
+        guest.answer_revokes()
+        choice = rng.random()
+        if choice < 0.5:
+            guest.ask(rng.randint(1, 24))
+        elif choice < 0.6 and len(guest.persistent) < 24:
+            for slab in guest.ask(rng.randint(1, 4), persistent=True):
+                self._contents[slab] = rng.randbytes(64)
+                guest.write(slab, self._contents[slab])
+        elif choice < 0.65 and guest.persistent:
+            slab = rng.choice(sorted(guest.persistent))
+            del self._contents[slab]
+            guest.give({slab}, persistent=True)
+        elif guest.held:
+            guest.give(set(rng.sample(sorted(guest.held), rng.randint(1, len(guest.held)))))
