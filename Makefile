@@ -26,8 +26,10 @@ PEERS := bindfs rclone redis-server memcached zstd
 run: setup
 	@exec $(VENV)/bin/python -m bench.demo
 
+# Swap is the whole machine's: those tests run after the others, one at a time.
 test: setup
-	@exec $(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist worksteal
+	@$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist worksteal --ignore tests/swap
+	$(VENV)/bin/python -m pytest -m "not slow" tests/swap
 
 test-slow: setup
 	@SLOW=1 exec $(VENV)/bin/python -m pytest -m slow --timeout 1200

@@ -142,6 +142,25 @@ def top_command(mountpoints: tuple[str, ...], once: bool, as_json: bool, interva
     return 0
 
 
+@cli.command("swapon")
+@click.argument("mountpoint", metavar="MNT")
+@control_option
+def swapon_command(mountpoint: str, control_name: str) -> int:
+    """Swap to the hswap file of MNT, through a loop device (root only)."""
+    device = RemoteMount(mountpoint, control_name).swap_on()
+    say(f"swapping to '{mountpoint}' through {device}; tmemfs swapoff {mountpoint} ends it")
+    return 0
+
+
+@cli.command("swapoff")
+@click.argument("mountpoint", metavar="MNT")
+@control_option
+def swapoff_command(mountpoint: str, control_name: str) -> int:
+    """Take everything that was swapped to MNT back into memory, and empty its hswap file."""
+    RemoteMount(mountpoint, control_name).swap_off()
+    return 0
+
+
 @cli.command("resize")
 @click.argument("mountpoint", metavar="MNT")
 @click.argument("size", type=SIZE)

@@ -82,6 +82,11 @@ class MountConfig:
     log_file: Path | None = None
     debug: bool = False
 
+    @property
+    def hswap_file(self) -> Path:
+        """Say where the swap-like file is, if there is one."""
+        return self.mountpoint / self.control_name / "hswap"
+
     def __post_init__(self) -> None:
         """Refuse what no mount can be."""
         if self.cache_bytes < MIN_CACHE_BYTES:

@@ -228,6 +228,8 @@ class Operations(pyfuse3.Operations):
         reads = flags & os.O_ACCMODE != os.O_WRONLY
         number = self.parts.files.new_number()
         if node.file is not None:
+            if flags & os.O_TRUNC:
+                raise PermissionError(errno.EPERM, "")
             node.file.opened()
         elif (writes and node.write is None) or (reads and node.read is None):
             raise PermissionError(errno.EACCES, "")

@@ -25,6 +25,7 @@ from tmemfs.guest import Guest
 from tmemfs.kernelmount import abort, top_mount, unmount
 from tmemfs.preflight import prepare
 from tmemfs.session import Session
+from tmemfs.swapfile import SwapError, swap_off, swaps_of
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +132,10 @@ class _Mount:
             log.info("%s received", signal.Signals(number).name)
             if received == 1:
                 nursery.start_soon(self._unmount)
-            elif received == 2:
+            elif received == 2 and not self._is_swapped_to():
                 nursery.start_soon(self._abort, session)
+            elif received == 2:
+                log.error("not aborting: what is swapped to this mount would be lost; a third signal does it")
             else:
                 log.error("ending at once: what was not written back yet is lost")
                 logging.shutdown()
@@ -142,6 +145,8 @@ class _Mount:
         """Unmount while still serving; if the mount is in use, hide it and serve its last users."""
         if not self._is_mounted():
             log.info("not unmounting %s: it is covered or already detached", self._config.mountpoint)
+            return
+        if self._is_swapped_to() and not await self._swap_off():
             return
         try:
             await self._in_thread(lazy=False)
@@ -154,6 +159,22 @@ class _Mount:
                 log.exception("detaching failed")
                 return
             log.info("the mount is in use: detached, serving until its last user is gone")
+
+    def _is_swapped_to(self) -> bool:
+        """Tell whether the kernel swaps to this mount."""
+        return bool(self._config.hswap_bytes and swaps_of(self._config.hswap_file))
+
+    async def _swap_off(self) -> bool:
+        """Bring back what is swapped to this mount; on failure it has to stay as it is."""
+        log.info("swap is on: bringing everything back first")
+        try:
+            await trio.to_thread.run_sync(
+                swap_off, self._config.hswap_file, abandon_on_cancel=True, limiter=self._limiter
+            )
+        except SwapError as error:
+            log.error("not unmounting: %s; run tmemfs swapoff %s", error, self._config.mountpoint)
+            return False
+        return True
 
     async def _in_thread(self, *, lazy: bool) -> None:
         """Unmount from a thread, because the kernel may ask this filesystem something meanwhile."""

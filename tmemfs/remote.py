@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tmem.commands import CommandError
+from tmemfs import swapfile
 from tmemfs.config import ConfigError
 from tmemfs.kernelmount import resolve_mountpoint, top_mount, unmount
 from tmemfs.preflight import is_dead
@@ -36,6 +37,7 @@ class RemoteMount:
         """Find a mount. Raises ConfigError if there is none of ours."""
         self.mountpoint = resolve_mountpoint(mountpoint)
         self._control = self.mountpoint / control_name
+        self.hswap = self._control / "hswap"
         entry = top_mount(self.mountpoint)
         if entry is None or not entry.is_tmemfs:
             raise ConfigError(f"'{mountpoint}' is not a tmemfs mount: findmnt -t fuse.tmemfs lists those there are")
@@ -69,14 +71,38 @@ class RemoteMount:
     def pid(self) -> int | None:
         """Ask for the process behind the mount; None if it does not say."""
         try:
-            lines = self.read("config").decode(errors="replace").splitlines()
+            return self._configured("pid")
         except RemoteError:
             return None
-        for line in lines:
+
+    def _configured(self, wanted: str) -> int | None:
+        """Ask for a number of the mount's configuration."""
+        for line in self.read("config").decode(errors="replace").splitlines():
             name, _, value = line.partition(" ")
-            if name == "pid" and value.strip().isdecimal():
+            if name == wanted and value.strip().isdecimal():
                 return int(value)
         return None
+
+    def swap_on(self) -> Path:
+        """Swap to the mount's hswap file; return the loop device. Raises ConfigError, or an error with nothing left."""
+        lacking = swapfile.missing()
+        if lacking is not None:
+            raise ConfigError(lacking)
+        if not self._configured("hswap_bytes"):
+            raise ConfigError(f"'{self.mountpoint}' has no hswap file: mount it with --hswap SIZE")
+        if swapfile.swaps_of(self.hswap):
+            raise RemoteError(f"'{self.mountpoint}' is swapped to already: tmemfs swapoff {self.mountpoint} ends that")
+        self.write("hswap_reserve", b"1\n")
+        return swapfile.swap_on(self.hswap)
+
+    def swap_off(self) -> None:
+        """End swapping to the mount's hswap file and empty the file."""
+        lacking = swapfile.missing()
+        if lacking is not None:
+            raise ConfigError(lacking)
+        if not swapfile.swap_off(self.hswap):
+            raise RemoteError(f"'{self.mountpoint}' is not swapped to: swapon --show lists what is")
+        self.write("hswap_clear", b"1\n")
 
     def umount(self, *, lazy: bool = False) -> bool:
         """Unmount and wait until the process behind the mount has ended.
@@ -85,6 +111,8 @@ class RemoteMount:
         RemoteError if the mount is in use.
         """
         dead = is_dead(self.mountpoint)
+        if not dead and swapfile.swaps_of(self.hswap):
+            raise RemoteError(f"'{self.mountpoint}' is swapped to: run tmemfs swapoff {self.mountpoint} first")
         pid = None if dead else self.pid()
         process = _open_process(pid) if pid is not None else None
         try:

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trio
+
 from tmem import PAGE_SIZE
 from tmemfs import overflow
 from tmemfs.config import ConfigError, MountConfig, mount_name
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from tmem import Tmem
     from tmemfs.kernelcache import KernelCache
 
+CLOSE_SECONDS = 8.0
 NAME = "hswap"
 RESERVE, CLEAR = "hswap_reserve", "hswap_clear"
 
@@ -41,8 +44,10 @@ class SwapArea:
         self._check_size(size, path)
         self._overflow = overflow.create(path)
         self.hswap = Hswap(tmem, self._overflow, size, time.monotonic)
-        node = control.add_file(NAME, self.hswap)
-        self.hswap.on_last_close = lambda: kernel.forget_pages(node.number)  # those of its mappings
+        self._node = control.add_file(NAME, self.hswap)
+        self._kernel = kernel
+        self._unused = trio.Event()
+        self.hswap.on_last_close = self._note_last_close
         control.add_switch(RESERVE, None, self._reserve)
         control.add_switch(CLEAR, None, self._clear)
 
@@ -81,6 +86,10 @@ class SwapArea:
                 f"overflow file ({free}) together: give a smaller --hswap, or --hswap-overflow on a larger filesystem"
             )
 
+    def _note_last_close(self) -> None:
+        self._unused.set()
+        self._kernel.forget_pages(self._node.number)  # those of its mappings
+
     async def _reserve(self, data: bytes) -> None:
         """Have disk space for all pages, before the file is used for swap."""
         _expect_one(data)
@@ -89,6 +98,11 @@ class SwapArea:
     async def _clear(self, data: bytes) -> None:
         """Forget all pages: for a file that nobody has open, such as after swapoff."""
         _expect_one(data)
+        # The kernel tells a close when it comes to it, which may be after the call that made it returned.
+        with trio.move_on_after(CLOSE_SECONDS):
+            while self.hswap.opens:
+                self._unused = trio.Event()
+                await self._unused.wait()
         if self.hswap.opens:
             raise OSError(errno.EBUSY, f"{NAME} is open")
         await self.hswap.clear()

@@ -1,0 +1,88 @@
+"""A mount that the kernel swaps to, and that is swapped off and taken away whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import REAL, Place, run, wait_until
+from tests.mounted import Mounted
+from tmemfs import swapfile
+
+MIB = 1 << 20
+# Half of this and the kernel kills the pager now and then: the loop device's own pages count in the same cgroup.
+LIMIT = 16 * MIB
+WORKING_SET = 64 * MIB
+PAGES = WORKING_SET // 4096
+ROUND_SECONDS = 100.0
+TOOL_SECONDS = 60.0
+
+
+class SwappedMount:
+    """One mount with an hswap file; `tmemfs swapon` and `swapoff` on it."""
+
+    def __init__(self, place: Place, mounted: Mounted) -> None:
+        self.place = place
+        self.mounted = mounted
+        self.overflow = place.log.with_name("overflow")
+        self.file = place.mountpoint / ".tmemfs" / "hswap"
+
+    def start(self, *options: str, swap: bool = True) -> None:
+        """Mount, and swap to it."""
+        self.mounted.start("--hswap", "128M", "--hswap-overflow", str(self.overflow), *options)
+        if swap:
+            done = self.command("swapon")
+            assert done.returncode == 0, done.stderr
+            assert len(swapfile.swaps_of(self.file)) == 1
+
+    def command(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of tmemfs on the mount."""
+        return run(*REAL, verb, self.place.mountpoint, *options, seconds=TOOL_SECONDS)
+
+    def stats(self) -> dict[str, Any]:
+        """Read the counters."""
+        return self.mounted.stats()
+
+    def end(self) -> None:
+        """Swap off, unmount, and see that nothing is left."""
+        if swapfile.loops_of(self.file):
+            done = self.command("swapoff")
+            assert done.returncode == 0, done.stderr
+        self.mounted.end()
+        assert not swapfile.loops_of(self.file)
+        assert not self.overflow.exists()
+
+    def end_by_signal(self) -> None:
+        """End the mount with a signal while it is swapped to."""
+        self.mounted.end()
+        assert not swapfile.loops_of(self.file)
+
+    def clean(self) -> None:
+        """Leave no swap and no loop device over this mount, even when the mount does not answer any more.
+
+        Once its process is gone, reads end with errors, and with them a swapoff that waits for one.
+        """
+        if not swapfile.loops_of(self.file):
+            return
+        for attempt in range(2):
+            for device in swapfile.loops_of(self.file):
+                for tool in (("swapoff", str(device)), ("losetup", "--detach", str(device))):
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        subprocess.run(tool, check=False, capture_output=True, timeout=20)
+            if not swapfile.loops_of(self.file):
+                return
+            process = self.mounted.process
+            if attempt == 0 and process is not None:
+                process.send_signal(signal.SIGKILL)
+        wait_until(lambda: not swapfile.loops_of(self.file), "the loop device is gone")
+
+
+def fake_tool(directory: Path, name: str, code: int = 1) -> None:
+    """Make a tool that fails."""
+    tool = directory / name
+    tool.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('{name}: not today' if {code} else 0)\n")
+    tool.chmod(0o755)

@@ -1,0 +1,70 @@
+"""swapon and swapoff: what they refuse, with which words, and that a step that fails leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from tests.conftest import REAL, environment
+from tests.swap.swapped import SwappedMount, fake_tool
+from tmemfs import swapfile
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+
+
+def test_a_mount_that_is_swapped_to_is_not_unmounted_and_the_way_out_is_named(swapped: SwappedMount) -> None:
+    swapped.start()
+    for options in ((), ("--lazy",)):
+        done = swapped.command("umount", *options)
+        assert done.returncode == 1
+        assert f"run tmemfs swapoff {swapped.place.mountpoint} first" in done.stderr
+    assert swapped.place.is_mounted()
+    assert swapped.command("swapoff").returncode == 0
+    assert swapped.stats()["hswap_pool_pages"] == 0
+
+
+def test_a_second_swapon_and_a_second_swapoff_are_refused(swapped: SwappedMount) -> None:
+    swapped.start()
+    again = swapped.command("swapon")
+    assert again.returncode == 1
+    assert "is swapped to already" in again.stderr
+    assert len(swapfile.loops_of(swapped.file)) == 1
+    assert swapped.command("swapoff").returncode == 0
+    off = swapped.command("swapoff")
+    assert off.returncode == 1
+    assert "is not swapped to" in off.stderr
+    assert swapped.command("swapon").returncode == 0, "and it can be swapped to again"
+
+
+def test_the_overflow_file_has_its_space_before_swap_is_on(swapped: SwappedMount) -> None:
+    swapped.start(swap=False)
+    sparse = swapped.overflow.stat().st_blocks * 512
+    assert swapped.command("swapon").returncode == 0
+    assert sparse < 1 << 20
+    assert swapped.overflow.stat().st_blocks * 512 >= 128 << 20
+
+
+@pytest.mark.parametrize("tool", ["losetup", "mkswap", "swapon"])
+def test_a_step_that_fails_leaves_nothing_behind(swapped: SwappedMount, tool: str) -> None:
+    swapped.start(swap=False)
+    tools = swapped.place.log.with_name("tools")
+    tools.mkdir()
+    fake_tool(tools, tool)
+    done = subprocess.run(
+        [*REAL, "swapon", os.fspath(swapped.place.mountpoint)],
+        env=environment(PATH=f"{tools}:{os.environ['PATH']}"),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tmemfs: {tool}: not today")
+    assert len(done.stderr.splitlines()) == 1
+    assert not swapfile.loops_of(swapped.file)
+    assert swapped.command("umount").returncode == 0
+    assert swapped.mounted.process is not None
+    swapped.mounted.process.wait(30)
+    swapped.mounted.process = None

@@ -1,0 +1,84 @@
+"""A process with a quarter of the memory it works on, through kernel swap to a mount: not one wrong byte."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.memcg import limited, set_limit
+from bench.paging import Pager, pager, vmstat
+from tests.swap.swapped import LIMIT, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+
+
+def rounds(process: Pager, *verbs: str) -> None:
+    """Go over all pages; each of them is as it should be."""
+    for verb in verbs:
+        assert process.run(verb, ROUND_SECONDS).wrong == 0
+
+
+def test_a_pool_that_is_large_enough_holds_every_page(swapped: SwappedMount, cgroup_version: int) -> None:
+    swapped.start("--pool", "64M")
+    before = vmstat()
+    with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as process:
+        rounds(process, "write", "check", "write", "check")
+        stats = swapped.stats()
+    paged = {name: value - before[name] for name, value in vmstat().items()}
+    least = (WORKING_SET - LIMIT) // 4096  # of every round over all pages
+    assert paged["pswpout"] >= 2 * least
+    assert paged["pswpin"] >= 2 * least
+    assert stats["hswap_puts"] >= 2 * least
+    assert stats["hswap_gets"] >= 2 * least
+    assert stats["hswap_pool_pages"] >= least
+    assert stats["hswap_rejected_puts"] == stats["hswap_overflow_pages"] == 0
+    assert stats["pool_compression_ratio"] > 1.5
+
+
+def test_a_pool_that_is_too_small_lets_the_rest_overflow(swapped: SwappedMount, cgroup_version: int) -> None:
+    swapped.start("--pool", "16M")
+    with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as process:
+        rounds(process, "write", "check", "write", "check")
+        stats = swapped.stats()
+    assert stats["hswap_pool_pages"] > PAGES // 4
+    assert stats["hswap_overflow_pages"] > PAGES // 8
+    assert stats["hswap_rejected_puts"] > PAGES // 8
+    assert stats["hswap_overflow_errors"] == stats["hswap_lost_pages"] == 0
+
+
+@pytest.mark.slow
+def test_two_processes_page_at_once(swapped: SwappedMount, cgroup_version: int) -> None:
+    swapped.start("--pool", "16M")
+    with (
+        limited(LIMIT, cgroup_version) as cgroup,
+        limited(LIMIT, cgroup_version) as other,
+        pager(cgroup, WORKING_SET // 2, seed=1) as one,
+        pager(other, WORKING_SET // 2, seed=2) as two,
+    ):
+        for verb in ("write", "check", "write", "check"):
+            for process in (one, two):
+                process.begin(verb)
+            for process in (one, two):
+                assert process.finish(ROUND_SECONDS).wrong == 0
+        assert swapped.stats()["hswap_puts"] >= 2 * (WORKING_SET - 2 * LIMIT) // 4096
+
+
+def test_a_swapoff_while_a_process_has_pages_there_brings_them_back(swapped: SwappedMount, cgroup_version: int) -> None:
+    swapped.start("--pool", "4M")
+    with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as process:
+        rounds(process, "write")
+        assert swapped.stats()["hswap_overflow_pages"] > 0
+        set_limit(cgroup, cgroup_version, 4 * WORKING_SET)
+        done = swapped.command("swapoff")
+        assert done.returncode == 0, done.stderr
+        rounds(process, "check")
+        stats = swapped.stats()
+    assert stats["hswap_pool_pages"] == stats["hswap_overflow_pages"] == stats["pool_pages"] == 0
+
+
+def test_a_signal_to_the_guest_brings_everything_back_first(swapped: SwappedMount, cgroup_version: int) -> None:
+    swapped.start("--pool", "4M")
+    with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as process:
+        rounds(process, "write")
+        set_limit(cgroup, cgroup_version, 4 * WORKING_SET)
+        swapped.end_by_signal()
+        rounds(process, "check")
