@@ -38,6 +38,7 @@ class Mounted:
         self.source = place.source
         self.root = place.mountpoint
         self.process: subprocess.Popen[str] | None = None
+        self.patience = WATCHDOG_SECONDS
         self._watchdog: threading.Timer | None = None
 
     def start(self, *options: str) -> Path:
@@ -46,7 +47,7 @@ class Mounted:
         checked = self._place.log.with_suffix(".checked")
         checked.unlink(missing_ok=True)
         process = self.process = self._place.serve(*SMALL, *options, command=CHECKED)
-        self._watchdog = threading.Timer(WATCHDOG_SECONDS, process.kill)
+        self._watchdog = threading.Timer(self.patience, process.kill)
         self._watchdog.daemon = True
         self._watchdog.start()
         return self.root

@@ -16,6 +16,8 @@ from tmem.lending.borrower import Borrower
 from tmem.lending.client import Client
 from tmem.lending.handshake import Declined, Unreachable
 from tmem.lending.messages import MAX_SLABS
+from tmem.resident import ResidentSlabs
+from tmemfs import memory
 from tmemfs.attributes import Attributes
 from tmemfs.backing import Backing
 from tmemfs.ballooning import Ballooning
@@ -56,7 +58,10 @@ class Guest:
         self.config = config
         self.stats = Stats()
         self.arena = _arena(config)
-        self.tmem = Tmem(self.arena) if self.arena is not None else None
+        self._locked = bool(config.hswap_bytes) and memory.is_locked()
+        self.tmem = None
+        if self.arena is not None:
+            self.tmem = Tmem(ResidentSlabs(self.arena) if self._locked else self.arena)
         self.lender: Client | None = None
         if config.pool_socket is not None and isinstance(self.arena, Borrowed) and self.tmem is not None:
             persistent = None if config.hswap_bytes else 0  # slabs: what fits
@@ -162,6 +167,8 @@ class Guest:
             "cache_bytes": self.cache.capacity,
             "pool_bytes": config.pool_bytes,
             "hswap_bytes": self.swap.hswap.size if self.swap is not None else 0,
+            "hswap_overflow": os.fspath(self.swap.overflow_path) if self.swap is not None else "-",
+            "memory_locked": int(self._locked),
             "pool_socket": config.pool_socket,
             "balloon_min_bytes": config.balloon.minimum if config.balloon else 0,
             "balloon_max_bytes": config.balloon.maximum if config.balloon else 0,

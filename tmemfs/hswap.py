@@ -44,7 +44,7 @@ class OverflowFile(Protocol):
     async def reserve(self, pages: int) -> None:
         """Have space for that many pages."""
 
-    async def clear(self) -> None:
+    def clear(self) -> None:
         """Forget every slot."""
 
     def check(self, used: Sequence[int]) -> None:
@@ -327,7 +327,7 @@ class Hswap:
             self.counters.flushes += self.places.pool_pages + self.places.overflow_pages + self.places.lost_pages
             self._pool.flush_object(OBJECT)
             self.places.clear()
-            await self._overflow.clear()
+            self._overflow.clear()
 
     def check(self) -> None:
         """Raise AssertionError unless pool, slots and places agree."""

@@ -78,6 +78,13 @@ def is_local(fd: int) -> bool:
     return bool(kinds) and kinds <= LOCAL_FILESYSTEMS
 
 
+def filesystem_of(path: Path) -> str:
+    """Give the type of the filesystem that a path is on; empty where the mount table does not show it."""
+    device = os.stat(path).st_dev
+    own = f"{os.major(device)}:{os.minor(device)}"
+    return next((entry.fstype for entry in mount_table() if entry.device == own), "")
+
+
 def resolve_mountpoint(path: str | os.PathLike[str]) -> Path:
     """Make a mountpoint's path absolute, as the mount table has it.
 

@@ -11,6 +11,7 @@ import ctypes
 import logging
 import mmap
 import os
+import re
 import resource
 from pathlib import Path
 
@@ -32,12 +33,18 @@ def stay() -> None:
     if _may_lock_everything():
         _report("mlockall", _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
     else:
-        log.info("mlockall is not permitted: the guest's memory can be swapped out, so do not swap to its hswap file")
+        log.info("mlockall is not permitted: the guest can be swapped out itself, so tmemfs swapon will refuse")
     _report("PR_SET_IO_FLUSHER", _libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0))
     try:
         _SCORE.write_text(_LAST_TO_BE_KILLED)
     except OSError as error:
         log.info("oom_score_adj is not permitted (%s): going on without", error.strerror)
+
+
+def is_locked() -> bool:
+    """Tell whether this process stays in memory."""
+    found = re.search(r"^VmLck:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return found is not None and int(found[1]) > 0
 
 
 def _may_lock_everything() -> bool:

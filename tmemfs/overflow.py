@@ -83,11 +83,10 @@ class Overflow:
         """Have disk space for that many pages; OSError, ENOSPC for one, when there is not enough."""
         await self._threads.run(lambda _: os.posix_fallocate(self._fd, 0, (pages + SPARE_SLOTS) * PAGE))
 
-    async def clear(self) -> None:
-        """Forget every slot and give the disk space back; nobody may be using one."""
+    def clear(self) -> None:
+        """Forget every slot. The disk space stays with the file: to give it back can take a filesystem seconds."""
         del self._free[:]
         del self._digests[FIRST_SLOT:]
-        await self._threads.run(lambda _: os.ftruncate(self._fd, PAGE))
 
     def close(self) -> None:
         """Remove the file; harmless when closed already."""

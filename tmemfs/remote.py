@@ -17,11 +17,13 @@ from typing import TypeVar
 from tmem.commands import CommandError
 from tmemfs import swapfile
 from tmemfs.config import ConfigError
-from tmemfs.kernelmount import resolve_mountpoint, top_mount, unmount
+from tmemfs.kernelmount import filesystem_of, resolve_mountpoint, top_mount, unmount
 from tmemfs.preflight import is_dead
 
 _ANSWER_SECONDS = 10.0
+_RESERVE_SECONDS = 120.0  # a busy disk can take its time
 _CHUNK_BYTES = 1 << 20
+MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
 T = TypeVar("T")
 
@@ -47,8 +49,8 @@ class RemoteMount:
         path = self._control / name
         return _bounded(path, path.read_bytes)
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a control file in one request. Raises RemoteError."""
+    def write(self, name: str, content: bytes, seconds: float = _ANSWER_SECONDS) -> None:
+        """Write a control file in one request. Raises RemoteError, at the latest after `seconds`."""
         path = self._control / name
 
         def put() -> None:
@@ -58,7 +60,7 @@ class RemoteMount:
             finally:
                 os.close(fd)
 
-        _bounded(path, put)
+        _bounded(path, put, seconds)
 
     def relative(self, path: str) -> Path:
         """Make a path relative to the mount: given so, or absolute below the mountpoint."""
@@ -71,28 +73,32 @@ class RemoteMount:
     def pid(self) -> int | None:
         """Ask for the process behind the mount; None if it does not say."""
         try:
-            return self._configured("pid")
+            pid = self._config().get("pid", "")
         except RemoteError:
             return None
+        return int(pid) if pid.isdecimal() else None
 
-    def _configured(self, wanted: str) -> int | None:
-        """Ask for a number of the mount's configuration."""
-        for line in self.read("config").decode(errors="replace").splitlines():
-            name, _, value = line.partition(" ")
-            if name == wanted and value.strip().isdecimal():
-                return int(value)
-        return None
+    def _config(self) -> dict[str, str]:
+        """Ask for the mount's configuration."""
+        lines = os.fsdecode(self.read("config")).splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(" ") for line in lines)}
 
     def swap_on(self) -> Path:
         """Swap to the mount's hswap file; return the loop device. Raises ConfigError, or an error with nothing left."""
         lacking = swapfile.missing()
         if lacking is not None:
             raise ConfigError(lacking)
-        if not self._configured("hswap_bytes"):
+        config = self._config()
+        if config.get("hswap_bytes", "0") == "0":
             raise ConfigError(f"'{self.mountpoint}' has no hswap file: mount it with --hswap SIZE")
+        if config.get("memory_locked") != "1":
+            raise ConfigError(f"the process behind '{self.mountpoint}' can be swapped out itself: mount it as root")
+        overflow = Path(config["hswap_overflow"])
+        if filesystem_of(overflow) in MEMORY_FILESYSTEMS:
+            raise ConfigError(f"overflow file '{overflow}' can be swapped out itself: give --hswap-overflow on a disk")
         if swapfile.swaps_of(self.hswap):
             raise RemoteError(f"'{self.mountpoint}' is swapped to already: tmemfs swapoff {self.mountpoint} ends that")
-        self.write("hswap_reserve", b"1\n")
+        self.write("hswap_reserve", b"1\n", _RESERVE_SECONDS)
         return swapfile.swap_on(self.hswap)
 
     def swap_off(self) -> None:
@@ -160,7 +166,7 @@ class RemoteMount:
                 raise ConfigError(f"path '{path}' is no file or directory in '{self.mountpoint}': check its name")
 
 
-def _bounded(path: Path, call: Callable[[], T]) -> T:
+def _bounded(path: Path, call: Callable[[], T], seconds: float = _ANSWER_SECONDS) -> T:
     """Touch a file of the mount from a thread, because a mount that hangs hangs whoever touches it."""
     results: list[T | OSError] = []
 
@@ -172,7 +178,7 @@ def _bounded(path: Path, call: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(_ANSWER_SECONDS)
+    thread.join(seconds)
     if not results:
         raise RemoteError(f"'{path}' does not answer: the mount hangs; tmemfs umount --lazy takes it away")
     result = results[0]

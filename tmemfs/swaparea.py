@@ -40,9 +40,9 @@ class SwapArea:
     def __init__(self, config: MountConfig, tmem: Tmem, pool_bytes: int, control: Control, kernel: KernelCache) -> None:
         size = config.hswap_bytes // PAGE_SIZE * PAGE_SIZE
         self._pool_bytes = pool_bytes
-        path = self._choose_path(config)
-        self._check_size(size, path)
-        self._overflow = overflow.create(path)
+        self.overflow_path = self._choose_path(config)
+        self._check_size(size, self.overflow_path)
+        self._overflow = overflow.create(self.overflow_path)
         self.hswap = Hswap(tmem, self._overflow, size, time.monotonic)
         self._node = control.add_file(NAME, self.hswap)
         self._kernel = kernel

@@ -54,7 +54,7 @@ class MemoryOverflow:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.reserved = pages
 
-    async def clear(self) -> None:
+    def clear(self) -> None:
         self.slots.clear()
 
     def check(self, used: Sequence[int]) -> None:

@@ -164,13 +164,12 @@ def test_a_flipped_bit_is_an_error_that_names_the_page(mounted: Mounted) -> None
     fd = os.open(hswap_of(mounted), os.O_RDWR)
     try:
         os.pwrite(fd, random.Random(1).randbytes(3 * PAGE), 7 * PAGE)
-        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
-            if "tmem-arena" in os.readlink(entry):
-                arena = os.open(entry, os.O_RDWR)
-                content = os.pread(arena, 3 * PAGE, 0)
-                assert content.strip(b"\0"), "the first slab is the one in use"
-                os.pwrite(arena, bytes(byte ^ 1 for byte in content[: 3 * PAGE]), 0)
-                os.close(arena)
+        descriptors = Path(f"/proc/{process.pid}/fd").iterdir()
+        arena = os.open(next(entry for entry in descriptors if "tmem-arena" in os.readlink(entry)), os.O_RDWR)
+        content = os.pread(arena, 3 * PAGE, 0)
+        assert content.strip(b"\0"), "the first slab is the one in use"
+        os.pwrite(arena, bytes(byte ^ 1 for byte in content), 0)
+        os.close(arena)
         for page in (7, 8, 9):
             with pytest.raises(OSError, match="Input/output") as caught:
                 os.pread(fd, PAGE, page * PAGE)

@@ -32,6 +32,7 @@ def alone() -> Iterator[None]:
 def swapped(place: Place, alone: None) -> Iterator[SwappedMount]:
     """Give a test a place for a mount to swap to."""
     mounted = Mounted(place)
+    mounted.patience = 450.0
     made = SwappedMount(place, mounted)
     try:
         yield made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tests.conftest import REAL, Place, run, wait_until
 from tests.mounted import Mounted
 from tmemfs import swapfile
+from tmemfs.kernelmount import top_mount
 
 MIB = 1 << 20
 # Half of this and the kernel kills the pager now and then: the loop device's own pages count in the same cgroup.
@@ -19,7 +19,7 @@ LIMIT = 16 * MIB
 WORKING_SET = 64 * MIB
 PAGES = WORKING_SET // 4096
 ROUND_SECONDS = 100.0
-TOOL_SECONDS = 60.0
+TOOL_SECONDS = 150.0
 
 
 class SwappedMount:
@@ -64,21 +64,34 @@ class SwappedMount:
     def clean(self) -> None:
         """Leave no swap and no loop device over this mount, even when the mount does not answer any more.
 
-        Once its process is gone, reads end with errors, and with them a swapoff that waits for one.
+        Once its connection is aborted, reads and writes end with errors, and with them what waits for one.
         """
-        if not swapfile.loops_of(self.file):
-            return
+        devices = swapfile.loops_of(self.file)  # by the name it has while it is mounted
         for attempt in range(2):
-            for device in swapfile.loops_of(self.file):
+            for device in filter(_is_attached, devices):
                 for tool in (("swapoff", str(device)), ("losetup", "--detach", str(device))):
+                    process = self.place.start(*tool)
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        subprocess.run(tool, check=False, capture_output=True, timeout=20)
-            if not swapfile.loops_of(self.file):
-                return
-            process = self.mounted.process
-            if attempt == 0 and process is not None:
-                process.send_signal(signal.SIGKILL)
-        wait_until(lambda: not swapfile.loops_of(self.file), "the loop device is gone")
+                        process.wait(20)
+            if attempt == 0 and any(map(_is_attached, devices)):
+                self._abort()
+        wait_until(lambda: not any(map(_is_attached, devices)), "the loop device is gone")
+
+    def _abort(self) -> None:
+        """Abort the mount's connection, through a fusectl of our own where none is mounted."""
+        entry = top_mount(self.place.mountpoint)
+        control = self.place.log.with_name("fusectl")
+        control.mkdir()
+        subprocess.run(["mount", "-t", "fusectl", "none", control], check=True, timeout=20)
+        try:
+            if entry is not None:
+                (control / entry.device.partition(":")[2] / "abort").write_bytes(b"1")
+        finally:
+            subprocess.run(["umount", "-l", control], check=True, timeout=20)
+
+
+def _is_attached(device: Path) -> bool:
+    return Path(f"/sys/block/{device.name}/loop/backing_file").exists()
 
 
 def fake_tool(directory: Path, name: str, code: int = 1) -> None:

@@ -11,7 +11,7 @@ from tests.conftest import REAL, environment
 from tests.swap.swapped import SwappedMount, fake_tool
 from tmemfs import swapfile
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(500)]
 
 
 def test_a_mount_that_is_swapped_to_is_not_unmounted_and_the_way_out_is_named(swapped: SwappedMount) -> None:
@@ -58,7 +58,7 @@ def test_a_step_that_fails_leaves_nothing_behind(swapped: SwappedMount, tool: st
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
     )
     assert done.returncode == 1
     assert done.stderr.startswith(f"tmemfs: {tool}: not today")

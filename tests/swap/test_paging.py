@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import random
+import re
+from pathlib import Path
+
 import pytest
 
 from bench.memcg import limited, set_limit
 from bench.paging import Pager, pager, vmstat
-from tests.swap.swapped import LIMIT, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
+from tests.swap.swapped import LIMIT, MIB, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
 
-pytestmark = [pytest.mark.mount, pytest.mark.root]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(500)]
 
 
 def rounds(process: Pager, *verbs: str) -> None:
@@ -32,6 +37,32 @@ def test_a_pool_that_is_large_enough_holds_every_page(swapped: SwappedMount, cgr
     assert stats["hswap_pool_pages"] >= least
     assert stats["hswap_rejected_puts"] == stats["hswap_overflow_pages"] == 0
     assert stats["pool_compression_ratio"] > 1.5
+
+
+def test_the_memory_of_the_pool_stays_where_it_is_while_it_is_swapped_to(swapped: SwappedMount) -> None:
+    swapped.start("--pool", "8M", swap=False)
+    process = swapped.mounted.process
+    assert process is not None
+    (swapped.mounted.source / "file").write_bytes(random.Random(1).randbytes(2 * MIB))
+    (swapped.mounted.root / "file").read_bytes()  # more than the cache: some of it goes into the pool
+    fd = os.open(swapped.file, os.O_RDWR)
+    os.pwrite(fd, random.Random(2).randbytes(2 * MIB), 0)
+    os.pwrite(fd, bytes(MIB // 2), 0)
+    os.close(fd)
+    lent = swapped.stats()["pool_lent_bytes"]
+    assert lent >= 2 * MIB
+    assert locked_bytes(process.pid, "tmem-arena") == lent
+
+
+def locked_bytes(pid: int, name: str) -> int:
+    """Add up what is locked of the mappings of a file."""
+    total, within = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            within = name in line
+        elif within and line.startswith("Locked:"):
+            total += int(line.split()[1]) << 10
+    return total
 
 
 def test_a_pool_that_is_too_small_lets_the_rest_overflow(swapped: SwappedMount, cgroup_version: int) -> None:
