@@ -12,8 +12,10 @@ import pytest
 
 from tests.lending.daemon import Tmemd
 from tests.lending.fakeguest import FakeGuest
+from tests.lending.mounts import Borrowing
 
 MakeGuest = Callable[..., FakeGuest]
+MakeBorrowing = Callable[..., Borrowing]
 
 
 @pytest.fixture
@@ -46,3 +48,21 @@ def guest(tmemd: Tmemd) -> Iterator[MakeGuest]:
         for one in made:
             with contextlib.suppress(OSError):
                 one.close()
+
+
+@pytest.fixture
+def borrowing(tmemd: Tmemd, tmp_path: Path) -> Iterator[MakeBorrowing]:
+    """Give a maker of mounts that borrow; the arguments are a name and the MiB of the mount's file."""
+    made: list[Borrowing] = []
+
+    def make(name: str, mib: int = 4) -> Borrowing:
+        made.append(Borrowing(tmp_path / name, tmemd, mib))
+        return made[-1]
+
+    try:
+        yield make
+        for one in made:
+            one.end()
+    finally:
+        for one in made:
+            one.clean()

@@ -74,3 +74,12 @@ def test_clipped_runs_hold_so_many_slabs() -> None:
     runs = ((0, 3), (10, 5))
     assert [count(clip(runs, most)) for most in (-1, 0, 2, 3, 4, 8, 9)] == [0, 0, 2, 3, 4, 8, 8]
     assert clip(runs, 4) == ((0, 3), (10, 1))
+
+
+def test_slabs_that_were_never_anything_but_free_take_no_memory() -> None:
+    slabmap = SlabMap(1 << 24)
+    slabmap.set([(3, 2)], State.EPHEMERAL)
+    slabmap.set([(0, 3), (5, (1 << 24) - 5)], State.FREE)
+    slabmap.check()
+    assert slabmap.bytes == 5
+    assert slabmap.counts[State.FREE] == (1 << 24) - 2

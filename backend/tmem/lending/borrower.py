@@ -73,9 +73,10 @@ class _Need:
         self.retry = RETRY
         self.not_before = float("-inf")
 
-    def granted(self) -> None:
+    def granted(self, held: int) -> None:
+        # Not more than half of what is held, so that a small pool is not mostly stock.
         self.open = 0
-        self.batch = min(2 * self.batch, BATCH)
+        self.batch = min(2 * self.batch, BATCH, max(FIRST_ASK, held // 2))
         self.retry = RETRY
 
     def denied(self, now: float) -> None:
@@ -161,7 +162,7 @@ class Borrower:
         self.counters.lent_slabs += self.source.lend(message.runs, message.persistent)
         need = self._needs[message.persistent]
         if message.done and need.open == message.serial:
-            need.granted()
+            need.granted(self.source.held(message.persistent))
         self.source.reserve[message.persistent] = need.batch // 2
         self.source.wanted[message.persistent] = False
 

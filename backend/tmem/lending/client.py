@@ -20,7 +20,9 @@ from tmem.lending.wire import ProtocolError, encode
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE, MOST_PAUSE = 0.1, 2.0  # seconds between attempts to find tmemd again
+FIRST_PAUSE = 0.1  # seconds between attempts to find tmemd again
+MOST_PAUSE = 0.5
+MOST_PAUSE_DECLINED = 5.0  # it is there and does not want us: that is not forgotten soon
 
 
 class Client:
@@ -80,11 +82,13 @@ class Client:
                     limiter=self._limiter,
                 )
             except (Unreachable, Declined) as error:
+                final = isinstance(error, Declined) and not error.retry
+                most = MOST_PAUSE_DECLINED if final else MOST_PAUSE
                 if str(error) != told:
                     told = str(error)
                     log.warning("tmemd at %s: %s; what is held stays in use", self.path, told)
             await trio.sleep(pause)
-            pause = min(2 * pause, MOST_PAUSE)
+            pause = min(2 * pause, most)
 
     async def _serve(self, registered: Registered) -> None:
         """Talk until the connection ends, which is an exception."""

@@ -69,8 +69,13 @@ class SlabMap:
             end = first + length
             if first < 0 or end > self.total:
                 raise IndexError(f"slabs {first} to {end} of {self.total}")
-            if end > len(self._states):
+            if state == State.FREE:  # beyond the map all are free: that needs no bytes
+                end = min(end, len(self._states))
+                length = max(0, end - first)
+            elif end > len(self._states):
                 self._states.extend(bytes(end - len(self._states)))
+            if not length:
+                continue
             for was in State:
                 self.counts[was] -= self._states.count(was, first, end)
             self._states[first:end] = _ONE[state] * length

@@ -1,0 +1,69 @@
+"""tmemd is killed, again and again: mounts go on with what they hold, and the next ledger is right."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import wait_until
+from tests.lending.conftest import MakeBorrowing
+from tests.lending.daemon import Tmemd
+from tests.lending.mounts import MIB, SLAB, Borrowing, Load
+
+pytestmark = pytest.mark.mount
+
+
+def kill_again_and_again(tmemd: Tmemd, guests: list[Borrowing], times: int) -> None:
+    """Kill tmemd under load; no reader stops, and every new ledger says what the mounts say."""
+    with Load(*guests) as load:
+        for time in range(times):
+            load.go_on()
+            tmemd.kill()
+            load.go_on()
+            for guest in guests:
+                stats = guest.stats()
+                assert stats["lender"] == "disconnected"
+                assert stats["pool_lent_bytes"] <= stats["lender_held_bytes"]
+            tmemd.start("3M")
+            for guest in guests:
+                guest.wait_connected()
+                assert guest.stats()["lender_reconnects"] == time + 1
+            load.go_on()
+            assert sum(row["ephemeral_bytes"] for row in tmemd.rows()) <= 3 * MIB
+    for guest in guests:
+        guest.wait_agreed()
+        guest.read(5)
+    tmemd.stop()
+
+
+def test_a_killed_tmemd_is_missed_by_no_reader(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    tmemd.start("3M")
+    guests = [borrowing("one", 3), borrowing("two", 3)]
+    for guest in guests:
+        guest.start()
+    kill_again_and_again(tmemd, guests, 5)
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_tmemds_are_missed_by_no_reader(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    tmemd.start("3M")
+    guests = [borrowing("one", 3), borrowing("two", 3)]
+    for guest in guests:
+        guest.start()
+        guest.mounted.stop_watchdog()
+    kill_again_and_again(tmemd, guests, 100)
+
+
+def test_a_smaller_tmemd_takes_back_until_it_fits(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    tmemd.start("6M")
+    one = borrowing("one", 6)
+    one.start()
+    one.read_until(lambda: one.stats()["lender_held_bytes"] > 2 * MIB, "the mount holds more than there will be")
+    tmemd.kill()
+    one.read(1)
+    tmemd.start("1M")
+    wait_until(lambda: tmemd.totals()["ephemeral"] <= MIB // SLAB, "the ledger fits")
+    one.wait_connected()
+    wait_until(lambda: one.stats()["lender_held_bytes"] <= MIB, "the mount has given back")
+    for seed in range(2):
+        one.read(seed)
+    one.wait_agreed()

@@ -1,0 +1,159 @@
+"""Mounts that borrow: what one does not use is at once there for another, and every byte that comes back is right."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.conftest import Place, wait_until
+from tests.lending.conftest import MakeBorrowing
+from tests.lending.daemon import Tmemd
+from tests.lending.mounts import MIB, SLAB, Load
+
+pytestmark = pytest.mark.mount
+
+
+def test_a_mount_borrows_what_it_needs_and_returns_what_it_does_not(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    tmemd.start("16M")
+    one = borrowing("one")
+    one.start()
+    one.read_until(lambda: one.stats()["precache_succ_gets"] > 2048, "pages come from the borrowed pool")
+    stats = one.stats()
+    assert stats["lender"] == "connected"
+    assert 0 < stats["pool_used_bytes"] <= stats["pool_lent_bytes"] <= stats["lender_held_bytes"] <= 16 * MIB
+    one.wait_agreed()
+    one.mounted.control("drop_caches", "1\n")
+    wait_until(lambda: tmemd.totals()["ephemeral"] == 0, "unused memory is returned")
+    one.wait_agreed()
+    one.end()
+    wait_until(lambda: tmemd.totals()["guests"] == 0, "an ended mount is forgotten")
+
+
+def test_a_mount_without_a_tmemd_fails_at_once_and_says_what_to_do(place: Place) -> None:
+    socket = place.source.parent / "nobody.sock"
+    done = place.mount("--pool", f"unix:{socket}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"'unix:{socket}'" in done.stderr
+    assert "--pool SIZE" in done.stderr
+    assert not place.is_mounted()
+    done = place.mount("--pool", "8M", "--pool-max", "4M")
+    assert done.returncode == 2
+    assert "--pool-max" in done.stderr
+
+
+def test_a_mount_in_the_background_has_found_tmemd_when_it_reports_success(tmemd: Tmemd, place: Place) -> None:
+    tmemd.start("16M")
+    assert place.mount("--pool", f"unix:{tmemd.socket}", "--pool-max", "1M").returncode == 0
+    (row,) = tmemd.rows()
+    assert row["name"] == os.fspath(place.mountpoint)
+    assert row["arena_bytes"] == MIB
+
+
+def test_what_one_mount_does_not_use_is_there_for_another(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    tmemd.start("3M")
+    idle, busy = borrowing("idle", 6), borrowing("busy", 6)
+    idle.start()
+    busy.start()
+    idle.read_until(lambda: idle.stats()["lender_held_bytes"] >= 2 * MIB, "the idle mount has most of the memory")
+    busy.read_until(lambda: busy.stats()["lender_held_bytes"] >= 2 * MIB, "the busy mount has the idle one's memory")
+    lost = idle.stats()
+    assert lost["lender_held_bytes"] <= MIB
+    assert lost["cache_capacity_bytes"] == MIB, "no balloon had to give it back"
+    for guest in (idle, busy):
+        guest.read(9)
+        guest.wait_agreed()
+
+
+def test_revocation_under_load_gives_nobody_a_wrong_byte(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    tmemd.start("2M")
+    guests = [borrowing(name, 3) for name in ("one", "two")]
+    for guest in guests:
+        guest.start()
+    with Load(*guests) as load:
+
+        def changed_hands() -> bool:
+            load.go_on()
+            return bool(tmemd.totals()["revoked_slabs"] >= 3 * 2 * MIB // SLAB)
+
+        wait_until(changed_hands, "all of the memory has changed hands three times")
+    for guest in guests:
+        guest.wait_agreed()
+        assert guest.stats()["lender_revoked_slabs"] > 0
+
+
+def test_a_stopped_mount_is_not_waited_for_and_is_right_again_by_itself(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    tmemd.start("3M")
+    stopped, other = borrowing("stopped", 5), borrowing("other", 5)
+    stopped.start()
+    other.start()
+    stopped.read_until(lambda: stopped.stats()["lender_held_bytes"] >= 2 * MIB, "it has most of the memory")
+    os.kill(stopped.pid, signal.SIGSTOP)
+    try:
+        other.read_until(lambda: other.stats()["lender_held_bytes"] >= 2 * MIB, "the stopped mount's memory is lent")
+    finally:
+        os.kill(stopped.pid, signal.SIGCONT)
+    wait_until(lambda: stopped.stats()["lender_taken_slabs"] > 0, "the mount knows what was taken")
+    for seed in range(2):
+        stopped.read(seed)
+        other.read(seed)
+    assert stopped.stats()["lender"] == "connected"
+    for guest in (stopped, other):
+        guest.wait_agreed()
+
+
+def test_a_killed_mount_leaves_its_memory_free(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    tmemd.start("16M")
+    killed = borrowing("killed")
+    killed.start()
+    killed.read_until(lambda: killed.stats()["lender_held_bytes"] > MIB, "the mount holds something")
+    assert tmemd.totals()["ephemeral"] > 0
+    process, killed.mounted.process = killed.mounted.process, None
+    assert process is not None
+    process.kill()
+    process.wait(30)
+    wait_until(lambda: tmemd.totals()["guests"] == 0, "the mount's entry is gone")
+    assert tmemd.totals()["ephemeral"] == 0
+    killed.clean()
+    killed.start()
+    killed.read()
+    killed.wait_agreed()
+
+
+def test_where_memory_is_short_lends_are_refused_and_the_mount_goes_on(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    tmemd.start("16M", "--reserve", str(everything))
+    one = borrowing("one", 2)
+    one.start()
+    for seed in range(2):
+        one.read(seed)
+    wait_until(lambda: one.stats()["lender_denies"] > 0, "the mount was denied")
+    stats = one.stats()
+    assert stats["lender_held_bytes"] == stats["pool_lent_bytes"] == 0
+    assert stats["precache_rejected_puts"] > 0
+    assert tmemd.totals()["denied_memory"] > 0
+
+
+def test_tmemctl_freezes_thaws_and_bounds_a_mount(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    tmemd.start("16M")
+    one = borrowing("one")
+    one.start()
+    name = os.fspath(one.place.mountpoint)
+    one.read()
+    assert tmemd.ctl("freeze", name).returncode == 0
+    wait_until(lambda: one.stats()["pool_frozen"] == 1, "the pool is frozen")
+    one.read(1)
+    assert tmemd.ctl("thaw", name).returncode == 0
+    wait_until(lambda: one.stats()["pool_frozen"] == 0, "the pool is thawed")
+    assert tmemd.ctl("set", name, "--cap", "1M").returncode == 0
+    wait_until(lambda: one.stats()["lender_held_bytes"] <= MIB, "the mount holds no more than its cap")
+    one.read(2)
+    assert one.stats()["lender_cap_bytes"] == MIB
+    assert tmemd.ctl("drain", name).returncode == 0
+    wait_until(lambda: one.stats()["lender_held_bytes"] == 0, "the mount is drained")
+    one.read(3)
+    assert tmemd.ctl("thaw", name).returncode == 0
+    one.read_until(lambda: one.stats()["lender_held_bytes"] > 0, "the mount borrows again")
+    one.wait_agreed()
