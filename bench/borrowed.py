@@ -5,7 +5,7 @@ through a mount with `--pool SIZE` and through one that borrows from a tmemd, bo
 every page comes from the pool and every read sends a page back there. Both are mounted at the same time and read in
 turn, after passes that bring them to the steady state. The figure is the median over the pairs of the ratio of the mean
 time a read; the processor time of the serving processes is given, too. The counters prove where the pages came from
-(backing reads: 0), and that the borrower still talks to tmemd.
+(at most one in fifty from the backing), and that the borrower still talks to tmemd.
 
     python -m bench.borrowed [--pairs 9] [--size 32] [--out FILE]
 """
@@ -90,7 +90,7 @@ def _round(own: Mounted, borrowed: Mounted, order: list[int], borrowed_first: bo
         seconds[name] = pages.in_order(mount.path / "file", order).mean_seconds
         used[name] = procmem.run_seconds(mount.pid) - began
         counted = mount.since(before, "precache_succ_gets", "backing_reads")
-        if counted["backing_reads"] or counted["precache_succ_gets"] < len(order) / 2:
+        if counted["backing_reads"] > len(order) / 50 or counted["precache_succ_gets"] < len(order) / 2:
             raise BenchError(f"not a steady state: {counted}")
     return {
         "own_microseconds": 1e6 * seconds["own"],

@@ -129,6 +129,8 @@ class Borrower:
     def welcome(self, message: Welcome) -> None:
         """Take in that the greeting was accepted."""
         self.counters.reconnects += self._registered
+        if not self._registered:
+            self.source.wanted[False] = True  # for the first pages to be put
         self._registered = True
         self._limit(message.cap, message.persistent_cap, message.frozen)
 
@@ -222,19 +224,23 @@ class Borrower:
 
     def tick(self) -> None:
         """Report when something moved, and once more when nothing does any longer; return what was not used."""
-        for kind in (False, True):
-            spares = self._tmem.spares(kind)
-            unused = min(spares, self._spares[kind])
-            self._spares[kind] = spares - self._tmem.give_up(unused, kind)
-            if idle := self.source.idle(kind):
-                self.source.shed(idle, kind)
-                self._needs[kind].batch = FIRST_ASK
         report = self._report()
         moved = self._reported is None or self._without_age(report) != self._without_age(self._reported)
+        for kind in (False, True):
+            self._return_unused(kind, self._needs[kind].batch // 2 if moved else 0)
         if moved or self._moved:
             self._outbox.append(report)
             self._reported = report
         self._moved = moved
+
+    def _return_unused(self, kind: bool, keep: int) -> None:
+        """Return what no page used since the last tick, but for a few slabs where there may be need in a moment."""
+        spares = self._tmem.spares(kind)
+        unused = min(spares, self._spares[kind]) - keep
+        self._spares[kind] = spares - (self._tmem.give_up(unused, kind) if unused > 0 else 0)
+        if (idle := self.source.idle(kind) - keep) > 0:
+            self.source.shed(idle, kind)
+            self._needs[kind].batch = FIRST_ASK
 
     @staticmethod
     def _without_age(report: Report) -> tuple[int, ...]:
