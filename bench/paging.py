@@ -42,12 +42,17 @@ class Pager:
         except BrokenPipeError:
             raise BenchError(f"the pager is gone: {self._end()}") from None
 
-    def finish(self, seconds: float) -> Round:
-        """Wait for the answer; BenchError when it takes longer, or when the process is gone."""
+    def has_answered(self, seconds: float) -> bool:
+        """Wait for the answer, and tell whether it is there."""
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        if not ready:
+        return bool(ready)
+
+    def finish(self, seconds: float) -> Round:
+        """Wait for the answer; BenchError when it takes longer, or when the process is gone."""
+        if not self.has_answered(seconds):
             raise BenchError(f"the pager did not answer within {seconds:g} s")
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise BenchError(f"the pager is gone: {self._end()}")

@@ -108,6 +108,8 @@ class Guest:
             if config.hswap_bytes and self.tmem is not None
             else None
         )
+        if self.lender is not None and self.swap is not None:
+            self.lender.borrower.on_persistent_revoke = self.swap.give_back
         register(self.stats, self)
         self.operations = Operations(self._parts(), self.stats)
 
@@ -241,6 +243,8 @@ class Guest:
                 nursery.start_soon(self.writeback.run)
             if self.lender is not None:
                 nursery.start_soon(self.lender.run)
+            if self.swap is not None:
+                nursery.start_soon(self.swap.run)
             if self.ballooning is not None:
                 nursery.start_soon(self.ballooning.run)
             if self.watch is not None:

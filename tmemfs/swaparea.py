@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ from tmemfs.hswap import Hswap
 if TYPE_CHECKING:
     from tmem import Tmem
     from tmemfs.kernelcache import KernelCache
+
+log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 8.0
 NAME = "hswap"
@@ -47,6 +50,8 @@ class SwapArea:
         self._node = control.add_file(NAME, self.hswap)
         self._kernel = kernel
         self._unused = trio.Event()
+        self._wake = trio.Event()
+        self._owed = 0  # slabs
         self.hswap.on_last_close = self._note_last_close
         control.add_switch(RESERVE, None, self._reserve)
         control.add_switch(CLEAR, None, self._clear)
@@ -106,6 +111,20 @@ class SwapArea:
         if self.hswap.opens:
             raise OSError(errno.EBUSY, f"{NAME} is open")
         await self.hswap.clear()
+
+    def give_back(self, slabs: int) -> None:
+        """Have that many slabs given back soon, their pages moved to the overflow file."""
+        self._owed = max(self._owed, slabs)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Give back what is owed, whenever something is."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            owed, self._owed = self._owed, 0
+            given = await self.hswap.give_back(owed)
+            log.info("%d of %d slabs of persistent memory given back", given, owed)
 
     def close(self) -> None:
         """Remove the overflow file: the content ends with the mount."""

@@ -45,6 +45,7 @@ from tmem.lending.wire import ProtocolError
 from tmem.pool import Tmem
 
 TICK = 0.9  # seconds between reports
+UNASKED = 0  # in the place of a Revoke's serial: what a lower persistent cap does not allow any more
 FIRST_ASK = BATCH // 4
 MOST_RETRY = 1.6  # seconds
 STEP = 8  # slabs given up between two looks at the requests: about 5 ms
@@ -186,6 +187,8 @@ class Borrower:
         if frozen != self._frozen:
             self._frozen = frozen
             (self._tmem.freeze if frozen else self._tmem.thaw)()
+        if self.source.held(True) > persistent_cap:
+            self._owed.append((UNASKED, self.source.held(True) - persistent_cap, True))
 
     # Messages go out.
 
@@ -197,6 +200,8 @@ class Borrower:
     def pay(self, slabs: int = STEP) -> None:
         """Give up a few of the slabs that are owed, coldest pages first."""
         serial, left, persistent = self._owed.popleft()
+        if serial == UNASKED:
+            left = max(0, min(left, self.source.held(True) - self.persistent_cap))
         self._give_back(persistent)
         wanted = min(slabs, left)
         given = self.source.shed(wanted, persistent)

@@ -1,0 +1,145 @@
+"""A swap-like file whose memory is on loan: it gives memory back without losing a page, and takes it again."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import Place, wait_until
+from tests.lending.conftest import tmemd
+from tests.lending.daemon import Tmemd
+from tests.mounted import Mounted
+
+__all__ = ["tmemd"]
+
+pytestmark = pytest.mark.mount
+PAGE = 4096
+MIB = 1 << 20
+PAGES = 512
+CONTENT = random.Random(1).randbytes(PAGES * PAGE)
+
+
+class Loan:
+    """A mount that borrows from a tmemd, and its file, open."""
+
+    def __init__(self, mounted: Mounted, daemon: Tmemd) -> None:
+        self.mounted = mounted
+        self.daemon = daemon
+        self.fd = os.open(mounted.root / ".tmemfs" / "hswap", os.O_RDWR)
+
+    def fill(self) -> None:
+        """Write every page, until all of them are in the pool: the first ones come before anything is lent."""
+        os.pwrite(self.fd, CONTENT, 0)
+        self.read_until_in_pool()
+
+    def read_until_in_pool(self) -> None:
+        """Read everything again and again: with room, what is read comes back into the pool."""
+
+        def come_back() -> bool:
+            self.verify()
+            return self.stat("hswap_pool_pages") == PAGES
+
+        wait_until(come_back, "every page is in the pool")
+        assert self.stat("hswap_overflow_pages") == 0
+
+    def verify(self) -> None:
+        """Read everything."""
+        assert os.pread(self.fd, len(CONTENT), 0) == CONTENT
+
+    def stat(self, name: str) -> int:
+        """Read one counter."""
+        return int(self.mounted.stats()[name])
+
+    def persistent_bytes(self) -> int:
+        """Ask tmemd what it has lent for the file."""
+        return int(self.daemon.rows()[0]["persistent_bytes"])
+
+    def ctl(self, *words: str) -> None:
+        """Tell tmemd something about the guest."""
+        done = self.daemon.ctl(*words)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def loan(place: Place, tmemd: Tmemd) -> Iterator[Loan]:
+    """Give a mount with a swap-like file of 2 MiB on loan from a tmemd of 16 MiB."""
+    mounted = Mounted(place)
+    overflow = place.log.with_name("overflow")
+    try:
+        tmemd.start("16M")
+        mounted.start("--hswap", str(len(CONTENT)), "--hswap-overflow", str(overflow), "--pool", f"unix:{tmemd.socket}")
+        made = Loan(mounted, tmemd)
+        try:
+            yield made
+        finally:
+            os.close(made.fd)
+        mounted.end()
+    finally:
+        mounted.stop_watchdog()
+
+
+def test_a_lower_persistent_cap_moves_the_coldest_pages_out_and_a_higher_one_lets_them_back(loan: Loan) -> None:
+    loan.fill()
+    hot = range(64)
+    for _ in range(3):
+        for page in hot:
+            assert os.pread(loan.fd, PAGE, page * PAGE) == CONTENT[page * PAGE : (page + 1) * PAGE]
+    loan.ctl("set", "1", "--persistent-cap", "1M")
+    wait_until(lambda: loan.persistent_bytes() <= MIB, "the slabs are back")
+    assert loan.stat("hswap_moved_out") >= PAGES // 2 - 16
+    assert loan.stat("hswap_pool_pages") + loan.stat("hswap_overflow_pages") == PAGES
+    reads = loan.stat("hswap_overflow_reads")
+    assert os.pread(loan.fd, 64 * PAGE, 0) == CONTENT[: 64 * PAGE]
+    assert loan.stat("hswap_overflow_reads") == reads, "what was read often has stayed"
+    loan.verify()
+    loan.ctl("set", "1", "--persistent-cap", "4M")
+    loan.read_until_in_pool()
+    assert loan.stat("hswap_moved_in") >= PAGES // 2 - 16
+    assert loan.stat("hswap_lost_pages") == 0
+
+
+def test_persistent_memory_that_is_asked_back_is_given_and_no_page_is_lost(loan: Loan) -> None:
+    loan.fill()
+    loan.ctl("revoke", "1", str(loan.persistent_bytes() - MIB), "--persistent")
+    wait_until(lambda: loan.persistent_bytes() <= MIB, "all but a MiB is back")
+    assert loan.stat("hswap_moved_out") >= PAGES // 2 - 16
+    loan.verify()
+    assert loan.stat("hswap_lost_pages") == 0
+
+
+def test_a_cap_of_nothing_moves_everything_out(loan: Loan) -> None:
+    loan.fill()
+    loan.ctl("set", "1", "--persistent-cap", "0")
+    wait_until(lambda: loan.persistent_bytes() == 0, "all of it is back")
+    assert loan.stat("hswap_overflow_pages") == PAGES
+    os.pwrite(loan.fd, CONTENT, 0)
+    loan.verify()
+    assert loan.stat("hswap_overflow_pages") == PAGES
+
+
+def test_nothing_is_lost_when_tmemd_is_killed_and_started_again(loan: Loan) -> None:
+    loan.fill()
+    loan.daemon.kill()
+    wait_until(lambda: loan.mounted.stats()["lender"] == "disconnected", "the guest has noticed")
+    loan.verify()
+    os.pwrite(loan.fd, CONTENT[:MIB], 0)
+    loan.verify()
+    loan.daemon.start("16M")
+    wait_until(lambda: loan.mounted.stats()["lender"] == "connected", "the guest has registered again")
+    loan.verify()
+    wait_until(lambda: loan.persistent_bytes() >= PAGES * PAGE, "what it holds is in the new ledger")
+
+
+def test_a_frozen_pool_sends_what_is_written_to_the_overflow_file(loan: Loan) -> None:
+    loan.fill()
+    loan.ctl("freeze", "1")
+    wait_until(lambda: loan.mounted.root.joinpath(".tmemfs/freeze").read_text() == "1\n", "the pool is frozen")
+    os.pwrite(loan.fd, CONTENT[: 64 * PAGE], 0)
+    assert loan.stat("hswap_overflow_pages") == 64
+    assert loan.stat("hswap_pool_pages") == PAGES - 64
+    loan.verify()
+    loan.ctl("thaw", "1")
+    loan.read_until_in_pool()

@@ -1,0 +1,84 @@
+"""Real swap to memory on loan: tmemd is killed and started again under it, and another guest asks for memory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import pytest
+
+from bench.memcg import limited
+from bench.paging import Pager, Round, pager
+from tests.conftest import wait_until
+from tests.lending.conftest import MakeGuest, guest, tmemd
+from tests.lending.daemon import Tmemd
+from tests.lending.fakeguest import Denied, FakeGuest
+from tests.swap.swapped import LIMIT, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
+from tmem.lending.messages import MAX_ASK
+
+__all__ = ["guest", "tmemd"]
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(500)]
+
+
+def test_tmemd_is_killed_and_started_again_while_swap_is_in_use(
+    swapped: SwappedMount, tmemd: Tmemd, cgroup_version: int
+) -> None:
+    tmemd.start("64M")
+    swapped.start("--pool", f"unix:{tmemd.socket}")
+    with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as process:
+        assert process.run("write", ROUND_SECONDS).wrong == 0
+        process.begin("check")
+        tmemd.kill()
+        assert process.finish(ROUND_SECONDS).wrong == 0
+        assert process.run("write", ROUND_SECONDS).wrong == 0  # nobody lends now
+        process.begin("check")
+        tmemd.start("64M")
+        assert process.finish(ROUND_SECONDS).wrong == 0
+        wait_until(lambda: swapped.stats()["lender"] == "connected", "the guest has registered again")
+        stats = swapped.stats()
+        assert stats["hswap_pool_pages"] > PAGES // 8
+        assert stats["hswap_puts"] > PAGES
+        assert stats["hswap_lost_pages"] == stats["hswap_overflow_errors"] == 0
+        assert tmemd.rows()[0]["persistent_bytes"] > 1 << 20
+
+
+def test_another_guest_asks_for_memory_and_the_persistent_cap_falls_while_swap_is_in_use(
+    swapped: SwappedMount, tmemd: Tmemd, guest: MakeGuest, cgroup_version: int
+) -> None:
+    tmemd.start("48M")
+    swapped.start("--pool", f"unix:{tmemd.socket}")
+    with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as process:
+        assert process.run("write", ROUND_SECONDS).wrong == 0
+        other = guest(slabs=768).join()
+        process.begin("check")
+        assert finish_under_pressure(process, other).wrong == 0
+        assert other.held, "the other guest got memory"
+        number = next(str(row["guest"]) for row in tmemd.rows() if row["guest"] != other.number)
+        process.begin("write")
+        assert tmemd.ctl("set", number, "--persistent-cap", "12M").returncode == 0
+        assert finish_under_pressure(process, other).wrong == 0
+        assert process.run("check", ROUND_SECONDS).wrong == 0
+
+        def given_back() -> bool:
+            return all(row["persistent_bytes"] <= 12 << 20 for row in tmemd.rows())
+
+        wait_until(given_back, "the slabs are back")
+        stats = swapped.stats()
+        assert stats["hswap_moved_out"] > 0
+        assert stats["hswap_lost_pages"] == stats["hswap_overflow_errors"] == 0
+
+
+def take_what_is_lent(other: FakeGuest) -> None:
+    """Ask for memory until tmemd denies it."""
+    with contextlib.suppress(Denied):
+        while True:
+            other.ask(MAX_ASK)
+
+
+def finish_under_pressure(process: Pager, other: FakeGuest) -> Round:
+    """Let another guest ask for memory again and again until the round is over."""
+    deadline = time.monotonic() + ROUND_SECONDS
+    while not process.has_answered(0.1) and time.monotonic() < deadline:
+        take_what_is_lent(other)
+    return process.finish(1.0)
