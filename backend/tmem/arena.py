@@ -36,6 +36,10 @@ class SlabSource(Protocol):
     def capacity(self) -> int:
         """Most bytes that may be out at once; same-filled pages are bounded by a share of it."""
 
+    @property
+    def ceiling(self) -> int:
+        """Most bytes that may ever be out: more than the capacity where that follows what is lent."""
+
     def acquire(self, persistent: bool) -> int | None:
         """Give the number of a slab whose memory is real, or None when there is none to give."""
 
@@ -87,6 +91,11 @@ class EmbeddedArena(SlabSource):
     def capacity(self) -> int:
         """Most bytes that may be out at once."""
         return self._allowed * SLAB_SIZE
+
+    @property
+    def ceiling(self) -> int:
+        """The capacity: all of it is there from the start."""
+        return self.capacity
 
     @property
     def slabs_out(self) -> int:

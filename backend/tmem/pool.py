@@ -171,9 +171,9 @@ class Pool:
 
     @property
     def reach(self) -> int:
-        """About how many pages the slabs can hold, at the compression of those that they hold."""
+        """About how many pages all slabs that may ever be had can hold, at the compression of those that are held."""
         store = self._store
-        most = store.source.capacity // PAGE_SIZE
+        most = store.source.ceiling // PAGE_SIZE
         return most * PAGE_SIZE * store.pages // store.used_bytes if store.used_bytes else most
 
     @property

@@ -34,6 +34,11 @@ class ResidentSlabs(SlabSource):
         """Most bytes that the source gives."""
         return self._source.capacity
 
+    @property
+    def ceiling(self) -> int:
+        """Most bytes that the source may ever give."""
+        return self._source.ceiling
+
     def acquire(self, persistent: bool) -> int | None:
         """Give a slab of the source, every page of it mapped and so locked."""
         slab = self._source.acquire(persistent)

@@ -186,3 +186,10 @@ class Places(RuleBasedStateMachine):
 
 TestPlaces = Places.TestCase
 TestPlaces.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_may_ever_be_lent_is_what_the_lender_said(make: Make) -> None:
+    source = make(8)
+    source.cap = 7
+    assert source.capacity == SLAB_SIZE
+    assert source.ceiling == 7 * SLAB_SIZE

@@ -296,7 +296,7 @@ def test_what_nobody_asked_for_gives_way_when_the_size_gets_smaller() -> None:
     size, actions = here.lender.resize(here.now, 20)
     here.perform(actions)
     assert size == 20
-    assert guest.inbox[-1] == m.Limits(100, 20, False)
+    assert guest.inbox[-1] == m.Limits(20, 20, False)
     here.settle()
 
 

@@ -30,6 +30,7 @@ class Borrowed(SlabSource):
 
     def __init__(self, slabs: int) -> None:
         self.total = slabs
+        self.cap = 0  # slabs; told by the lender
         self.reserve = [0, 0]  # slabs of stock at which more are wanted
         self.wanted = [False, False]
         self.on_want: Callable[[], None] = lambda: None
@@ -49,6 +50,11 @@ class Borrowed(SlabSource):
     def capacity(self) -> int:
         """Bytes on loan, at least one slab: the pool sizes its classes and its same-filled pages by it."""
         return (sum(self._held) or 1) * SLAB_SIZE
+
+    @property
+    def ceiling(self) -> int:
+        """Bytes that may be lent at most, as far as the lender has said."""
+        return max(self.cap, 1) * SLAB_SIZE
 
     @property
     def stocked(self) -> int:

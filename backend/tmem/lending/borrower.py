@@ -93,7 +93,7 @@ class Borrower:
     def __init__(self, source: Borrowed, tmem: Tmem, name: str, persistent_slabs: int | None = 0) -> None:
         self.source = source
         self.counters = Counters()
-        self.cap = self.persistent_cap = 0  # slabs
+        self.persistent_cap = 0  # slabs
         # What the owner of persistent pools does about slabs that tmemd wants back and that no page is free to leave.
         self.on_persistent_revoke: Callable[[int], None] = lambda slabs: None
         self._tmem = tmem
@@ -183,7 +183,7 @@ class Borrower:
         self._outbox.append(Confirm(message.serial))
 
     def _limit(self, cap: int, persistent_cap: int, frozen: bool) -> None:
-        self.cap, self.persistent_cap = cap, persistent_cap
+        self.source.cap, self.persistent_cap = cap, persistent_cap
         if frozen != self._frozen:
             self._frozen = frozen
             (self._tmem.freeze if frozen else self._tmem.thaw)()
@@ -276,7 +276,7 @@ class Borrower:
         if not self.source.wanted[persistent] or need.open or now < need.not_before or self._frozen:
             return
         ephemeral, kept = self.source.held(False), self.source.held(True)
-        room = self.cap - ephemeral - kept
+        room = self.source.cap - ephemeral - kept
         if persistent:
             room = min(room, self.persistent_cap - kept)
         self.source.wanted[persistent] = False

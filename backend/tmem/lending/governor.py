@@ -54,8 +54,12 @@ class Governor:
     def _tell_limits(self, accounts: Iterable[Account]) -> None:
         for account in accounts:
             if account.connected:
-                limits = Limits(account.cap, account.persistent_cap, account.frozen)
+                limits = Limits(self._most(account), account.persistent_cap, account.frozen)
                 self._actions.append(Send(account.number, limits))
+
+    def _most(self, account: Account) -> int:
+        """Give the slabs that a guest may hold at most: it plans with that, so a cap beyond the size says nothing."""
+        return min(account.cap, self._ledger.size)
 
     def _enforce(self, now: float, account: Account) -> None:
         """Take back what a guest may not hold (any longer), and what the size does not allow."""
@@ -142,7 +146,8 @@ class Governor:
 
     def resize(self, now: float, size: int) -> tuple[int, list[Action]]:
         """Change how much there is to lend; gives the new size, which persistent slabs and promises may keep larger."""
-        self._tell_limits(self._ledger.resize(size))
+        self._ledger.resize(size)
+        self._tell_limits(self._accounts.values())
         self._asking.fit(now)
         return self._ledger.size, self._decided(now)
 

@@ -226,10 +226,10 @@ class Ledger:
             account.standing.weight = weight
         return [account, *self._squeeze()]
 
-    def resize(self, size: int) -> list[Account]:
-        """Change the size, to no less than rule 5 allows; gives the accounts whose limits changed."""
+    def resize(self, size: int) -> None:
+        """Change the size, to no less than rule 5 allows; the limits of any account may change with it."""
         self.size = max(size, self._firm())
-        return self._squeeze()
+        self._squeeze()
 
     def check(self) -> None:
         """Raise AssertionError unless the sums are those of the accounts and the promises fit."""

@@ -73,7 +73,7 @@ class Lender(Governor):
             raise
         account.connected = account.reachable = True
         account.claims = SlabMap(account.map.total) if hello.again else None
-        welcome = Welcome(account.number, account.cap, account.persistent_cap, account.frozen)
+        welcome = Welcome(account.number, self._most(account), account.persistent_cap, account.frozen)
         self._actions.append(Send(account.number, welcome))
         self._tell_limits(changed)
         return account.number, self._decided(now)
