@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import pages, procmem
+from bench import draw, pages, procmem
 from bench.children import BenchError, end, start
 from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.harness import Mounted, tmemfs, workspace
@@ -100,9 +100,15 @@ def _round(own: Mounted, borrowed: Mounted, order: list[int], borrowed_first: bo
     }
 
 
+def picture(figures: Figures, path: Path) -> None:
+    """Draw a read on both sides."""
+    values = {"own slabs": figures["own_microseconds"], "borrowed slabs": figures["borrowed_microseconds"]}
+    draw.bars(path, "4-KiB reads of pages in the pool by one reader", {"a read": values}, "µs")
+
+
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--pairs", type=int, default=9)
     command.add_argument("--size", type=int, default=32, help="MiB of the file")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.pairs, asked.size * MIB))
+    main(asked, lambda: measure(asked.pairs, asked.size * MIB), picture)

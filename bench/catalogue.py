@@ -50,6 +50,12 @@ CATALOGUE = (
         quick="--pairs 2 --size 4",
     ),
     Measure(
+        "borrowed",
+        "What a hit on borrowed memory costs against one on the mount's own",
+        whole="--pairs 5",
+        quick="--pairs 1 --size 4",
+    ),
+    Measure(
         "secondpass",
         "The second pass over more than the cache holds",
         whole="--rounds 1",

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from bench.memcg import VERSIONS, join, limited
 from tests.conftest import Place, wait_until
 from tests.lending.conftest import MakeBorrowing
 from tests.lending.daemon import Tmemd
@@ -134,6 +135,25 @@ def test_where_memory_is_short_lends_are_refused_and_the_mount_goes_on(tmemd: Tm
     assert stats["lender_held_bytes"] == stats["pool_lent_bytes"] == 0
     assert stats["precache_rejected_puts"] > 0
     assert tmemd.totals()["denied_memory"] > 0
+
+
+@pytest.mark.root
+def test_a_memory_cgroup_bounds_what_tmemd_lends_and_kills_nobody(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+    lacking = [hierarchy.lacks() for hierarchy in VERSIONS.values()]
+    if all(lacking):
+        pytest.skip(f"no memory cgroup: {lacking[0]}")
+    with limited(24 * MIB) as cgroup:
+        tmemd.start("64M")
+        join(cgroup, tmemd.pid)
+        one = borrowing("one", 24)
+        one.start()
+        one.read_until(lambda: one.stats()["lender_denies"] > 0, "tmemd has no more memory to lend")
+        assert tmemd.totals()["denied_memory"] > 0
+        one.read(1)
+        one.wait_agreed()
+        assert one.stats()["lender_held_bytes"] < 24 * MIB
+        one.end()
+        tmemd.stop()
 
 
 def test_tmemctl_freezes_thaws_and_bounds_a_mount(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
