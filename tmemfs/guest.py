@@ -120,9 +120,8 @@ class Guest:
             if self.lender is not None:
                 self.lender.connect()
         except Unreachable as error:
-            raise ConfigError(
-                f"pool 'unix:{socket}': {error}: start tmemd there, or give --pool SIZE for a pool without it"
-            ) from error
+            remedy = "its mode and group say who may" if isinstance(error.__cause__, PermissionError) else "start tmemd"
+            raise ConfigError(f"pool 'unix:{socket}': {error}: {remedy}, or give --pool SIZE for no tmemd") from error
         except Declined as error:
             raise ConfigError(f"pool 'unix:{socket}': tmemd refuses: {error}") from error
 
