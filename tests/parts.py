@@ -26,7 +26,8 @@ from tmemfs.backing import Backing, SlottedFile
 from tmemfs.content import Content
 from tmemfs.descriptors import Descriptors
 from tmemfs.files import OpenFile, OpenFiles
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.pagecache import PAGE_SHIFT, PAGE_SIZE, PageCache
 from tmemfs.precache import Precache
 from tmemfs.reader import Reader

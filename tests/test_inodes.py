@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
-from tmemfs.inodes import OWN_NUMBERS, ROOT, Inode
+from tmemfs.inode import Inode
+from tmemfs.inodes import OWN_NUMBERS, ROOT
 from tmemfs.pagecache import PAGE_SIZE
 from tmemfs.tree import Tree
 

@@ -22,7 +22,7 @@ from inotify_simple import Event, flags  # type: ignore[import-untyped]
 from tests.conftest import Place, wait_until
 from tests.parts import Parts
 from tmemfs import inotify
-from tmemfs.inodes import Inode
+from tmemfs.inode import Inode
 from tmemfs.kernelcache import KernelCache
 from tmemfs.listing import Listings
 from tmemfs.pagecache import PAGE_SIZE

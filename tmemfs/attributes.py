@@ -11,7 +11,8 @@ import trio
 
 from tmemfs.backing import Backing
 from tmemfs.descriptors import Descriptors
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.writer import Writer
 
 # What the kernel has done already when a request arrives, or what is ours to do.
@@ -121,6 +122,22 @@ class Attributes:
         self._inodes.observe(inode, st, started)
         prepare_descriptor(fd)
         return fd, opened
+
+    async def last_byte(self, inode: Inode) -> bytes:
+        """Return the last byte that the backing has of a file; a zero where it may not be read."""
+
+        def call() -> bytes:
+            try:
+                with self._descriptors.use(inode) as path_fd:
+                    fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    return os.pread(fd, 1, max(0, os.fstat(fd).st_size - 1)) or b"\0"
+                finally:
+                    os.close(fd)
+            except OSError:
+                return b"\0"
+
+        return await self._backing.meta(call)
 
     # -- extended attributes -------------------------------------------------------------------------------------
 

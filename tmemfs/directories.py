@@ -14,7 +14,8 @@ import trio
 from pyfuse3 import EntryAttributes
 
 from tmemfs.attributes import Attributes
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.listing import Listing, Listings
 from tmemfs.replies import Replies
 

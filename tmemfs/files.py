@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from tmemfs.inodes import Inode
+from tmemfs.inode import Inode
 from tmemfs.readahead import Readahead
 
 
@@ -17,6 +17,7 @@ class OpenFile:
     """One open of a file, with its stream of reads."""
 
     __slots__ = (
+        "appends",
         "closing",
         "fd",
         "inode",
@@ -35,6 +36,7 @@ class OpenFile:
         self.fd = fd
         self.readable = flags & os.O_ACCMODE != os.O_WRONLY
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self.appends = False  # its writes go to the end, and the kernel may believe in an end behind that
         self.sync = bool(flags & os.O_DSYNC)  # O_SYNC includes its bit
         self.strips_privileges = False  # its writes take set-user-ID and set-group-ID away
         self.stream = Readahead(readahead_pages)

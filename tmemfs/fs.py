@@ -23,7 +23,8 @@ from tmemfs.attributes import Attributes, Changes
 from tmemfs.control import BadControlInput, Control, Node
 from tmemfs.directories import Directories
 from tmemfs.files import OpenFiles
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.opener import Opener
 from tmemfs.reader import Reader
 from tmemfs.replies import Replies, direct, free_space

@@ -29,7 +29,8 @@ from tmemfs.descriptors import Descriptors
 from tmemfs.directories import Directories
 from tmemfs.files import OpenFiles
 from tmemfs.fs import Operations, Parts
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.kernelcache import KernelCache
 from tmemfs.kernelmount import is_local
 from tmemfs.listing import Listings

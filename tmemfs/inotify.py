@@ -14,7 +14,7 @@ from inotify_simple import INotify, flags, parse_events  # type: ignore[import-u
 
 from tmemfs.config import ConfigError
 from tmemfs.descriptors import Descriptors
-from tmemfs.inodes import Inode
+from tmemfs.inode import Inode
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ import trio
 
 from tmemfs.backing import Backing
 from tmemfs.descriptors import Descriptors
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 
 BATCH = 256
 

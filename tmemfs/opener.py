@@ -8,7 +8,8 @@ from tmemfs.attributes import Attributes, prepare_descriptor
 from tmemfs.backing import Backing
 from tmemfs.content import Content
 from tmemfs.files import OpenFile, OpenFiles
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.kernelcache import KernelCache
 from tmemfs.tree import Caller, Tree
 from tmemfs.writer import Writer
@@ -42,14 +43,24 @@ class Opener:
         """Open a file of the backing; truncate it where O_TRUNC asks for that."""
         fd, opened = await self._attributes.open(inode, flags, may_read_too=self._writer.writeback is not None)
         file = self._files.add(inode, fd, opened, caller.uid)
-        if flags & os.O_TRUNC:
-            try:
-                with file.borrowed():
+        try:
+            with file.borrowed():
+                if flags & os.O_TRUNC:
                     await self._attributes.truncate(inode, 0, fd if file.writable else None)
-            except BaseException:
-                await self.close(file)
-                raise
+                if inode.changed_underneath:
+                    file.appends = bool(flags & os.O_APPEND)
+                    await self._tell_size(inode)
+                await self._kernel.settled(inode.number)
+        except BaseException:
+            await self.close(file)
+            raise
         return file
+
+    async def _tell_size(self, inode: Inode) -> None:
+        """Have the kernel know the size of a file that others made larger, before it is used."""
+        if inode.size_in_doubt and inode.size:
+            inode.size_in_doubt = False
+            await self._kernel.tell_size(inode.number, inode.size, await self._attributes.last_byte(inode))
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> OpenFile:
         """Make and open a file."""

@@ -19,7 +19,8 @@ import trio
 from tmemfs.backing import Backing
 from tmemfs.content import Content, Fill
 from tmemfs.files import OpenFile
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.pagecache import PAGE_SHIFT, PAGE_SIZE, USED
 
 _OFFSET = PAGE_SIZE - 1

@@ -9,7 +9,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
 from tmemfs.control import Control, Node
-from tmemfs.inodes import Inode
+from tmemfs.inode import Inode
 from tmemfs.writeback import Writeback
 
 

@@ -21,7 +21,8 @@ from typing import NamedTuple, Protocol
 
 from tmemfs.backing import Backing
 from tmemfs.descriptors import PATH_FLAGS, Descriptors
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AS_ROOT = os.geteuid() == 0

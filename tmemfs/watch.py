@@ -41,7 +41,8 @@ import trio
 from tmemfs.backing import Backing
 from tmemfs.content import Content
 from tmemfs.descriptors import Descriptors
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.inotify import CONTENT, GONE, ITSELF, NAMES, Watches
 from tmemfs.kernelcache import KernelCache
 

@@ -20,7 +20,8 @@ import trio
 from tmemfs.backing import Backing
 from tmemfs.content import Content
 from tmemfs.files import OpenFile
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.pagecache import PAGE_SHIFT, PAGE_SIZE
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from typing import TypeVar
 from tmemfs.backing import Backing
 from tmemfs.content import Content
 from tmemfs.files import OpenFile
-from tmemfs.inodes import Inode, InodeTable
+from tmemfs.inode import Inode
+from tmemfs.inodes import InodeTable
 from tmemfs.pagecache import PAGE_SHIFT
 from tmemfs.writeback import Writeback
 
@@ -39,6 +40,8 @@ class Writer:
         """Write bytes; return how many were taken. Raise the backing's OSError when none were."""
         inode = file.inode
         async with inode.lock():
+            if file.appends:
+                offset = min(offset, inode.size)
             if self.writeback is not None:
                 privileged = file.strips_privileges and inode.attr is not None and privileges_of(inode.attr.st_mode)
                 if not privileged and await self.writeback.store(file, offset, data):

@@ -57,6 +57,33 @@ def test_appending_without_a_look_after_the_file_grew_overwrites_nothing(mounted
     assert (mounted.source / "log").read_bytes() == b"a" * 10 + b"+++b" * 5
 
 
+@pytest.mark.parametrize("others", ["grow", "shrink"])
+def test_a_write_with_o_append_goes_to_the_end_that_others_made_without_being_asked_for_it(
+    mounted: Mounted, writing: Options, others: str
+) -> None:
+    """As a shell's `echo x >> log` does: open and write, no fstat and no seek in between."""
+    (mounted.source / "log").write_bytes(b"a" * 5000)
+    root = mounted.start("--attr-timeout", "60", *writing)
+    want = b"a" * 5000
+    for turn in range(20):
+        assert (root / "log").read_bytes() == want
+        if others == "grow":
+            grow(mounted.source / "log", 1 + turn * 700)
+            want += b"+" * (1 + turn * 700)
+        else:
+            os.truncate(mounted.source / "log", len(want) - 100)
+            want = want[:-100]
+        fd = os.open(root / "log", os.O_WRONLY | os.O_APPEND)
+        for data in (b"one", b"two"):
+            os.write(fd, data)
+            want += data
+        os.close(fd)
+        assert (mounted.source / "log").read_bytes() == want
+        fd = os.open(root / "log", os.O_RDONLY)
+        assert os.lseek(fd, 0, os.SEEK_END) == len(want)
+        os.close(fd)
+
+
 def test_a_file_shows_its_new_size_while_it_is_written_back(mounted: Mounted) -> None:
     """Writing back takes several slow steps; between the last page and the final stat nothing is dirty any more."""
     root = mounted.start("--writeback", "--attr-timeout", "0", "--throttle", "latency=30ms")
