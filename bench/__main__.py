@@ -124,8 +124,8 @@ def run(asked: Namespace) -> int:
         raise BenchError(f"no measure is called {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     chosen = [known[name] for name in asked.only] or list(CATALOGUE)
     for measure in chosen:
-        for suffix in (".json", ".png"):
-            (asked.out / f"{measure.name}{suffix}").unlink(missing_ok=True)
+        for old in (asked.out / f"{measure.name}.json", *page.pictures(asked.out, measure.name)):
+            old.unlink(missing_ok=True)
     console = Console(highlight=False)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     interrupted = False

@@ -32,9 +32,17 @@ CATALOGUE = (
         "policies",
         "Which page goes first",
         whole="--limit 250000",
-        quick="--limit 6000",
+        quick="--limit 4000",
         bound=240,
         needs=("traces",),
+    ),
+    Measure(
+        "poolalone",
+        "The pool alone: puts, gets, memory, growth",
+        whole="--pages 6000 --rounds 3",
+        quick="--pages 500 --rounds 1 --most 30000",
+        bound=240,
+        needs=(),
     ),
     Measure(
         "cost",

@@ -155,7 +155,7 @@ def panels(
     figure.supxlabel(labels[0], fontsize=10)
     figure.supylabel(labels[1], fontsize=10)
     handles, names = places[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=10)
+    figure.legend(handles, names, loc="outside upper right", ncols=len(names), frameon=False, fontsize=10)
     _save(figure, path)
 
 
@@ -174,7 +174,7 @@ def _plots(title: str, rows: int, columns: int, size: tuple[float, float]) -> tu
 
     figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold")
+        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, horizontalalignment="left")
     for row in grid:
         for axes in row:
             axes.spines[["top", "right"]].set_visible(False)

@@ -44,10 +44,15 @@ def build(directory: Path) -> Path:
         *_left_out(found),
     ]
     for measure in CATALOGUE:
-        parts.extend(_section(measure, found[measure.name], directory / f"{measure.name}.png"))
+        parts.extend(_section(measure, found[measure.name], pictures(directory, measure.name)))
     target = directory / "index.html"
     target.write_text("\n".join(parts) + "\n")
     return target
+
+
+def pictures(directory: Path, name: str) -> list[Path]:
+    """Return the pictures of a measure."""
+    return [*directory.glob(f"{name}.png"), *sorted(directory.glob(f"{name}-*.png"))]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -103,7 +108,7 @@ def _left_out(found: dict[str, dict[str, Any] | None]) -> Iterable[str]:
                 yield f"<p class=note><a href='#{name}'>{name}</a> {why}: {_text(result[why])}</p>"
 
 
-def _section(measure: Measure, result: dict[str, Any] | None, picture: Path) -> Iterable[str]:
+def _section(measure: Measure, result: dict[str, Any] | None, drawn: list[Path]) -> Iterable[str]:
     yield f"<h2 id={measure.name}>{_text(measure.title)}</h2>"
     if result is None:
         yield "<p class=note>Not run.</p>"
@@ -123,7 +128,7 @@ def _section(measure: Measure, result: dict[str, Any] | None, picture: Path) -> 
         yield f"<p class=note>{_text(note)}</p>"
     if result.get("goals"):
         yield from _goals(result["goals"])
-    if picture.exists():
+    for picture in drawn:
         data = base64.b64encode(picture.read_bytes()).decode()
         yield f"<p><img alt='{_text(measure.title)}' src='data:image/png;base64,{data}'></p>"
     yield f"<p><a href='{measure.name}.json'>all figures</a></p>"

@@ -1,9 +1,12 @@
-"""Which page goes first: traces replayed through the real cache and pool, against LRU cache + FIFO pool.
+"""Which page goes first: traces replayed through the real cache and pool, against the policies that others use.
 
 Measured: misses at four size pairs (cache 1, 2.5, 5 and 10 %, pool 2, 5, 10 and 20 % of the distinct pages of the
-trace), both sides with exactly the same number of pages (bench/replay.py). The figure is the change of the misses in
-percent: for each trace its mean over the sizes, and the mean of the traces. Replays share nothing, so they run on
-all cores. Nothing is random but the content of the pages, which is seeded.
+trace). The real objects and an LRU cache over an exclusive FIFO pool have exactly the same number of pages in each
+part (bench/replay.py); LRU, FIFO, S3-FIFO and Belady's limit are one cache of both sizes together, so that they can
+use all of it as they like (bench/classic.py). LRU + FIFO misses what LRU does, so the picture shows only that.
+The figure is the change of the misses in percent against LRU + FIFO:
+for each trace its mean over the sizes, and the mean of the traces. Replays share nothing, so they run on all cores.
+Nothing is random but the content of the pages, which is seeded.
 
     python -m bench.policies --traces DIR [--only NAME …] [--limit REQUESTS] [--out FILE]
 """
@@ -17,12 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import traces
+from bench import classic, draw, traces
 from bench.children import BenchError
 from bench.replay import Sizes, replay_baseline, replay_real
 from bench.report import Figures, Goal, Outcome, main, parser, say
 
 SHARES = ((0.01, 0.02), (0.025, 0.05), (0.05, 0.10), (0.10, 0.20))
+OURS, BASELINE = "ours", "LRU + FIFO"
 MEAN_GOAL, WORST_GOAL = -5.0, 10.0  # percent
 
 
@@ -44,22 +48,21 @@ class Result:
     sizes: Sizes
     requests: int
     footprint: int
-    misses: int
-    baseline: int
+    misses: dict[str, int]  # by policy
 
-    @property
-    def change(self) -> float:
+    def change(self, policy: str) -> float:
         """Percent more misses than the baseline; negative is better."""
-        return 100.0 * (self.misses - self.baseline) / self.baseline
+        return 100.0 * (self.misses[policy] - self.misses[BASELINE]) / self.misses[BASELINE]
 
 
 def replay(task: Task) -> Result:
-    """Replay a trace on both sides."""
+    """Replay a trace under every policy."""
     pages = traces.read(task.path, task.limit)
     footprint = len(set(pages))
     sizes = Sizes.of(footprint, *task.shares)
-    misses, baseline = replay_real(pages, sizes), replay_baseline(pages, sizes)
-    return Result(traces.title(task.path), task.shares, sizes, len(pages), footprint, misses, baseline)
+    misses = {OURS: replay_real(pages, sizes), BASELINE: replay_baseline(pages, sizes)}
+    misses |= {name: count(pages, sizes.cache + sizes.pool) for name, count in classic.POLICIES.items()}
+    return Result(traces.title(task.path), task.shares, sizes, len(pages), footprint, misses)
 
 
 def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) -> Outcome:
@@ -79,9 +82,10 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
             cache, pool = result.shares
             say(
                 f"  {result.trace:<16} cache {cache:5.1%} pool {pool:5.1%}"
-                f"  {result.misses:>8} misses, {result.baseline:>8} by LRU + FIFO: {result.change:+6.1f} %"
+                f"  {result.misses[OURS]:>8} misses, {result.misses[BASELINE]:>8} by {BASELINE}:"
+                f" {result.change(OURS):+6.1f} %"
             )
-    return _summarize(results)
+    return _summarize(sorted(results, key=lambda result: (result.trace, result.shares)))
 
 
 def _ignore_interrupts() -> None:
@@ -90,17 +94,23 @@ def _ignore_interrupts() -> None:
 
 
 def _summarize(results: Sequence[Result]) -> Outcome:
-    means: dict[str, float] = {}
+    policies = list(results[0].misses)
+    changes: dict[str, dict[str, float]] = {policy: {} for policy in policies}
     for name in sorted({result.trace for result in results}):
-        changes = [result.change for result in results if result.trace == name]
-        means[name] = sum(changes) / len(changes)
-        say(f"  {name:<16} {means[name]:+6.1f} % misses in the mean of its sizes")
+        mine = [result for result in results if result.trace == name]
+        for policy in policies:
+            changes[policy][name] = sum(result.change(policy) for result in mine) / len(mine)
+        say(f"  {name:<16} {changes[OURS][name]:+6.1f} % misses in the mean of its sizes")
+    means = changes[OURS]
+    of_all = {policy: sum(found.values()) / len(found) for policy, found in changes.items()}
+    say("  in the mean of all: " + ", ".join(f"{policy} {value:+.1f} %" for policy, value in of_all.items()))
     figures: Figures = {
-        "unit": "percent change of misses against LRU + FIFO",
+        "unit": f"percent change of misses against {BASELINE}",
         "traces": means,
+        "policies": {policy: {"mean": of_all[policy], "traces": changes[policy]} for policy in policies},
         "mean": sum(means.values()) / len(means),
         "worst": max(means.values()),
-        "replays": [_plain(result) for result in sorted(results, key=lambda r: (r.trace, r.shares))],
+        "replays": [_plain(result) for result in results],
     }
     return Outcome(_goals(figures), figures)
 
@@ -114,20 +124,34 @@ def _plain(result: Result) -> Figures:
         "pool_pages": result.sizes.pool,
         "requests": result.requests,
         "distinct_pages": result.footprint,
-        "misses": result.misses,
-        "baseline_misses": result.baseline,
-        "change_percent": result.change,
+        "misses": result.misses[OURS],
+        "baseline_misses": result.misses[BASELINE],
+        "change_percent": result.change(OURS),
+        "policies": result.misses,
     }
 
 
 def _goals(figures: Figures) -> list[Goal]:
     goals = []
     for what, key, most in (("in the mean", "mean", MEAN_GOAL), ("of the worst trace", "worst", WORST_GOAL)):
-        text = f"traces through the real objects, misses {what} against LRU + FIFO"
+        text = f"traces through the real objects, misses {what} against {BASELINE}"
         value = figures.get(key)
         result = "skipped: no traces" if value is None else f"{value:+.1f} %"
         goals.append(Goal(text, f"≤ {most:+.0f} %", result, None if value is None else value <= most))
     return goals
+
+
+def picture(figures: Figures, path: Path) -> None:
+    """Draw the miss ratio over the size, a small picture a trace."""
+    parts: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for found in figures["replays"]:
+        size = 100 * (found["cache_share"] + found["pool_share"])
+        series = parts.setdefault(found["trace"], {})
+        for policy in (OURS, *classic.POLICIES):
+            misses = found["policies"][policy]
+            series.setdefault(policy, []).append((size, misses / found["requests"]))
+    labels = "cache and pool together, % of the distinct pages", "miss ratio"
+    draw.panels(path, "Misses of each trace under each policy: lower is better", parts, labels)
 
 
 if __name__ == "__main__":
@@ -138,4 +162,4 @@ if __name__ == "__main__":
     asked = command.parse_args()
     if asked.limit < 0:
         raise BenchError("--limit is a number of requests")
-    main(asked, lambda: measure(asked.traces, asked.only, asked.limit))
+    main(asked, lambda: measure(asked.traces, asked.only, asked.limit), picture)

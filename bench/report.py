@@ -22,7 +22,7 @@ _BAR = 40
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One line of the table of measures; `result` is None when the measurement could not be made."""
+    """One line of the table of measures; `met` is None where there is no verdict."""
 
     what: str
     goal: str
@@ -31,7 +31,7 @@ class Goal:
 
     def line(self) -> str:
         """Render as text."""
-        verdict = {True: "met", False: "MISSED", None: "not measured"}[self.met]
+        verdict = {True: "met", False: "MISSED", None: "no verdict"}[self.met]
         return f"{self.what}: {self.result} (goal {self.goal}): {verdict}"
 
     def row(self) -> str:

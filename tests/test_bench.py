@@ -15,7 +15,21 @@ from pathlib import Path
 import lz4.block
 import pytest
 
-from bench import content, fio, harness, hits, memory, pages, policies, poolhit, procmem, report, secondpass, traces
+from bench import (
+    content,
+    fio,
+    harness,
+    hits,
+    memory,
+    pages,
+    policies,
+    poolalone,
+    poolhit,
+    procmem,
+    report,
+    secondpass,
+    traces,
+)
 from bench.children import BenchError, environment, run
 from bench.replay import PAGES_A_SLAB, Sizes, replay_baseline, replay_real
 
@@ -96,7 +110,9 @@ def test_policies_report_every_replay_and_the_change_of_their_misses(tmp_path: P
     figures = outcome.figures
     assert set(figures["traces"]) == {"one", "two"}
     assert len(figures["replays"]) == 2 * len(policies.SHARES)
+    assert set(figures["policies"]) == {"ours", "LRU + FIFO", "LRU", "FIFO", "S3-FIFO", "Belady"}
     for replay in figures["replays"]:
+        assert replay["policies"]["Belady"] <= min(replay["policies"].values())
         assert replay["distinct_pages"] <= replay["misses"] <= replay["requests"]
         assert replay["pool_pages"] % PAGES_A_SLAB == 0
     assert figures["mean"] == pytest.approx(sum(figures["traces"].values()) / 2)
@@ -151,6 +167,28 @@ def test_a_mount_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     ):
         pass
     assert not harness.is_mounted(tmp_path / "mount")
+
+
+def test_the_pool_alone_is_compared_with_what_is_there_and_its_growth_is_reported(tmp_path: Path) -> None:
+    figures = poolalone.measure(count=200, rounds=1, most=10_000).figures
+    assert {"tmem pool", "bare lz4"} <= set(figures["stores"])
+    assert set(figures["stores"]) | set(figures["skipped_stores"]) == {
+        "tmem pool",
+        "bare lz4",
+        "zram",
+        "redis",
+        "memcached",
+    }
+    assert all(found["puts_a_second"] > 0 < found["gets_a_second"] for found in figures["stores"].values())
+    assert [found["pages"] for found in figures["growth"]] == [10_000]
+    poolalone.picture(figures, tmp_path / "poolalone.png")
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_small_pages_are_all_different_and_eight_to_one() -> None:
+    made = {poolalone.small_page(number) for number in range(100)}
+    assert len(made) == 100
+    assert all(len(page) == 4096 and 400 < len(lz4.block.compress(page)) < 512 for page in made)
 
 
 @pytest.mark.mount

@@ -1,0 +1,114 @@
+"""Count the misses of a trace under the policies that everybody compares with: one cache, every page copied once.
+
+LRU and FIFO need no source. S3-FIFO is Yang et al., SOSP 2023: a small FIFO of a tenth, a main FIFO, a ghost FIFO of
+as many entries as main holds; two bits count hits. Belady's MIN (1966) evicts what is needed latest, which nobody can
+know: it is the limit.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+
+NEVER = 1 << 60
+MOST_HITS = 3
+
+
+def lru(trace: Sequence[int], pages: int) -> int:
+    """Evict what was used longest ago."""
+    cache: OrderedDict[int, None] = OrderedDict()
+    misses = 0
+    for page in trace:
+        if page in cache:
+            cache.move_to_end(page)
+            continue
+        misses += 1
+        cache[page] = None
+        if len(cache) > pages:
+            cache.popitem(last=False)
+    return misses
+
+
+def fifo(trace: Sequence[int], pages: int) -> int:
+    """Evict what came longest ago."""
+    cache: set[int] = set()
+    queue: deque[int] = deque()
+    misses = 0
+    for page in trace:
+        if page in cache:
+            continue
+        misses += 1
+        if len(cache) >= pages:
+            cache.remove(queue.popleft())
+        cache.add(page)
+        queue.append(page)
+    return misses
+
+
+def s3fifo(trace: Sequence[int], pages: int) -> int:
+    """Let pages that are hit in the small queue, or come back from the ghosts, into main."""
+    small: OrderedDict[int, int] = OrderedDict()  # page -> hits
+    main: OrderedDict[int, int] = OrderedDict()
+    ghosts: OrderedDict[int, None] = OrderedDict()
+    small_pages = max(1, pages // 10)
+    main_pages = max(1, pages - small_pages)
+    misses = 0
+    for page in trace:
+        queue = small if page in small else main
+        if page in queue:
+            queue[page] = min(MOST_HITS, queue[page] + 1)
+            continue
+        misses += 1
+        while len(small) + len(main) >= pages:
+            if len(small) >= small_pages or not main:
+                old, hits = small.popitem(last=False)
+                if hits > 1:
+                    main[old] = 0
+                else:
+                    ghosts[old] = None
+                    if len(ghosts) > main_pages:
+                        ghosts.popitem(last=False)
+            else:
+                old, hits = main.popitem(last=False)
+                if hits:
+                    main[old] = hits - 1
+        if page in ghosts:
+            del ghosts[page]
+            main[page] = 0
+        else:
+            small[page] = 0
+    return misses
+
+
+def belady(trace: Sequence[int], pages: int) -> int:
+    """Evict what is needed latest."""
+    following = array("q", bytes(8 * len(trace)))
+    seen: dict[int, int] = {}
+    for place in range(len(trace) - 1, -1, -1):
+        following[place] = seen.get(trace[place], NEVER)
+        seen[trace[place]] = place
+    cache: dict[int, int] = {}  # page -> its next use
+    latest: list[tuple[int, int]] = []  # (-next use, page); entries that are no longer true are skipped
+    misses = 0
+    for place, page in enumerate(trace):
+        if page not in cache:
+            misses += 1
+            if len(cache) >= pages:
+                while True:
+                    need, old = heapq.heappop(latest)
+                    if cache.get(old) == -need:
+                        del cache[old]
+                        break
+        cache[page] = following[place]
+        heapq.heappush(latest, (-following[place], page))
+    return misses
+
+
+POLICIES: Mapping[str, Callable[[Sequence[int], int], int]] = {
+    "LRU": lru,
+    "FIFO": fifo,
+    "S3-FIFO": s3fifo,
+    "Belady": belady,
+}

@@ -1,0 +1,188 @@
+"""The pool alone, without a filesystem: puts and gets a second, and bytes of memory a page.
+
+Measured: the same seeded 2:1 compressible pages put into the pool and got back in random order, one at a time, against
+zram with lz4 (O_DIRECT on its block device), redis and memcached on a Unix socket (4-KiB values, uncompressed, as they
+keep them), and bare lz4 in a loop, which keeps nothing in order and is the limit. All arms in turn in each round;
+medians over the rounds. Memory is what the serving process takes more than when it was empty, or what the device
+says, for each page. A get out of the pool removes the page, in the others it stays.
+
+Then the growth: the pool filled with up to five million small pages (8:1, so that they fit), and at each size the cost
+of a put, of a get and of a get that fails, in microseconds: a cost that grew with the pool would show here.
+
+    python -m bench.poolalone [--pages 8000] [--rounds 3] [--most 5000000] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import draw
+from bench.children import BenchError
+from bench.content import MIB, PAGE_SIZE, half_compressible, shuffled
+from bench.harness import workspace
+from bench.report import Figures, Goal, Outcome, main, median, parser, say
+from bench.stores import Lz4Store, PoolStore, Store, memcached, redis, tmem_pool, zram
+
+OURS = "tmem pool"
+SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000, 5_000_000)
+SAMPLE = 5000
+_SMALL_PAGE = 640  # bytes of memory that an 8:1 page may take at most
+
+
+def measure(count: int = 8000, rounds: int = 3, most: int = 5_000_000) -> Outcome:
+    """Measure all stores, then the growth."""
+    figures: Figures = {"pages": count, "stores": {}, "skipped_stores": {}, "notes": []}
+    with workspace() as space, contextlib.ExitStack() as stack:
+        content = list(half_compressible(count, seed=8))
+        stores: dict[str, Store] = {}
+        arms: dict[str, Callable[[], contextlib.AbstractContextManager[Store]]] = {
+            OURS: lambda: tmem_pool(count * PAGE_SIZE),
+            "bare lz4": lambda: contextlib.nullcontext(Lz4Store(count)),
+            "zram": lambda: zram(count),
+            "redis": lambda: redis(space),
+            "memcached": lambda: memcached(space, 64 + 2 * count * PAGE_SIZE // MIB),
+        }
+        for name, arm in arms.items():
+            try:
+                stores[name] = stack.enter_context(arm())
+            except BenchError as error:
+                figures["skipped_stores"][name] = str(error)
+                figures["notes"].append(f"{name} was skipped: {error}")
+                say(f"  {name}: skipped: {error}")
+        figures["stores"] = _in_turn(stores, content, rounds)
+    figures["growth"] = _growth(most)
+    return Outcome(_goals(figures), figures)
+
+
+def _in_turn(stores: dict[str, Store], content: Sequence[bytes], rounds: int) -> Figures:
+    """Put and get everything in every store, round by round."""
+    found: dict[str, dict[str, list[float]]] = {name: {"put": [], "get": []} for name in stores}
+    memory: dict[str, float] = {}
+    order = shuffled(len(content), seed=9)
+    for number in range(rounds):
+        for name, store in stores.items():
+            empty = store.memory() if number == 0 else 0
+            began = time.perf_counter()
+            for place, page in enumerate(content):
+                store.put(place, page)
+            between = time.perf_counter()
+            if number == 0:
+                memory[name] = (store.memory() - empty) / len(content)
+                between = time.perf_counter()
+                began = between  # the first puts of a round that also grows tables and processes are not counted
+                for place, page in enumerate(content):
+                    store.put(place, page)
+                between = time.perf_counter()
+            for place in order:
+                if store.get(place) != content[place]:
+                    raise BenchError(f"{name} gave other bytes for page {place}")
+            ended = time.perf_counter()
+            found[name]["put"].append(len(content) / (between - began))
+            found[name]["get"].append(len(content) / (ended - between))
+    result: Figures = {}
+    for name, rates in found.items():
+        puts, gets = median(rates["put"]), median(rates["get"])
+        result[name] = {"puts_a_second": puts, "gets_a_second": gets, "bytes_a_page": memory[name], "rounds": rates}
+        say(f"  {name:<10} {puts:>10,.0f} puts/s {gets:>10,.0f} gets/s {memory[name]:>8,.0f} bytes a page")
+    return result
+
+
+def _growth(most: int) -> list[Figures]:
+    """Fill a pool step by step and measure at each size."""
+    found = []
+    sizes = [size for size in SIZES if size <= most] or [most]
+    with tmem_pool(max(64 * MIB, sizes[-1] * _SMALL_PAGE)) as store:
+        empty, filled = store.memory(), 0
+        for size in sizes:
+            for number in range(filled, size):
+                store.put(number, small_page(number))
+            filled = size
+            found.append(_costs(store, size) | {"pages": size, "bytes_a_page": (store.memory() - empty) / size})
+            say(
+                "  {pages:>9,} pages: put {put:5.1f} µs, get {get:5.1f} µs, failed get {failed_get:4.1f} µs,"
+                " {bytes_a_page:,.0f} bytes a page".format(**found[-1])
+            )
+    return found
+
+
+def _costs(store: PoolStore, size: int) -> dict[str, float]:
+    """Take pages out and put them back; microseconds, the median over ten parts of the sample."""
+    chosen = random.Random(size).sample(range(size), min(SAMPLE, size))
+    costs: dict[str, list[float]] = {"get": [], "put": [], "failed_get": []}
+    step = max(1, len(chosen) // 10)
+    for start in range(0, len(chosen), step):
+        part = chosen[start : start + step]
+        pages = [(number, small_page(number)) for number in part]
+        clock = [time.perf_counter()]
+        for number in part:
+            store.get(number)
+        clock.append(time.perf_counter())
+        for number in part:
+            store.pool.get(1, number)  # it is not there any more
+        clock.append(time.perf_counter())
+        for number, page in pages:
+            store.put(number, page)
+        clock.append(time.perf_counter())
+        for name, began, ended in zip(("get", "failed_get", "put"), clock, clock[1:], strict=False):
+            costs[name].append(1e6 * (ended - began) / len(part))
+    return {name: median(values) for name, values in costs.items()}
+
+
+def small_page(number: int) -> bytes:
+    """Make a page that lz4 compresses about 8:1, and like no other."""
+    return _NUMBER.pack(number) + _REST
+
+
+_NUMBER = struct.Struct("<Q")
+_REST = random.Random(10).randbytes(440) + bytes(PAGE_SIZE - 448)
+
+
+def _goals(figures: Figures) -> list[Goal]:
+    goals, stores = [], figures["stores"]
+    ours = stores[OURS]
+    for name, other in stores.items():
+        if name != OURS:
+            ratios = [ours[key] / other[key] for key in ("puts_a_second", "gets_a_second", "bytes_a_page")]
+            text = "puts {:.2f}×, gets {:.2f}×, memory {:.2f}×".format(*ratios)
+            goals.append(Goal(f"the pool alone, against {name}", "reported as it is", text, None))
+    growth = figures["growth"]
+    first, last = growth[0], growth[-1]
+    text = ", ".join(f"{name} {last[name] / first[name]:.2f}×" for name in ("put", "get"))
+    goals.append(Goal(f"cost with {last['pages']:,} pages against {first['pages']:,}", "reported as it is", text, None))
+    return goals
+
+
+def picture(figures: Figures, path: Path) -> None:
+    """Draw rates and memory, and beside it the growth."""
+    groups = {}
+    for what, key in (("puts/s", "puts_a_second"), ("gets/s", "gets_a_second"), ("bytes a page", "bytes_a_page")):
+        groups[what] = {name: found[key] for name, found in figures["stores"].items()}
+    draw.bars(
+        path, "2:1 pages, one at a time: puts, gets (more is better), memory (less is better)", groups, "", log=True
+    )
+    costs = {
+        name: [(found["pages"], found[key]) for found in figures["growth"]]
+        for name, key in (("put", "put"), ("get", "get"), ("failed get", "failed_get"))
+    }
+    labels = "pages in the pool", "µs"
+    draw.curves(
+        path.with_name(path.stem + "-growth.png"),
+        "What a verb costs as the pool grows",
+        costs,
+        labels,
+        log=(True, False),
+    )
+
+
+if __name__ == "__main__":
+    command = parser(__doc__)
+    command.add_argument("--pages", type=int, default=8000)
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--most", type=int, default=5_000_000, help="pages at the end of the growth")
+    asked = command.parse_args()
+    main(asked, lambda: measure(asked.pages, asked.rounds, asked.most), picture)
