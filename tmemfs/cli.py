@@ -49,6 +49,7 @@ def cli() -> None:
 @click.argument("mountpoint")
 @click.option("--cache", type=SIZE, default=64 * MIB, help="Page cache: 64M, 1G, 10% of RAM … [default: 64M]")
 @click.option("--pool", type=POOL, default=PoolChoice(256 * MIB), help="Compressed pool. [default: 256M]")
+@click.option("--compress/--no-compress", default=True, help="Compress the pool's pages. [default: compress]")
 @click.option("--pool-max", type=SIZE, default=None, help="With --pool unix:PATH: borrow no more. [default: all RAM]")
 @click.option("--hswap", type=SIZE, default=0, help="Give the mount a swap-like file of this size, .tmemfs/hswap.")
 @click.option("--hswap-overflow", metavar="FILE", default=None, help="Where its pages go that the pool refuses.")

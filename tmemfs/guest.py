@@ -62,7 +62,7 @@ class Guest:
         self._locked = bool(config.hswap_bytes) and memory.is_locked()
         self.tmem = None
         if self.arena is not None:
-            self.tmem = Tmem(ResidentSlabs(self.arena) if self._locked else self.arena)
+            self.tmem = Tmem(ResidentSlabs(self.arena) if self._locked else self.arena, compress=config.compress)
         self.lender: Client | None = None
         if config.pool_socket is not None and isinstance(self.arena, Borrowed) and self.tmem is not None:
             persistent = None if config.hswap_bytes else 0  # slabs: what fits
@@ -181,6 +181,7 @@ class Guest:
             "throttle_depth": throttle.depth if throttle else 0,
             "attr_timeout_seconds": config.attr_timeout,
             "negative_timeout_seconds": config.negative_timeout,
+            "compress": int(config.compress),
             "backing_cache": config.backing_cache,
             "version_by": config.version_by,
         }

@@ -26,15 +26,18 @@ class CodecError(Exception):
     """Stored bytes that are not a page, or a page that the compressor failed on."""
 
 
-def encode(page: bytes) -> tuple[bytes, int]:
+def encode(page: bytes, compress: bool = True) -> tuple[bytes, int]:
     """Give the bytes to store and their checksum, or b"" and the repeated 8-byte word of a same-filled page.
 
-    Stored bytes of length PAGE_SIZE are the raw page. CodecError when the compressor fails.
+    Stored bytes of length PAGE_SIZE are the raw page, which `compress` false makes all of them. CodecError when the
+    compressor fails.
     """
     word = page[:_WORD]
     # Two comparisons of 8 bytes spare nearly every other page the 4-KiB one.
     if page[-_WORD:] == word == page[_WORD : 2 * _WORD] and word * _REPEATS == page:
         return b"", int.from_bytes(word, "little")
+    if not compress:
+        return page, checksum(page)
     try:
         stored: bytes = _compress(page, store_size=False)
     except Exception as error:  # whatever the library raises: lz4.block declares no one exception

@@ -200,10 +200,10 @@ class Pool:
 
 
 class Tmem:
-    """One slab source and the pools in it. `clock` gives seconds, for the age of pages."""
+    """One slab source and the pools in it. `clock` gives seconds, for the age of pages; `compress` is for new pages."""
 
-    def __init__(self, slabs: SlabSource, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store = Store(slabs, clock)
+    def __init__(self, slabs: SlabSource, clock: Callable[[], float] = time.monotonic, compress: bool = True) -> None:
+        self._store = Store(slabs, clock, compress)
         self._clock = clock
         self._pools: list[Pool] = []
         self.frozen = False

@@ -26,7 +26,7 @@ SAME_PARTS = 64
 class Store:
     """Pages in slots of one slab source. A single thread at a time."""
 
-    def __init__(self, slabs: SlabSource, clock: Callable[[], float]) -> None:
+    def __init__(self, slabs: SlabSource, clock: Callable[[], float], compress: bool) -> None:
         self.source = slabs
         self.entries = EntryTable()
         self.queue = TwoQueue()
@@ -35,13 +35,14 @@ class Store:
         self.used_bytes = self.raw_pages = self.same_pages = self.pages = 0
         self.evictions = self.revoked_slabs = 0
         self._clock = clock
+        self._compress = compress
         self._fd = slabs.fd
         self.room = Room(slabs, self.entries, self.queue, self.ephemeral, self.persistent, self.evict, clock)
 
     def put(self, page: bytes, persistent: bool, hot: bool) -> int:
         """Store a page and give its entry, which `link` must name next; Refused, with nothing kept."""
         try:
-            stored, digest = encode(page)
+            stored, digest = encode(page, self._compress)
         except CodecError as error:
             raise Refused(Reason.CODEC) from error
         entries = self.entries

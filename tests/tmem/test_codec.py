@@ -26,6 +26,7 @@ def test_one_other_byte_makes_a_page_not_same_filled(at: int) -> None:
 @pytest.mark.parametrize("size", [64, 500, 2000, 3000])
 def test_a_compressible_page_is_stored_smaller(size: int) -> None:
     page = page_of(1, size)
+    assert codec.encode(page, compress=False)[0] == page
     stored, digest = codec.encode(page)
     assert len(stored) <= codec.COMPRESSED_MAX
     assert codec.checksum(stored) == digest
