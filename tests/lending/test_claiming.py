@@ -167,6 +167,19 @@ def test_a_slab_that_the_old_tmemd_had_just_taken_is_answered_as_taken() -> None
     assert there.lender.stats().counters["lost_slabs"] == 3
 
 
+def test_holes_that_are_found_while_the_guest_comes_back_once_more_are_no_fault_of_its_claims() -> None:
+    here, guest = holding()
+    guest.real -= {3, 4}
+    there = restarted(here)
+    there.join(guest, 20, again=True)
+    there.hear(guest)
+    there.hang_up(guest)
+    there.join(guest, 20, again=True)
+    there.work()
+    there.settle()
+    assert guest.ephemeral == set(range(40)) - {3, 4}
+
+
 def test_a_smaller_size_takes_back_ephemeral_slabs_until_it_fits() -> None:
     here, guest = holding()
     there = restarted(here, size=25)

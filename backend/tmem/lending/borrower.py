@@ -97,7 +97,7 @@ class Borrower:
         # What the owner of persistent pools does about slabs that tmemd wants back and that no page is free to leave.
         self.on_persistent_revoke: Callable[[int], None] = lambda slabs: None
         self._tmem = tmem
-        self._name = name.encode(errors="replace").decode()[-MAX_TEXT:]
+        self.name = name.encode(errors="replace").decode()[-MAX_TEXT:]
         self._persistent_slabs = persistent_slabs
         self._token = os.urandom(TOKEN_BYTES)
         self._registered = False
@@ -119,7 +119,7 @@ class Borrower:
         self._outbox.clear()
         self._reported = None
         self.source.wanted = [False, False]
-        hello = Hello(VERSION, self._token, self._name, self.source.total, self._persistent_slabs, self._registered)
+        hello = Hello(VERSION, self._token, self.name, self.source.total, self._persistent_slabs, self._registered)
         claims: list[FromGuest] = []
         if self._registered:
             for persistent in (False, True):

@@ -98,7 +98,7 @@ class Claiming:
         if not holes:
             return
         self._counters.lost_slabs += count(holes)
-        if account.connected:
+        if account.connected and account.claims is None:  # else the claims that are on their way tell of them
             self._taking.tell_taken(account, holes)
         else:
             self._taking.free(account, holes)

@@ -1,0 +1,242 @@
+"""Real guests and the real lender, joined by queues: their pools, arenas and bytes are real, sockets and clock are not.
+
+A guest may be stopped, a connection may end, tmemd may be killed; whatever the order, a page that comes back has its
+bytes, a persistent page comes back always, and once all is said the ledger and the guests agree.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from collections.abc import Iterable
+
+from tests.lending.loans import noise, slabs_in
+from tmem import SLAB_SIZE, Tmem
+from tmem.arena import punch
+from tmem.lending.actions import Action, Close, FindHoles, MakeReal, Punch, ReadDry, Refusal, Send
+from tmem.lending.borrowed import Borrowed, runs_of
+from tmem.lending.borrower import Borrower
+from tmem.lending.lender import Lender
+from tmem.lending.memfds import is_whole
+from tmem.lending.messages import FromGuest, Hello, ToGuest, Welcome
+from tmem.lending.wire import encode, guest_decoder, tmemd_decoder
+
+ARENA = 48  # slabs
+PAGES = [noise(seed) for seed in range(48)]
+
+
+class Guest:
+    """A guest with its two pools, and what must be in them."""
+
+    def __init__(self, name: str) -> None:
+        self.source = Borrowed(ARENA)
+        self.tmem = Tmem(self.source, clock=lambda: 0.0)
+        self.pool = self.tmem.new_pool()
+        self.kept = self.tmem.new_pool(persistent=True)
+        self.borrower = Borrower(self.source, self.tmem, name, persistent_slabs=6)
+        self.number: int | None = None
+        self.stopped = False
+        self.inbox: deque[ToGuest] = deque()
+        self.outbox: deque[FromGuest] = deque()
+        self._put: dict[int, bytes] = {}
+        self._must: dict[int, bytes] = {}
+
+    def use(self, choose: random.Random) -> None:
+        """Put, get and flush a few pages, and compare."""
+        for _ in range(choose.randint(1, 24)):
+            index, page = choose.randint(0, 400), choose.choice(PAGES)
+            verb = choose.random()
+            if verb < 0.6:
+                self.pool.put(1, index, page)
+                self._put[index] = page
+            elif verb < 0.8:
+                assert self.pool.get(1, index) in (None, self._put.get(index))
+            elif verb < 0.9:
+                if self.kept.put(1, index % 60, page):
+                    self._must[index % 60] = page
+                else:
+                    self._must.pop(index % 60, None)
+            else:
+                self.kept.flush_page(1, index % 60)
+                self._must.pop(index % 60, None)
+
+    def verify(self) -> None:
+        """Every persistent page is there; every ephemeral one that is has its bytes."""
+        assert all(self.kept.get(1, index) == page for index, page in self._must.items())
+        for index, page in self._put.items():
+            assert self.pool.get(1, index) in (None, page)
+
+    def hear(self, now: float, most: int) -> None:
+        """Act on messages, and pay a little of what is owed."""
+        while self.inbox and most > 0:
+            (message,) = guest_decoder().feed(encode(self.inbox.popleft()))
+            self.borrower.received(now, message)
+            most -= 1
+        if self.borrower.owes:
+            self.borrower.pay()
+
+    def speak(self, now: float) -> None:
+        """Send what there is to say."""
+        self.outbox.extend(self.borrower.outgoing(now))
+
+
+class Together:
+    """Guests, the lender, and what lies between them."""
+
+    def __init__(self, seed: int, size: int) -> None:
+        self.choose = random.Random(seed)
+        self.now = 0.0
+        self.size = size
+        self.lender = Lender(size)
+        self.guests = [Guest(f"/mnt/{number}") for number in range(3)]
+        self._waiting: deque[Action] = deque()  # what the executor has not done yet
+
+    def of(self, number: int) -> Guest | None:
+        """Find a guest that is registered."""
+        return next((guest for guest in self.guests if guest.number == number), None)
+
+    def perform(self, actions: Iterable[Action]) -> None:
+        """Deliver messages, read sockets dry, and leave the rest for later."""
+        for action in actions:
+            if isinstance(action, Send):
+                guest = self.of(action.guest)
+                assert guest is not None
+                guest.inbox.append(action.message)
+            elif isinstance(action, ReadDry):
+                guest = self.of(action.guest)
+                assert guest is not None
+                self.listen(guest)
+                self.perform(self.lender.dry(self.now, action.guest))
+            else:
+                self._waiting.append(action)
+
+    def work(self) -> None:
+        """Do what an executor does."""
+        while self._waiting:
+            action = self._waiting.popleft()
+            guest = self._arena_of(action.guest)
+            match action:
+                case MakeReal(number, batch, runs, _):
+                    for first, count in runs:
+                        os.posix_fallocate(guest.source.fd, first * SLAB_SIZE, count * SLAB_SIZE)
+                    self.perform(self.lender.made(self.now, number, batch, runs))
+                case Punch(_, runs):
+                    for slab in slabs_in(runs):
+                        punch(guest.source.fd, slab)
+                case FindHoles(number, runs):
+                    holes = runs_of(slab for slab in slabs_in(runs) if not is_whole(guest.source.fd, slab))
+                    self.perform(self.lender.holes(self.now, number, holes))
+                case Close():
+                    raise AssertionError("nobody ended")
+
+    def _arena_of(self, number: int) -> Guest:
+        name = self.lender.holding(number).name
+        return next(guest for guest in self.guests if guest.borrower.name == name)
+
+    def listen(self, guest: Guest) -> None:
+        """Have the lender read all that a guest sent."""
+        while guest.outbox and guest.number is not None:
+            (message,) = tmemd_decoder().feed(encode(guest.outbox.popleft()))
+            assert isinstance(message, FromGuest)
+            self.perform(self.lender.received(self.now, guest.number, message))
+
+    def connect(self, guest: Guest) -> None:
+        """Register a guest, after it has read its old socket to the end."""
+        guest.hear(self.now, 1 << 30)
+        hello, *claims = guest.borrower.greeting()
+        assert isinstance(hello, Hello)
+        try:
+            guest.number, actions = self.lender.join(self.now, hello, 0, 1)
+        except Refusal as refusal:
+            if not refusal.retry:
+                raise
+            return
+        self.perform(actions)
+        welcome = guest.inbox.popleft()
+        assert isinstance(welcome, Welcome)
+        guest.borrower.welcome(welcome)
+        guest.outbox.clear()
+        guest.outbox.extend(claims)
+
+    def hang_up(self, guest: Guest) -> None:
+        """End a connection: the lender has read all, the guest has yet to."""
+        self.listen(guest)
+        assert guest.number is not None
+        number, guest.number = guest.number, None
+        self.perform(self.lender.disconnected(self.now, number))
+
+    def kill_lender(self, size: int) -> None:
+        """Start another lender with the holdings of this one; what was on its way to it is lost."""
+        self._waiting.clear()
+        holdings = self.lender.holdings()
+        self.lender = Lender(size, holdings=holdings)
+        self.size = size
+        for guest in self.guests:
+            guest.number = None
+            guest.outbox.clear()
+
+    def step(self) -> None:
+        """Let something happen."""
+        choose = self.choose
+        guest = choose.choice(self.guests)
+        self.now += choose.random() * 0.02
+        what = choose.random()
+        if what < 0.004:
+            self.kill_lender(choose.choice([20, 32, 44]))
+        elif what < 0.012 and guest.number is not None:
+            self.hang_up(guest)
+        elif what < 0.03:
+            guest.stopped = not guest.stopped
+        elif what < 0.3:
+            self.work()
+        elif what < 0.5 and guest.number is not None:
+            self.listen(guest)
+        elif not guest.stopped:
+            if guest.number is None:
+                self.connect(guest)
+            elif what < 0.75:
+                guest.use(choose)
+            else:
+                if what < 0.78:
+                    guest.borrower.tick()
+                guest.hear(self.now, choose.randint(1, 4))
+                guest.speak(self.now)
+        deadline = self.lender.deadline()
+        if deadline is not None and deadline <= self.now:
+            self.perform(self.lender.wake(self.now))
+        self.check()
+
+    def settle(self) -> None:
+        """Let everybody say and do all there is, without using a pool."""
+        for _ in range(400):
+            self.now += 0.02
+            for guest in self.guests:
+                guest.stopped = False
+                if guest.number is None:
+                    self.connect(guest)
+                guest.hear(self.now, 1 << 30)
+                guest.speak(self.now)
+                self.listen(guest)
+            self.work()
+            self.perform(self.lender.wake(self.now))
+
+    def agree(self) -> None:
+        """Hold the ledger against the guests and what is real."""
+        for guest in self.guests:
+            assert guest.number is not None
+            holding = self.lender.holding(guest.number)
+            assert holding.ephemeral == guest.source.claims(False)
+            assert holding.persistent == guest.source.claims(True)
+            guest.verify()
+
+    def check(self) -> None:
+        """Check both sides."""
+        self.lender.check()
+        for guest in self.guests:
+            guest.borrower.check()
+
+    def close(self) -> None:
+        """Close the arenas."""
+        for guest in self.guests:
+            guest.source.close()
