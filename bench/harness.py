@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,35 @@ def nullfs(
     """Mount the null filesystem with files of `size` bytes and `names` empty ones; `eager` as tmemfs reads requests."""
     command = [sys.executable, "-m", "bench.nullfs", os.fspath(mountpoint), "--size", str(size), "--names", str(names)]
     return served([*command, "--eager"] if eager else command, mountpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Lending:
+    """A tmemd that lends, in a child process."""
+
+    socket: Path
+    pid: int
+
+
+@contextlib.contextmanager
+def tmemd(directory: Path, size: int, *options: str) -> Iterator[Lending]:
+    """Start a tmemd that lends `size` bytes on a socket in `directory`; end it afterwards."""
+    path = directory / "tmemd.sock"
+    words: list[str | Path] = [sys.executable, "-m", "tmem.lending.tmemd", "--size", str(size), "--socket", path]
+    with tempfile.TemporaryFile() as log:
+        child = start([*words, *options], stdout=log, stderr=log)
+        try:
+            limit = time.monotonic() + MOUNT_SECONDS
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                while probe.connect_ex(os.fspath(path)) != 0:
+                    if child.poll() is not None or time.monotonic() > limit:
+                        text = os.pread(log.fileno(), 1 << 20, 0).decode(errors="replace").strip()[-_TRUNCATED_LOG:]
+                        raise BenchError(f"tmemd did not come up: {text or 'nothing was said'}")
+                    time.sleep(0.02)
+            yield Lending(path, child.pid)
+        finally:
+            with undisturbed():
+                end(child)
 
 
 def is_mounted(mountpoint: Path) -> bool:

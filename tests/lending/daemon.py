@@ -35,14 +35,16 @@ class Tmemd:
         assert self.process is not None
         return self.process.pid
 
-    def start(self, size: str = "16M", *options: str) -> None:
-        """Start a tmemd and wait until it listens."""
+    def start(self, size: str = "16M", *options: str, within: Path | None = None) -> None:
+        """Start a tmemd, within a cgroup if one is given, and wait until it listens."""
         assert self.process is None
         words = (*CHECKED, "--size", size, "--socket", os.fspath(self.socket), "--reserve", "1M", *options)
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 words, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+        if within is not None:
+            (within / "cgroup.procs").write_text(str(self.process.pid))
         wait_until(self._listens, "tmemd listens")
 
     def kill(self) -> None:

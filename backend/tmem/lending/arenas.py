@@ -17,6 +17,7 @@ from tmem.lending import memfds
 from tmem.lending.actions import FindHoles, MakeReal, Punch
 from tmem.lending.headroom import Headroom
 from tmem.lending.messages import Runs
+from tmem.lending.slabmap import count
 
 log = logging.getLogger(__name__)
 
@@ -93,23 +94,25 @@ class Arenas:
         """Make slabs real step by step, each within the headroom; punch what a step that failed left."""
         made: list[tuple[int, int]] = []
         steps = list(_steps(runs))
-        for number, (first, count) in enumerate(steps):
-            shortage = self._step(arena.fd, first, count)
+        for number, step in enumerate(steps):
+            shortage = self._step(arena.fd, step)
             if shortage and not self._shortage:
                 log.warning("slabs are not lent: %s", shortage)
             self._shortage = shortage
             if shortage:
-                _punch(arena, tuple(steps[number:]))
+                for rest in steps[number:]:
+                    _punch(arena, rest)
                 break
-            made.append((first, count))
+            made += step
         return joined(made)
 
-    def _step(self, fd: int, first: int, count: int) -> str:
+    def _step(self, fd: int, runs: Runs) -> str:
         """Make at most 1 MiB real; give the reason why it could not be, empty when it could."""
-        reason = self._headroom.refusal(count * SLAB_SIZE)
+        reason = self._headroom.refusal(count(runs) * SLAB_SIZE)
         if reason is None:
             try:
-                memfds.make_real(fd, first, count)
+                for first, length in runs:
+                    memfds.make_real(fd, first, length)
             except OSError as error:
                 reason = f"the kernel has no memory for a slab: {error.strerror}"
         return reason or ""
@@ -118,29 +121,40 @@ class Arenas:
 def joined(runs: list[tuple[int, int]]) -> Runs:
     """Join runs that follow each other."""
     whole: list[tuple[int, int]] = []
-    for first, count in runs:
+    for first, length in runs:
         if whole and sum(whole[-1]) == first:
-            whole[-1] = (whole[-1][0], whole[-1][1] + count)
+            whole[-1] = (whole[-1][0], whole[-1][1] + length)
         else:
-            whole.append((first, count))
+            whole.append((first, length))
     return tuple(whole)
 
 
-def _steps(runs: Runs) -> Iterator[tuple[int, int]]:
-    for first, count in runs:
-        for start in range(first, first + count, memfds.STEP_SLABS):
-            yield start, min(memfds.STEP_SLABS, first + count - start)
+def _steps(runs: Runs) -> Iterator[Runs]:
+    """Cut runs into steps of at most STEP_SLABS slabs together."""
+    step: list[tuple[int, int]] = []
+    room = memfds.STEP_SLABS
+    for start, length in runs:
+        first, left = start, length
+        while left:
+            taken = min(room, left)
+            step.append((first, taken))
+            first, left, room = first + taken, left - taken, room - taken
+            if not room:
+                yield tuple(step)
+                step, room = [], memfds.STEP_SLABS
+    if step:
+        yield tuple(step)
 
 
 def _punch(arena: Arena, runs: Runs) -> None:
-    for first, count in runs:
+    for first, length in runs:
         with contextlib.suppress(OSError):  # the audit sees what stays, and says so
-            punch(arena.fd, first, count)
+            punch(arena.fd, first, length)
 
 
 def _holes(arena: Arena, runs: Runs) -> Runs:
     """Find which slabs are not wholly real; nothing is looked at slab by slab when all of it must be."""
-    if memfds.real_bytes(arena.fd) == sum(count for _, count in runs) * SLAB_SIZE:
+    if memfds.real_bytes(arena.fd) == count(runs) * SLAB_SIZE:
         return ()
-    slabs = (slab for first, count in runs for slab in range(first, first + count))
+    slabs = (slab for first, length in runs for slab in range(first, first + length))
     return joined([(slab, 1) for slab in slabs if not memfds.is_whole(arena.fd, slab)])

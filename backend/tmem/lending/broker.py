@@ -26,6 +26,7 @@ from tmem.lending.holdings import Holdings, Record
 from tmem.lending.lender import Lender
 from tmem.lending.messages import Answer, FromGuest, Hello, Totals, Verb
 from tmem.lending.processes import Process
+from tmem.lending.slabmap import count
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +173,8 @@ class Broker:
         else:
             self._unwritten = True
             if isinstance(action, MakeReal) and action.guest in self._guests:
-                slabs = sum(count for _, count in action.runs)
-                self._holdings.cover(self._guests[action.guest].token, action.persistent, slabs, self._records)
+                token, slabs = self._guests[action.guest].token, count(action.runs)
+                self._holdings.cover(token, action.persistent, slabs, self._records)
             self._executor.submit(action)
 
     def _send(self, action: Send) -> None:

@@ -20,6 +20,7 @@ FRAMES_AT_ONCE = 4000.0
 VERB_FRAMES = 20  # what a verb of tmemctl counts as: its answer may be long
 MAX_QUEUED = 4 << 20  # bytes that wait for a slow reader
 _READ = 1 << 16
+_TRUNCATED = int(socket.MSG_CTRUNC)  # an enumeration's member would cost more than the rest of the test
 _CONTROL = socket.CMSG_SPACE(array.array("i").itemsize)  # room for one descriptor, by alignment for two
 
 
@@ -69,7 +70,8 @@ class Connection:
             return []
         except OSError as error:
             raise Ended(str(error)) from None
-        self._take_descriptors(control, flags)
+        if control or flags & _TRUNCATED:
+            self._take_descriptors(control, bool(flags & _TRUNCATED))
         try:
             if not data:
                 self._decoder.end()
@@ -125,15 +127,15 @@ class Connection:
         """Raise AssertionError unless the queue is as long as is said, and within its bound."""
         assert self._queued_bytes == sum(map(len, self._queued)) <= MAX_QUEUED, "queued bytes are miscounted"
 
-    def _take_descriptors(self, control: list[tuple[int, int, bytes]], flags: int) -> None:
+    def _take_descriptors(self, control: list[tuple[int, int, bytes]], truncated: bool) -> None:
         """Keep the one descriptor that comes with the first bytes, close all others and cut off who sends them."""
         numbers = array.array("i")
         for level, kind, data in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-        if not numbers and not flags & socket.MSG_CTRUNC:
+        if not numbers and not truncated:
             return
-        if len(numbers) == 1 and not flags & socket.MSG_CTRUNC and not self._anything_read:
+        if len(numbers) == 1 and not truncated and not self._anything_read:
             self._descriptor = numbers[0]
             return
         for number in numbers:

@@ -17,6 +17,7 @@ import msgspec
 
 from tmem.lending.actions import Holding
 from tmem.lending.processes import Process
+from tmem.lending.slabmap import count
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ class Record(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, holding: Holding, process: Process, credit: int) -> Record:
         """Put down what is held and `credit` slabs of each kind on top."""
-        persistent = sum(count for _, count in holding.persistent)
-        ephemeral = sum(count for _, count in holding.ephemeral)
+        persistent = count(holding.persistent)
+        ephemeral = count(holding.ephemeral)
         most = holding.slabs // 2 if holding.persistent_cap is None else holding.persistent_cap
         persistent = max(persistent, min(persistent + credit, most))
         return cls(

@@ -1,0 +1,133 @@
+"""What tmemd costs: processor and memory for each guest and each slab, from one guest to 64, and while all is quiet.
+
+Guests are bare (bench/syncguest.py): only tmemd is measured. For each number of guests and size of arena: its memory
+(proportional set size) before the guests, with them, and with everything lent in pieces; its processor time for slabs
+that are lent and returned again and again. And its share of a core while 64 guests send the report that a busy mount
+sends each 0.9 s, and nothing else: all hit.
+
+    python -m bench.scale [--slabs 20000] [--quiet 20] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench import procmem
+from bench.content import MIB
+from bench.harness import Lending, tmemd, workspace
+from bench.report import Figures, Goal, Outcome, main, parser, say
+from bench.syncguest import SyncGuest
+from tmem.arena import SLAB_SIZE
+from tmem.lending import messages as m
+
+GUESTS = (1, 4, 16, 64)
+ARENAS = tuple(size * MIB for size in (64, 1024, 16384))
+LENT = 64 * MIB  # together, before half of it is returned
+QUIET_GUESTS, REPORT_SECONDS, QUIET_GOAL = 64, 0.9, 0.01
+ASK = 16
+
+
+def measure(slabs: int = 20000, quiet: float = 20.0) -> Outcome:
+    """Measure how costs grow with guests and with arenas, and what remains when nothing happens."""
+    by_guests = [_costs(guests, 256 * MIB, slabs) for guests in GUESTS]
+    by_arena = [_costs(4, arena, slabs) for arena in ARENAS]
+    share = _quiet(quiet)
+    many = by_guests[-1]
+    say(f"  {QUIET_GUESTS} guests that hit: {share:.2%} of a core")
+    goals = [
+        Goal(f"tmemd while {QUIET_GUESTS} guests hit", "< 1 % of a core", f"{share:.2%}", share < QUIET_GOAL),
+        Goal("a slab lent and returned, 64 guests", "–", f"{many['cpu_seconds_a_slab'] * 1e6:.1f} µs of tmemd", None),
+        Goal("tmemd's memory for a guest, 64 guests", "–", f"{many['bytes_a_guest'] / 1024:.0f} KiB", None),
+        Goal("tmemd's memory for a lent slab, 64 guests", "–", f"{many['bytes_a_slab']:.0f} bytes", None),
+    ]
+    figures: Figures = {"by_guests": by_guests, "by_arena": by_arena, "quiet_share_of_a_core": share}
+    return Outcome(goals, figures)
+
+
+def _costs(guests: int, arena: int, slabs: int) -> dict[str, float]:
+    """Measure one tmemd with so many guests of such an arena; about `slabs` slabs are lent and returned."""
+    with _lending(guests, arena, LENT) as (lending, borrowers, before):
+        joined = procmem.of(lending.pid).pss
+        for guest in borrowers:
+            _lend_in_pieces(guest, LENT // SLAB_SIZE // guests)
+        lent = sum(len(guest.held) for guest in borrowers)
+        full = procmem.of(lending.pid).pss
+        began, turns = procmem.run_seconds(lending.pid), max(1, slabs // (ASK * guests))
+        moved = 0
+        for _ in range(turns):
+            for guest in borrowers:
+                moved += _turn_over(guest)
+        spent = procmem.run_seconds(lending.pid) - began
+    costs = {
+        "guests": guests,
+        "arena_bytes": arena,
+        "idle_bytes": before,
+        "bytes_a_guest": (joined - before) / guests,
+        "bytes_a_slab": max(0, full - joined) / lent,
+        "cpu_seconds_a_slab": spent / moved,
+    }
+    say(
+        f"  {guests:>2} guests of {arena // MIB:>5} MiB: {costs['bytes_a_guest'] / 1024:6.1f} KiB a guest,"
+        f" {costs['bytes_a_slab']:5.1f} bytes and {costs['cpu_seconds_a_slab'] * 1e6:5.1f} µs a slab"
+    )
+    return costs
+
+
+@contextlib.contextmanager
+def _lending(guests: int, arena: int, size: int) -> Iterator[tuple[Lending, Sequence[SyncGuest], int]]:
+    """Start a tmemd with guests; give its memory before they came, too."""
+    with workspace() as space, tmemd(space, size) as lending:
+        # The first guest makes Python load and allocate what no further one does.
+        _warm(lending.socket)
+        before = procmem.of(lending.pid).pss
+        borrowers = [SyncGuest(lending.socket, arena // SLAB_SIZE, f"/mnt/{number}").join() for number in range(guests)]
+        try:
+            yield lending, borrowers, before
+        finally:
+            for guest in borrowers:
+                guest.close()
+
+
+def _warm(path: Path) -> None:
+    guest = SyncGuest(path, 256, "/warm").join()
+    for _ in range(4):
+        _turn_over(guest)
+    guest.close()
+
+
+def _lend_in_pieces(guest: SyncGuest, slabs: int) -> None:
+    """Lend a guest so many slabs and take every other one back: no two lie together, as after a long life."""
+    while len(guest.held) < slabs:
+        guest.ask(min(ASK, slabs - len(guest.held)))
+    guest.give({slab for slab in guest.held if slab % 2})
+
+
+def _turn_over(guest: SyncGuest) -> int:
+    """Return a batch and borrow one; tell how many slabs were lent."""
+    guest.give(set(sorted(guest.held)[:ASK]))
+    return len(guest.ask(ASK))
+
+
+def _quiet(seconds: float) -> float:
+    """Measure the share of a core that tmemd takes while guests only report."""
+    with _lending(QUIET_GUESTS, 256 * MIB, LENT) as (lending, borrowers, _):
+        for guest in borrowers:
+            guest.ask(ASK)
+        began, spent, turn = time.monotonic(), procmem.run_seconds(lending.pid), 0
+        while time.monotonic() < began + seconds:
+            turn += 1
+            for number, guest in enumerate(borrowers):
+                guest.send(m.Report(1.0, 100, 1 << 20, 100 * turn, 90 * turn, 10 * turn, number))
+                time.sleep(REPORT_SECONDS / QUIET_GUESTS)  # mounts do not report in step
+        return (procmem.run_seconds(lending.pid) - spent) / (time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    command = parser(__doc__)
+    command.add_argument("--slabs", type=int, default=20000, help="to lend and take back at each point")
+    command.add_argument("--quiet", type=float, default=20.0, help="seconds")
+    asked = command.parse_args()
+    main(asked, lambda: measure(asked.slabs, asked.quiet))
