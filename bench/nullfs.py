@@ -126,7 +126,7 @@ class NullOperations(pyfuse3.Operations):
         """Forget nothing: there is no table."""
 
 
-async def _serve() -> None:
+async def serve() -> None:
     """Serve until a signal asks for the end or somebody unmounts."""
     async with trio.open_nursery() as nursery:
 
@@ -155,7 +155,7 @@ def main() -> None:
     operations = NullOperations(arguments.size, arguments.names, arguments.attr_timeout)
     pyfuse3.init(operations, arguments.mountpoint, {"fsname=nullfs", "default_permissions"})
     try:
-        trio.run(_serve)
+        trio.run(serve)
     finally:
         pyfuse3.close()
 

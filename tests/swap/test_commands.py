@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +70,21 @@ def test_a_step_that_fails_leaves_nothing_behind(swapped: SwappedMount, tool: st
     assert swapped.mounted.process is not None
     swapped.mounted.process.wait(30)
     swapped.mounted.process = None
+
+
+def test_a_mount_without_an_hswap_file_is_not_swapped_to(swapped: SwappedMount) -> None:
+    swapped.mounted.start()
+    done = swapped.command("swapon")
+    assert done.returncode == 2
+    assert "has no hswap file: mount it with --hswap SIZE" in done.stderr
+
+
+def test_an_overflow_file_in_memory_is_not_for_swap(swapped: SwappedMount) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        swapped.overflow = Path(memory) / "overflow"
+        swapped.start(swap=False)
+        done = swapped.command("swapon")
+        assert done.returncode == 2
+        assert "can be swapped out itself: give --hswap-overflow on a disk" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        swapped.end()

@@ -1,0 +1,219 @@
+"""Pages between pool and overflow file: refusals, failures, moves, and many requests at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.hswap.fakes import Area, raw_page
+from tmem import PAGE_SIZE
+from tmemfs.hswap import FULL_SECONDS
+from tmemfs.places import FIRST_SLOT, LOST, NOWHERE, POOL
+
+SLAB_PAGES = 16
+ZEROS = bytes(PAGE_SIZE)
+
+
+@pytest.fixture
+def area() -> Iterator[Area]:
+    """Give a file of 64 pages over two slabs; it is checked at the end."""
+    made = Area(64, 2)
+    yield made
+    made.close()
+
+
+def write(area: Area, page: int, content: bytes) -> None:
+    assert trio.run(area.hswap.write, page * PAGE_SIZE, content) == len(content)
+
+
+def read(area: Area, page: int) -> bytes:
+    return trio.run(area.hswap.read, page * PAGE_SIZE, PAGE_SIZE)
+
+
+def place(area: Area, page: int) -> int:
+    return area.hswap.places.where(page)
+
+
+def test_clause_4_a_page_whose_second_put_is_refused_leaves_no_old_copy(area: Area) -> None:
+    write(area, 3, raw_page(1))
+    area.tmem.freeze()
+    write(area, 3, raw_page(2))
+    assert place(area, 3) >= FIRST_SLOT
+    assert area.hswap._pool.stats.pages == 0
+    assert area.tmem.stats().used_bytes == 0
+    area.tmem.thaw()
+    assert read(area, 3) == raw_page(2)
+
+
+def test_a_page_is_in_one_place_when_it_goes_to_and_fro(area: Area) -> None:
+    for turn in range(6):
+        (area.tmem.freeze if turn % 2 else area.tmem.thaw)()
+        write(area, 0, raw_page(turn))
+        assert (place(area, 0) == POOL) == (turn % 2 == 0)
+        assert len(area.overflow.slots) == turn % 2
+        area.check()
+    area.tmem.thaw()
+    write(area, 0, ZEROS)
+    assert place(area, 0) == NOWHERE
+    assert not area.overflow.slots
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_when_pool_and_overflow_file_fail_the_page_keeps_its_content(area: Area, code: int) -> None:
+    for page in range(40):  # more than the pool holds
+        write(area, page, raw_page(page))
+    beyond = [page for page in range(40) if place(area, page) != POOL][:3]
+    area.overflow.full, area.overflow.broken = code == errno.ENOSPC, code == errno.EIO
+    for page in (*beyond, 50):
+        with pytest.raises(OSError, match=os.strerror(code)):
+            write(area, page, raw_page(1000 + page))
+    area.overflow.broken = False
+    assert [read(area, page) for page in beyond] == [raw_page(page) for page in beyond]
+    assert read(area, 50) == ZEROS
+    assert area.hswap.counters.overflow_errors == len(beyond) + 1
+
+
+def test_a_page_of_the_pool_that_is_refused_everywhere_gets_its_copy_back(
+    area: Area, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = raw_page(1), raw_page(2)
+    write(area, 5, old)
+    pool = area.hswap._pool
+    put = pool.put
+
+    def refuse_the_new(obj: int, index: int, page: bytes) -> bool:
+        return put(obj, index, page) if page == old else bool(pool.flush_page(obj, index) and False)
+
+    monkeypatch.setattr(pool, "put", refuse_the_new)
+    area.overflow.full = True
+    with pytest.raises(OSError, match="No space"):
+        write(area, 5, new)
+    assert place(area, 5) == POOL
+    assert read(area, 5) == old
+
+
+def test_a_page_that_cannot_even_be_put_back_reads_as_an_error_until_it_is_written(area: Area) -> None:
+    write(area, 5, raw_page(1))
+    area.tmem.freeze()
+    area.overflow.full = True
+    with pytest.raises(OSError, match="No space"):
+        write(area, 5, raw_page(2))
+    assert place(area, 5) == LOST
+    for _ in range(2):
+        with pytest.raises(OSError, match="page 5 of the swap-like file was lost") as caught:
+            read(area, 5)
+        assert caught.value.errno == errno.EIO
+    with pytest.raises(OSError, match="page 5 "):
+        trio.run(area.hswap.write, 5 * PAGE_SIZE + 10, b"part")
+    area.overflow.full = False
+    write(area, 5, raw_page(3))
+    assert read(area, 5) == raw_page(3)
+    assert area.hswap.places.lost_pages == 0
+
+
+def test_pages_that_are_read_return_to_the_pool_when_it_takes_them_again(area: Area) -> None:
+    area.tmem.freeze()
+    for page in range(10):
+        write(area, page, raw_page(page))
+    area.tmem.thaw()
+    read(area, 0)
+    assert place(area, 0) != POOL, "a moment after a refusal it is not asked again"
+    area.now += FULL_SECONDS
+    assert [read(area, page) for page in range(10)] == [raw_page(page) for page in range(10)]
+    assert area.hswap.places.pool_pages == area.hswap.counters.moved_in == 10
+    assert not area.overflow.slots
+
+
+def test_memory_is_given_back_by_moving_the_coldest_pages(area: Area) -> None:
+    for page in range(2 * SLAB_PAGES):
+        write(area, page, raw_page(page))
+    for _ in range(20):
+        for page in range(4):
+            read(area, page)
+    assert trio.run(area.hswap.give_back, 1) == 1
+    assert area.source.persistent_slabs == 1
+    assert area.hswap.counters.moved_out == len(area.overflow.slots) >= SLAB_PAGES
+    assert all(read(area, page) == raw_page(page) for page in range(2 * SLAB_PAGES))
+
+
+def test_memory_is_not_given_back_when_the_overflow_file_fails(area: Area) -> None:
+    for page in range(2 * SLAB_PAGES):
+        write(area, page, raw_page(page))
+    area.overflow.full = True
+    assert trio.run(area.hswap.give_back, 1) == 0
+    assert area.hswap.places.pool_pages == 2 * SLAB_PAGES
+    assert area.hswap.counters.overflow_errors == 1
+    assert all(read(area, page) == raw_page(page) for page in range(2 * SLAB_PAGES))
+
+
+def test_pages_in_use_are_waited_for_when_all_memory_is_asked_back(area: Area) -> None:
+    for page in range(SLAB_PAGES):
+        write(area, page, raw_page(page))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            async with area.hswap._lock.hold(0, 63):
+                nursery.start_soon(area.hswap.give_back, 1)
+                await wait_all_tasks_blocked()
+                assert area.source.persistent_slabs == 1
+            with trio.fail_after(10):
+                while area.source.persistent_slabs:
+                    await trio.lowlevel.checkpoint()
+
+    trio.run(main)
+    assert area.hswap.places.overflow_pages == SLAB_PAGES
+
+
+def test_room_is_reserved_for_every_page_or_for_those_beyond_the_pool(area: Area) -> None:
+    trio.run(area.hswap.reserve, 0)
+    assert area.overflow.reserved == 64
+    area.overflow.limit = 32
+    trio.run(area.hswap.reserve, 40 * PAGE_SIZE)
+    assert area.overflow.reserved == 24
+    with pytest.raises(OSError, match="No space"):
+        trio.run(area.hswap.reserve, 10 * PAGE_SIZE)
+
+
+def test_writers_readers_and_moves_at_once_never_show_a_wrong_byte(area: Area) -> None:
+    """Each worker owns a part of every page, so most writes read the rest first and write all of it back."""
+    workers, part = 8, PAGE_SIZE // 8
+    chance = random.Random(1)
+    area.overflow.turns = 3
+
+    async def work(number: int) -> None:
+        mine: dict[int, bytes] = {}
+        for _ in range(120):
+            page = chance.randrange(64)
+            offset = page * PAGE_SIZE + number * part
+            if chance.random() < 0.6:
+                mine[page] = chance.choice([bytes(part), chance.randbytes(part)])
+                assert await area.hswap.write(offset, mine[page]) == part
+            else:
+                assert await area.hswap.read(offset, part) == mine.get(page, bytes(part))
+            area.now += 0.01
+            (area.tmem.freeze if chance.random() < 0.2 else area.tmem.thaw)()
+            await trio.lowlevel.checkpoint()
+
+    async def move() -> None:
+        while True:
+            await area.hswap.give_back(chance.randrange(3))
+            area.check()
+            await trio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(move)
+            async with trio.open_nursery() as working:
+                for number in range(workers):
+                    working.start_soon(work, number)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    counters = area.hswap.counters
+    assert min(counters.moved_out, counters.moved_in, counters.overflow_writes, counters.flushes) > 0

@@ -1,0 +1,107 @@
+"""Ranges: those that overlap wait for each other in the order of their coming, the others for nobody."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tmemfs.rangelock import RangeLock
+
+
+def test_a_free_range_is_held_without_a_turn_of_the_scheduler() -> None:
+    lock = RangeLock()
+    turns: list[str] = []
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold)
+            nursery.start_soon(other)
+
+    async def hold() -> None:
+        async with lock.hold(0, 5), lock.hold(6, 9):
+            turns.append("held")
+        turns.append("released")
+
+    async def other() -> None:
+        turns.append("other")
+
+    trio.run(main)
+    assert "".join(turns) in ("heldreleasedother", "otherheldreleased")
+    assert not lock.ranges
+
+
+def test_whoever_overlaps_waits_in_the_order_of_coming() -> None:
+    lock = RangeLock()
+    order: list[int] = []
+
+    async def hold(number: int, first: int, last: int) -> None:
+        async with lock.hold(first, last):
+            order.append(number)
+            await trio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery, lock.hold(0, 9):
+            for number, (first, last) in enumerate([(5, 5), (0, 9), (5, 5), (100, 101)]):
+                nursery.start_soon(hold, number, first, last)
+                await wait_all_tasks_blocked()
+            assert order == [3], "the one that overlaps with nobody"
+            assert lock.try_hold(9) is None
+            assert lock.try_hold(5) is None
+
+    trio.run(main)
+    assert order == [3, 0, 1, 2]
+    held = lock.try_hold(5)
+    assert held is not None
+    held.release()
+    assert not lock.ranges
+
+
+def test_one_that_is_cancelled_while_it_waits_lets_the_others_go_on() -> None:
+    lock = RangeLock()
+    done: list[str] = []
+
+    async def late() -> None:
+        async with lock.hold(3, 3):
+            done.append("late")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            async with lock.hold(0, 3):
+                with trio.move_on_after(0) as scope:
+                    async with lock.hold(2, 7):
+                        pytest.fail("it was held by somebody")
+                assert scope.cancelled_caught
+                nursery.start_soon(late)
+                await wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
+            assert done == ["late"]
+
+    trio.run(main)
+    assert not lock.ranges
+
+
+def test_no_two_that_overlap_are_ever_held_at_once() -> None:
+    lock = RangeLock()
+    chance = random.Random(1)
+    held: set[int] = set()
+
+    async def work(first: int, last: int, turns: int) -> None:
+        async with lock.hold(first, last):
+            pages = set(range(first, last + 1))
+            assert not held & pages
+            held.update(pages)
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            held.difference_update(pages)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(500):
+                first = chance.randrange(50)
+                nursery.start_soon(work, first, first + chance.randrange(10), chance.randrange(4))
+
+    trio.run(main)
+    assert not lock.ranges

@@ -1,0 +1,135 @@
+"""What an hswap file cannot be: one line that names the thing and the remedy, exit code 2, and nothing mounted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Place
+from tests.mounted import Mounted
+from tmemfs import swapfile
+from tmemfs.config import MIB, ConfigError, MountConfig
+from tmemfs.overflow import HEADER
+
+PLAIN = MountConfig(Path("/source"), Path("/mnt"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"hswap_bytes": 4096}, "hswap of 4096 bytes is too small: give --hswap at least 64K"),
+        ({"hswap_bytes": MIB, "pool_bytes": 0}, "hswap needs a pool: give --pool SIZE, or no --hswap"),
+        ({"hswap_overflow": Path("/x")}, "--hswap-overflow '/x' is for --hswap: give --hswap SIZE, too"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        MountConfig(PLAIN.source, PLAIN.mountpoint, **given)  # type: ignore[arg-type]
+    assert str(caught.value) == said
+
+
+def _busy(place: Place) -> Path:
+    path = place.log.with_name("foreign")
+    path.write_text("precious")
+    return path
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize(
+    ("where", "size", "said"),
+    [
+        (lambda place: place.source / "overflow", "1M", "would be visible in the mount: give --hswap-overflow outside"),
+        (lambda place: place.mountpoint / "overflow", "1M", "would be visible in the mount"),
+        (lambda place: place.log.with_name("nowhere") / "overflow", "1M", "give another --hswap-overflow"),
+        (_busy, "1M", "exists and is not one of tmemfs: remove it or give another --hswap-overflow"),
+        (lambda place: place.log.with_name("overflow"), "4000T", "give a smaller --hswap, or --hswap-overflow on a"),
+        (lambda place: place.log.with_name("overflow"), "lots", "size 'lots' is not understood"),
+    ],
+)
+def test_a_mount_that_cannot_be_is_refused_in_one_line(
+    place: Place, where: Callable[[Place], Path], size: str, said: str
+) -> None:
+    path = where(place)
+    before = path.exists()
+    done = place.mount("--hswap", size, "--hswap-overflow", str(path))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not place.is_mounted()
+    assert path.exists() == before
+
+
+@pytest.mark.mount
+def test_a_mount_that_fails_later_leaves_no_overflow_file(place: Place) -> None:
+    path = place.log.with_name("overflow")
+    command = ("--hswap", "1M", "--hswap-overflow", str(path), "--pool", f"unix:{place.log.with_name('no-socket')}")
+    done = place.mount(*command)
+    assert done.returncode == 2
+    assert "no-socket" in done.stderr
+    assert not path.exists()
+
+
+@pytest.mark.mount
+def test_what_a_killed_guest_left_is_cleaned_up_at_the_next_mount(place: Place) -> None:
+    path = place.log.with_name("overflow")
+    words = ("--hswap", "1M", "--hswap-overflow", str(path))
+    process = place.serve(*words)
+    with (place.mountpoint / ".tmemfs" / "hswap").open("r+b", buffering=0) as file:
+        file.write(b"x" * 5000)
+    process.kill()
+    process.wait(30)
+    assert path.exists()
+    assert path.read_bytes()[: len(HEADER)] == HEADER
+    mounted = Mounted(place)
+    try:
+        root = mounted.start(*words)
+        assert (root / ".tmemfs" / "hswap").read_bytes() == bytes(1 << 20), "the content ended with that mount"
+        mounted.end()
+    finally:
+        mounted.stop_watchdog()
+    assert not path.exists()
+
+
+@pytest.mark.mount
+@pytest.mark.root
+def test_a_full_disk_gives_its_error_and_the_page_keeps_its_content(place: Place) -> None:
+    """The overflow file is on a filesystem of 1 MiB: pool and file together are full before the file's end."""
+    disk = place.log.with_name("disk")
+    disk.mkdir()
+    mounted = Mounted(place)
+    assert os.system(f"mount -t tmpfs -o size=1M none '{disk}'") == 0
+    try:
+        root = mounted.start("--hswap", "2500K", "--hswap-overflow", str(disk / "overflow"), "--pool", "2M")
+        (disk / "others").write_bytes(os.urandom(700 << 10))
+        written = {}
+        fd = os.open(root / ".tmemfs" / "hswap", os.O_RDWR)
+        for page in range(625):
+            content = os.urandom(4096)
+            try:
+                os.pwrite(fd, content, page * 4096)
+                written[page] = content
+            except OSError as error:
+                written[page] = bytes(4096)
+                assert error.strerror == "No space left on device"  # noqa: PT017
+        assert 520 < sum(map(any, written.values())) < 625
+        for page, content in written.items():
+            assert os.pread(fd, 4096, page * 4096) == content
+        os.close(fd)
+        assert mounted.stats()["hswap_overflow_errors"] > 0
+        assert "No space left on device" in mounted.log()
+        mounted.end()
+    finally:
+        mounted.stop_watchdog()
+        assert os.system(f"umount -l '{disk}'") == 0
+
+
+@pytest.mark.mount
+def test_swapon_says_what_is_missing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert swapfile.missing() == "swapping needs root: use sudo"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", os.fspath(place.source))
+    assert swapfile.missing() == "losetup is missing: install the packages mount and util-linux"
