@@ -9,9 +9,10 @@ import pytest
 from tests.lending.loans import SLAB_PAGES, Loan, noise, slabs_in
 from tmem.arena import punch
 from tmem.lending.borrower import FIRST_ASK, MOST_RETRY, STEP
-from tmem.lending.lender import BATCH, RETRY
 from tmem.lending.messages import (
+    BATCH,
     MAX_RUNS,
+    RETRY,
     Ask,
     Claim,
     Confirm,

@@ -16,12 +16,10 @@ from tmem.lending.account import Account
 from tmem.lending.actions import Action, GuestFault, MakeReal, Send
 from tmem.lending.division import Division, choose
 from tmem.lending.ledger import Ledger
-from tmem.lending.messages import Ask, Deny, Lend, Runs, in_parts
+from tmem.lending.messages import BATCH, Ask, Deny, Lend, Runs, in_parts
 from tmem.lending.slabmap import State, count
 from tmem.lending.stats import Counters, Denial
 from tmem.lending.taking import Taking
-
-BATCH = 64  # slabs: the most that is made real, or that an honest guest may be in excess, at once
 
 
 @dataclass(slots=True, eq=False)

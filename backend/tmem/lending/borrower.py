@@ -19,9 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tmem.lending.borrowed import Borrowed
-from tmem.lending.lender import BATCH, RETRY
 from tmem.lending.messages import (
+    BATCH,
     MAX_TEXT,
+    RETRY,
     TOKEN_BYTES,
     VERSION,
     Ask,

@@ -9,16 +9,14 @@ from __future__ import annotations
 from tmem.arena import SLAB_SIZE
 from tmem.lending.account import Account
 from tmem.lending.actions import Action, Close, GuestFault, Holding, Punch, Refusal, Send
-from tmem.lending.asking import BATCH
 from tmem.lending.governor import Governor
-from tmem.lending.messages import Ask, Claim, Confirm, FromGuest, Hello, Report, Return, Runs, Welcome
+from tmem.lending.messages import BATCH, Ask, Claim, Confirm, FromGuest, Hello, Report, Return, Runs, Welcome
 from tmem.lending.slabmap import SlabMap, State
 from tmem.lending.stats import Why
 from tmem.lending.taking import PATIENCE
 
-__all__ = ["BATCH", "PATIENCE", "RETRY", "Lender"]
+__all__ = ["BATCH", "PATIENCE", "Lender"]
 
-RETRY = 0.1  # seconds after which a guest that was denied asks again, at the soonest
 EXCESS_AUDITS = 3  # audits in a row that find more than a batch in excess before a guest is barred
 
 
