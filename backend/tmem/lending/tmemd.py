@@ -95,10 +95,16 @@ def start_log(debug: bool) -> None:
     )
 
 
+def holdings_path(socket_path: Path) -> Path:
+    """Choose where what guests hold is kept: in the directory that systemd made for it, else beside the socket."""
+    directory = os.environ.get("RUNTIME_DIRECTORY")
+    return Path(directory, "holdings") if directory else socket_path.with_name(socket_path.name + ".holdings")
+
+
 async def serve(socket_file: SocketFile, size: int, policy: str, uid_cap: int | None, headroom: Headroom) -> None:
     """Lend until SIGTERM or SIGINT. Guests keep what they hold, and come back to the next tmemd."""
     credit = max(_LEAST_CREDIT, size // _CREDITS)
-    holdings = Holdings(socket_file.path.with_name(socket_file.path.name + ".holdings"), credit)
+    holdings = Holdings(holdings_path(socket_file.path), credit)
     away = list(_still_there(holdings.load()))
     lender = Lender(
         size,
