@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.1  # seconds between attempts to find tmemd again
 MOST_PAUSE = 0.5
+SHORT = 0.5  # seconds of a connection that was none
 MOST_PAUSE_DECLINED = 5.0  # it is there and does not want us: that is not forgotten soon
 
 
@@ -51,19 +52,24 @@ class Client:
 
     async def run(self) -> None:
         """Serve the first connection, and find tmemd again whenever it was lost."""
-        registered = self._first
+        registered, pause = self._first, 0.0
         while True:
             if registered is None:
                 registered = await self._find_again()
                 self.borrower.welcome(registered.welcome)
                 self.connected = True
                 log.info("registered again with tmemd at %s", self.path)
+            began = trio.current_time()
             try:
                 await self._serve(registered)
             except* (OSError, ProtocolError, trio.ClosedResourceError, trio.BrokenResourceError) as ended:
                 log.warning("the connection to tmemd ended: %s", "; ".join(str(error) for error in ended.exceptions))
             self.connected = False
             registered = None
+            # One that takes us in and throws us out again is not asked many times a second.
+            short = trio.current_time() - began < SHORT
+            pause = min(max(2 * pause, FIRST_PAUSE), MOST_PAUSE_DECLINED) if short else 0.0
+            await trio.sleep(pause)
 
     async def _find_again(self) -> Registered:
         """Try until tmemd welcomes us."""
