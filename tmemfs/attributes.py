@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
 from tmemfs.backing import Backing
 from tmemfs.descriptors import Descriptors
-from tmemfs.inode import Inode
+from tmemfs.inode import Absent, Inode
 from tmemfs.inodes import InodeTable
 from tmemfs.writer import Writer
 
 # What the kernel has done already when a request arrives, or what is ours to do.
 _NOT_FOR_BACKING = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_TRUNC
+_ANY = b""  # stands for every name
+_OFTEN_ABSENT = frozenset({b"security.selinux", b"system.posix_acl_access", b"system.posix_acl_default", _ANY})
 CAPABILITY = b"security.capability"
 
 
@@ -51,6 +54,7 @@ class Attributes:
         self._inodes = inodes
         self._descriptors = descriptors
         self._writer = writer
+        self._absent: dict[Absent, Absent] = {}
 
     def _stat(self, inode: Inode) -> os.stat_result:
         with self._descriptors.use(inode) as fd:
@@ -145,17 +149,43 @@ class Attributes:
         """Return an attribute's value. Raise OSError (ENODATA) where there is none."""
         if name == CAPABILITY and inode.no_caps:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))  # the kernel asks around every write
+        code = self._known_absent(inode, name)
+        if code is not None:
+            raise OSError(code, os.strerror(code))
 
         def call() -> bytes:
             with self._descriptors.use(inode) as fd:
                 return os.getxattr(f"/proc/self/fd/{fd}", name)
 
+        started = self._inodes.start()
         try:
             return await self._backing.meta(call)
         except OSError as error:
-            if name == CAPABILITY and error.errno == errno.ENODATA:
-                inode.no_caps = True
+            if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+                self._remember_absent(inode, name, error.errno, started)
             raise
+
+    def _known_absent(self, inode: Inode, name: bytes) -> int | None:
+        """Return the errno that says that an attribute is not there, if that is known."""
+        if inode.absent and trio.current_time() < inode.absent_until:
+            for known, code in inode.absent:
+                if known == name:
+                    return code
+        return None
+
+    def _remember_absent(self, inode: Inode, name: bytes, code: int, started: int) -> None:
+        """Believe for the attribute time-out that an attribute is not there: `ls -l` asks for two of each file."""
+        if inode.writers or started < inode.seen_at:
+            return  # it may have been set meanwhile
+        if name == CAPABILITY and code == errno.ENODATA:
+            inode.no_caps = True
+        if name in _OFTEN_ABSENT:
+            now = trio.current_time()
+            kept = inode.absent if now < inode.absent_until else ()
+            if not kept:
+                inode.absent_until = now + self._inodes.attr_timeout
+            absent = tuple(sorted({*kept, (name, code)}))
+            inode.absent = self._absent.setdefault(absent, absent)  # the same few for all inodes
 
     async def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
         """Set an attribute."""
@@ -164,9 +194,7 @@ class Attributes:
             with self._descriptors.use(inode) as fd:
                 os.setxattr(f"/proc/self/fd/{fd}", name, value)
 
-        inode.no_caps = False
-        inode.plain_until = 0.0
-        await self._writer.change(inode, call, lambda: self._stat(inode))
+        await self._change_xattr(inode, call)
 
     async def removexattr(self, inode: Inode, name: bytes) -> None:
         """Remove an attribute."""
@@ -175,16 +203,30 @@ class Attributes:
             with self._descriptors.use(inode) as fd:
                 os.removexattr(f"/proc/self/fd/{fd}", name)
 
-        await self._writer.change(inode, call, lambda: self._stat(inode))
+        await self._change_xattr(inode, call)
+
+    async def _change_xattr(self, inode: Inode, call: Callable[[], None]) -> None:
+        try:
+            await self._writer.change(inode, call, lambda: self._stat(inode))
+        finally:
+            inode.no_caps = False
+            inode.absent = ()
+            inode.plain_until = 0.0
 
     async def listxattr(self, inode: Inode) -> list[bytes]:
         """Return the names of all attributes."""
+        if self._known_absent(inode, _ANY) is not None:
+            return []
 
         def call() -> list[bytes]:
             with self._descriptors.use(inode) as fd:
                 return [os.fsencode(name) for name in os.listxattr(f"/proc/self/fd/{fd}")]
 
-        return await self._backing.meta(call)
+        started = self._inodes.start()
+        names = await self._backing.meta(call)
+        if not names:
+            self._remember_absent(inode, _ANY, 0, started)
+        return names
 
     async def sync_directory(self, inode: Inode) -> None:
         """Make a directory's entries survive a crash."""

@@ -9,6 +9,7 @@ import trio
 from tmemfs.content import Fill, next_object_number
 
 Version = tuple[int, ...]
+Absent = tuple[tuple[bytes, int], ...]
 
 
 class Inode:
@@ -16,6 +17,8 @@ class Inode:
 
     __slots__ = (
         "__weakref__",
+        "absent",
+        "absent_until",
         "attr",
         "attr_until",
         "changed_underneath",
@@ -61,6 +64,8 @@ class Inode:
         self.listing: object | None = None
         self.watch = 0  # inotify's number for a directory; 0: none yet, -1: not to be had
         self.plain_until = 0.0  # until then (monotonic) a directory is known to have no default ACL
+        self.absent: Absent = ()  # extended attributes that it does not have, and the errno that says so
+        self.absent_until = 0.0  # how long that is believed
         self.no_caps = False  # known to have no security.capability
         self.oid = next_object_number()
         self.pages: dict[int, int] = {}

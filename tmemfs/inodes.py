@@ -159,6 +159,7 @@ class InodeTable:
         self.invalidations += 1
         self._content.renew(inode)
         inode.no_caps = False
+        inode.absent = ()
         inode.changed_underneath = inode.size_in_doubt = True
         self.on_mismatch(inode)
 
