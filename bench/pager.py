@@ -2,8 +2,8 @@
 
 It joins a memory cgroup after its imports, so that the limit is for its pages, and obeys one line at a time:
 
-    write    give every page a new content, in a new random order
-    check    compare every page with what it should be, in another order
+    write [COUNT]    give all pages, or so many, a new content, in a new random order
+    check [COUNT]    compare all pages, or so many, with what they should be, in another order
 
 Each answer is a line of JSON: seconds, pages, how many were wrong, and the major faults. No two pages are alike, all
 compress 2:1. An end of the input ends it.
@@ -22,6 +22,7 @@ import resource
 import struct
 import sys
 import time
+from array import array
 from pathlib import Path
 
 from bench import memcg
@@ -45,25 +46,32 @@ class Pages:
             noise = self._random.randbytes(_NOISE)
             self._blocks.append((noise + noise[:64] * PAGE_SIZE)[: PAGE_SIZE - _HEADER.size])
         self._seed = seed
-        self._round = 0
+        self._rounds = array("I", bytes(4 * len(self._order)))
+
+    def __len__(self) -> int:
+        """Give the number of pages."""
+        return len(self._order)
 
     def _content(self, page: int) -> bytes:
-        return _HEADER.pack(self._seed, self._round, page) + self._blocks[(page + self._round) % _BLOCKS]
+        number = self._rounds[page]
+        if not number:
+            return bytes(PAGE_SIZE)
+        return _HEADER.pack(self._seed, number, page) + self._blocks[(page + number) % _BLOCKS]
 
-    def write(self) -> int:
-        """Write every page anew."""
-        self._round += 1
+    def write(self, count: int) -> int:
+        """Write so many pages anew."""
         self._random.shuffle(self._order)
         memory = self._memory
-        for page in self._order:
+        for page in self._order[:count]:
+            self._rounds[page] += 1
             memory[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] = self._content(page)
         return 0
 
-    def check(self) -> int:
-        """Return how many pages are wrong."""
+    def check(self, count: int) -> int:
+        """Compare so many pages; return how many are wrong."""
         self._random.shuffle(self._order)
         memory, wrong = self._memory, 0
-        for page in self._order:
+        for page in self._order[:count]:
             wrong += memory[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] != self._content(page)
         return wrong
 
@@ -79,12 +87,13 @@ def main() -> None:
     memcg.join(asked.cgroup, os.getpid())
     verbs = {"write": pages.write, "check": pages.check}
     for line in sys.stdin:
+        verb, _, count = line.strip().partition(" ")
         faults, began = _faults(), time.perf_counter()
-        wrong = verbs[line.strip()]()
+        wrong = verbs[verb](int(count or len(pages)))
         seconds = time.perf_counter() - began
         answer = {
             "seconds": seconds,
-            "pages": asked.size // PAGE_SIZE,
+            "pages": int(count or len(pages)),
             "wrong": wrong,
             "major_faults": _faults() - faults,
         }

@@ -34,7 +34,7 @@ class Pager:
         self.process = process
 
     def begin(self, verb: str) -> None:
-        """Have it start `write` or `check`."""
+        """Have it start `write` or `check`, or `write 100`."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(verb.encode() + b"\n")

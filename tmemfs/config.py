@@ -37,6 +37,7 @@ MIN_CACHE_BYTES = MIB
 MIN_POOL_BYTES = 64 * KIB  # one slab
 MIN_IDLE_SECONDS = 0.1  # a balloon looks eight times as often
 MIN_HSWAP_BYTES = 64 * KIB
+MAX_HSWAP_BYTES = 4 << 40
 _NAME_CHARS = 120
 _NAME_BYTES = 255  # NAME_MAX
 _SOCKET_BYTES = 107  # of sockaddr_un
@@ -120,8 +121,12 @@ class MountConfig:
             return
         if self.hswap_bytes < MIN_HSWAP_BYTES:
             raise ConfigError(f"hswap of {self.hswap_bytes} bytes is too small: give --hswap at least 64K")
+        if self.hswap_bytes > MAX_HSWAP_BYTES:
+            raise ConfigError(f"hswap of {self.hswap_bytes} bytes is too large: give --hswap at most 4T")
         if not self.pool_bytes and self.pool_socket is None:
             raise ConfigError("hswap needs a pool: give --pool SIZE, or no --hswap")
+        if self.options.read_only:
+            raise ConfigError("hswap could not be written on a read-only mount: give no --hswap, or no -o ro")
 
 
 def mount_name(mountpoint: Path) -> str:

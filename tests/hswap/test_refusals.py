@@ -11,8 +11,9 @@ import pytest
 from tests.conftest import Place
 from tests.mounted import Mounted
 from tmemfs import swapfile
-from tmemfs.config import MIB, ConfigError, MountConfig
+from tmemfs.config import MIB, ConfigError, MountConfig, parse_options
 from tmemfs.overflow import HEADER
+from tmemfs.swaparea import default_overflow
 
 PLAIN = MountConfig(Path("/source"), Path("/mnt"))
 
@@ -22,6 +23,11 @@ PLAIN = MountConfig(Path("/source"), Path("/mnt"))
     [
         ({"hswap_bytes": 4096}, "hswap of 4096 bytes is too small: give --hswap at least 64K"),
         ({"hswap_bytes": MIB, "pool_bytes": 0}, "hswap needs a pool: give --pool SIZE, or no --hswap"),
+        ({"hswap_bytes": 5 << 40}, "hswap of 5497558138880 bytes is too large: give --hswap at most 4T"),
+        (
+            {"hswap_bytes": MIB, "options": parse_options(["ro"])},
+            "hswap could not be written on a read-only mount: give no --hswap, or no -o ro",
+        ),
         ({"hswap_overflow": Path("/x")}, "--hswap-overflow '/x' is for --hswap: give --hswap SIZE, too"),
     ],
 )
@@ -45,7 +51,7 @@ def _busy(place: Place) -> Path:
         (lambda place: place.mountpoint / "overflow", "1M", "would be visible in the mount"),
         (lambda place: place.log.with_name("nowhere") / "overflow", "1M", "give another --hswap-overflow"),
         (_busy, "1M", "exists and is not one of tmemfs: remove it or give another --hswap-overflow"),
-        (lambda place: place.log.with_name("overflow"), "4000T", "give a smaller --hswap, or --hswap-overflow on a"),
+        (lambda place: place.log.with_name("overflow"), "4T", "give a smaller --hswap, or --hswap-overflow on a"),
         (lambda place: place.log.with_name("overflow"), "lots", "size 'lots' is not understood"),
     ],
 )
@@ -60,6 +66,14 @@ def test_a_mount_that_cannot_be_is_refused_in_one_line(
     assert len(done.stderr.splitlines()) == 1
     assert not place.is_mounted()
     assert path.exists() == before
+
+
+def test_the_overflow_file_is_beside_the_state_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_overflow(Path("/mnt/a")) == Path("/var/lib/tmemfs/mnt-a.overflow")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/me/state")
+    assert default_overflow(Path("/mnt/a")) == Path("/home/me/state/tmemfs/mnt-a.overflow")
 
 
 @pytest.mark.mount
