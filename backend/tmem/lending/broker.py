@@ -183,10 +183,11 @@ class Broker:
             return
         try:
             guest.connection.send(action.message)
-        except (CutOff, Ended) as error:
-            self._cut(action.guest, error)
-        else:
             self._flush_later(guest.connection)
+        except CutOff as error:
+            self._cut(action.guest, error)
+        except Ended:
+            pass  # what it said before it hung up is still to be read, and then its end
 
     def _read_dry(self, number: int) -> None:
         """Read all that the socket holds: a guest that was stopped may have answered before."""
