@@ -29,12 +29,29 @@ class Borrowing:
         self.mounted = Mounted(self.place)
         self.data = pages_of(sum(directory.name.encode()), mib * 256)
         (self.place.source / "f").write_bytes(self.data)
+        self._swapped = b""
         self._tmemd = tmemd
         self._path = self.place.mountpoint / "f"
 
     def start(self, *options: str) -> None:
         """Mount with a cache of 1 MiB. The arena is small: a tmemd that checks itself looks at every slab of it."""
         self.mounted.start("--pool", f"unix:{self._tmemd.socket}", "--pool-max", "64M", *options)
+
+    def start_with_hswap(self, mib: int) -> None:
+        """Mount with a swap-like file, and write all of it."""
+        overflow = self.place.source.parent / "overflow"
+        self.start("--hswap", f"{mib}M", "--hswap-overflow", os.fspath(overflow))
+        self._swapped = pages_of(77, mib * 256)
+        with open(self.place.mountpoint / ".tmemfs" / "hswap", "r+b", buffering=0) as file:
+            for offset in range(0, len(self._swapped), 64 * PAGE):
+                os.pwrite(file.fileno(), self._swapped[offset : offset + 64 * PAGE], offset)
+
+    def read_hswap(self) -> None:
+        """Compare the swap-like file with what was written."""
+        with open(self.place.mountpoint / ".tmemfs" / "hswap", "rb", buffering=0) as file:
+            for offset in range(0, len(self._swapped), 64 * PAGE):
+                piece = os.pread(file.fileno(), 64 * PAGE, offset)
+                assert piece == self._swapped[offset : offset + 64 * PAGE], f"hswap at {offset}"
 
     @property
     def pid(self) -> int:

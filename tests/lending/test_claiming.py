@@ -198,6 +198,22 @@ def test_a_size_smaller_than_the_persistent_slabs_stays_as_large_as_they_are() -
     assert there.lender.rows(0.0)[0].persistent_cap == 10
 
 
+def test_a_size_that_persistent_slabs_kept_larger_comes_down_when_they_turn_out_fewer_or_come_back() -> None:
+    here, guest = World(Lender(100)), guest_of()
+    here.join(guest, persistent_slabs=None)
+    guest.ask(10, persistent=True)
+    here.settle()
+    there = restarted(here, size=4)
+    assert there.lender.size == 10
+    guest.persistent -= {0, 1, 2, 3}
+    there.join(guest, None, again=True)
+    there.settle()
+    assert (there.lender.size, there.lender.rows(0.0)[0].persistent_cap) == (6, 6)
+    guest.give(1, True)
+    there.settle()
+    assert (there.lender.size, there.lender.rows(0.0)[0].persistent_cap) == (5, 5)
+
+
 def test_limits_outlive_a_restart() -> None:
     here, guest = holding()
     here.perform(here.lender.set_limits(0.0, guest.number, weight=3.0, cap=70, floor=11))

@@ -46,6 +46,9 @@ class Governor:
 
     def _decided(self, now: float) -> list[Action]:
         """Serve who waits, and give the actions that were decided."""
+        if self._ledger.shrink():
+            self._tell_limits(self._accounts.values())
+            self._asking.fit(now)
         self._asking.serve(now)
         actions = self._actions.copy()
         self._actions.clear()

@@ -9,7 +9,8 @@ Its rules, in slabs:
 3. A guest holds at most its cap; the guests of one uid other than 0 hold, and are promised, at most the uid's cap.
 4. A floor is at most the cap. The persistent cap is half of the arena unless it was asked for; what was not asked
    for gives way to what is, down to what is held.
-5. The size is never smaller than what rule 2 and the persistent slabs that are held need.
+5. The size is what is wanted, but never smaller than what rule 2 and the persistent slabs that are held need. (What
+   guests from before a restart hold is not known exactly until they claim it: it may need more for a while.)
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Ledger:
     """Accounts, their sums, and the rules above."""
 
     def __init__(self, size: int, uid_cap: int | None) -> None:
-        self.size = size
+        self.size = self._wanted = size
         self.uid_cap = uid_cap
         self.accounts: dict[int, Account] = {}
         self.totals = [0] * len(State)  # slabs of all guests by state
@@ -228,8 +229,17 @@ class Ledger:
 
     def resize(self, size: int) -> None:
         """Change the size, to no less than rule 5 allows; the limits of any account may change with it."""
+        self._wanted = size
         self.size = max(size, self._firm())
         self._squeeze()
+
+    def shrink(self) -> bool:
+        """Come down to the wanted size as far as rule 5 allows by now; True when that changed anything."""
+        if self.size <= self._wanted or (size := max(self._wanted, self._firm())) >= self.size:
+            return False
+        self.size = size
+        self._squeeze()
+        return True
 
     def check(self) -> None:
         """Raise AssertionError unless the sums are those of the accounts and the promises fit."""
