@@ -12,55 +12,28 @@ time a read; the processor time of the serving processes is given, too. The coun
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from bench import draw, pages, procmem
-from bench.children import BenchError, end, start
+from bench.children import BenchError
 from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
-from bench.harness import Mounted, tmemfs, workspace
+from bench.harness import Mounted, tmemd, tmemfs, workspace
 from bench.report import Figures, Goal, Outcome, bars, main, median, parser, say
 
 GOAL = 1.05
 SMALL_CACHE = MIB
 WARM_UP_PASSES = 3
-TMEMD_SECONDS = 30.0
-
-
-@contextlib.contextmanager
-def tmemd(directory: Path, size: int) -> Iterator[Path]:
-    """Run a tmemd that lends `size` bytes; give its socket."""
-    path = directory / "tmemd.sock"
-    child = start([sys.executable, "-m", "tmem.lending.tmemd", "--size", str(size), "--socket", path])
-    try:
-        limit = time.monotonic() + TMEMD_SECONDS
-        while not _listens(path):
-            if child.poll() is not None or time.monotonic() > limit:
-                raise BenchError("tmemd did not come up")
-            time.sleep(0.02)
-        yield path
-    finally:
-        end(child)
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 def measure(pairs: int = 9, size: int = 32 * MIB) -> Outcome:
     """Measure both mounts in turn."""
     order = shuffled(size // PAGE_SIZE, seed=5)
-    with workspace() as space, tmemd(space, 4 * size) as socket_path:
+    with workspace() as space, tmemd(space, 4 * size) as lending:
         source = space / "source"
         source.mkdir()
         write_half_compressible(source / "file", len(order))
-        borrow = ("--pool", f"unix:{socket_path}")
+        borrow = ("--pool", f"unix:{lending.socket}")
         with (
             tmemfs(source, space / "own", cache=SMALL_CACHE, pool=2 * size) as own,
             tmemfs(source, space / "borrowed", *borrow, cache=SMALL_CACHE, pool=2 * size) as borrowed,

@@ -64,6 +64,20 @@ CATALOGUE = (
         quick="--pairs 1 --size 4",
     ),
     Measure(
+        "lendspeed",
+        "How fast memory that idle guests hold reaches one that misses",
+        whole="--size 512 --rounds 3",
+        quick="--size 32 --guests 4 --rounds 1",
+        needs=(),
+    ),
+    Measure(
+        "scale",
+        "What tmemd costs for each guest and slab, and when all is quiet",
+        whole="--slabs 10000 --quiet 15",
+        quick="--slabs 300 --quiet 2",
+        needs=(),
+    ),
+    Measure(
         "secondpass",
         "The second pass over more than the cache holds",
         whole="--rounds 1",

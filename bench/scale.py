@@ -30,18 +30,25 @@ QUIET_GUESTS, REPORT_SECONDS, QUIET_GOAL = 64, 0.9, 0.01
 ASK = 16
 
 
-def measure(slabs: int = 20000, quiet: float = 20.0) -> Outcome:
+def measure(
+    slabs: int = 20000, quiet: float = 20.0, guests: Sequence[int] = GUESTS, arenas: Sequence[int] = ARENAS
+) -> Outcome:
     """Measure how costs grow with guests and with arenas, and what remains when nothing happens."""
-    by_guests = [_costs(guests, 256 * MIB, slabs) for guests in GUESTS]
-    by_arena = [_costs(4, arena, slabs) for arena in ARENAS]
+    by_guests = [_costs(number, 256 * MIB, slabs) for number in guests]
+    by_arena = [_costs(4, arena, slabs) for arena in arenas]
     share = _quiet(quiet)
     many = by_guests[-1]
     say(f"  {QUIET_GUESTS} guests that hit: {share:.2%} of a core")
     goals = [
         Goal(f"tmemd while {QUIET_GUESTS} guests hit", "< 1 % of a core", f"{share:.2%}", share < QUIET_GOAL),
-        Goal("a slab lent and returned, 64 guests", "–", f"{many['cpu_seconds_a_slab'] * 1e6:.1f} µs of tmemd", None),
-        Goal("tmemd's memory for a guest, 64 guests", "–", f"{many['bytes_a_guest'] / 1024:.0f} KiB", None),
-        Goal("tmemd's memory for a lent slab, 64 guests", "–", f"{many['bytes_a_slab']:.0f} bytes", None),
+        Goal(
+            f"a slab lent and returned, {guests[-1]} guests",
+            "–",
+            f"{many['cpu_seconds_a_slab'] * 1e6:.1f} µs of tmemd",
+            None,
+        ),
+        Goal(f"tmemd's memory for a guest, {guests[-1]} guests", "–", f"{many['bytes_a_guest'] / 1024:.0f} KiB", None),
+        Goal(f"tmemd's memory for a lent slab, {guests[-1]} guests", "–", f"{many['bytes_a_slab']:.0f} bytes", None),
     ]
     figures: Figures = {"by_guests": by_guests, "by_arena": by_arena, "quiet_share_of_a_core": share}
     return Outcome(goals, figures)

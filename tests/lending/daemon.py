@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+from bench.memcg import join
 from tests.conftest import REPOSITORY, SECONDS, environment, wait_until
 from tmem.lending import tmemctl
 from tmem.lending.control import Control
@@ -44,7 +45,7 @@ class Tmemd:
                 words, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         if within is not None:
-            (within / "cgroup.procs").write_text(str(self.process.pid))
+            join(within, self.process.pid)
         wait_until(self._listens, "tmemd listens")
 
     def kill(self) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import SECONDS, wait_until
+from bench.children import BenchError
+from bench.memcg import limited
+from tests.conftest import wait_until
 from tests.lending.conftest import MakeGuest
 from tests.lending.daemon import Tmemd
 from tests.lending.fakeguest import Denied, FakeGuest
@@ -20,40 +20,15 @@ from tmem.sizes import MIB, ram_bytes
 LIMIT = 48 * MIB
 
 
-def memory_cgroups() -> tuple[Path, str]:
-    """Find the top of the memory cgroups, and what a limit is called there."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        words = line.split()
-        kind, _, options = words[words.index("-") + 1 :][:3]
-        if kind == "cgroup" and "memory" in options.split(","):
-            return Path(words[4]), "memory.limit_in_bytes"
-    return Path("/sys/fs/cgroup"), "memory.max"
-
-
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """Give a memory cgroup with a limit."""
-    top, limit = memory_cgroups()
-    made = top / f"tmemd-test-{os.getpid()}"
-    try:
-        made.mkdir()
-        (made / limit).write_text(str(LIMIT))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            made.rmdir()
-        pytest.skip(f"no memory cgroup can be made here: {error}")
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(limited(LIMIT))
+        except (BenchError, OSError) as error:
+            pytest.skip(f"no memory cgroup can be made here: {error}")
         yield made
-    finally:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            try:
-                made.rmdir()
-                break
-            except OSError:  # its last process is not reaped yet
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
 
 
 def borrow_all(guest: FakeGuest) -> str:
