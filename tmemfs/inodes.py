@@ -105,6 +105,7 @@ class InodeTable:
         (the backing should not have given its number away) the new one gets a number of its own.
         """
         self._content.forget(old)
+        self.touch(old)  # what was said about it is not said again
         if old.opens:
             del self._by_key[old.key]
             return None

@@ -40,7 +40,8 @@ class Listing:
         self.made = made
         self.entries: list[Entry | None] = []  # None: gone before its attributes were read
         self.statted = 0
-        self.replies: dict[int, tuple[Inode, int, Any]] = {}  # by position: inode, when it was seen, what was said
+        # By position: inode, when it was seen, what was said.
+        self.replies: list[tuple[Inode, int, Any] | None] = [None] * len(names)
 
 
 class Listings:
