@@ -47,7 +47,7 @@ def refused(place: Place, *words: str | Path, code: int = 2) -> str:
     ],
 )
 def test_a_bad_option_is_named_and_nothing_is_mounted(place: Place, options: list[str], named: str) -> None:
-    assert named in refused(place, "mount", place.source, place.mountpoint, *options)
+    assert named in refused(place, "mount", place.source, place.mountpoint, "--log", place.log, *options)
 
 
 def test_a_missing_source_is_named(place: Place) -> None:
