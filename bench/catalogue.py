@@ -20,14 +20,26 @@ class Measure:
     quick: str = ""
     bound: float = 120.0
     needs: tuple[str, ...] = ("fuse",)
+    traces: bool = False  # it can use them, but does without
 
     def words(self, quick: bool, traces: Path | None) -> list[str]:
         """Return the words of its command line behind `python -m`."""
         words = [f"bench.{self.name}", *(self.quick if quick else self.whole).split()]
-        return words if "traces" not in self.needs or traces is None else [*words, "--traces", os.fspath(traces)]
+        if traces is not None and (self.traces or "traces" in self.needs):
+            words += ["--traces", os.fspath(traces)]
+        return words
 
 
 CATALOGUE = (
+    Measure(
+        "claim",
+        "The claim: memory of the pool is there for any guest at once",
+        whole="--requests 2000 --steps 4",
+        quick="--requests 150 --steps 2 --cache 1 --only zipf",
+        bound=480,
+        needs=("fuse", "fio"),
+        traces=True,
+    ),
     Measure(
         "policies",
         "Which page goes first",
@@ -50,6 +62,14 @@ CATALOGUE = (
         whole="--pairs 5",
         quick="--pairs 1 --cache 16",
         bound=180,
+    ),
+    Measure(
+        "peers",
+        "tmemfs beside bindfs, rclone, passthrough_hp and a null filesystem",
+        whole="--seconds 1",
+        quick="--seconds 0.2 --size 2",
+        bound=180,
+        needs=("fuse", "fio"),
     ),
     Measure(
         "poolhit",

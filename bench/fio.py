@@ -17,6 +17,7 @@ class Reads:
     iops: float
     bytes_per_second: float
     latency_p50: float  # seconds, of a whole read call
+    latency_p99: float
     reads: int
 
 
@@ -53,5 +54,5 @@ def parse(output: bytes) -> Reads:
     if job["error"]:
         raise BenchError(f"fio reports error {job['error']}")
     side = job["read"]
-    p50 = side["clat_ns"]["percentile"]["50.000000"] / 1e9
-    return Reads(side["iops"], side["bw_bytes"], p50, side["total_ios"])
+    p50, p99 = (side["clat_ns"]["percentile"][place] / 1e9 for place in ("50.000000", "99.000000"))
+    return Reads(side["iops"], side["bw_bytes"], p50, p99, side["total_ios"])

@@ -128,9 +128,14 @@ def test_policies_without_traces_say_that_they_are_skipped(tmp_path: Path) -> No
 
 
 def test_fio_output_is_read_past_its_warnings() -> None:
-    side = {"iops": 10.5, "bw_bytes": 43008, "clat_ns": {"percentile": {"50.000000": 80000}}, "total_ios": 21}
+    side = {
+        "iops": 10.5,
+        "bw_bytes": 43008,
+        "clat_ns": {"percentile": {"50.000000": 80000, "99.000000": 900000}},
+        "total_ios": 21,
+    }
     output = b"fio: a warning\n" + json.dumps({"jobs": [{"error": 0, "read": side}]}).encode()
-    assert fio.parse(output) == fio.Reads(10.5, 43008, 80e-6, 21)
+    assert fio.parse(output) == fio.Reads(10.5, 43008, 80e-6, 900e-6, 21)
     with pytest.raises(BenchError, match="error 5"):
         fio.parse(json.dumps({"jobs": [{"error": 5, "read": side}]}).encode())
 

@@ -1,0 +1,207 @@
+"""The claim: memory of the pool is there for any guest at once.
+
+Six guests, real mounts, share one machine's memory in six ways (bench/guests.py), each with the same total of six times
+X and once Y: (a) a static split, each X + Y/6 and no pool; (b) ballooning, a controller that looks every 5 s and moves
+the total between the guests with the hysteresis of Linux's xen-selfballoon (what lacks at once, an eighth of what is
+too much); (c) tmemd lending greedily, pages uncompressed; (d) tmemd by its default policy, uncompressed; (e) tmemd as
+shipped, compressed; (f) the limit, one cache of all the memory.
+
+Measured, in every arm with the same seeded work: *zipf*, fio reading 16-KiB blocks of a working set of eight times X,
+in steps; in each two of the guests are busy and the others idle, and the next step begins when both are done.
+*programs*, the same steps with C builds, grep, sqlite queries and python imports. *traces*, six traces replayed as file
+reads by all guests at the same time. The backings take 5 ms or 0.5 ms a request. Reported: pages read from the
+backings, run time, p50 and p99 of fio's requests, and for the steps after the first how long the busy guests take until
+they hold three quarters of their working set in memory. The arms run one after the other.
+
+    python -m bench.claim [--requests 6000] [--steps 4] [--cache 2] [--traces DIR] [--only LOAD …] [--out FILE]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import draw, guestloads, traces
+from bench.content import MIB
+from bench.guestloads import Done
+from bench.guests import ARMS, Guests, Shape, Watching, sharing
+from bench.harness import fast_workspace
+from bench.report import Figures, Goal, Outcome, main, median, parser, say
+
+GUESTS = 6
+BUSY = 2  # at the same time
+POOL_TIMES, SET_TIMES = 12, 8  # Y and the working set, in X
+HAS = 0.75  # of the working set
+BACKINGS = {"5 ms": "latency=5ms", "0.5 ms": "latency=0.5ms"}
+TRACE_REQUESTS = 2000
+TRACE_SHARES = 0.05, 0.35  # X of a guest's pages, Y of all guests' pages
+Step = Callable[[Sequence[Path], int], Done]
+
+
+def measure(
+    requests: int = 6000,
+    steps: int = 4,
+    cache: int = 2 * MIB,
+    directory: Path | None = None,
+    only: Sequence[str] = (),
+    backings: Sequence[str] = tuple(BACKINGS),
+    count: int = GUESTS,
+    arms: Sequence[str] = ARMS,
+) -> Outcome:
+    """Measure every load in every arm."""
+    shape = Shape(cache, POOL_TIMES * cache)
+    figures: Figures = {"cache_bytes": cache, "pool_bytes": shape.pool, "guests": count, "loads": {}, "notes": []}
+    wanted = [load for load in ("zipf", "programs", "traces") if not only or load in only]
+    with fast_workspace() as space:
+        if "zipf" in wanted:
+            say("zipf")
+            size = SET_TIMES * cache
+            sources = _sources(space / "zipf", count, lambda source, seed: guestloads.make_blocks(source, size, seed))
+            for backing in backings:
+                step = lambda places, seed: guestloads.zipf(places, requests, seed)  # noqa: E731
+                figures["loads"][f"zipf, {backing}"] = _stepped(space, sources, shape, backing, step, steps, size, arms)
+        if "programs" in wanted:
+            say("programs")
+            sources = _sources(space / "programs", count, guestloads.make_programs)
+            for backing in backings:
+                found = _stepped(space, sources, shape, backing, guestloads.programs, max(2, steps // 2), 0, arms)
+                figures["loads"][f"programs, {backing}"] = found
+        if "traces" in wanted:
+            paths = traces.names(directory)[:GUESTS] if directory is not None else []
+            if len(paths) == GUESTS:
+                say("traces")
+                figures["loads"] |= _traces(space, paths, min(TRACE_REQUESTS, requests))
+            else:
+                figures["notes"].append("replayed traces were skipped: six are needed, give --traces DIR")
+    return Outcome(_goals(figures), figures)
+
+
+def _sources(directory: Path, count: int, make: Callable[[Path, int], None]) -> list[Path]:
+    """Make a directory for each guest."""
+    sources = []
+    for number in range(count):
+        source = directory / f"guest{number}"
+        source.mkdir(parents=True)
+        make(source, number + 1)
+        sources.append(source)
+    return sources
+
+
+def _stepped(
+    space: Path,
+    sources: Sequence[Path],
+    shape: Shape,
+    backing: str,
+    step: Step,
+    steps: int,
+    size: int,
+    arms: Sequence[str],
+) -> Figures:
+    """Let pairs of guests be busy one after the other, in each arm."""
+    found: Figures = {}
+    for arm in arms:
+        with sharing(arm, space, sources, shape, BACKINGS[backing]) as guests:
+            found[arm] = _steps(guests, step, steps, size)
+        _tell(backing, arm, found[arm])
+    return found
+
+
+def _steps(guests: Guests, step: Step, steps: int, size: int) -> Figures:
+    done: list[Done] = []
+    until: list[float | None] = []
+    most: list[int] = []
+    for number in range(steps):
+        busy = [(number * BUSY + place) % len(guests.paths) for place in range(BUSY)]
+        with Watching(guests, busy) as watching:
+            done.append(step([guests.paths[guest] for guest in busy], number + 1))
+        if number and size:  # in the first one all memory is free
+            until += watching.seconds_until(int(HAS * size))
+            most += watching.most()
+    figures: Figures = {
+        "backing_pages": guests.backing_pages(),
+        "seconds": sum(one.seconds for one in done),
+        "step_seconds": [one.seconds for one in done],
+    }
+    if done[0].p50:
+        figures["p50_seconds"] = median([value for one in done for value in one.p50])
+        figures["p99_seconds"] = median([value for one in done for value in one.p99])
+    if size and len(guests.mounts) > 1:
+        reached = [value for value in until if value is not None]
+        figures["seconds_until_memory"] = median(reached) if 2 * len(reached) > len(until) else None
+        figures["most_held_share"] = median([held / size for held in most]) if most else None
+    return figures
+
+
+def _traces(space: Path, paths: Sequence[Path], requests: int) -> Figures:
+    """Replay a trace in each guest, all at the same time."""
+    counts: list[int] = []
+    sources = _sources(
+        space / "traces",
+        GUESTS,
+        lambda source, seed: counts.append(guestloads.make_replay(source, paths[seed - 1], requests, seed)),
+    )
+    total = 4096 * sum(counts)
+    shape = Shape(max(MIB, int(total * TRACE_SHARES[0] / GUESTS)), int(total * TRACE_SHARES[1]))
+    loads: Figures = {}
+    for backing, throttle in BACKINGS.items():
+        found: Figures = {}
+        for arm in ARMS:
+            with sharing(arm, space, sources, shape, throttle) as guests:
+                done = guestloads.replays(sources, guests.paths)
+                found[arm] = {"backing_pages": guests.backing_pages(), "seconds": done.seconds}
+            _tell(backing, arm, found[arm])
+        loads[f"traces, {backing}"] = found
+    return loads
+
+
+def _tell(load: str, arm: str, found: Figures) -> None:
+    text = f"  {load:<8} {arm:<10} {found['backing_pages']:>8,} backing pages {found['seconds']:6.1f} s"
+    if "p50_seconds" in found:
+        text += f"  p50 {1e3 * found['p50_seconds']:6.2f} ms  p99 {1e3 * found['p99_seconds']:6.2f} ms"
+    if "most_held_share" in found:
+        until, most = found["seconds_until_memory"], found["most_held_share"]
+        text += f"  has its memory after {'never' if until is None else f'{until:.1f} s'}"
+        text += "" if most is None else f", at most {most:.0%} of the working set"
+    say(text)
+
+
+def _goals(figures: Figures) -> list[Goal]:
+    """Compare lending with the static split and ballooning, and with the limit, in run time and backing pages."""
+    goals = []
+    for load, arms in figures["loads"].items():
+        for other, word in (("a static", "static split"), ("b balloon", "ballooning"), ("f limit", "one cache of all")):
+            if other not in arms or "e shipped" not in arms:
+                continue
+            pages, seconds = (
+                arms["e shipped"][key] / max(arms[other][key], 1e-9) for key in ("backing_pages", "seconds")
+            )
+            text = f"{pages:.2f}× the backing pages, {seconds:.2f}× the time"
+            better = None if other == "f limit" else pages < 1.0
+            goal = "reported as it is" if better is None else "fewer backing pages"
+            goals.append(Goal(f"{load}: tmemd as shipped against {word}", goal, text, better))
+    return goals
+
+
+def picture(figures: Figures, path: Path) -> None:
+    """Draw backing pages and run times of all arms, as shares of the static split's."""
+    for key, title, name in (
+        ("backing_pages", "Pages read from the slow directories", path),
+        ("seconds", "Run time of the same work", path.with_name(path.stem + "-time.png")),
+    ):
+        groups = {
+            load: {arm: found[key] / max(arms["a static"][key], 1e-9) for arm, found in arms.items()}
+            for load, arms in figures["loads"].items()
+        }
+        total = "six guests, the same total memory in every arm"
+        draw.bars(name, f"{title}: {total}", groups, "× the static split (less is better)", form="{:.2f}")
+
+
+if __name__ == "__main__":
+    command = parser(__doc__)
+    command.add_argument("--requests", type=int, default=6000, help="of fio, a busy guest and step")
+    command.add_argument("--steps", type=int, default=4)
+    command.add_argument("--cache", type=int, default=2, help="MiB of each guest's cache, its X")
+    command.add_argument("--traces", type=Path, help="directory with the traces")
+    command.add_argument("--only", nargs="*", default=[], help="zipf, programs, traces")
+    asked = command.parse_args()
+    main(asked, lambda: measure(asked.requests, asked.steps, asked.cache * MIB, asked.traces, asked.only), picture)
