@@ -123,13 +123,13 @@ def _quiet(seconds: float) -> float:
     with _lending(QUIET_GUESTS, 256 * MIB, LENT) as (lending, borrowers, _):
         for guest in borrowers:
             guest.ask(ASK)
-        began, spent, turn = time.monotonic(), procmem.run_seconds(lending.pid), 0
+        began, spent, turn = time.monotonic(), procmem.main_thread_seconds(lending.pid), 0
         while time.monotonic() < began + seconds:
             turn += 1
             for number, guest in enumerate(borrowers):
                 guest.send(m.Report(1.0, 100, 1 << 20, 100 * turn, 90 * turn, 10 * turn, number))
                 time.sleep(REPORT_SECONDS / QUIET_GUESTS)  # mounts do not report in step
-        return (procmem.run_seconds(lending.pid) - spent) / (time.monotonic() - began)
+        return (procmem.main_thread_seconds(lending.pid) - spent) / (time.monotonic() - began)
 
 
 if __name__ == "__main__":

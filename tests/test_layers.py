@@ -16,7 +16,7 @@ LENDING = {path.stem: path for path in sorted((ROOT / "backend" / "tmem" / "lend
 MAX_LINES = 350
 
 # Thin trio adapters over pure logic; everything else in the backend is called, never scheduled.
-LENDING_ADAPTERS = {"server", "broker", "executor", "tmemd", "client"}
+LENDING_ADAPTERS = {"server", "broker", "executor", "waiting", "tmemd", "client"}
 # What decides about lending, and the protocol: driven by messages and a clock that is handed in.
 LENDING_DECIDES = (
     *("account", "actions", "asking", "claiming", "division", "governor", "ledger", "lender", "messages", "slabmap"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from tests.lending.conftest import MakeGuest
@@ -9,14 +11,14 @@ from tests.lending.daemon import Tmemd
 from tests.lending.fuzz import Fuzzer
 
 
-def fuzz(tmemd: Tmemd, guest: MakeGuest, frames: int, seed: int) -> None:
+def fuzz(tmemd: Tmemd, guest: MakeGuest, frames: int, seed: int, waits: Sequence[float] = (0.001, 0.05)) -> None:
     """Send so many frames of any kind; what an honest guest holds persistently is not touched."""
     tmemd.start("16M")
     honest = guest(name="/mnt/honest", persistent=8).join()
     kept = honest.ask_until(8, persistent=True)
     for slab in kept:
         honest.write(slab, b"kept %d" % slab)
-    fuzzer = Fuzzer(tmemd.socket, seed)
+    fuzzer = Fuzzer(tmemd.socket, seed, waits)
     try:
         while fuzzer.sent < frames:
             fuzzer.connection()
@@ -44,4 +46,4 @@ def test_any_frames_in_any_order_are_survived(tmemd: Tmemd, guest: MakeGuest) ->
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_million_frames_are_survived(tmemd: Tmemd, guest: MakeGuest) -> None:
-    fuzz(tmemd, guest, 1_000_000, seed=6)
+    fuzz(tmemd, guest, 1_000_000, seed=6, waits=(0.0,) * 50 + (0.01,))

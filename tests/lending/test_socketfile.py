@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import environment
 from tmem.lending.notify import notify
-from tmem.lending.socketfile import SocketFile, default_path, parse_mode
+from tmem.lending.socketfile import SocketFile, default_path, likely_path, parse_mode
 from tmem.sizes import ConfigError
 
 
@@ -123,6 +123,16 @@ def test_the_default_path_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     with pytest.raises(ConfigError, match="--socket PATH"):
         default_path()
+
+
+def test_the_users_own_tmemd_is_meant_before_the_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    assert likely_path() == Path("/run/tmemd.sock")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
+    assert likely_path() == Path("/run/tmemd.sock")
+    (tmp_path / "tmemd.sock").touch()
+    assert likely_path() == tmp_path / "tmemd.sock"
 
 
 @pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("600", 0o600), ("666", 0o666), ("0", 0)])

@@ -27,6 +27,7 @@ from tmem.lending.lender import Lender
 from tmem.lending.messages import Answer, FromGuest, Hello, Totals, Verb
 from tmem.lending.processes import Process
 from tmem.lending.slabmap import count
+from tmem.lending.waiting import flush, hang_up
 
 log = logging.getLogger(__name__)
 
@@ -296,29 +297,3 @@ class Broker:
             "holdings_failures": self._holdings.failures,
         }
         return Totals({**totals.counters, **own})
-
-
-async def flush(connection: Connection) -> None:
-    """Send what a connection has queued, as the peer reads it."""
-    try:
-        while connection.queued_bytes and connection.fileno() >= 0:
-            await trio.lowlevel.wait_writable(connection)
-            connection.flush()
-    except (trio.ClosedResourceError, Ended):
-        pass  # the reader of this connection hears of it too
-    finally:
-        connection.is_flushing = False
-
-
-async def readable(connection: Connection) -> None:
-    """Wait until there is something to read. Raises ClosedResourceError when the connection is closed here."""
-    if connection.fileno() < 0:
-        raise trio.ClosedResourceError("closed before it was waited for")
-    await trio.lowlevel.wait_readable(connection)
-
-
-def hang_up(connection: Connection) -> None:
-    """Close a connection under whoever waits for it."""
-    if connection.fileno() >= 0:
-        trio.lowlevel.notify_closing(connection)
-        connection.close()

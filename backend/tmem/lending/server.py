@@ -12,10 +12,11 @@ import trio
 
 from tmem.lending import processes
 from tmem.lending.actions import Refusal
-from tmem.lending.broker import Broker, flush, hang_up, readable
+from tmem.lending.broker import Broker
 from tmem.lending.connection import Connection, CutOff, Ended
 from tmem.lending.messages import Answer, FromGuest, Hello, Refused, Verb
 from tmem.lending.processes import Process
+from tmem.lending.waiting import flush, hang_up, readable
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tmem.sizes import ConfigError
 
+MACHINES = Path("/run/tmemd.sock")
 BACKLOG = 256
 _FIRST_PASSED_FD = 3  # systemd's convention
 _PATH_BYTES = 107  # sun_path without its end
@@ -26,11 +27,19 @@ _PATH_BYTES = 107  # sun_path without its end
 def default_path() -> Path:
     """Choose where this user's tmemd listens. Raises ConfigError where there is no place for one."""
     if os.geteuid() == 0:
-        return Path("/run/tmemd.sock")
+        return MACHINES
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if not runtime:
         raise ConfigError("no socket is given and XDG_RUNTIME_DIR is not set: give --socket PATH")
     return Path(runtime) / "tmemd.sock"
+
+
+def likely_path() -> Path:
+    """Choose which tmemd is meant where none is named: this user's own if there is one, else the machine's."""
+    with contextlib.suppress(ConfigError):
+        if default_path().exists():
+            return default_path()
+    return MACHINES
 
 
 def parse_mode(text: str) -> int:

@@ -28,7 +28,7 @@ from tmem.lending.messages import (
     Thaw,
     Verb,
 )
-from tmem.lending.socketfile import default_path
+from tmem.lending.socketfile import likely_path
 from tmem.lending.tables import as_json, summary, table
 from tmem.sizes import ConfigError, format_size, parse_size
 
@@ -68,11 +68,17 @@ json_option = click.option("--json", "as_text", is_flag=True, help="Print JSON."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--socket", "path", metavar="PATH", default=None, help="Where tmemd listens. [default: per user]")
+@click.option(
+    "--socket",
+    "path",
+    metavar="PATH",
+    default=None,
+    help="Where tmemd listens. [default: this user's own, else /run/tmemd.sock]",
+)
 @click.pass_context
 def command(context: click.Context, path: str | None) -> None:
     """See what tmemd lends to whom, and change it. A GUEST is a number or a mountpoint of the list."""
-    context.obj = lambda: context.with_resource(Control(Path(path) if path is not None else default_path()))
+    context.obj = lambda: context.with_resource(Control(Path(path) if path is not None else likely_path()))
 
 
 Connect = Callable[[], Control]
