@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 PAGE = 4096
 HEADER = b"tmemfs overflow file\n".ljust(PAGE, b"\0")
 FIRST_SLOT = 1  # slot 0 is the header
-SPARE_SLOTS = 256  # beyond the pages: what is written while the old slots are still in use
+SPARE_SLOTS = 1024  # beyond the pages: what is written while the old slots are still in use
 THREADS = 4
 _BUFFER_PAGES = BUFFER_BYTES // PAGE
 

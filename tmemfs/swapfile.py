@@ -41,8 +41,11 @@ def loops_of(file: Path) -> list[Path]:
 
 def swaps_of(file: Path) -> list[Path]:
     """Find the loop devices over a file that are swapped to."""
+    loops = loops_of(file)
+    if not loops:
+        return []
     active = {line.split()[0] for line in _SWAPS.read_bytes().splitlines()[1:]}
-    return [device for device in loops_of(file) if os.fsencode(device) in active]
+    return [device for device in loops if os.fsencode(device) in active]
 
 
 def missing() -> str | None:
@@ -54,6 +57,8 @@ def missing() -> str | None:
             return f"{tool} is missing: install the packages mount and util-linux"
     if not Path("/dev/loop-control").exists():
         return "/dev/loop-control is missing: load the module (modprobe loop) or give the container loop devices"
+    if not _SWAPS.exists():
+        return f"{_SWAPS} is missing: this kernel does not swap"
     return None
 
 

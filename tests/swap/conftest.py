@@ -16,23 +16,44 @@ from tmemfs import swapfile
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
-    """Let only one test at a time swap, whichever processes run them; skip where it is not possible."""
+def lock() -> Iterator[None]:
+    """Let only one test at a time swap, whichever processes run them."""
+    with open(__file__, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> str | None:
+    """Try to swap to a plain file; say why that is not possible here."""
     lacking = swapfile.missing()
     if lacking is not None:
+        return lacking
+    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
+        return "other swap is on, and pages would go there"
+    file = tmp_path_factory.mktemp("swap") / "file"
+    file.write_bytes(bytes(1 << 20))
+    try:
+        swapfile.swap_on(file)
+        swapfile.swap_off(file)
+    except swapfile.SwapError as error:
+        return f"swapping to a file is not possible here: {error}"
+    return None
+
+
+@pytest.fixture
+def alone(lock: None, request: pytest.FixtureRequest) -> None:
+    """Swap, and be the only one; skip where that is not possible."""
+    lacking: str | None = request.getfixturevalue("tried")  # not before the lock is held
+    if lacking is not None:
         pytest.skip(lacking)
-    with open(__file__, "rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if len(Path("/proc/swaps").read_text().splitlines()) > 1:
-            pytest.skip("other swap is on, and pages would go there")
-        yield
 
 
 @pytest.fixture
 def swapped(place: Place, alone: None) -> Iterator[SwappedMount]:
     """Give a test a place for a mount to swap to."""
     mounted = Mounted(place)
-    mounted.patience = 450.0
+    mounted.patience = 850.0
     made = SwappedMount(place, mounted)
     try:
         yield made

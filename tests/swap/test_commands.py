@@ -13,7 +13,7 @@ from tests.conftest import REAL, environment
 from tests.swap.swapped import SwappedMount, fake_tool
 from tmemfs import swapfile
 
-pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 
 
 def test_a_mount_that_is_swapped_to_is_not_unmounted_and_the_way_out_is_named(swapped: SwappedMount) -> None:

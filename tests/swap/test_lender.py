@@ -18,7 +18,7 @@ from tmem.lending.messages import MAX_ASK
 
 __all__ = ["guest", "tmemd"]
 
-pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 
 
 def test_tmemd_is_killed_and_started_again_while_swap_is_in_use(

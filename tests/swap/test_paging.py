@@ -13,7 +13,7 @@ from bench.memcg import limited, set_limit
 from bench.paging import Pager, pager, vmstat
 from tests.swap.swapped import LIMIT, MIB, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
 
-pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 
 
 def rounds(process: Pager, *verbs: str) -> None:
