@@ -66,7 +66,7 @@ def locked_bytes(pid: int, name: str) -> int:
 
 
 def test_a_pool_that_is_too_small_lets_the_rest_overflow(swapped: SwappedMount, cgroup_version: int) -> None:
-    swapped.start("--pool", "16M")
+    swapped.start("--pool", "24M")
     with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as process:
         rounds(process, "write", "check", "write", "check")
         stats = swapped.stats()
