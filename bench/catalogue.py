@@ -49,6 +49,14 @@ CATALOGUE = (
         needs=("traces",),
     ),
     Measure(
+        "division",
+        "How memory is divided between guests",
+        whole="--limit 60000",
+        quick="--limit 2000",
+        bound=400,
+        needs=("traces",),
+    ),
+    Measure(
         "poolalone",
         "The pool alone: puts, gets, memory, growth",
         whole="--pages 6000 --rounds 3",

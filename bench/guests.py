@@ -18,8 +18,8 @@ from bench.harness import Mounted, tmemd, tmemfs
 ARMS = ("a static", "b balloon", "c greedy", "d policy", "e shipped", "f limit")
 _LENDING = {
     "c greedy": ("greedy", "--no-compress"),
-    "d policy": ("age", "--no-compress"),
-    "e shipped": ("age", "--compress"),
+    "d policy": ("mix", "--no-compress"),
+    "e shipped": ("mix", "--compress"),
 }
 # Linux's drivers/xen/xen-selfballoon.c: every 5 s, all of what lacks at once, an eighth of what is too much.
 INTERVAL = 5.0

@@ -98,6 +98,15 @@ class TwoQueue:
             return self._prev[PROBATION] if probation else None
         return self._prev[MAIN]
 
+    def oldest(self) -> float | None:
+        """Give the earliest time that an entry with a slot was inserted with; None when no entry holds one.
+
+        By this guests are compared, not by the next victim: while probation is over its share that is a young page,
+        and main may end in pages that were of no use for hours.
+        """
+        tails = [self._stamp[self._prev[queue]] for queue in (PROBATION, MAIN) if self.sizes[queue]]
+        return min(tails, default=None)
+
     def oldest_same(self) -> int | None:
         """Give the oldest same-filled entry, still linked; None when there is none."""
         return self._prev[SAME] if self.sizes[SAME] else None

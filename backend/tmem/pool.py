@@ -241,9 +241,9 @@ class Tmem:
         return self._store.lose(slab)
 
     def oldest_age(self) -> float | None:
-        """Give the seconds since the put of the next victim; None when no ephemeral page has a slot."""
-        victim = self._store.queue.victim()
-        return None if victim is None else self._clock() - self._store.queue.stamp(victim)
+        """Give the seconds since the put of the oldest page; None when no ephemeral page has a slot."""
+        oldest = self._store.queue.oldest()
+        return None if oldest is None else self._clock() - oldest
 
     def ephemeral_stats(self) -> list[PoolStats]:
         """The counts of each ephemeral pool at this moment."""

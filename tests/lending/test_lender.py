@@ -104,7 +104,7 @@ def test_who_asks_twice_at_once_is_at_fault() -> None:
 # Taking back.
 
 
-def test_the_guest_with_the_oldest_victim_is_asked_to_give() -> None:
+def test_the_guest_with_the_oldest_page_is_asked_to_give() -> None:
     here = world()
     old, young, asker = add(here), add(here), add(here)
     hold(here, old, 50)
@@ -117,7 +117,7 @@ def test_the_guest_with_the_oldest_victim_is_asked_to_give() -> None:
     assert counters(here)["taken_slabs"] == 0
 
 
-def test_nobody_gives_way_to_a_guest_whose_own_victim_is_older() -> None:
+def test_nobody_gives_way_to_a_guest_whose_own_page_is_older() -> None:
     here = world()
     idle, busy = add(here), add(here)
     hold(here, idle, 50)

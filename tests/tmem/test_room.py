@@ -192,7 +192,7 @@ def test_a_page_that_came_back_goes_to_main(make: Make) -> None:
     assert [queue.where[table[index]] == MAIN for index in (2, 100, 101)] == [True, True, False]
 
 
-def test_the_age_is_that_of_the_next_victim() -> None:
+def test_the_age_is_that_of_the_oldest_page() -> None:
     now = [10.0]
     tmem = Tmem(FaultySource(SLAB_SIZE), clock=lambda: now[0])
     pool = tmem.new_pool()

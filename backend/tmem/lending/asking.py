@@ -64,8 +64,8 @@ class Asking:
         if key in self._open:
             raise GuestFault("it asked again before it was answered")
         self._counters.asks += 1
-        if message.age is not None:
-            account.standing.tell(now, message.age)
+        if not message.persistent:
+            account.standing.ask(now, message.age)
         ask = self._open[key] = OpenAsk(account, message.serial, message.persistent, message.slabs)
         self._give(now, ask)
         if ask.missing:
@@ -145,14 +145,16 @@ class Asking:
         want = min(ask.missing, self._room(ask)) - max(0, self._taking.debts - others)
         below = 0 if ask.persistent else max(0, account.floor - account.ephemeral)
         forced = want if ask.persistent else min(want, below)
-        self._take_back(now, forced, inf, None if ask.persistent else account)
-        self._take_back(now, want - forced, self.division.need(account.standing, now), account)
+        self._take_back(now, forced, None, None if ask.persistent else account)
+        self._take_back(now, want - forced, account, account)
         self.serve(now)
 
-    def _take_back(self, now: float, slabs: int, need: float, but: Account | None) -> None:
-        """Let those owe slabs to whom they are worth less than the need."""
+    def _take_back(self, now: float, slabs: int, asker: Account | None, but: Account | None) -> None:
+        """Let those owe slabs to whom they are worth less than to the asker, or whatever they are worth."""
         if slabs <= 0:
             return
+        self.division.survey((account.standing for account in self._ledger.accounts.values()), now)
+        need = (inf, inf) if asker is None else self.division.need(asker.standing, now)
         victims = [account for account in self._ledger.accounts.values() if account is not but and account.takeable]
         offers = [(account.standing, account.takeable) for account in victims]
         given = choose(self.division, offers, slabs, need, now)
@@ -162,7 +164,7 @@ class Asking:
 
     def fit(self, now: float) -> None:
         """Take back what is booked beyond the size."""
-        self._take_back(now, self._ledger.booked - self._ledger.size - self._taking.debts, inf, None)
+        self._take_back(now, self._ledger.booked - self._ledger.size - self._taking.debts, None, None)
 
     def made(self, now: float, batch_number: int, account: Account, real: Runs) -> None:
         """Lend what is real of a batch, free the rest; short memory ends the Ask."""

@@ -101,7 +101,7 @@ class Lender(Governor):
 
     def _take_in(self, now: float, account: Account, message: FromGuest) -> None:
         if isinstance(message, Report):
-            self._asking.division.reported(account.standing, now, message)
+            account.standing.take_in(now, message)
         elif isinstance(message, Claim):
             if self._claiming.claim(account, message):
                 self._enforce(now, account)

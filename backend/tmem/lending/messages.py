@@ -89,7 +89,7 @@ class Ask(_Message, frozen=True, tag=3):
     serial: _Serial
     slabs: _Asked
     persistent: bool = False
-    age: _Seconds | None = None  # seconds since the put of the next victim, when there is one
+    age: _Seconds | None = None  # seconds since the put of the oldest page, when there is one
 
 
 class Return(_WithRuns, frozen=True, tag=4):
@@ -101,7 +101,7 @@ class Return(_WithRuns, frozen=True, tag=4):
     persistent: bool = False
     answer: _Number = 0
     last: bool = True
-    age: _Seconds | None = None  # seconds since the put of what is now the next victim, when there is one
+    age: _Seconds | None = None  # seconds since the put of what is now the oldest page, when there is one
 
 
 class Confirm(_Message, frozen=True, tag=5):
@@ -116,7 +116,7 @@ class Report(_Message, frozen=True, tag=6):
     Counters are those of the ephemeral pools since the guest began.
     """
 
-    age: _Seconds | None  # seconds since the put of the next victim; None without ephemeral pages
+    age: _Seconds | None  # seconds since the put of the oldest page; None without ephemeral pages
     pages: _Count  # ephemeral and persistent
     used_bytes: _Count
     puts: _Count
@@ -252,7 +252,7 @@ class Row(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     cap: _Slabs
     floor: _Slabs
     persistent_cap: _Slabs
-    age: _Seconds | None  # of the next victim, as of now
+    age: _Seconds | None  # of the oldest page, as of now
     pages: _Count
     used_bytes: _Count
     puts: _Count
