@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_longlong)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_ubyte))
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,25 @@ def _memfd_bytes(pid: int) -> int:
                 found = entry.stat()
                 blocks[found.st_ino] = found.st_blocks * 512
     return sum(blocks.values())
+
+
+def in_page_cache(fd: int, size: int, *, touch: bool) -> int:
+    """Map an open file, read its pages when `touch`; tell how many of its bytes the kernel then holds in memory.
+
+    By one mapping: with direct I/O a FUSE file's pages are forgotten at every open and every mmap.
+    """
+    present = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    if address is None or address == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), "mmap")
+    try:
+        for start in range(0, size, mmap.PAGESIZE) if touch else ():
+            ctypes.string_at(address + start, 1)
+        if _libc.mincore(address, size, present) != 0:
+            raise OSError(ctypes.get_errno(), "mincore")
+    finally:
+        _libc.munmap(address, size)
+    return sum(byte & 1 for byte in present) * mmap.PAGESIZE
 
 
 def run_seconds(pid: int) -> float:

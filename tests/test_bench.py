@@ -158,6 +158,17 @@ def test_the_memory_of_a_process_counts_a_memfd_that_it_does_not_map() -> None:
     assert after.memfd - before.memfd == 8 * MIB
 
 
+def test_the_kernels_page_cache_of_a_file_is_told_without_touching_it(tmp_path: Path) -> None:
+    fd = os.memfd_create("file")
+    try:
+        os.truncate(fd, 64 * 4096)
+        os.pwrite(fd, bytes(3 * 4096), 5 * 4096)
+        assert procmem.in_page_cache(fd, 64 * 4096, touch=False) == 3 * 4096
+        assert procmem.in_page_cache(fd, 64 * 4096, touch=True) == 64 * 4096
+    finally:
+        os.close(fd)
+
+
 def test_a_command_that_hangs_is_ended_in_bounded_time() -> None:
     began = time.monotonic()
     with pytest.raises(BenchError, match="did not end within"):
@@ -240,6 +251,10 @@ def test_memory_is_reported_full_and_after_a_resize() -> None:
     full, resize = outcome.figures["full"], outcome.figures["resize"]
     assert full["full"]["memfd_bytes"] == 8 * MIB
     assert full["full"]["total_bytes"] > full["idle"]["total_bytes"]
+    slabs, whole = full["honesty"].values()
+    assert slabs["measured"] == slabs["counters"] == 8 * MIB
+    assert whole["measured"] > 8 * MIB
+    assert full["mapped_bytes"] == 8 * MIB
     assert resize["fall_bytes"] == resize["before"]["total_bytes"] - resize["after"]["total_bytes"]
 
 
