@@ -88,8 +88,8 @@ CATALOGUE = (
     Measure(
         "borrowed",
         "What a hit on borrowed memory costs against one on the mount's own",
-        whole="--pairs 5",
-        quick="--pairs 1 --size 4",
+        whole="--mounts 5",
+        quick="--mounts 1 --size 4",
     ),
     Measure(
         "lendspeed",
