@@ -106,6 +106,14 @@ CATALOGUE = (
         needs=(),
     ),
     Measure(
+        "swap",
+        "Paging four times the memory of a process: hswap, zram, a slow file, a null filesystem",
+        whole="--rounds 3",
+        quick="--rounds 1 --slow-rounds 0",
+        bound=400,
+        needs=("fuse", "root"),
+    ),
+    Measure(
         "secondpass",
         "The second pass over more than the cache holds",
         whole="--rounds 1",

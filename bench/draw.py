@@ -27,6 +27,8 @@ COLOURS = {
     "rclone": "#7b4ea3",
     "passthrough_hp": "#b5473c",
     "zram": "#7b4ea3",
+    "hswap": "#1f5fa8",
+    "slow file": "#c9702c",
     "redis": "#b5473c",
     "memcached": "#e0b04a",
     "bare lz4": "#3a3a3a",
