@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,19 @@ from tests.mounted import Mounted
 from tests.swap.swapped import SwappedMount
 from tmemfs import swapfile
 
+OTHER_SWAP = "other swap is on, and pages would go there"
+
+
+def other_swap() -> bool:
+    """Tell whether the machine swaps to anything."""
+    return len(Path("/proc/swaps").read_text().splitlines()) > 1
+
 
 @pytest.fixture
 def lock() -> Iterator[None]:
-    """Let only one test at a time swap, whichever processes run them."""
-    with open(__file__, "rb") as file:
+    """Let only one test of the machine swap at a time, whichever processes run them."""
+    control = Path("/dev/loop-control")
+    with open(control if os.access(control, os.R_OK) else __file__, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -29,8 +38,8 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> str | None:
     lacking = swapfile.missing()
     if lacking is not None:
         return lacking
-    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
-        return "other swap is on, and pages would go there"
+    if other_swap():
+        return OTHER_SWAP
     file = tmp_path_factory.mktemp("swap") / "file"
     file.write_bytes(bytes(1 << 20))
     try:
@@ -45,6 +54,8 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> str | None:
 def alone(lock: None, request: pytest.FixtureRequest) -> None:
     """Swap, and be the only one; skip where that is not possible."""
     lacking: str | None = request.getfixturevalue("tried")  # not before the lock is held
+    if lacking is None and other_swap():
+        lacking = OTHER_SWAP
     if lacking is not None:
         pytest.skip(lacking)
 
