@@ -177,6 +177,21 @@ def test_persistent_slabs_are_given_as_far_as_pages_leave_them_and_the_owner_is_
     assert all(loan.kept.get(1, index) == noise(index) for index in range(2 * SLAB_PAGES))
 
 
+def test_slabs_that_cross_a_lower_persistent_cap_are_not_given_in_the_place_of_others(make: Make) -> None:
+    loan = make()
+    told: list[int] = []
+    loan.borrower.on_persistent_revoke = told.append
+    loan.lend(((0, 4),), persistent=True)
+    for index in range(3 * SLAB_PAGES):
+        assert loan.kept.put(1, index, noise(index))
+    loan.borrower.outgoing(0.0)
+    loan.borrower.received(0.0, Limits(256, 0))
+    loan.lend(((4, 3),), persistent=True)
+    returned = [message for message in loan.pay() if isinstance(message, Return)]
+    assert sum(len(slabs_in(message.runs)) for message in returned) == 4
+    assert told == [3]
+
+
 def test_a_taken_slab_takes_its_pages_before_it_can_be_lent_again(make: Make) -> None:
     loan = make()
     loan.lend(((0, 2),))

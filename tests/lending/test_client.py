@@ -33,7 +33,7 @@ from tmem.lending.messages import (
 )
 from tmem.lending.wire import encode, tmemd_decoder
 
-SECONDS = 30.0
+SECONDS = 90.0
 
 
 class Lender:
@@ -257,11 +257,11 @@ def test_a_tmemd_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
     async def test(fixture: Fixture) -> None:
         async with fixture.connected() as lender:
             await lender.say(Lend(((0, 32),), 1))
-            for serial in range(1, 20_000):
+            for serial in range(1, 6_000):
                 await lender.say(Revoke(serial, 1))
                 if serial % 100 == 0:
                     assert fixture.pool.put(1, serial, bytes(4096))
-            for _ in range(19_000):
+            for _ in range(5_900):
                 await lender.hear(Return)
 
     run(test, tmp_path)

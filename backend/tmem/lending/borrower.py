@@ -163,7 +163,11 @@ class Borrower:
             raise ProtocolError(str(error)) from error
 
     def _lent(self, message: Lend) -> None:
-        self.counters.lent_slabs += self.source.lend(message.runs, message.persistent)
+        lent = self.source.lend(message.runs, message.persistent)
+        self.counters.lent_slabs += lent
+        if message.persistent and (over := self.source.held(True) - self.persistent_cap) > 0:
+            # The cap was lowered while these were on their way: they are not to stand in for slabs that are owed.
+            self.source.shed(min(over, lent), True)
         need = self._needs[message.persistent]
         if message.done and need.open == message.serial:
             need.granted(self.source.held(message.persistent))
