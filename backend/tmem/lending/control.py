@@ -12,7 +12,7 @@ from tmem.lending.messages import Answer, AskTotals, Done, Failed, List, Row, Ta
 from tmem.lending.wire import ProtocolError, encode, tmemctl_decoder
 from tmem.sizes import ConfigError
 
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 30.0
 _READ = 1 << 16
 
 
