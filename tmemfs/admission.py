@@ -7,9 +7,10 @@ they are evicted they are dropped and counted, unless
 
 * the stream comes again: the extent was read ahead before, and no more pages of streams went by since than cache and
   pool together can hold (beyond that no pool would have kept them), or
-* the guest is idle: a quarter of the time in which its thread did nothing while a stream was read is given to puts. A
-  backing that is slow by the byte leaves plenty of it, and there everything is put at the first pass; one that is not
-  leaves little.
+* the guest is idle: a small share of the time in which its thread did nothing while a stream was read is given to
+  puts. A backing that is slow by the byte (below some 8 MiB/s) leaves enough of it to put everything at the first
+  pass; a faster one leaves little. The share is small because idle time need not be free: on a busy machine somebody
+  else wants it, and with a quarter of it the processor time of a scan rose by a fifth.
 
 An extent is admitted as a whole. Rejected: a sample of single pages. The pages that are found in the pool then cut
 the next pass's large reads of the backing into small ones.
@@ -24,7 +25,7 @@ from collections import OrderedDict
 EXTENT_SHIFT = 9  # 512 pages, the largest window of the readahead
 SMALLEST = 32  # pages; less is a small file or the end of a large one, where a put is little beside the open
 PUT_SECONDS = 15e-6
-SHARE = 0.25  # of the idle time
+SHARE = 0.03  # of the idle time: so much slower may a scan become where idle time turns out not to be free
 MOST = 512.0  # pages whose puts the saved time may be for: idle time long ago pays for nothing now
 
 
