@@ -141,7 +141,8 @@ def _traces(space: Path, paths: Sequence[Path], requests: int) -> Figures:
         lambda source, seed: counts.append(guestloads.make_replay(source, paths[seed - 1], requests, seed)),
     )
     total = 4096 * sum(counts)
-    shape = Shape(max(MIB, int(total * TRACE_SHARES[0] / GUESTS)), int(total * TRACE_SHARES[1]))
+    # At least 2 MiB: a smaller cache reads nothing ahead, and the arms would differ in that.
+    shape = Shape(max(2 * MIB, int(total * TRACE_SHARES[0] / GUESTS)), int(total * TRACE_SHARES[1]))
     loads: Figures = {}
     for backing, throttle in BACKINGS.items():
         found: Figures = {}
