@@ -15,10 +15,11 @@ from tests.mounted import Mounted
 
 __all__ = ["tmemd"]
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(500)]
 PAGE = 4096
 MIB = 1 << 20
 PAGES = 512
+PATIENCE = 100.0  # seconds: tmemd, the mount and the test share the machine with others
 CONTENT = random.Random(1).randbytes(PAGES * PAGE)
 
 
@@ -42,7 +43,7 @@ class Loan:
             self.verify()
             return self.stat("hswap_pool_pages") == PAGES
 
-        wait_until(come_back, "every page is in the pool")
+        wait_until(come_back, "every page is in the pool", PATIENCE)
         assert self.stat("hswap_overflow_pages") == 0
 
     def verify(self) -> None:
@@ -67,6 +68,7 @@ class Loan:
 def loan(place: Place, tmemd: Tmemd) -> Iterator[Loan]:
     """Give a mount with a swap-like file of 2 MiB on loan from a tmemd of 16 MiB."""
     mounted = Mounted(place)
+    mounted.patience = 400.0
     overflow = place.log.with_name("overflow")
     try:
         tmemd.start("16M")
@@ -88,7 +90,7 @@ def test_a_lower_persistent_cap_moves_the_coldest_pages_out_and_a_higher_one_let
         for page in hot:
             assert os.pread(loan.fd, PAGE, page * PAGE) == CONTENT[page * PAGE : (page + 1) * PAGE]
     loan.ctl("set", "1", "--persistent-cap", "1M")
-    wait_until(lambda: loan.persistent_bytes() <= MIB, "the slabs are back")
+    wait_until(lambda: loan.persistent_bytes() <= MIB, "the slabs are back", PATIENCE)
     assert loan.stat("hswap_moved_out") >= PAGES // 2 - 16
     assert loan.stat("hswap_pool_pages") + loan.stat("hswap_overflow_pages") == PAGES
     reads = loan.stat("hswap_overflow_reads")
@@ -104,7 +106,7 @@ def test_a_lower_persistent_cap_moves_the_coldest_pages_out_and_a_higher_one_let
 def test_persistent_memory_that_is_asked_back_is_given_and_no_page_is_lost(loan: Loan) -> None:
     loan.fill()
     loan.ctl("revoke", "1", str(loan.persistent_bytes() - MIB), "--persistent")
-    wait_until(lambda: loan.persistent_bytes() <= MIB, "all but a MiB is back")
+    wait_until(lambda: loan.persistent_bytes() <= MIB, "all but a MiB is back", PATIENCE)
     assert loan.stat("hswap_moved_out") >= PAGES // 2 - 16
     loan.verify()
     assert loan.stat("hswap_lost_pages") == 0
@@ -113,7 +115,7 @@ def test_persistent_memory_that_is_asked_back_is_given_and_no_page_is_lost(loan:
 def test_a_cap_of_nothing_moves_everything_out(loan: Loan) -> None:
     loan.fill()
     loan.ctl("set", "1", "--persistent-cap", "0")
-    wait_until(lambda: loan.persistent_bytes() == 0, "all of it is back")
+    wait_until(lambda: loan.persistent_bytes() == 0, "all of it is back", PATIENCE)
     assert loan.stat("hswap_overflow_pages") == PAGES
     os.pwrite(loan.fd, CONTENT, 0)
     loan.verify()
@@ -123,20 +125,22 @@ def test_a_cap_of_nothing_moves_everything_out(loan: Loan) -> None:
 def test_nothing_is_lost_when_tmemd_is_killed_and_started_again(loan: Loan) -> None:
     loan.fill()
     loan.daemon.kill()
-    wait_until(lambda: loan.mounted.stats()["lender"] == "disconnected", "the guest has noticed")
+    wait_until(lambda: loan.mounted.stats()["lender"] == "disconnected", "the guest has noticed", PATIENCE)
     loan.verify()
     os.pwrite(loan.fd, CONTENT[:MIB], 0)
     loan.verify()
     loan.daemon.start("16M")
-    wait_until(lambda: loan.mounted.stats()["lender"] == "connected", "the guest has registered again")
+    wait_until(lambda: loan.mounted.stats()["lender"] == "connected", "the guest has registered again", PATIENCE)
     loan.verify()
-    wait_until(lambda: loan.persistent_bytes() >= PAGES * PAGE, "what it holds is in the new ledger")
+    wait_until(lambda: loan.persistent_bytes() >= PAGES * PAGE, "what it holds is in the new ledger", PATIENCE)
 
 
 def test_a_frozen_pool_sends_what_is_written_to_the_overflow_file(loan: Loan) -> None:
     loan.fill()
     loan.ctl("freeze", "1")
-    wait_until(lambda: loan.mounted.root.joinpath(".tmemfs/freeze").read_text() == "1\n", "the pool is frozen")
+    wait_until(
+        lambda: loan.mounted.root.joinpath(".tmemfs/freeze").read_text() == "1\n", "the pool is frozen", PATIENCE
+    )
     os.pwrite(loan.fd, CONTENT[: 64 * PAGE], 0)
     assert loan.stat("hswap_overflow_pages") == 64
     assert loan.stat("hswap_pool_pages") == PAGES - 64
