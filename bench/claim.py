@@ -202,7 +202,11 @@ if __name__ == "__main__":
     command.add_argument("--requests", type=int, default=6000, help="of fio, a busy guest and step")
     command.add_argument("--steps", type=int, default=4)
     command.add_argument("--cache", type=int, default=2, help="MiB of each guest's cache, its X")
+    command.add_argument("--guests", type=int, default=GUESTS, help="other than six for a small run; traces take six")
+    command.add_argument("--fast", action="store_true", help="only the backing with 0.5 ms")
     command.add_argument("--traces", type=Path, help="directory with the traces")
     command.add_argument("--only", nargs="*", default=[], help="zipf, programs, traces")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.requests, asked.steps, asked.cache * MIB, asked.traces, asked.only), picture)
+    backings = tuple(BACKINGS)[1:] if asked.fast else tuple(BACKINGS)
+    settings = asked.requests, asked.steps, asked.cache * MIB, asked.traces, asked.only, backings, asked.guests
+    main(asked, lambda: measure(*settings), picture)
