@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -84,8 +85,9 @@ class SyncGuest:
         hello = m.Hello(m.VERSION, self.token, self.name, self.slabs, self.persistent_cap, again)
         socket.send_fds(self._socket, [encode(hello)], [self.fd])
         if again:
-            self.send(m.Claim(runs_of(self.held), persistent=False, last=False))
-            self.send(m.Claim(runs_of(self.persistent), persistent=True, last=True))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused already: the answer says why
+                self.send(m.Claim(runs_of(self.held), persistent=False, last=False))
+                self.send(m.Claim(runs_of(self.persistent), persistent=True, last=True))
         answer = self.expect(m.Welcome, m.Refused)
         if isinstance(answer, m.Refused):
             raise GuestRefused(answer.reason)
