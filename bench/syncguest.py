@@ -109,10 +109,7 @@ class SyncGuest:
                 if got:
                     return got
                 raise Denied(answer.reason)
-            new = set(slabs_of(answer.runs))
-            assert not new & (self.held | self.persistent), "a slab was lent twice"
-            (self.persistent if persistent else self.held).update(new)
-            got |= new
+            got |= set(slabs_of(answer.runs)) & (self.persistent if persistent else self.held)
             if answer.done:
                 return got
 
@@ -184,7 +181,12 @@ class SyncGuest:
         if not data:
             raise ConnectionResetError("tmemd hung up")
         for message in self._decoder.feed(data):
-            if isinstance(message, m.Taken):
+            if isinstance(message, m.Lend):  # at once: what is lent may be taken by the very next message
+                new = set(slabs_of(message.runs))
+                assert not new & (self.held | self.persistent), "a slab was lent twice"
+                (self.persistent if message.persistent else self.held).update(new)
+                self.messages.append(message)
+            elif isinstance(message, m.Taken):
                 taken = set(slabs_of(message.runs))
                 assert not taken & self.persistent, "a persistent slab was taken"
                 self.held -= taken

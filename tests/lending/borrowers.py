@@ -70,7 +70,7 @@ class Borrower(threading.Thread):
                 guest.write(slab, self._contents[slab])
         elif choice < 0.65 and guest.persistent:
             slab = rng.choice(sorted(guest.persistent))
-            del self._contents[slab]
+            self._contents.pop(slab, None)  # it has none if tmemd went before all that was asked for was lent
             guest.give({slab}, persistent=True)
         elif guest.held:
             guest.give(set(rng.sample(sorted(guest.held), rng.randint(1, len(guest.held)))))
