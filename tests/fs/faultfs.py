@@ -83,6 +83,8 @@ class FaultFs(pyfuse3.Operations):
 
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> EntryAttributes:
         await self._obey("stat", os.fsdecode(name))
+        if not os.path.lexists(self._path(os.fsdecode(name))):  # though it may be open still, until its release comes
+            raise FUSEError(errno.ENOENT)
         return self._describe(os.fsdecode(name))
 
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext | None = None) -> EntryAttributes:
