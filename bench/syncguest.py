@@ -11,6 +11,7 @@ from typing import Self, TypeVar, overload
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending import messages as m
+from tmem.lending.borrowed import runs_of
 from tmem.lending.messages import Runs
 from tmem.lending.wire import encode, guest_decoder
 
@@ -33,17 +34,6 @@ def make_arena(slabs: int, seals: int = SEALS) -> int:
 def slabs_of(runs: Runs) -> list[int]:
     """List the slabs of runs."""
     return [slab for first, count in runs for slab in range(first, first + count)]
-
-
-def runs_of(slabs: set[int]) -> Runs:
-    """Make runs of slabs."""
-    runs: list[tuple[int, int]] = []
-    for slab in sorted(slabs):
-        if runs and sum(runs[-1]) == slab:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((slab, 1))
-    return tuple(runs)
 
 
 class Denied(Exception):
