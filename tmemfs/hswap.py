@@ -184,6 +184,11 @@ class Hswap:
             self._discard(page)
             return None
         before, old = self.places.where(page), None
+        if self._pool.frozen:
+            # Its put would only flush: what the page holds stays until the overflow file has the new content.
+            self.counters.puts += 1
+            self._note_refusal()
+            return _Refusal(page, content, before, None)
         if before == POOL:
             try:
                 old = self._pool.get(OBJECT, page)
@@ -193,11 +198,14 @@ class Hswap:
         if self._pool.put(OBJECT, page, content):
             self._settle(page, before, POOL)
             return None
-        self.counters.rejected_puts += 1
-        self._full_until = self._clock() + FULL_SECONDS
+        self._note_refusal()
         if before == POOL:
             self.places.move(page, LOST)  # until it is decided: the pool has nothing any more
         return _Refusal(page, content, before, old)
+
+    def _note_refusal(self) -> None:
+        self.counters.rejected_puts += 1
+        self._full_until = self._clock() + FULL_SECONDS
 
     def _settle(self, page: int, before: int, place: int) -> None:
         """Record the new place of a page, and free its old slot."""
@@ -245,11 +253,12 @@ class Hswap:
             raise
         self.counters.overflow_writes += len(slots)
         for refusal, slot in zip(refused, slots, strict=True):
+            self._pool.flush_page(OBJECT, refusal.page)  # there still if the pool is frozen
             self._settle(refusal.page, refusal.before, slot)
 
     def _restore(self, refusal: _Refusal) -> None:
         """Put the copy of what was in the pool back; the other places were not changed."""
-        if refusal.before != POOL:
+        if self.places.where(refusal.page) != LOST or refusal.before == LOST:
             return
         if refusal.old is not None and self._pool.put(OBJECT, refusal.page, refusal.old):
             self.places.move(refusal.page, POOL)

@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.hswap.fakes import Area, raw_page
 from tmem import PAGE_SIZE
+from tmem.codec import CodecError
 from tmemfs.hswap import FULL_SECONDS
 from tmemfs.places import FIRST_SLOT, LOST, NOWHERE, POOL
 
@@ -98,9 +99,30 @@ def test_a_page_of_the_pool_that_is_refused_everywhere_gets_its_copy_back(
     assert read(area, 5) == old
 
 
-def test_a_page_that_cannot_even_be_put_back_reads_as_an_error_until_it_is_written(area: Area) -> None:
+def test_a_page_of_a_frozen_pool_stays_until_the_overflow_file_has_the_new_one(area: Area) -> None:
     write(area, 5, raw_page(1))
     area.tmem.freeze()
+    area.overflow.full = True
+    with pytest.raises(OSError, match="No space"):
+        write(area, 5, raw_page(2))
+    assert place(area, 5) == POOL
+    assert read(area, 5) == raw_page(1)
+    area.overflow.full = False
+    write(area, 5, raw_page(3))
+    assert place(area, 5) >= FIRST_SLOT
+    assert read(area, 5) == raw_page(3)
+    assert area.hswap.places.pool_pages == 0
+
+
+def test_a_page_that_cannot_even_be_put_back_reads_as_an_error_until_it_is_written(
+    area: Area, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(area, 5, raw_page(1))
+
+    def fail(page: bytes, compress: bool) -> tuple[bytes, int]:
+        raise CodecError("the compressor failed")
+
+    monkeypatch.setattr("tmem.store.encode", fail)
     area.overflow.full = True
     with pytest.raises(OSError, match="No space"):
         write(area, 5, raw_page(2))
@@ -111,6 +133,7 @@ def test_a_page_that_cannot_even_be_put_back_reads_as_an_error_until_it_is_writt
         assert caught.value.errno == errno.EIO
     with pytest.raises(OSError, match="page 5 "):
         trio.run(area.hswap.write, 5 * PAGE_SIZE + 10, b"part")
+    monkeypatch.undo()
     area.overflow.full = False
     write(area, 5, raw_page(3))
     assert read(area, 5) == raw_page(3)
