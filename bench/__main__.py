@@ -26,8 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import page
 from bench.catalogue import CATALOGUE, QUICK_BOUND, Measure, missing
-from bench.children import BenchError, end, interruptible, start, undisturbed
-from bench.report import Figures, Goal, machine, write
+from bench.tools.children import BenchError, end, interruptible, start, undisturbed
+from bench.tools.report import Figures, Goal, machine, write
 
 _LOOK_SECONDS = 0.25
 _SAID = 600  # bytes of what a failed measure said last

@@ -17,11 +17,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench import draw, pages, procmem
-from bench.children import BenchError
-from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
-from bench.harness import Mounted, tmemd, tmemfs, workspace
-from bench.report import Figures, Goal, Outcome, bars, main, median, parser, say
+from bench.tools import draw, pages, procmem
+from bench.tools.children import BenchError
+from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
+from bench.tools.harness import Mounted, tmemd, tmemfs, workspace
+from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, say
 
 GOAL = 1.05
 SMALL_CACHE = MIB

@@ -1,10 +1,10 @@
 """The claim: memory of the pool is there for any guest at once.
 
-Six guests, real mounts, share one machine's memory in six ways (bench/guests.py), each with the same total of six times
-X and once Y: (a) a static split, each X + Y/6 and no pool; (b) ballooning, a controller that looks every 5 s and moves
-the total between the guests with the hysteresis of Linux's xen-selfballoon (what lacks at once, an eighth of what is
-too much); (c) tmemd lending greedily, pages uncompressed; (d) tmemd by its default policy, uncompressed; (e) tmemd as
-shipped, compressed; (f) the limit, one cache of all the memory.
+Six guests, real mounts, share one machine's memory in six ways (bench/subjects/guests.py), each with the same total
+of six times X and once Y: (a) a static split, each X + Y/6 and no pool; (b) ballooning, a controller that looks every
+5 s and moves the total between the guests with the hysteresis of Linux's xen-selfballoon (what lacks at once, an
+eighth of what is too much); (c) tmemd lending greedily, pages uncompressed; (d) tmemd by its default policy,
+uncompressed; (e) tmemd as shipped, compressed; (f) the limit, one cache of all the memory.
 
 Measured, in every arm with the same seeded work: *zipf*, fio reading 16-KiB blocks of a working set of eight times X,
 in steps; in each two of the guests are busy and the others idle, and the next step begins when both are done.
@@ -21,12 +21,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import draw, guestloads, traces
-from bench.content import MIB
-from bench.guestloads import Done
-from bench.guests import ARMS, Guests, Shape, Watching, sharing
-from bench.harness import fast_workspace
-from bench.report import Figures, Goal, Outcome, main, median, parser, say
+from bench.subjects import guestloads
+from bench.subjects.guestloads import Done
+from bench.subjects.guests import ARMS, Guests, Shape, Watching, sharing
+from bench.tools import draw, traces
+from bench.tools.content import MIB
+from bench.tools.harness import fast_workspace
+from bench.tools.report import Figures, Goal, Outcome, main, median, parser, say
 
 GUESTS = 6
 BUSY = 2  # at the same time

@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import draw, pages, procmem
-from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
-from bench.harness import Mounted, fast_workspace, tmemfs
-from bench.report import Figures, Goal, Outcome, main, median, parser, ratios, say
+from bench.tools import draw, pages, procmem
+from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
+from bench.tools.harness import Mounted, fast_workspace, tmemfs
+from bench.tools.report import Figures, Goal, Outcome, main, median, parser, ratios, say
 
 GOAL = 3.0  # percent
 BACKINGS = {"5 ms": "latency=5ms", "0.5 ms": "latency=0.5ms", "unthrottled": ""}

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench.children import BenchError, interruptible, undisturbed
-from bench.content import MIB
-from bench.harness import Mounted, tmemfs, workspace
-from bench.workload import Ran, grep, tar
+from bench.tools.children import BenchError, interruptible, undisturbed
+from bench.tools.content import MIB
+from bench.tools.harness import Mounted, tmemfs, workspace
+from bench.tools.workload import Ran, grep, tar
 
 CACHE, POOL = 16 * MIB, 128 * MIB
 THROTTLE = "latency=2ms,bandwidth=6M"

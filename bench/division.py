@@ -1,12 +1,12 @@
 """How memory is divided between guests: traces as guests of the real lender, against other ways to divide it.
 
-Measured: the misses of all guests together, at 5, 10 and 20 % of their distinct pages, each guest with an LRU cache of
-half that share before its pool. The guests take equally long, at a thousand requests a second in sum. Lent by each
-policy of tmem.lending.division, by the real lender and in the real pool's order (bench/lent.py, bench/slotpool.py),
-against equal parts, one FIFO and one two-queue pool in common, and the best fixed parts that hindsight finds
-(bench/splits.py). Then with a floor of half an equal part for each, against a pool of that floor alone; and guests
-that are busy in turn, for half a second to a minute. Traces that are synthetic are left out unless they are named.
-Everything is exact to the page and nothing is random.
+Measured: the misses of all guests together, at 5, 10 and 20 % of their distinct pages, each guest with an LRU cache
+of half that share before its pool. The guests take equally long, at a thousand requests a second in sum. Lent by each
+policy of tmem.lending.lender.division, by the real lender and in the real pool's order (bench/models/lent.py,
+bench/models/slotpool.py), against equal parts, one FIFO and one two-queue pool in common, and the best fixed parts
+that hindsight finds (bench/models/splits.py). Then with a floor of half an equal part for each, against a pool of
+that floor alone; and guests that are busy in turn, for half a second to a minute. Traces that are synthetic are left
+out unless they are named. Everything is exact to the page and nothing is random.
 
     python -m bench.division --traces DIR [--only NAME …] [--limit REQUESTS] [--out FILE]
 """
@@ -22,12 +22,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import splits, traces
-from bench.children import BenchError
-from bench.lent import LentMemory
-from bench.report import Figures, Goal, Outcome, main, parser, say
-from bench.slotpool import Stream, stream
-from tmem.lending.division import DEFAULT, DIVISIONS
+from bench.models import splits
+from bench.models.lent import LentMemory
+from bench.models.slotpool import Stream, stream
+from bench.tools import traces
+from bench.tools.children import BenchError
+from bench.tools.report import Figures, Goal, Outcome, main, parser, say
+from tmem.lending.lender.division import DEFAULT, DIVISIONS
 
 SHARES = (0.05, 0.10, 0.20)
 SYNTHETIC = ("lirs_loop", "lirs_2_pools")

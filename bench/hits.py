@@ -1,13 +1,13 @@
 """What a hit costs: all pages in the cache, against a filesystem that does nothing.
 
-Measured: 4-KiB random reads by four readers (IOPS) and 1-MiB sequential reads by one (bytes a second), through
-tmemfs with every page in its cache, against `bench.nullfs` (the faster of its two files). Both sides are mounted
-at the same time, read through once before, and measured in turn; the figure is the median of the ratios of the
-pairs. Two files are read through tmemfs: one that was filled in order, so that its pages lie side by side in the
-cache (the goal is on this one), and one that was filled in random order, the worst case for large reads. tmemfs has
-pyfuse3 read requests in a faster way (`tmemfs.eager`); a null filesystem that does so too is the stricter floor. The
-processor time of the serving process a read is given as well: it says the same with less noise where others use
-the machine.
+Measured: 4-KiB random reads by four readers (IOPS) and 1-MiB sequential reads by one (bytes a second), through tmemfs
+with every page in its cache, against `bench.subjects.nullfs` (the faster of its two files). Both sides are mounted at
+the same time, read through once before, and measured in turn; the figure is the median of the ratios of the pairs.
+Two files are read through tmemfs: one that was filled in order, so that its pages lie side by side in the cache (the
+goal is on this one), and one that was filled in random order, the worst case for large reads. tmemfs has pyfuse3 read
+requests in a faster way (`tmemfs.kernel.eager`); a null filesystem that does so too is the stricter floor. The
+processor time of the serving process a read is given as well: it says the same with less noise where others use the
+machine.
 
     python -m bench.hits [--pairs 5] [--seconds 2] [--size 64] [--out FILE]
 """
@@ -17,11 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import draw, fio, pages, procmem
-from bench.children import BenchError
-from bench.content import MIB, PAGE_SIZE, shuffled, write_random
-from bench.harness import Mounted, nullfs, tmemfs, workspace
-from bench.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
+from bench.tools import draw, fio, pages, procmem
+from bench.tools.children import BenchError
+from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_random
+from bench.tools.harness import Mounted, nullfs, tmemfs, workspace
+from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
 
 RANDOM_GOAL, SEQUENTIAL_GOAL = 0.80, 0.70
 

@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.content import MIB
-from bench.harness import tmemd, workspace
-from bench.report import Figures, Goal, Outcome, main, median, parser, say
-from bench.syncguest import Denied, SyncGuest
+from bench.subjects.syncguest import Denied, SyncGuest
+from bench.tools.content import MIB
+from bench.tools.harness import tmemd, workspace
+from bench.tools.report import Figures, Goal, Outcome, main, median, parser, say
 from tmem.arena import SLAB_SIZE
-from tmem.lending import messages as m
+from tmem.lending.protocol import messages as m
 
 FIRST_GOAL, RATE_GOAL = 0.050, 200e6
 ASK = 64  # slabs

@@ -1,7 +1,7 @@
 """What memory it takes, against what it may take and against what its counters say.
 
-Measured: the proportional set size of the process plus the blocks of its arena (bench/procmem.py), over that of an
-idle mount with the same options, divided by the capacity of cache and pool, when both are full of 2:1 compressible
+Measured: the proportional set size of the process plus the blocks of its arena (bench/tools/procmem.py), over that of
+an idle mount with the same options, divided by the capacity of cache and pool, when both are full of 2:1 compressible
 pages; the same against what the counters say (`pool_lent_bytes` against the arena's blocks, and that, the cache and
 `pool_index_bytes` together against the growth of the process); the pages of a mapped file in the kernel's page cache
 while it is mapped (mincore), which no counter tells; and how far the sum falls when the cache is resized from 256M to
@@ -15,12 +15,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from bench import draw, pages, procmem
-from bench.children import BenchError
-from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
-from bench.harness import Mounted, tmemfs, workspace
-from bench.procmem import Memory
-from bench.report import Figures, Goal, Outcome, bars, main, parser, say
+from bench.tools import draw, pages, procmem
+from bench.tools.children import BenchError
+from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
+from bench.tools.harness import Mounted, tmemfs, workspace
+from bench.tools.procmem import Memory
+from bench.tools.report import Figures, Goal, Outcome, bars, main, parser, say
 
 SLABS_GOAL, WHOLE_GOAL = 2.0, 10.0  # percent
 FULL_GOAL, FALL_GOAL = 1.25, 200 * MIB

@@ -1,10 +1,10 @@
 """What names and attributes cost, against a filesystem that does nothing.
 
-Measured, in calls a second, through tmemfs over a local directory and through `bench.nullfs`, in turn: `stat` of a
-name that the kernel has cached; listing a directory of NAMES entries again and again (`readdir`, with attributes);
-create and unlink of an empty file. Both sides answer with an attribute time-out of one second, and both are asked
-once before. The processor time of the serving process a call is given as well: it says the same with less noise. A
-count at the end: how many calls on the backing a second `ls -l` of 10,000 entries makes within the time-out.
+Measured, in calls a second, through tmemfs over a local directory and through `bench.subjects.nullfs`, in turn:
+`stat` of a name that the kernel has cached; listing a directory of NAMES entries again and again (`readdir`, with
+attributes); create and unlink of an empty file. Both sides answer with an attribute time-out of one second, and both
+are asked once before. The processor time of the serving process a call is given as well: it says the same with less
+noise. A count at the end: how many calls on the backing a second `ls -l` of 10,000 entries makes within the time-out.
 
     python -m bench.metadata [--pairs 5] [--seconds 1] [--out FILE]
 """
@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import draw, procmem
-from bench.content import MIB
-from bench.harness import nullfs, tmemfs, workspace
-from bench.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
+from bench.tools import draw, procmem
+from bench.tools.content import MIB
+from bench.tools.harness import nullfs, tmemfs, workspace
+from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
 
 GOAL = 0.80
 NAMES = 1000

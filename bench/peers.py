@@ -23,11 +23,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import draw, fio, pages
-from bench.children import BenchError
-from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
-from bench.harness import fast_workspace, nullfs, served, tmemfs
-from bench.report import Figures, Goal, Outcome, main, parser, say
+from bench.tools import draw, fio, pages
+from bench.tools.children import BenchError
+from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
+from bench.tools.harness import fast_workspace, nullfs, served, tmemfs
+from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 
 PEERS = ("plain, throttled", "bindfs", "rclone", "passthrough_hp", "null", "tmemfs")
 NAMES = 200

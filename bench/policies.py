@@ -2,11 +2,11 @@
 
 Measured: misses at four size pairs (cache 1, 2.5, 5 and 10 %, pool 2, 5, 10 and 20 % of the distinct pages of the
 trace). The real objects and an LRU cache over an exclusive FIFO pool have exactly the same number of pages in each
-part (bench/replay.py); LRU, FIFO, S3-FIFO and Belady's limit are one cache of both sizes together, so that they can
-use all of it as they like (bench/classic.py). LRU + FIFO misses what LRU does, so the picture shows only that.
-The figure is the change of the misses in percent against LRU + FIFO:
-for each trace its mean over the sizes, and the mean of the traces. Replays share nothing, so they run on all cores.
-Nothing is random but the content of the pages, which is seeded.
+part (bench/models/replay.py); LRU, FIFO, S3-FIFO and Belady's limit are one cache of both sizes together, so that
+they can use all of it as they like (bench/models/classic.py). LRU + FIFO misses what LRU does, so the picture shows
+only that. The figure is the change of the misses in percent against LRU + FIFO: for each trace its mean over the
+sizes, and the mean of the traces. Replays share nothing, so they run on all cores. Nothing is random but the content
+of the pages, which is seeded.
 
     python -m bench.policies --traces DIR [--only NAME …] [--limit REQUESTS] [--out FILE]
 """
@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import classic, draw, traces
-from bench.children import BenchError
-from bench.replay import Sizes, replay_baseline, replay_real
-from bench.report import Figures, Goal, Outcome, main, parser, say
+from bench.models import classic
+from bench.models.replay import Sizes, replay_baseline, replay_real
+from bench.tools import draw, traces
+from bench.tools.children import BenchError
+from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 
 SHARES = ((0.01, 0.02), (0.025, 0.05), (0.05, 0.10), (0.10, 0.20))
 OURS, BASELINE = "ours", "LRU + FIFO"

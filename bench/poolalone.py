@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import draw
-from bench.children import BenchError
-from bench.content import MIB, PAGE_SIZE, half_compressible, shuffled
-from bench.harness import workspace
-from bench.report import Figures, Goal, Outcome, main, median, parser, say
-from bench.stores import Lz4Store, PoolStore, Store, memcached, redis, tmem_pool, zram
+from bench.subjects.stores import Lz4Store, PoolStore, Store, memcached, redis, tmem_pool, zram
+from bench.tools import draw
+from bench.tools.children import BenchError
+from bench.tools.content import MIB, PAGE_SIZE, half_compressible, shuffled
+from bench.tools.harness import workspace
+from bench.tools.report import Figures, Goal, Outcome, main, median, parser, say
 
 OURS = "tmem pool"
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000, 5_000_000)

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import draw, pages, procmem
-from bench.children import BenchError
-from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
-from bench.harness import Mounted, tmemfs, workspace
-from bench.report import Figures, Goal, Outcome, bars, main, median, parser, say
+from bench.tools import draw, pages, procmem
+from bench.tools.children import BenchError
+from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
+from bench.tools.harness import Mounted, tmemfs, workspace
+from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, say
 
 GOAL = 25.0  # microseconds
 SMALL_CACHE = MIB

@@ -1,9 +1,9 @@
 """What tmemd costs: processor and memory for each guest and each slab, from one guest to 64, and while all is quiet.
 
-Guests are bare (bench/syncguest.py): only tmemd is measured. For each number of guests and size of arena: its memory
-(proportional set size) before the guests, with them, and with everything lent in pieces; its processor time for slabs
-that are lent and returned again and again. And its share of a core while 64 guests send the report that a busy mount
-sends each 0.9 s, and nothing else: all hit.
+Guests are bare (bench/subjects/syncguest.py): only tmemd is measured. For each number of guests and size of arena:
+its memory (proportional set size) before the guests, with them, and with everything lent in pieces; its processor
+time for slabs that are lent and returned again and again. And its share of a core while 64 guests send the report
+that a busy mount sends each 0.9 s, and nothing else: all hit.
 
     python -m bench.scale [--slabs 20000] [--quiet 20] [--out FILE]
 """
@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import procmem
-from bench.content import MIB
-from bench.harness import Lending, tmemd, workspace
-from bench.report import Figures, Goal, Outcome, main, parser, say
-from bench.syncguest import SyncGuest
+from bench.subjects.syncguest import SyncGuest
+from bench.tools import procmem
+from bench.tools.content import MIB
+from bench.tools.harness import Lending, tmemd, workspace
+from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from tmem.arena import SLAB_SIZE
-from tmem.lending import messages as m
+from tmem.lending.protocol import messages as m
 
 GUESTS = (1, 4, 16, 64)
 ARENAS = tuple(size * MIB for size in (64, 1024, 16384))

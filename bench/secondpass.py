@@ -1,13 +1,13 @@
 """What the pool is for: the second pass over more than the cache holds, on a backing that is slow.
 
-Measured: the time of the first and of the second pass over a file four times as large as the cache, which fits
-cache and pool together; its pages are 2:1 compressible and the backing takes 5 ms a request. Twice: in a seeded
-random order, each page once, 4 KiB at a time (this pass is bound by the latency and the goal is on it), and
-sequentially, 1 MiB at a time with readahead, which hides most of the latency in the first pass already (with a
-cache of the default size: a random pass over four times that would take minutes). Before each round everything is
-dropped from cache and pool; the figure is the median of the ratios of the rounds. Pages that
-the second pass had to get from the backing are reported. Sequentially these are most of them: a stream that is seen for
-the first time is not put into the pool (tmemfs/admission.py), and its second pass is what tells that it comes again.
+Measured: the time of the first and of the second pass over a file four times as large as the cache, which fits cache
+and pool together; its pages are 2:1 compressible and the backing takes 5 ms a request. Twice: in a seeded random
+order, each page once, 4 KiB at a time (this pass is bound by the latency and the goal is on it), and sequentially, 1
+MiB at a time with readahead, which hides most of the latency in the first pass already (with a cache of the default
+size: a random pass over four times that would take minutes). Before each round everything is dropped from cache and
+pool; the figure is the median of the ratios of the rounds. Pages that the second pass had to get from the backing are
+reported. Sequentially these are most of them: a stream that is seen for the first time is not put into the pool
+(tmemfs/cache/admission.py), and its second pass is what tells that it comes again.
 
     python -m bench.secondpass [--rounds 3] [--cache 4] [--large 64] [--latency 5ms] [--out FILE]
 """
@@ -18,10 +18,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import draw, pages
-from bench.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
-from bench.harness import Mounted, tmemfs, workspace
-from bench.report import Figures, Goal, Outcome, bars, main, median, parser, say
+from bench.tools import draw, pages
+from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
+from bench.tools.harness import Mounted, tmemfs, workspace
+from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, say
 
 GOAL = 30.0
 TIMES_CACHE = 4

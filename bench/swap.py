@@ -19,14 +19,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench import draw, swapareas
-from bench.children import BenchError
-from bench.content import PAGE_SIZE
-from bench.harness import workspace
-from bench.memcg import limited
-from bench.paging import Round, pager, vmstat
-from bench.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
-from bench.swapareas import Area
+from bench.subjects import swapareas
+from bench.subjects.paging import Round, pager, vmstat
+from bench.subjects.swapareas import Area
+from bench.tools import draw
+from bench.tools.children import BenchError
+from bench.tools.content import PAGE_SIZE
+from bench.tools.harness import workspace
+from bench.tools.memcg import limited
+from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
 
 GOAL = 20.0
 MIB = 1 << 20

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tmemfs.kernelmount import abort, top_mount, unmount
+from tmemfs.kernel.kernelmount import abort, top_mount, unmount
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = (sys.executable, os.fspath(REPOSITORY / "tests" / "tinyguest.py"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tmemfs.inodes import InodeTable
-from tmemfs.pagecache import PageCache
-from tmemfs.precache import Precache
+from tmemfs.cache.pagecache import PageCache
+from tmemfs.cache.precache import Precache
+from tmemfs.inodes.inodes import InodeTable
 
 
 def check_content(inodes: InodeTable, cache: PageCache, precache: Precache) -> None:

@@ -23,16 +23,16 @@ import trio.testing
 from tests.consistency import check_content
 from tmem import EmbeddedArena, Tmem
 from tmemfs.backing import Backing, SlottedFile
-from tmemfs.content import Content
-from tmemfs.descriptors import Descriptors
-from tmemfs.files import OpenFile, OpenFiles
-from tmemfs.inode import Inode
-from tmemfs.inodes import InodeTable
-from tmemfs.pagecache import PAGE_SHIFT, PAGE_SIZE, PageCache
-from tmemfs.precache import Precache
-from tmemfs.reader import Reader
-from tmemfs.writeback import Writeback
-from tmemfs.writer import Writer
+from tmemfs.cache.content import Content
+from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE, PageCache
+from tmemfs.cache.precache import Precache
+from tmemfs.data.files import OpenFile, OpenFiles
+from tmemfs.data.reader import Reader
+from tmemfs.data.writeback import Writeback
+from tmemfs.data.writer import Writer
+from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,22 +10,48 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GUEST = {path.stem: path for path in sorted((ROOT / "tmemfs").glob("*.py"))}
-BACKEND = {path.stem: path for path in sorted((ROOT / "backend" / "tmem").glob("*.py"))}
-LENDING = {path.stem: path for path in sorted((ROOT / "backend" / "tmem" / "lending").glob("*.py"))}
 MAX_LINES = 350
 
+
+def modules(folder: str, package: str) -> dict[str, Path]:
+    """Return the modules of a package by their dotted names."""
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return {f"{package}." + ".".join(path.relative_to(ROOT / folder).with_suffix("").parts): path for path in paths}
+
+
+GUEST = modules("tmemfs", "tmemfs")
+BACKEND = modules("backend/tmem", "tmem")
+LENDING = {name: path for name, path in BACKEND.items() if name.startswith("tmem.lending.")}
+POOL = {name: path for name, path in BACKEND.items() if name not in LENDING}
+BENCH = modules("bench", "bench")
+ALL = {**GUEST, **BACKEND, **BENCH}
+
+# The folders of each package from the ground up: a module imports from its own folder and from those before it.
+# What lies in no folder of the package is common ground, or assembles the rest.
+FLOORS = {
+    "tmemfs": ("cache", "inodes", "kernel", "data", "names", "requests", "watching", "hswap", "running"),
+    "tmem.lending": ("protocol", "lender", "guest", "daemon", "control"),
+    "bench": ("tools", "models", "subjects"),
+}
 # Thin trio adapters over pure logic; everything else in the backend is called, never scheduled.
-LENDING_ADAPTERS = {"server", "broker", "executor", "waiting", "tmemd", "client"}
+LENDING_ADAPTERS = {
+    *(f"tmem.lending.daemon.{name}" for name in ("server", "broker", "executor", "waiting", "tmemd")),
+    "tmem.lending.guest.client",
+}
 # What decides about lending, and the protocol: driven by messages and a clock that is handed in.
-LENDING_DECIDES = (
-    *("account", "actions", "asking", "claiming", "division", "governor", "ledger", "lender", "messages", "slabmap"),
-    *("stats", "taking", "verbs", "wire"),
-)
+LENDING_DECIDES = sorted(name for name in LENDING if name.split(".")[2] in ("lender", "protocol"))
 # What speaks to the kernel; `guest` only names the type of what it hands over.
-SPEAKS_FUSE = {"fs", "session", "kernelcache", "guest", "answer", "directories", "eager", "replies"}
+SPEAKS_FUSE = {
+    "tmemfs.guest",
+    *(f"tmemfs.requests.{name}" for name in ("fs", "answer", "directories", "replies")),
+    *(f"tmemfs.kernel.{name}" for name in ("session", "kernelcache", "eager")),
+}
 # What knows the process and the mount; below them nothing may.
-TOP = {"cli", "top", "__main__", "mount", "daemon", "session", "remote", "preflight", "kernelmount", "guest"}
+TOP = {
+    *("tmemfs.cli", "tmemfs.__main__", "tmemfs.guest", "tmemfs.kernel.session"),
+    *(name for name in GUEST if name.startswith("tmemfs.running.")),
+}
+PURE = ("tmemfs.cache.balloon", "tmemfs.cache.pagecache", "tmemfs.data.readahead")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -51,17 +77,12 @@ def packages(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imported(path)}
 
 
-def siblings(path: Path, package: str, modules: dict[str, Path]) -> set[str]:
-    """Return which modules of the same package a module imports."""
-    found = set()
-    for name in imported(path):
-        below = name.removeprefix(f"{package}.").split(".")[0]
-        if name.startswith(f"{package}.") and below in modules:
-            found.add(below)
-    return found
+def within(path: Path) -> set[str]:
+    """Return which modules of this project a module imports."""
+    return {part for name in imported(path) for part in (name, name.rpartition(".")[0]) if part in ALL}
 
 
-@pytest.mark.parametrize("name", BACKEND)
+@pytest.mark.parametrize("name", POOL)
 def test_the_backend_knows_nothing_of_the_guest(name: str) -> None:
     assert not packages(BACKEND[name]) & {"tmemfs", "pyfuse3", "trio"}
 
@@ -76,27 +97,42 @@ def test_lending_knows_nothing_of_the_guest_and_only_its_adapters_are_scheduled(
 @pytest.mark.parametrize("name", LENDING_DECIDES)
 def test_lending_decides_without_clock_system_or_scheduler(name: str) -> None:
     assert not packages(LENDING[name]) & {"trio", "time", "threading", "os", "socket", "select", "random", "asyncio"}
-    siblings_of = {full.split(".")[2] for full in imported(LENDING[name]) if full.startswith("tmem.lending.")}
-    assert siblings_of <= {*LENDING_DECIDES}
+    assert {other for other in within(LENDING[name]) if other in LENDING} <= {*LENDING_DECIDES}
     assert not [
         node for node in ast.walk(ast.parse(LENDING[name].read_text())) if isinstance(node, ast.AsyncFunctionDef)
     ]
 
 
-@pytest.mark.parametrize(("package", "modules"), [("tmemfs", GUEST), ("tmem", BACKEND), ("tmem.lending", LENDING)])
-def test_imports_have_no_circle(package: str, modules: dict[str, Path]) -> None:
-    graph = {name: siblings(path, package, modules) for name, path in modules.items()}
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_point_down(package: str) -> None:
+    floors = FLOORS[package]
+    depth = package.count(".") + 1
+    folders = {
+        name: name.split(".")[depth] for name in ALL if name.startswith(f"{package}.") and name.count(".") > depth
+    }
+    assert set(folders.values()) == set(floors)
+    up = [
+        (name, other)
+        for name, folder in folders.items()
+        for other in within(ALL[name])
+        if other in folders and floors.index(folders[other]) > floors.index(folder)
+    ]
+    assert up == []
+
+
+def test_imports_have_no_circle() -> None:
+    graph = {name: within(path) - {name} for name, path in ALL.items()}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("name", sorted(set(GUEST) - TOP))
 def test_nothing_below_the_mount_imports_what_runs_it(name: str) -> None:
-    assert not siblings(GUEST[name], "tmemfs", GUEST) & TOP
+    assert not within(GUEST[name]) & TOP
 
 
-@pytest.mark.parametrize("name", sorted(set(GUEST) - TOP - {"fs"}))
+@pytest.mark.parametrize("name", sorted(set(GUEST) - TOP - {"tmemfs.requests.fs"}))
 def test_only_the_guest_assembles_the_operations(name: str) -> None:
-    assert "fs" not in siblings(GUEST[name], "tmemfs", GUEST)
+    assert "tmemfs.requests.fs" not in within(GUEST[name])
 
 
 @pytest.mark.parametrize("name", sorted(set(GUEST) - SPEAKS_FUSE))
@@ -104,21 +140,19 @@ def test_only_what_speaks_to_the_kernel_imports_pyfuse3(name: str) -> None:
     assert "pyfuse3" not in packages(GUEST[name])
 
 
-@pytest.mark.parametrize("name", sorted(set(GUEST) - {"answer"}))
+@pytest.mark.parametrize("name", sorted(set(GUEST) - {"tmemfs.requests.answer"}))
 def test_only_answer_knows_fuse_errors(name: str) -> None:
     names = {node.id for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.Name)}
     attributes = {node.attr for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.Attribute)}
     assert "FUSEError" not in names | attributes | {full.split(".")[-1] for full in imported(GUEST[name])}
 
 
-@pytest.mark.parametrize("name", ["balloon", "pagecache", "readahead"])
+@pytest.mark.parametrize("name", PURE)
 def test_the_core_decides_without_clock_or_scheduler(name: str) -> None:
     assert not packages(GUEST[name]) & {"trio", "time", "threading", "os"}
     assert not [node for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.AsyncFunctionDef)]
 
 
-@pytest.mark.parametrize(
-    "path", [*GUEST.values(), *BACKEND.values(), *LENDING.values()], ids=lambda path: f"{path.parent.name}/{path.stem}"
-)
-def test_a_module_is_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MAX_LINES
+@pytest.mark.parametrize("name", [*GUEST, *BACKEND])
+def test_a_module_is_short(name: str) -> None:
+    assert len(ALL[name].read_text().splitlines()) <= MAX_LINES

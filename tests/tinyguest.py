@@ -14,7 +14,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-import tmemfs.mount
+import tmemfs.running.mount
 from tmemfs.cli import main
 from tmemfs.config import MountConfig
 
@@ -109,5 +109,5 @@ class TinyGuest:
 
 
 if __name__ == "__main__":
-    vars(tmemfs.mount)["Guest"] = TinyGuest
+    vars(tmemfs.running.mount)["Guest"] = TinyGuest
     main()

@@ -25,9 +25,9 @@ from tmemfs.config import (
     parse_pool,
     parse_throttle,
 )
-from tmemfs.kernelmount import resolve_mountpoint
-from tmemfs.remote import RemoteMount
-from tmemfs.top import Watcher, watch
+from tmemfs.kernel.kernelmount import resolve_mountpoint
+from tmemfs.running.remote import RemoteMount
+from tmemfs.running.top import Watcher, watch
 
 POOL = Text("SIZE|none|unix:PATH", parse_pool)
 BALLOON = Text("min=…,max=…,idle=…", parse_balloon)
@@ -98,7 +98,7 @@ def mount_command(
         **rest,
     )
     # Imported here, so that the other commands start without the filesystem and its libraries.
-    from tmemfs.mount import mount
+    from tmemfs.running.mount import mount
 
     return mount(config)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from tmem.sizes import KIB, MIB, ConfigError, parse_duration, parse_size, ram_bytes
-from tmemfs.balloon import IDLE_SECONDS, BalloonRange
+from tmemfs.cache.balloon import IDLE_SECONDS, BalloonRange
 from tmemfs.options import MountOptions, parse_options
 
 __all__ = [

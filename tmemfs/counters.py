@@ -7,19 +7,45 @@ state.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from tmem import SLAB_SIZE, PoolStats, TmemStats
-from tmemfs.hswap import HswapCounters
-from tmemfs.pagecache import PAGE_SHIFT
-from tmemfs.places import Places
+from tmem import SLAB_SIZE, PoolStats, Tmem, TmemStats
+from tmem.lending.guest.client import Client
+from tmemfs.backing import Backing
+from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
+from tmemfs.cache.precache import Precache
+from tmemfs.data.ballooning import Ballooning
+from tmemfs.data.reader import Reader
+from tmemfs.hswap.hswap import HswapCounters
+from tmemfs.hswap.places import Places
+from tmemfs.hswap.swaparea import SwapArea
+from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.inodes import InodeTable
 from tmemfs.stats import Stats
-
-if TYPE_CHECKING:
-    from tmemfs.guest import Guest
+from tmemfs.watching.watch import Watch
 
 
-def register(stats: Stats, guest: Guest) -> None:
+class Counted(Protocol):
+    """What a guest has that is counted."""
+
+    backing: Backing
+    ballooning: Ballooning | None
+    cache: PageCache
+    descriptors: Descriptors
+    inodes: InodeTable
+    lender: Client | None
+    precache: Precache
+    reader: Reader
+    swap: SwapArea | None
+    tmem: Tmem | None
+    watch: Watch | None
+
+    @property
+    def frozen(self) -> bool:
+        """Return whether the pool takes no new pages."""
+
+
+def register(stats: Stats, guest: Counted) -> None:
     """Register every counter of a guest."""
     cache, reader, backing = guest.cache, guest.reader, guest.backing
     stats.gauges(
@@ -76,7 +102,7 @@ def register(stats: Stats, guest: Guest) -> None:
     stats.ratio("hit_ratio", ("cache_hits", "precache_succ_gets"), ("cache_hits", "cache_misses"))
 
 
-def _register_pool(stats: Stats, guest: Guest) -> None:
+def _register_pool(stats: Stats, guest: Counted) -> None:
     cache, tmem, pool = guest.cache, guest.tmem, guest.precache.pool
 
     # Without a pool the names are there all the same: a dashboard need not know.
@@ -92,7 +118,7 @@ def _register_pool(stats: Stats, guest: Guest) -> None:
             "failed_gets": now.failed_gets,
             "flushes": now.flushes,
             "dropped": cache.dropped,  # evicted while the victim queue was full
-            "passed": cache.passed,  # evicted pages of streams that were not worth a put (tmemfs/admission.py)
+            "passed": cache.passed,  # evicted pages of streams that were not worth a put (tmemfs/cache/admission.py)
         }
 
     stats.counters("precache_", verbs)
@@ -123,7 +149,7 @@ def _register_pool(stats: Stats, guest: Guest) -> None:
     stats.counters("pool_", counters)
 
 
-def _register_hswap(stats: Stats, guest: Guest) -> None:
+def _register_hswap(stats: Stats, guest: Counted) -> None:
     hswap = guest.swap.hswap if guest.swap is not None else None
     counters, places = (hswap.counters, hswap.places) if hswap is not None else (HswapCounters(), Places(0))
     stats.gauges(
@@ -138,7 +164,7 @@ def _register_hswap(stats: Stats, guest: Guest) -> None:
     stats.counters("hswap_", lambda: dataclasses.asdict(counters))
 
 
-def _register_lender(stats: Stats, guest: Guest) -> None:
+def _register_lender(stats: Stats, guest: Counted) -> None:
     lender = guest.lender
     if lender is None:
         return

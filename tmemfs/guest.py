@@ -11,41 +11,41 @@ from collections.abc import Mapping
 import trio
 
 from tmem import SLAB_SIZE, EmbeddedArena, Tmem
-from tmem.lending.borrowed import Borrowed
-from tmem.lending.borrower import Borrower
-from tmem.lending.client import Client
-from tmem.lending.handshake import Declined, Unreachable
-from tmem.lending.messages import MAX_SLABS
+from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.guest.borrower import Borrower
+from tmem.lending.guest.client import Client
+from tmem.lending.guest.handshake import Declined, Unreachable
+from tmem.lending.protocol.messages import MAX_SLABS
 from tmem.resident import ResidentSlabs
 from tmemfs import memory
-from tmemfs.attributes import Attributes
 from tmemfs.backing import Backing
-from tmemfs.ballooning import Ballooning
+from tmemfs.cache.content import Content
+from tmemfs.cache.pagecache import PageCache
+from tmemfs.cache.precache import Precache
 from tmemfs.config import MIN_CACHE_BYTES, ConfigError, MountConfig, parse_size
-from tmemfs.content import Content
-from tmemfs.control import BadControlInput, Control
 from tmemfs.counters import register
-from tmemfs.descriptors import Descriptors
-from tmemfs.directories import Directories
-from tmemfs.files import OpenFiles
-from tmemfs.fs import Operations, Parts
-from tmemfs.inode import Inode
-from tmemfs.inodes import InodeTable
-from tmemfs.kernelcache import KernelCache
-from tmemfs.kernelmount import is_local
-from tmemfs.listing import Listings
-from tmemfs.opener import Opener
-from tmemfs.pagecache import PageCache
-from tmemfs.precache import Precache
-from tmemfs.reader import Reader
-from tmemfs.replies import Replies
+from tmemfs.data.ballooning import Ballooning
+from tmemfs.data.files import OpenFiles
+from tmemfs.data.reader import Reader
+from tmemfs.data.writeback import Writeback
+from tmemfs.data.writer import Writer
+from tmemfs.hswap.swaparea import SwapArea
+from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
+from tmemfs.kernel.kernelcache import KernelCache
+from tmemfs.kernel.kernelmount import is_local
+from tmemfs.names.attributes import Attributes
+from tmemfs.names.listing import Listings
+from tmemfs.names.opener import Opener
+from tmemfs.names.tree import Tree
+from tmemfs.requests.control import BadControlInput, Control
+from tmemfs.requests.directories import Directories
+from tmemfs.requests.fs import Operations, Parts
+from tmemfs.requests.replies import Replies
 from tmemfs.stats import Stats, Value
-from tmemfs.swaparea import SwapArea
 from tmemfs.throttle import ThrottleGate
-from tmemfs.tree import Tree
-from tmemfs.watch import Watch
-from tmemfs.writeback import Writeback
-from tmemfs.writer import Writer
+from tmemfs.watching.watch import Watch
 
 log = logging.getLogger(__name__)
 

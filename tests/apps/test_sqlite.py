@@ -15,7 +15,7 @@ import pytest
 from tests.apps.sqlwriter import TABLE, connect, data_of
 from tests.conftest import REPOSITORY, Place, wait_until
 from tests.mounted import Mounted
-from tmemfs.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import top_mount, unmount
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]

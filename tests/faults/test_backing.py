@@ -15,7 +15,7 @@ from tests.conftest import run
 from tests.faults.conftest import Opened
 from tests.mounted import Mounted
 from tests.parts import pages_of
-from tmemfs.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import top_mount, unmount
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 Options = tuple[str, ...]

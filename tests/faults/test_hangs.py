@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import REPOSITORY, Place, run, wait_until
 from tests.mounted import Mounted
 from tests.parts import pages_of
-from tmemfs.kernelmount import abort, top_mount, unmount
+from tmemfs.kernel.kernelmount import abort, top_mount, unmount
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 READERS = 200

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Place, has_ended, wait_until
 from tests.faults.recorder import FILES, SLOT_BYTES, number_of, record
-from tmemfs.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import top_mount, unmount
 
 pytestmark = pytest.mark.mount
 SECONDS = 60.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import trio
 
-import tmemfs.mount
+import tmemfs.running.mount
 from tests.consistency import check_content
 from tmemfs.cli import main
 from tmemfs.guest import Guest
@@ -47,5 +47,5 @@ class CheckedGuest(Guest):
 
 
 if __name__ == "__main__":
-    vars(tmemfs.mount)["Guest"] = CheckedGuest
+    vars(tmemfs.running.mount)["Guest"] = CheckedGuest
     main()

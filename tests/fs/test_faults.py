@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import REPOSITORY, Place, environment, wait_until
 from tests.mounted import Mounted
 from tests.parts import pages_of
-from tmemfs.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import top_mount, unmount
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import trio
 
 from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, Tmem
-from tmemfs.hswap import Hswap
-from tmemfs.places import FIRST_SLOT
+from tmemfs.hswap.hswap import Hswap
+from tmemfs.hswap.places import FIRST_SLOT
 
 
 class MemoryOverflow:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Place, wait_until
 from tests.lending.conftest import tmemd
-from tests.lending.daemon import Tmemd
+from tests.lending.tmemd import Tmemd
 from tests.mounted import Mounted
 
 __all__ = ["tmemd"]

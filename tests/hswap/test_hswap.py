@@ -14,8 +14,8 @@ from trio.testing import wait_all_tasks_blocked
 from tests.hswap.fakes import Area, raw_page
 from tmem import PAGE_SIZE
 from tmem.codec import CodecError
-from tmemfs.hswap import FULL_SECONDS
-from tmemfs.places import FIRST_SLOT, LOST, NOWHERE, POOL
+from tmemfs.hswap.hswap import FULL_SECONDS
+from tmemfs.hswap.places import FIRST_SLOT, LOST, NOWHERE, POOL
 
 SLAB_PAGES = 16
 ZEROS = bytes(PAGE_SIZE)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.hswap.fakes import Area, raw_page
 from tmem import PAGE_SIZE
-from tmemfs.places import LOST, NOWHERE, POOL
+from tmemfs.hswap.places import LOST, NOWHERE, POOL
 
 R = TypeVar("R")
 X = TypeVar("X")

@@ -12,9 +12,9 @@ import pytest
 import trio
 
 from tests.hswap.fakes import raw_page
-from tmemfs import overflow
 from tmemfs.config import ConfigError
-from tmemfs.overflow import HEADER, Overflow
+from tmemfs.hswap import overflow
+from tmemfs.hswap.overflow import HEADER, Overflow
 
 PAGE = 4096
 

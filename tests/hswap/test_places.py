@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tmemfs.places import FIRST_SLOT, LOST, NOWHERE, POOL, Places
+from tmemfs.hswap.places import FIRST_SLOT, LOST, NOWHERE, POOL, Places
 
 
 def test_every_page_begins_nowhere() -> None:

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tmemfs.rangelock import RangeLock
+from tmemfs.hswap.rangelock import RangeLock
 
 
 def test_a_free_range_is_held_without_a_turn_of_the_scheduler() -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from tests.conftest import Place
 from tests.mounted import Mounted
-from tmemfs import swapfile
 from tmemfs.config import MIB, ConfigError, MountConfig, parse_options
-from tmemfs.overflow import HEADER
-from tmemfs.swaparea import default_overflow
+from tmemfs.hswap import swapfile
+from tmemfs.hswap.overflow import HEADER
+from tmemfs.hswap.swaparea import default_overflow
 
 PLAIN = MountConfig(Path("/source"), Path("/mnt"))
 

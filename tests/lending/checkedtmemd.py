@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import tmem.lending.tmemd
-from tmem.lending.actions import Action
-from tmem.lending.broker import Broker
+import tmem.lending.daemon.tmemd
+from tmem.lending.daemon.broker import Broker
+from tmem.lending.lender.actions import Action
 
 
 class CheckedBroker(Broker):
@@ -21,5 +21,5 @@ class CheckedBroker(Broker):
 
 
 if __name__ == "__main__":
-    vars(tmem.lending.tmemd)["Broker"] = CheckedBroker
-    tmem.lending.tmemd.main()
+    vars(tmem.lending.daemon.tmemd)["Broker"] = CheckedBroker
+    tmem.lending.daemon.tmemd.main()

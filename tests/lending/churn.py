@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 from tests.lending.world import Guest, World
-from tmem.lending import messages as m
-from tmem.lending.actions import Refusal
-from tmem.lending.lender import Lender
+from tmem.lending.lender.actions import Refusal
+from tmem.lending.lender.lender import Lender
+from tmem.lending.protocol import messages as m
 
 
 class Churn:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lending.daemon import Tmemd
 from tests.lending.fakeguest import FakeGuest
 from tests.lending.mounts import Borrowing
+from tests.lending.tmemd import Tmemd
 
 MakeGuest = Callable[..., FakeGuest]
 MakeBorrowing = Callable[..., Borrowing]

@@ -1,4 +1,4 @@
-"""A guest without a pool that is patient: what tests do with bench.syncguest, waiting for whatever takes a while."""
+"""A patient guest without a pool: what tests do with bench.subjects.syncguest, waiting for whatever takes a while."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import time
 from typing import Self
 
-from bench.syncguest import SEALS, Denied, GuestRefused, SyncGuest, make_arena, slabs_of
+from bench.subjects.syncguest import SEALS, Denied, GuestRefused, SyncGuest, make_arena, slabs_of
 from tests.conftest import SECONDS
 from tmem.arena import SLAB_SIZE
-from tmem.lending import messages as m
+from tmem.lending.protocol import messages as m
 
 __all__ = ["SEALS", "Denied", "FakeGuest", "GuestRefused", "make_arena", "slabs_of"]
 

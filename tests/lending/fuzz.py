@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.lending.fakeguest import make_arena
-from tmem.lending import messages as m
-from tmem.lending.messages import Runs
-from tmem.lending.wire import encode
+from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.messages import Runs
+from tmem.lending.protocol.wire import encode
 
 Words = tuple[Callable[[], m.Message], ...]
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from tmem import PAGE_SIZE, SLAB_SIZE, Pool, Tmem
 from tmem.arena import punch
-from tmem.lending.borrowed import Borrowed
-from tmem.lending.borrower import Borrower
-from tmem.lending.messages import FromGuest, Lend, Runs, Taken, Welcome
+from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.guest.borrower import Borrower
+from tmem.lending.protocol.messages import FromGuest, Lend, Runs, Taken, Welcome
 
 M = TypeVar("M")
 SLAB_PAGES = SLAB_SIZE // PAGE_SIZE

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import Place, wait_until
-from tests.lending.daemon import Tmemd
+from tests.lending.tmemd import Tmemd
 from tests.mounted import Mounted
 from tests.parts import pages_of
 

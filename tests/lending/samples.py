@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tmem.lending import messages as m
-from tmem.lending.messages import Answer, FromGuest, Runs, ToGuest, Verb
+from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.messages import Answer, FromGuest, Runs, ToGuest, Verb
 
 slabs = st.integers(0, m.MAX_SLABS)
 some = st.integers(1, m.MAX_SLABS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import lendspeed, scale
-from bench.content import MIB
+from bench.tools.content import MIB
 
 
 def test_the_speed_of_lending_is_measured_from_guests_of_both_kinds() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.lending.conftest import MakeBorrowing
-from tests.lending.daemon import Tmemd
 from tests.lending.mounts import MIB, SLAB, Borrowing, Load
+from tests.lending.tmemd import Tmemd
 
 pytestmark = pytest.mark.mount
 

@@ -7,11 +7,11 @@ import signal
 
 import pytest
 
-from bench.memcg import VERSIONS, join, limited
+from bench.tools.memcg import VERSIONS, join, limited
 from tests.conftest import Place, wait_until
 from tests.lending.conftest import MakeBorrowing
-from tests.lending.daemon import Tmemd
 from tests.lending.mounts import MIB, SLAB, Load
+from tests.lending.tmemd import Tmemd
 
 pytestmark = pytest.mark.mount
 

@@ -15,8 +15,8 @@ import pytest
 
 from tests.conftest import run, wait_until
 from tests.lending.conftest import MakeGuest
-from tests.lending.daemon import CHECKED, Tmemd
 from tests.lending.fakeguest import Denied
+from tests.lending.tmemd import CHECKED, Tmemd
 
 OTHER_UID = 12_001
 

@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from tests.lending.loans import noise, slabs_in
 from tmem import SLAB_SIZE, Tmem
 from tmem.arena import punch
-from tmem.lending.actions import Action, Close, FindHoles, MakeReal, Punch, ReadDry, Refusal, Send
-from tmem.lending.borrowed import Borrowed, runs_of
-from tmem.lending.borrower import Borrower
-from tmem.lending.lender import Lender
-from tmem.lending.memfds import is_whole
-from tmem.lending.messages import FromGuest, Hello, ToGuest, Welcome
-from tmem.lending.wire import encode, guest_decoder, tmemd_decoder
+from tmem.lending.daemon.memfds import is_whole
+from tmem.lending.guest.borrowed import Borrowed, runs_of
+from tmem.lending.guest.borrower import Borrower
+from tmem.lending.lender.actions import Action, Close, FindHoles, MakeReal, Punch, ReadDry, Refusal, Send
+from tmem.lending.lender.lender import Lender
+from tmem.lending.protocol.messages import FromGuest, Hello, ToGuest, Welcome
+from tmem.lending.protocol.wire import encode, guest_decoder, tmemd_decoder
 
 ARENA = 48  # slabs
 PAGES = [noise(seed) for seed in range(48)]

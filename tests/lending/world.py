@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tmem.lending import messages as m
-from tmem.lending.actions import Action, Close, FindHoles, MakeReal, Punch, ReadDry, Send
-from tmem.lending.lender import Lender
-from tmem.lending.messages import FromGuest, Runs, ToGuest, in_parts
+from tmem.lending.lender.actions import Action, Close, FindHoles, MakeReal, Punch, ReadDry, Send
+from tmem.lending.lender.lender import Lender
+from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.messages import FromGuest, Runs, ToGuest, in_parts
 
 
 def slabs_of(runs: Iterable[tuple[int, int]]) -> set[int]:

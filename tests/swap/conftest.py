@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.memcg import VERSIONS
+from bench.tools.memcg import VERSIONS
 from tests.conftest import Place
 from tests.mounted import Mounted
 from tests.swap.swapped import SwappedMount
-from tmemfs import swapfile
+from tmemfs.hswap import swapfile
 
 OTHER_SWAP = "other swap is on, and pages would go there"
 

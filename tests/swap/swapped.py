@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.conftest import REAL, Place, run, wait_until
 from tests.mounted import Mounted
-from tmemfs import swapfile
-from tmemfs.kernelmount import top_mount
+from tmemfs.hswap import swapfile
+from tmemfs.kernel.kernelmount import top_mount
 
 MIB = 1 << 20
 # Half of this and the kernel kills the pager now and then: the loop device's own pages count in the same cgroup.

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import REAL, environment
 from tests.swap.swapped import SwappedMount, fake_tool
-from tmemfs import swapfile
+from tmemfs.hswap import swapfile
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 

@@ -7,15 +7,15 @@ import time
 
 import pytest
 
-from bench.memcg import limited
-from bench.paging import Pager, Round, pager
+from bench.subjects.paging import Pager, Round, pager
+from bench.tools.memcg import limited
 from tests.conftest import wait_until
 from tests.lending.conftest import MakeGuest, guest, tmemd
-from tests.lending.daemon import Tmemd
 from tests.lending.fakeguest import Denied, FakeGuest
+from tests.lending.tmemd import Tmemd
 from tests.swap.swapped import LIMIT, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
 from tmem import SLAB_SIZE
-from tmem.lending.messages import MAX_ASK
+from tmem.lending.protocol.messages import MAX_ASK
 
 __all__ = ["guest", "tmemd"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.memcg import limited, set_limit
-from bench.paging import Pager, pager, vmstat
+from bench.subjects.paging import Pager, pager, vmstat
+from bench.tools.memcg import limited, set_limit
 from tests.swap.swapped import LIMIT, MIB, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]

@@ -1,0 +1,1 @@
+"""tmemctl: the verbs of a person."""

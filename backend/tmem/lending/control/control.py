@@ -1,0 +1,110 @@
+"""Ask a running tmemd, as tmemctl and `tmemfs top` do: one request after the other, each with its answer."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from tmem.commands import CommandError
+from tmem.lending.protocol.messages import Answer, AskTotals, Done, Failed, List, Row, Table, Totals, Verb
+from tmem.lending.protocol.wire import ProtocolError, encode, tmemctl_decoder
+from tmem.sizes import ConfigError
+
+_ANSWER_SECONDS = 30.0
+_READ = 1 << 16
+
+
+class Control:
+    """A connection to tmemd. Raises ConfigError when there is none to be had, CommandError when tmemd refuses."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(_ANSWER_SECONDS)
+        self._decoder = tmemctl_decoder()
+        self._arrived: list[Answer] = []
+        try:
+            self._socket.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            self._socket.close()
+            raise ConfigError(
+                f"tmemd does not listen on '{path}': start it with tmemd --size SIZE --socket {path},"
+                " or name its socket with --socket"
+            ) from None
+        except OSError as error:
+            self._socket.close()
+            reason = "you may not use it" if isinstance(error, PermissionError) else error.strerror or str(error)
+            raise ConfigError(f"socket '{path}' cannot be connected to: {reason}; name another with --socket") from None
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._socket.close()
+
+    def rows(self) -> list[Row]:
+        """Ask for the table of the guests that this user may see."""
+        self._send(List())
+        rows: list[Row] = []
+        while True:
+            answer = self._answer()
+            if not isinstance(answer, Table):
+                raise self._confused()
+            rows += answer.rows
+            if answer.last:
+                return rows
+
+    def totals(self) -> dict[str, int | float]:
+        """Ask for the sums and counters."""
+        self._send(AskTotals())
+        answer = self._answer()
+        if not isinstance(answer, Totals):
+            raise self._confused()
+        return answer.counters
+
+    def do(self, verb: Verb) -> str:
+        """Have a verb carried out and give what tmemd says to it, which may be nothing."""
+        self._send(verb)
+        answer = self._answer()
+        if not isinstance(answer, Done):
+            raise self._confused()
+        return answer.text
+
+    def _send(self, verb: Verb) -> None:
+        try:
+            self._socket.sendall(encode(verb))
+        except OSError as error:
+            raise self._lost(error) from None
+
+    def _answer(self) -> Table | Done | Totals:
+        """Wait for one answer; a refusal is raised."""
+        answer = self._next()
+        if isinstance(answer, Failed):
+            raise CommandError(answer.reason)
+        return answer
+
+    def _next(self) -> Table | Done | Totals | Failed:
+        while not self._arrived:
+            try:
+                data = self._socket.recv(_READ)
+                self._arrived += self._decoder.feed(data)
+            except (OSError, ProtocolError) as error:
+                raise self._lost(error) from None
+            if not data:
+                raise CommandError(f"tmemd on '{self._path}' hung up: look into its log")
+        return self._arrived.pop(0)
+
+    def _lost(self, error: Exception) -> CommandError:
+        reason = "it does not answer" if isinstance(error, TimeoutError) else str(error)
+        return CommandError(f"tmemd on '{self._path}' cannot be asked: {reason}")
+
+    def _confused(self) -> CommandError:
+        return CommandError(f"'{self._path}' answers another question: is it tmemd of this version?")

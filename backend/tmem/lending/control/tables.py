@@ -1,0 +1,112 @@
+"""What tmemctl shows: the guests as a table for people and as JSON, and the sum of it in a line."""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from tmem.arena import SLAB_SIZE
+from tmem.lending.protocol.messages import Row
+from tmem.sizes import format_size
+
+_LEFT = ("name", "user", "state")
+_STYLES = {"connected": "green", "away": "yellow", "frozen": "cyan", "draining": "cyan", "barred": "red"}
+
+
+def table(rows: Sequence[Row], caption: str | None = None) -> Table:
+    """Lay out the guests, those that hold most first."""
+    made = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    columns = ("guest", "name", "user", "pid", "state", "held", "persistent", "floor", "cap", "weight")
+    for column in (*columns, "age", "used", "hits", "revoked", "taken"):
+        made.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=column != "name")
+    for row in sorted(rows, key=lambda row: -row.ephemeral - row.persistent):
+        style = _STYLES.get(row.state, "")
+        made.add_row(
+            str(row.guest),
+            Text(printable(row.name)),
+            _user(row.uid),
+            str(row.pid),
+            f"[{style}]{row.state}[/]" if style else row.state,
+            _size(row.ephemeral + row.persistent),
+            _size(row.persistent),
+            _size(row.floor),
+            _size(row.cap),
+            f"{row.weight:g}",
+            "-" if row.age is None else _duration(row.age),
+            _share(row.used_bytes, (row.ephemeral + row.persistent) * SLAB_SIZE),
+            _share(row.hits, row.hits + row.misses),
+            _size(row.revoked),
+            _size(row.taken),
+        )
+    return made
+
+
+def summary(counters: dict[str, int | float]) -> str:
+    """Say in a line how much is lent."""
+    lent = counters["ephemeral"] + counters["persistent"] + counters["promised"]
+    sizes = [_size(int(slabs)) for slabs in (lent, counters["size"], counters["persistent"], counters["reserved"])]
+    guests = f"{counters['guests']:.0f} guest{'' if counters['guests'] == 1 else 's'}"
+    away = counters["guests"] - counters["connected"]
+    return (
+        f"{sizes[0]} of {sizes[1]} lent to {guests}"
+        + (f", {away:.0f} of them away" if away else "")
+        + f"; {sizes[2]} persistent, {sizes[3]} promised as floors and persistent caps"
+    )
+
+
+def printable(name: str) -> str:
+    """Show a name that somebody else chose without what would move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+
+
+def as_json(row: Row) -> dict[str, object]:
+    """Give a guest with sizes in bytes."""
+    return {
+        "guest": row.guest,
+        "name": row.name,
+        "uid": row.uid,
+        "pid": row.pid,
+        "state": row.state,
+        "arena_bytes": row.slabs * SLAB_SIZE,
+        "ephemeral_bytes": row.ephemeral * SLAB_SIZE,
+        "persistent_bytes": row.persistent * SLAB_SIZE,
+        "weight": row.weight,
+        "cap_bytes": row.cap * SLAB_SIZE,
+        "floor_bytes": row.floor * SLAB_SIZE,
+        "persistent_cap_bytes": row.persistent_cap * SLAB_SIZE,
+        "age_seconds": row.age,
+        "pages": row.pages,
+        "used_bytes": row.used_bytes,
+        "puts": row.puts,
+        "hits": row.hits,
+        "misses": row.misses,
+        "revoked_slabs": row.revoked,
+        "taken_slabs": row.taken,
+    }
+
+
+def _size(slabs: int) -> str:
+    return format_size(slabs * SLAB_SIZE)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def _duration(seconds: float) -> str:
+    """Write an age in the largest unit that has two digits or so."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"

@@ -1,0 +1,215 @@
+"""tmemctl: see what tmemd lends to whom, and change it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from tmem.arena import SLAB_SIZE
+from tmem.commands import DURATION, Text, run
+from tmem.lending.control.control import Control
+from tmem.lending.control.tables import as_json, summary, table
+from tmem.lending.daemon.socketfile import likely_path
+from tmem.lending.protocol.messages import (
+    MAX_SLABS,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
+    Drain,
+    Freeze,
+    Resize,
+    SetLimits,
+    TakeBack,
+    Thaw,
+    Verb,
+)
+from tmem.sizes import ConfigError, format_size, parse_size
+
+_WIDE = 200  # columns where the output is no terminal
+
+
+def parse_slabs(text: str) -> int:
+    """Parse a size into slabs, at least one."""
+    slabs = max(1, parse_size(text) // SLAB_SIZE)
+    if slabs > MAX_SLABS:
+        raise ConfigError(f"size '{text}' is too large: give at most {format_size(MAX_SLABS * SLAB_SIZE)}")
+    return slabs
+
+
+def parse_limit(text: str) -> int:
+    """Parse a size that may be zero into slabs."""
+    return 0 if text.strip() == "0" else parse_slabs(text)
+
+
+def parse_weight(text: str) -> float:
+    """Parse a guest's weight."""
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise ConfigError(f"weight '{text}' is not understood: write a number, {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")
+    return weight
+
+
+SLABS = Text("SIZE", parse_slabs)
+LIMIT = Text("SIZE", parse_limit)
+WEIGHT = Text("WEIGHT", parse_weight)
+guest_argument = click.argument("guest")
+all_argument = click.argument("guest", default="")
+json_option = click.option("--json", "as_text", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--socket",
+    "path",
+    metavar="PATH",
+    default=None,
+    help="Where tmemd listens. [default: this user's own, else /run/tmemd.sock]",
+)
+@click.pass_context
+def command(context: click.Context, path: str | None) -> None:
+    """See what tmemd lends to whom, and change it. A GUEST is a number or a mountpoint of the list."""
+    context.obj = lambda: context.with_resource(Control(Path(path) if path is not None else likely_path()))
+
+
+Connect = Callable[[], Control]
+
+
+@command.command("list")
+@json_option
+@click.pass_obj
+def list_command(connect: Connect, as_text: bool) -> int:
+    """Show the guests and what they hold."""
+    control = connect()
+    rows = control.rows()
+    if as_text:
+        print(json.dumps([as_json(row) for row in rows], indent=2))
+    else:
+        console = _console()
+        console.print(table(rows))
+        console.print(summary(control.totals()), highlight=False)
+    return 0
+
+
+@command.command("set")
+@guest_argument
+@click.option("--weight", type=WEIGHT, help="Share when memory is short; 1 to begin with.")
+@click.option("--cap", type=LIMIT, help="Most that it may hold.")
+@click.option("--floor", type=LIMIT, help="Least that it keeps.")
+@click.option("--persistent-cap", type=LIMIT, help="Most that it may hold for its hswap.")
+@click.pass_obj
+def set_command(
+    connect: Connect,
+    guest: str,
+    weight: float | None,
+    cap: int | None,
+    floor: int | None,
+    persistent_cap: int | None,
+) -> int:
+    """Change the limits of a guest."""
+    if weight is cap is floor is persistent_cap is None:
+        raise ConfigError("nothing to set: give --weight, --cap, --floor or --persistent-cap")
+    return _do(connect, SetLimits(guest, weight, cap, floor, persistent_cap))
+
+
+@command.command("freeze")
+@all_argument
+@click.pass_obj
+def freeze_command(connect: Connect, guest: str) -> int:
+    """Freeze the pools of a guest, or of all: no new pages, no new slabs."""
+    return _do(connect, Freeze(guest))
+
+
+@command.command("thaw")
+@all_argument
+@click.pass_obj
+def thaw_command(connect: Connect, guest: str) -> int:
+    """End what freeze or drain did to a guest, or to all."""
+    return _do(connect, Thaw(guest))
+
+
+@command.command("revoke")
+@guest_argument
+@click.argument("slabs", metavar="SIZE", type=SLABS)
+@click.option("--persistent", is_flag=True, help="Ask for memory of its hswap, which is never taken.")
+@click.pass_obj
+def revoke_command(connect: Connect, guest: str, slabs: int, persistent: bool) -> int:
+    """Take SIZE back from a guest."""
+    return _do(connect, TakeBack(guest, slabs, persistent))
+
+
+@command.command("drain")
+@guest_argument
+@click.pass_obj
+def drain_command(connect: Connect, guest: str) -> int:
+    """Take all ephemeral memory back from a guest, and lend it none until it is thawed."""
+    return _do(connect, Drain(guest))
+
+
+@command.command("resize")
+@click.argument("slabs", metavar="SIZE", type=SLABS)
+@click.pass_obj
+def resize_command(connect: Connect, slabs: int) -> int:
+    """Change how much memory tmemd lends."""
+    return _do(connect, Resize(slabs))
+
+
+@command.command("stats")
+@json_option
+@click.pass_obj
+def stats_command(connect: Connect, as_text: bool) -> int:
+    """Print the sums and counters."""
+    counters = connect().totals()
+    if as_text:
+        print(json.dumps(counters, indent=2))
+        return 0
+    width = max(map(len, counters), default=0)
+    for name, value in counters.items():
+        print(f"{name:<{width}} {value}")
+    return 0
+
+
+@command.command("watch")
+@click.option("--interval", type=DURATION, default=1.0, help="Time between two looks. [default: 1s]")
+@click.option("--count", type=click.IntRange(1), default=None, help="Looks before it ends. [default: until Ctrl-C]")
+@click.pass_obj
+def watch_command(connect: Connect, interval: float, count: int | None) -> int:
+    """Show the list again and again."""
+    control, looks = connect(), 0
+    with Live(console=_console(), auto_refresh=False) as live:
+        while True:
+            live.update(table(control.rows(), summary(control.totals())), refresh=True)
+            looks += 1
+            if count is not None and looks >= count:
+                return 0
+            time.sleep(max(0.1, interval))
+
+
+def _do(connect: Connect, verb: Verb) -> int:
+    """Have a verb carried out and pass on what is said to it."""
+    said = connect().do(verb)
+    if said:
+        print(said)
+    return 0
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=_WIDE)
+
+
+def main() -> NoReturn:
+    """Run tmemctl."""
+    run(command, "tmemctl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""tmemd's process: sockets, memory and time around the lender."""

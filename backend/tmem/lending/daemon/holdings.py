@@ -1,0 +1,129 @@
+"""What guests hold, in a small file: a tmemd that is started again must not lend that to newcomers.
+
+The file says a little more than is held, so that it is true whenever tmemd is killed and yet written once for many
+lends: each guest has a credit on top, and when that is used up the file is written again before the next slab is made
+real. It is replaced atomically and not synced: it need not outlive the machine, on which no guest would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from tmem.lending.daemon.processes import Process
+from tmem.lending.lender.actions import Holding
+from tmem.lending.lender.slabmap import count
+
+log = logging.getLogger(__name__)
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What one guest's process holds at most, in slabs, and how it is known again."""
+
+    token: bytes
+    name: str
+    pid: int
+    started: int
+    uid: int
+    slabs: int
+    ephemeral: int
+    persistent: int
+    weight: float
+    cap: int | None
+    floor: int
+    persistent_cap: int | None
+
+    @classmethod
+    def of(cls, holding: Holding, process: Process, credit: int) -> Record:
+        """Put down what is held and `credit` slabs of each kind on top."""
+        persistent = count(holding.persistent)
+        ephemeral = count(holding.ephemeral)
+        most = holding.slabs // 2 if holding.persistent_cap is None else holding.persistent_cap
+        persistent = max(persistent, min(persistent + credit, most))
+        return cls(
+            token=holding.token,
+            name=holding.name,
+            pid=process.pid,
+            started=process.started,
+            uid=process.uid,
+            slabs=holding.slabs,
+            ephemeral=min(ephemeral + credit, holding.slabs - persistent),
+            persistent=persistent,
+            weight=holding.weight,
+            cap=holding.cap,
+            floor=holding.floor,
+            persistent_cap=holding.persistent_cap,
+        )
+
+    @property
+    def process(self) -> Process:
+        """The guest's process."""
+        return Process(self.pid, self.started, self.uid)
+
+    def holding(self) -> Holding:
+        """Give what is booked until the guest says itself which slabs it holds: so many, whichever they are."""
+        return Holding(
+            token=self.token,
+            name=self.name,
+            uid=self.uid,
+            pid=self.pid,
+            slabs=self.slabs,
+            ephemeral=((0, self.ephemeral),) if self.ephemeral else (),
+            persistent=((self.ephemeral, self.persistent),) if self.persistent else (),
+            weight=self.weight,
+            cap=self.cap,
+            floor=self.floor,
+            persistent_cap=self.persistent_cap,
+        )
+
+
+class Holdings:
+    """Keep the file ahead of what is held. `credit` slabs of each kind are put down on top for each guest."""
+
+    def __init__(self, path: Path, credit: int) -> None:
+        self._path = path
+        self.credit = credit
+        self._left: dict[tuple[bytes, bool], int] = {}
+        self.writes = self.failures = 0
+
+    def load(self) -> list[Record]:
+        """Read what the tmemd before left; nothing when there is no such file, or not one of ours."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=list[Record])
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("what older guests hold is not known: %s cannot be read: %s", self._path, error)
+        return []
+
+    def cover(self, token: bytes, persistent: bool, slabs: int, records: Callable[[], Iterable[Record]]) -> None:
+        """Have the file say at least what is held once `slabs` more are; `records` gives that, with them."""
+        left = self._left.get((token, persistent), 0) - slabs
+        if left < 0:
+            self.write(records())
+        else:
+            self._left[token, persistent] = left
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Replace the file."""
+        known = list(records)
+        fresh = self._path.with_name(self._path.name + ".new")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                fresh.unlink()
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(msgspec.json.encode(known))
+            fresh.rename(self._path)
+            self.writes += 1
+        except OSError as error:
+            if not self.failures:
+                log.warning("a tmemd after this one will not know what guests hold: %s: %s", self._path, error)
+            self.failures += 1
+        # Also after a failure: trying again for every slab would help nobody.
+        self._left = {(record.token, kind): self.credit for record in known for kind in (False, True)}

@@ -1,0 +1,153 @@
+"""tmemd, the lending daemon: its command line, its process, its end."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import trio
+
+from tmem.arena import SLAB_SIZE
+from tmem.commands import SIZE, Text, run
+from tmem.lending.daemon import processes
+from tmem.lending.daemon.arenas import Arenas
+from tmem.lending.daemon.broker import Broker
+from tmem.lending.daemon.headroom import Headroom
+from tmem.lending.daemon.holdings import Holdings, Record
+from tmem.lending.daemon.notify import READY, STOPPING, notify
+from tmem.lending.daemon.server import Server
+from tmem.lending.daemon.socketfile import SocketFile, default_path, parse_mode
+from tmem.lending.lender.division import DEFAULT, DIVISIONS
+from tmem.lending.lender.lender import Lender
+from tmem.sizes import MIB, ConfigError, ram_bytes
+
+log = logging.getLogger(__name__)
+
+MODE = Text("MODE", parse_mode)
+_PR_SET_DUMPABLE = 4
+_CREDITS = 256  # parts of the size: what the holdings file may say too much of each guest
+_LEAST_CREDIT = 64  # slabs: one batch
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--size", type=SIZE, required=True, help="Memory to lend: 4G, 512M, 25% of RAM …")
+@click.option("--socket", "socket_path", metavar="PATH", default=None, help="Where to listen. [default: per user]")
+@click.option(
+    "--policy", type=click.Choice(tuple(DIVISIONS)), default=DEFAULT, show_default=True, help="Who gives way to whom."
+)
+@click.option("--mode", type=MODE, default=0o660, help="Mode of the socket: who may borrow. [default: 0660]")
+@click.option("--group", default=None, help="Group of the socket.")
+@click.option("--uid-cap", type=SIZE, default=None, help="Most that the guests of one user other than root may hold.")
+@click.option("--reserve", type=SIZE, default=None, help="Memory of the machine to leave alone. [default: 2% of RAM]")
+@click.option("--debug", is_flag=True, help="Log everything.")
+def command(
+    size: int,
+    socket_path: str | None,
+    policy: str,
+    mode: int,
+    group: str | None,
+    uid_cap: int | None,
+    reserve: int | None,
+    debug: bool,
+) -> int:
+    """Lend memory to the pools of many mounts, and take it back from those that need it least."""
+    if size < SLAB_SIZE:
+        raise ConfigError(f"--size: {size} bytes are less than one slab: give at least 64K")
+    if size > ram_bytes():
+        raise ConfigError(f"--size: {size // MIB} MiB are more than the {ram_bytes() // MIB} MiB of RAM: give less")
+    prepare_process()
+    start_log(debug)
+    path = None if socket_path is None else Path(os.path.abspath(socket_path))
+    socket_file = SocketFile.passed() or SocketFile.create(path or default_path(), mode, group)
+    try:
+        headroom = Headroom(ram_bytes() // 50 if reserve is None else reserve)
+        trio.run(serve, socket_file, size // SLAB_SIZE, policy, uid_cap, headroom)
+    finally:
+        socket_file.close()
+    return 0
+
+
+def prepare_process() -> None:
+    """Take many descriptors, and let nobody of the same user at those of the guests."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "this process cannot be made undumpable")
+
+
+def start_log(debug: bool) -> None:
+    """Log to stderr; the journal has clocks of its own."""
+    clock = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(
+        format=f"{clock}%(levelname)s %(name)s: %(message)s",
+        level=logging.DEBUG if debug else logging.INFO,
+        stream=sys.stderr,
+    )
+
+
+def holdings_path(socket_path: Path) -> Path:
+    """Choose where what guests hold is kept: in the directory that systemd made for it, else beside the socket."""
+    directory = os.environ.get("RUNTIME_DIRECTORY")
+    return Path(directory, "holdings") if directory else socket_path.with_name(socket_path.name + ".holdings")
+
+
+async def serve(socket_file: SocketFile, size: int, policy: str, uid_cap: int | None, headroom: Headroom) -> None:
+    """Lend until SIGTERM or SIGINT. Guests keep what they hold, and come back to the next tmemd."""
+    credit = max(_LEAST_CREDIT, size // _CREDITS)
+    holdings = Holdings(holdings_path(socket_file.path), credit)
+    away = list(_still_there(holdings.load()))
+    lender = Lender(
+        size,
+        division=policy,
+        uid_cap=None if uid_cap is None else uid_cap // SLAB_SIZE,
+        holdings=[record.holding() for record, _ in away],
+    )
+    arenas, counters = Arenas(headroom), Counter[str]()
+    broker = Broker(lender, arenas, holdings, counters)
+    server = Server(socket_file.listener, broker, counters)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(broker.run, away)
+            nursery.start_soon(server.run)
+            log.info(
+                "lending %d MiB on '%s', pid %d, policy %s",
+                size * SLAB_SIZE // MIB,
+                socket_file.path,
+                os.getpid(),
+                policy,
+            )
+            notify(READY, f"STATUS=lending {size * SLAB_SIZE // MIB} MiB")
+            async for number in signals:
+                log.info("%s: ending; guests keep what they hold", signal.Signals(number).name)
+                break
+            notify(STOPPING)
+            nursery.cancel_scope.cancel()
+    broker.flush_holdings()
+    arenas.close()
+
+
+def _still_there(records: list[Record]) -> Iterator[tuple[Record, int]]:
+    """Give the records of guests whose process runs, each with a pidfd."""
+    for record in records:
+        pidfd = processes.reopen(record.process)
+        if pidfd is not None:
+            yield record, pidfd
+
+
+def main() -> NoReturn:
+    """Run tmemd."""
+    run(command, "tmemd")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The guest's side: slabs on loan, and the connection that brings them."""

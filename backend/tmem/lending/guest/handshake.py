@@ -1,0 +1,74 @@
+"""Find tmemd and register with it: the memfd goes with the first byte, the answer is Welcome or a reason.
+
+Blocking, with a bound on every wait: done before a mount reports success, and from a thread when tmemd was lost.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+from tmem.lending.protocol.messages import FromGuest, Refused, ToGuest, Welcome
+from tmem.lending.protocol.wire import Decoder, ProtocolError, encode, guest_decoder
+
+ANSWER_SECONDS = 5.0
+CHUNK = 65536
+
+
+class Unreachable(Exception):
+    """No tmemd answers; the reason in a few words."""
+
+
+class Declined(Exception):
+    """tmemd does not want us; its reason in one line. `retry` says that it may later."""
+
+    def __init__(self, reason: str, retry: bool) -> None:
+        super().__init__(reason)
+        self.retry = retry
+
+
+class Registered:
+    """A connection that was welcomed, and what came behind the Welcome."""
+
+    def __init__(self, connection: socket.socket, decoder: Decoder[ToGuest], messages: list[ToGuest]) -> None:
+        self.connection = connection
+        self.decoder = decoder
+        welcome, *self.messages = messages
+        if isinstance(welcome, Refused):
+            raise Declined(welcome.reason, welcome.retry)
+        if not isinstance(welcome, Welcome):
+            raise Unreachable(f"it answers {type(welcome).__name__}: not a tmemd of our version")
+        self.welcome = welcome
+
+
+def register(path: str, greeting: Sequence[FromGuest], memfd: int) -> Registered:
+    """Connect to tmemd and send the greeting; raise Unreachable or Declined."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(ANSWER_SECONDS)
+        connection.connect(path)
+        frames = b"".join(map(encode, greeting))
+        sent = socket.send_fds(connection, [frames], [memfd])
+        connection.sendall(frames[sent:])
+        return _answer(connection)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, TimeoutError):
+            raise Unreachable("it does not answer") from error
+        if isinstance(error, OSError):
+            raise Unreachable(error.strerror or os.strerror(error.errno or 0) or str(error)) from error
+        if isinstance(error, ProtocolError):
+            raise Unreachable(f"it does not speak our language: {error}") from error
+        raise
+
+
+def _answer(connection: socket.socket) -> Registered:
+    decoder = guest_decoder()
+    messages: list[ToGuest] = []
+    while not messages:
+        data = connection.recv(CHUNK)
+        if not data:
+            raise Unreachable("it ended the connection")
+        messages = decoder.feed(data)
+    return Registered(connection, decoder, messages)

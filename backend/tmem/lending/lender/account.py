@@ -1,0 +1,108 @@
+"""What tmemd knows of one guest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tmem.lending.lender.division import Standing
+from tmem.lending.lender.slabmap import SlabMap, State
+from tmem.lending.protocol.messages import Runs
+
+
+@dataclass(slots=True)
+class Revocation:
+    """A Revoke that was sent and not answered yet."""
+
+    serial: int
+    outstanding: int
+    deadline: float
+    drying: bool = False  # the time is over, and the socket is being read dry
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """One guest in the ledger. `persistent_set` tells a persistent cap that was asked for from the default."""
+
+    number: int
+    token: bytes
+    name: str
+    uid: int
+    pid: int
+    map: SlabMap
+    cap: int
+    persistent_cap: int
+    persistent_set: bool
+    floor: int = 0
+    standing: Standing = field(default_factory=Standing)
+    connected: bool = False
+    ended: bool = False
+    reachable: bool = False  # its memfd is here, so that its slabs can be punched
+    from_before: bool = False  # what is booked is from before a restart; its claims are more recent
+    frozen: bool = False
+    draining: bool = False
+    barred: bool = False  # wrote to more than it was lent, again and again
+    silent: bool = False  # did not answer the last Revoke: it is not waited for again
+    claims: SlabMap | None = None  # what it said so far that it holds, after it came back
+    debt: int = 0  # ephemeral slabs that are to come back
+    revocation: Revocation | None = None  # the one open Revoke of ephemeral slabs
+    serial: int = 0
+    unconfirmed: dict[int, Runs] = field(default_factory=dict)  # by the serial of their Taken
+    excess_audits: int = 0
+    revoked: int = 0  # slabs given back when asked
+    taken: int = 0  # slabs taken without an answer
+
+    @property
+    def ephemeral(self) -> int:
+        """Ephemeral slabs held or promised."""
+        counts = self.map.counts
+        return counts[State.EPHEMERAL] + counts[State.MAKING_EPHEMERAL]
+
+    @property
+    def persistent(self) -> int:
+        """Persistent slabs held or promised."""
+        counts = self.map.counts
+        return counts[State.PERSISTENT] + counts[State.MAKING_PERSISTENT]
+
+    @property
+    def held(self) -> int:
+        """All slabs held or promised."""
+        return self.ephemeral + self.persistent
+
+    @property
+    def reserved(self) -> int:
+        """Slabs of the size that are this guest's whenever it wants them."""
+        return self.floor + max(self.persistent_cap, self.persistent)
+
+    @property
+    def takeable(self) -> int:
+        """Ephemeral slabs that may be made to come back, beyond those that are to already."""
+        if not self.reachable or self.ended or self.claims is not None:
+            return 0
+        return max(0, self.map.counts[State.EPHEMERAL] - self.floor - self.debt)
+
+    @property
+    def state(self) -> str:
+        """Give one word for the table."""
+        if not self.connected:
+            return "away"
+        words = {"claiming": self.claims is not None, "barred": self.barred, "draining": self.draining}
+        return next((word for word, true in words.items() if true), "frozen" if self.frozen else "connected")
+
+    def next_serial(self) -> int:
+        """Give the serial of the next message that wants an answer; 32 bits, never 0."""
+        self.serial = self.serial % 0xFFFFFFFF + 1
+        return self.serial
+
+    def check(self) -> None:
+        """Raise AssertionError unless the parts agree."""
+        self.map.check()
+        counts = self.map.counts
+        assert self.standing.slabs == self.ephemeral
+        assert 0 <= self.debt <= counts[State.EPHEMERAL]
+        assert self.floor <= self.cap <= self.map.total
+        unconfirmed = [run for runs in self.unconfirmed.values() for run in runs]
+        assert sum(length for _, length in unconfirmed) == counts[State.TAKEN], "taken slabs that no Taken names"
+        assert self.map.holds(unconfirmed, State.TAKEN)
+        assert self.connected or not (self.revocation or self.unconfirmed or self.claims)
+        if self.revocation is not None:
+            assert 0 < self.revocation.outstanding <= self.debt

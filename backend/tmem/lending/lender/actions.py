@@ -1,0 +1,90 @@
+"""What the lender wants done: it decides, an executor acts, in the order in which the actions are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tmem.lending.lender.stats import Why
+from tmem.lending.protocol.messages import Runs, ToGuest
+
+
+class Refusal(Exception):
+    """A person's or a guest's request that is refused, in one line with the remedy."""
+
+    def __init__(self, reason: str, why: Why | None = None, retry: bool = False) -> None:
+        """Take the line for the person; `why` names the counter of the lender's own refusals."""
+        super().__init__(reason)
+        self.why = why
+        self.retry = retry
+
+
+class GuestFault(Exception):
+    """A guest said what no honest guest says: cut its connection, then call `Lender.disconnected`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to a connected guest; a guest that does not read is the executor's to cut."""
+
+    guest: int
+    message: ToGuest
+
+
+@dataclass(frozen=True, slots=True)
+class MakeReal:
+    """Make slabs real as far as memory allows, then call `Lender.made` with those that are (and punch the others)."""
+
+    guest: int
+    batch: int
+    runs: Runs
+    persistent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Punch:
+    """Free the memory of slabs, before any later action. Runs may be large and hold holes already."""
+
+    guest: int
+    runs: Runs
+
+
+@dataclass(frozen=True, slots=True)
+class FindHoles:
+    """Look which of these slabs are not real, wholly or in part, and call `Lender.holes` with them."""
+
+    guest: int
+    runs: Runs
+
+
+@dataclass(frozen=True, slots=True)
+class ReadDry:
+    """Read all that the guest's socket holds, pass it to `Lender.received`, then call `Lender.dry`."""
+
+    guest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the guest's memfd, if there is one, then call `Lender.closed`: its memory is free only then."""
+
+    guest: int
+
+
+Action = Send | MakeReal | Punch | FindHoles | ReadDry | Close
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a guest holds, as kept over a restart of tmemd."""
+
+    token: bytes
+    name: str
+    uid: int
+    pid: int
+    slabs: int
+    ephemeral: Runs
+    persistent: Runs
+    weight: float = 1.0
+    cap: int | None = None
+    floor: int = 0
+    persistent_cap: int | None = None

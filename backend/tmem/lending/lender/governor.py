@@ -1,0 +1,206 @@
+"""What a person does to the lending: limits, freezing, taking back, another size, and a look at it all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from tmem.lending.lender.account import Account
+from tmem.lending.lender.actions import Action, Holding, Refusal, Send
+from tmem.lending.lender.asking import Asking
+from tmem.lending.lender.claiming import Claiming
+from tmem.lending.lender.division import DEFAULT, DIVISIONS
+from tmem.lending.lender.ledger import Ledger
+from tmem.lending.lender.slabmap import State
+from tmem.lending.lender.stats import Counters, LenderStats, Why
+from tmem.lending.lender.taking import Taking
+from tmem.lending.protocol.messages import Limits, Revoke, Row
+
+
+class Governor:
+    """The parts of the lender, and the verbs of a person; each verb may raise Refusal."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        division: str = DEFAULT,
+        uid_cap: int | None = None,
+        holdings: Sequence[Holding] = (),
+    ) -> None:
+        """Start with `size` slabs to lend; `uid_cap` bounds what the guests of one uid other than 0 hold together.
+
+        `holdings` are those of guests whose process is alive, from before a restart: they stay booked and are
+        not lent to others until their guests claim them or end. `guests_away` gives their numbers.
+        """
+        self._actions: list[Action] = []
+        self._frozen = False
+        self._counters = Counters()
+        self._ledger = Ledger(size, uid_cap)
+        self._ledger.restore(holdings)
+        self._accounts = self._ledger.accounts
+        act = self._actions.append
+        self._taking = Taking(self._ledger, self._counters, act)
+        self._asking = Asking(self._ledger, self._taking, DIVISIONS[division](), self._counters, act)
+        self._claiming = Claiming(self._ledger, self._taking, self._counters, act)
+
+    def _decided(self, now: float) -> list[Action]:
+        """Serve who waits, and give the actions that were decided."""
+        if self._ledger.shrink():
+            self._tell_limits(self._accounts.values())
+            self._asking.fit(now)
+        self._asking.serve(now)
+        actions = self._actions.copy()
+        self._actions.clear()
+        return actions
+
+    def _tell_limits(self, accounts: Iterable[Account]) -> None:
+        for account in accounts:
+            if account.connected:
+                limits = Limits(self._most(account), account.persistent_cap, account.frozen)
+                self._actions.append(Send(account.number, limits))
+
+    def _most(self, account: Account) -> int:
+        """Give the slabs that a guest may hold at most: it plans with that, so a cap beyond the size says nothing."""
+        return min(account.cap, self._ledger.size)
+
+    def _enforce(self, now: float, account: Account) -> None:
+        """Take back what a guest may not hold (any longer), and what the size does not allow."""
+        ephemeral = account.map.counts[State.EPHEMERAL]
+        over = ephemeral if account.draining or account.barred else account.held - account.cap
+        self._taking.owe(now, account, max(0, over - account.debt))
+        self._asking.fit(now)
+
+    @property
+    def size(self) -> int:
+        """Slabs that there are to lend."""
+        return self._ledger.size
+
+    def find(self, guest: str) -> int:
+        """Give the number of a guest by its number or name; Refusal when there is none or more than one."""
+        named = [account for account in self._accounts.values() if account.name == guest]
+        # A name may stand for a guest that is gone and the next one at the same mountpoint.
+        found = [account for account in named if account.connected] or named
+        if not found and guest.isdecimal() and int(guest) in self._accounts:
+            return int(guest)
+        if len(found) == 1:
+            return found[0].number
+        self._counters.refuse(Why.UNKNOWN)
+        if found:
+            raise Refusal(f"{len(found)} guests are called {guest}: use the number (tmemctl list)", Why.UNKNOWN)
+        raise Refusal(f"there is no guest {guest}: tmemctl list shows them", Why.UNKNOWN)
+
+    def set_limits(
+        self,
+        now: float,
+        guest: int,
+        *,
+        weight: float | None = None,
+        cap: int | None = None,
+        floor: int | None = None,
+        persistent_cap: int | None = None,
+    ) -> list[Action]:
+        """Change limits; takes back what a lower cap no longer allows."""
+        account = self._accounts[guest]
+        try:
+            self._tell_limits(self._ledger.set_limits(account, weight, cap, floor, persistent_cap))
+        except Refusal as refusal:
+            self._counters.refuse(refusal.why)
+            raise
+        self._enforce(now, account)
+        return self._decided(now)
+
+    def freeze(self, now: float, guest: int | None) -> list[Action]:
+        """Freeze the pools of a guest, or of all and of those that come; nothing more is lent to them."""
+        for account in self._chosen(guest, True):
+            account.frozen = True
+            self._tell_limits([account])
+        return self._decided(now)
+
+    def thaw(self, now: float, guest: int | None) -> list[Action]:
+        """End what freeze and drain did."""
+        for account in self._chosen(guest, False):
+            account.frozen = account.draining = False
+            self._tell_limits([account])
+        return self._decided(now)
+
+    def _chosen(self, guest: int | None, frozen: bool) -> list[Account]:
+        if guest is not None:
+            return [self._accounts[guest]]
+        self._frozen = frozen
+        return list(self._accounts.values())
+
+    def revoke(self, now: float, guest: int, slabs: int, persistent: bool = False) -> list[Action]:
+        """Take so many slabs back from a guest; persistent ones are asked for and never taken."""
+        account = self._accounts[guest]
+        if not persistent:
+            self._taking.owe(now, account, slabs)
+        elif account.connected and (most := min(slabs, account.map.counts[State.PERSISTENT])):
+            self._counters.revokes += 1
+            self._actions.append(Send(guest, Revoke(account.next_serial(), most, True)))
+        return self._decided(now)
+
+    def drain(self, now: float, guest: int) -> list[Action]:
+        """Take back all ephemeral slabs of a guest, and lend it nothing until it is thawed."""
+        account = self._accounts[guest]
+        account.draining = True
+        self._enforce(now, account)
+        return self._decided(now)
+
+    def resize(self, now: float, size: int) -> tuple[int, list[Action]]:
+        """Change how much there is to lend; gives the new size, which persistent slabs and promises may keep larger."""
+        self._ledger.resize(size)
+        self._tell_limits(self._accounts.values())
+        self._asking.fit(now)
+        return self._ledger.size, self._decided(now)
+
+    def rows(self, now: float) -> list[Row]:
+        """Give the table of guests, by number."""
+        return [self._row(now, account) for account in self._accounts.values()]
+
+    @staticmethod
+    def _row(now: float, account: Account) -> Row:
+        standing = account.standing
+        report = standing.report
+        return Row(
+            account.number,
+            account.name,
+            account.uid,
+            account.pid,
+            account.state,
+            account.map.total,
+            account.ephemeral,
+            account.persistent,
+            standing.weight,
+            account.cap,
+            account.floor,
+            account.persistent_cap,
+            None if standing.age is None else standing.oldness(now),
+            *((report.pages, report.used_bytes, report.puts, report.hits, report.misses) if report else (0,) * 5),
+            account.revoked,
+            account.taken,
+        )
+
+    def stats(self) -> LenderStats:
+        """Give the sums and the counters."""
+        ledger, totals = self._ledger, self._ledger.totals
+        accounts = self._accounts.values()
+        return LenderStats(
+            size=ledger.size,
+            free=ledger.free,
+            ephemeral=totals[State.EPHEMERAL],
+            persistent=totals[State.PERSISTENT],
+            promised=totals[State.MAKING_EPHEMERAL] + totals[State.MAKING_PERSISTENT],
+            reserved=ledger.reserved,
+            guests=len(accounts),
+            connected=sum(account.connected for account in accounts),
+            map_bytes=sum(account.map.bytes for account in accounts),
+            counters=dataclasses.asdict(self._counters),
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError unless sums equal totals, no slab is in two states and budgets hold."""
+        self._ledger.check()
+        self._taking.check()
+        self._asking.check()
+        assert not self._actions, "actions that nobody was given"

@@ -1,0 +1,253 @@
+"""The ledger: who holds what, and what everybody was promised.
+
+Its rules, in slabs:
+
+1. What is held and what is being made real never exceeds the size. Where it does (the size was made smaller, or
+   tmemd came back with a smaller one), nothing is lent until enough came back.
+2. The floors and the persistent caps of all guests never exceed the size together. So whoever is below its floor or
+   its persistent cap can get memory: either it is free, or somebody has ephemeral slabs above a floor.
+3. A guest holds at most its cap; the guests of one uid other than 0 hold, and are promised, at most the uid's cap.
+4. A floor is at most the cap. The persistent cap is half of the arena unless it was asked for; what was not asked
+   for gives way to what is, down to what is held.
+5. The size is what is wanted, but never smaller than what rule 2 and the persistent slabs that are held need. (What
+   guests from before a restart hold is not known exactly until they claim it: it may need more for a while.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from tmem.arena import SLAB_SIZE
+from tmem.lending.lender.account import Account
+from tmem.lending.lender.actions import Holding, Refusal
+from tmem.lending.lender.slabmap import SlabMap, State
+from tmem.lending.lender.stats import Why
+from tmem.lending.protocol.messages import MAX_SLABS, VERSION, Hello
+
+MAX_GUESTS = 4096
+# What one user's guests, honest or not, may make tmemd remember: a byte a slab, twice while they claim.
+MAX_GUESTS_OF_A_UID = 1024
+MAX_ARENAS_OF_A_UID = MAX_SLABS
+
+_BOOKED = (State.EPHEMERAL, State.PERSISTENT, State.MAKING_EPHEMERAL, State.MAKING_PERSISTENT)
+
+
+def as_bytes(slabs: int) -> str:
+    """Render slabs as a size."""
+    size, unit = float(slabs * SLAB_SIZE), "KiB"
+    size /= 1024
+    for larger in ("MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.4g} {unit}"
+
+
+class Ledger:
+    """Accounts, their sums, and the rules above."""
+
+    def __init__(self, size: int, uid_cap: int | None) -> None:
+        self.size = self._wanted = size
+        self.uid_cap = uid_cap
+        self.accounts: dict[int, Account] = {}
+        self.totals = [0] * len(State)  # slabs of all guests by state
+        self.held_by: Counter[int] = Counter()  # slabs held or promised by uid
+        self._numbers = 0
+
+    # Sums.
+
+    @property
+    def booked(self) -> int:
+        """Slabs held or promised."""
+        return sum(self.totals[state] for state in _BOOKED)
+
+    @property
+    def free(self) -> int:
+        """Slabs that may be lent now."""
+        return max(0, self.size - self.booked)
+
+    @property
+    def reserved(self) -> int:
+        """Floors and persistent caps."""
+        return sum(account.reserved for account in self.accounts.values())
+
+    def move(self, account: Account, runs: Sequence[tuple[int, int]], state: State) -> None:
+        """Put slabs of a guest into a state."""
+        before, held = account.map.counts.copy(), account.held
+        account.map.set(runs, state)
+        self.held_by[account.uid] += account.held - held
+        for each in State:
+            self.totals[each] += account.map.counts[each] - before[each]
+        account.standing.slabs = account.ephemeral
+
+    def room(self, account: Account, persistent: bool) -> int:
+        """Give how many more slabs the limits let the guest hold, not regarding what is free."""
+        room = account.cap - account.held
+        if persistent:
+            room = min(room, account.persistent_cap - account.persistent)
+        if self.uid_cap is not None and account.uid != 0:
+            room = min(room, self.uid_cap - self.held_by[account.uid])
+        return max(0, room)
+
+    def _of(self, uid: int) -> list[Account]:
+        return [account for account in self.accounts.values() if account.uid == uid]
+
+    # Joining and leaving.
+
+    def admit(self, hello: Hello, uid: int, pid: int) -> tuple[Account, list[Account]]:
+        """Open an account; gives also those whose persistent cap gave way. Refusal when it cannot be promised."""
+        if hello.version != VERSION:
+            raise Refusal(
+                f"this tmemd speaks version {VERSION}, the guest {hello.version}: upgrade the older one", Why.VERSION
+            )
+        peers = self._of(uid)
+        arenas = sum(peer.map.total for peer in peers) + hello.slabs
+        if len(self.accounts) >= MAX_GUESTS or (
+            uid != 0 and (len(peers) >= MAX_GUESTS_OF_A_UID or arenas > MAX_ARENAS_OF_A_UID)
+        ):
+            raise Refusal("tmemd has as many guests as it may: unmount one first", Why.GUESTS, retry=True)
+        wanted = hello.persistent_slabs
+        most = hello.slabs // 2 if wanted is None else min(wanted, hello.slabs)
+        promisable = self._promisable(uid)
+        if wanted is not None and most > promisable:
+            raise Refusal(
+                f"{as_bytes(most)} of persistent memory cannot be promised, only {as_bytes(promisable)}: "
+                "take a smaller --hswap, or give tmemd more (tmemctl resize)",
+                Why.PROMISE,
+                retry=True,
+            )
+        if wanted is None:
+            most = min(most, promisable, max(0, self.size - self.reserved))
+        account = self._open(Holding(hello.token, hello.name, uid, pid, hello.slabs, (), (), persistent_cap=wanted))
+        account.persistent_cap = most
+        return account, self._squeeze()
+
+    def _open(self, holding: Holding) -> Account:
+        self._numbers += 1
+        slabs, wanted = holding.slabs, holding.persistent_cap
+        account = Account(
+            self._numbers,
+            holding.token,
+            holding.name,
+            holding.uid,
+            holding.pid,
+            SlabMap(slabs),
+            cap=slabs if holding.cap is None else holding.cap,
+            persistent_cap=slabs // 2 if wanted is None else wanted,
+            persistent_set=wanted is not None,
+            floor=holding.floor,
+        )
+        account.standing.weight = holding.weight
+        self.accounts[account.number] = account
+        self.totals[State.FREE] += slabs
+        return account
+
+    def restore(self, holdings: Sequence[Holding]) -> None:
+        """Open the accounts of guests from before a restart; promises that no longer fit are lowered."""
+        for holding in holdings:
+            account = self._open(holding)
+            account.from_before = True
+            self.move(account, holding.ephemeral, State.EPHEMERAL)
+            self.move(account, holding.persistent, State.PERSISTENT)
+        accounts = self.accounts.values()
+        for account in sorted(accounts, key=lambda account: account.persistent - account.persistent_cap):
+            if (over := self._firm() - self.size) > 0:
+                account.persistent_cap = max(account.persistent, account.persistent_cap - over)
+        for account in accounts:
+            if (over := self._firm() - self.size) > 0:
+                account.floor = max(0, account.floor - over)
+        self.size = max(self.size, self._firm())
+        self._squeeze()
+
+    def close(self, account: Account) -> None:
+        """Forget a guest; what it held is free."""
+        for state in State:
+            self.totals[state] -= account.map.counts[state]
+        self.held_by[account.uid] -= account.held
+        del self.accounts[account.number]
+
+    # Promises.
+
+    def _firm(self, but: Account | None = None) -> int:
+        """Give what was promised on request, and the persistent slabs that are held."""
+        return sum(
+            account.reserved if account.persistent_set else account.floor + account.persistent
+            for account in self.accounts.values()
+            if account is not but
+        )
+
+    def _promisable(self, uid: int, but: Account | None = None) -> int:
+        """Give how much may be promised on request to a guest of that uid."""
+        room = self.size - self._firm(but)
+        if self.uid_cap is not None and uid != 0:
+            room = min(room, self.uid_cap - sum(other.reserved for other in self._of(uid) if other is not but))
+        return max(0, room)
+
+    def _squeeze(self) -> list[Account]:
+        """Lower persistent caps that nobody asked for until all promises fit; give the accounts that changed."""
+        over = self.reserved - self.size
+        loose = [account for account in self.accounts.values() if not account.persistent_set]
+        changed = []
+        for account in sorted(loose, key=lambda account: account.persistent - account.persistent_cap):
+            yields = min(over, account.persistent_cap - account.persistent)
+            if yields > 0:
+                account.persistent_cap -= yields
+                over -= yields
+                changed.append(account)
+        return changed
+
+    def set_limits(
+        self, account: Account, weight: float | None, cap: int | None, floor: int | None, persistent_cap: int | None
+    ) -> list[Account]:
+        """Change limits; gives the accounts whose limits changed. Refusal leaves everything as it was."""
+        total = account.map.total
+        new_cap = account.cap if cap is None else cap
+        new_floor = account.floor if floor is None else floor
+        promised = account.persistent_cap if persistent_cap is None else persistent_cap
+        for name, value in (("cap", new_cap), ("floor", new_floor), ("persistent cap", promised)):
+            if value > total:
+                raise Refusal(f"a {name} of {as_bytes(value)} exceeds the arena of {as_bytes(total)}", Why.LIMITS)
+        if new_cap < new_floor:
+            raise Refusal(
+                f"a cap of {as_bytes(new_cap)} is below the floor of {as_bytes(new_floor)}: lower the floor too",
+                Why.LIMITS,
+            )
+        firm = account.persistent_set or persistent_cap is not None
+        wanted = new_floor + (max(promised, account.persistent) if firm else account.persistent)
+        promisable = self._promisable(account.uid, account)
+        if wanted > promisable and (floor is not None or persistent_cap is not None):
+            raise Refusal(
+                f"floor and persistent cap would need {as_bytes(wanted)}, and {as_bytes(promisable)} can be promised: "
+                "lower those of others, or resize",
+                Why.PROMISE,
+            )
+        account.cap, account.floor, account.persistent_cap, account.persistent_set = new_cap, new_floor, promised, firm
+        if weight is not None:
+            account.standing.weight = weight
+        return [account, *self._squeeze()]
+
+    def resize(self, size: int) -> None:
+        """Change the size, to no less than rule 5 allows; the limits of any account may change with it."""
+        self._wanted = size
+        self.size = max(size, self._firm())
+        self._squeeze()
+
+    def shrink(self) -> bool:
+        """Come down to the wanted size as far as rule 5 allows by now; True when that changed anything."""
+        if self.size <= self._wanted or (size := max(self._wanted, self._firm())) >= self.size:
+            return False
+        self.size = size
+        self._squeeze()
+        return True
+
+    def check(self) -> None:
+        """Raise AssertionError unless the sums are those of the accounts and the promises fit."""
+        for account in self.accounts.values():
+            account.check()
+        for state in State:
+            total = sum(account.map.counts[state] for account in self.accounts.values())
+            assert self.totals[state] == total, f"sum of {state.name}"
+        for uid, held in self.held_by.items():
+            assert held == sum(account.held for account in self._of(uid)), f"sum of uid {uid}"
+        assert self.reserved <= self.size, "more is promised than there is"

@@ -1,0 +1,152 @@
+"""Which slabs of an arena are in which state: one byte a slab, so that no slab can be in two.
+
+The bytes reach only as far as the highest slab that ever left FREE, and the lowest free slabs are lent first, so
+the map of a 16-GiB arena (262,144 slabs) of which 1 GiB is lent takes 16 KiB. Runs are found by regular
+expressions and counts kept beside, so nothing here loops over slabs in Python. (Measured there with every second slab
+lent, the worst there is: the lowest 64 free ones 15 us, all runs of one state 60 ms; with half of it lent in one piece
+0.6 and 36 us.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import IntEnum
+
+from tmem.lending.protocol.messages import Runs
+
+
+class State(IntEnum):
+    """What tmemd knows about a slab."""
+
+    FREE = 0  # not real, the guest may not use it
+    EPHEMERAL = 1  # lent
+    PERSISTENT = 2  # lent, never taken
+    MAKING_EPHEMERAL = 3  # promised: it is being made real
+    MAKING_PERSISTENT = 4
+    TAKEN = 5  # not real; the guest may not know that yet
+
+
+_ONE = [bytes([state]) for state in State]
+_RUN = [re.compile(b"%s+" % re.escape(one), re.DOTALL) for one in _ONE]
+_ANY = re.compile(b"|".join(b"%s+" % re.escape(one) for one in _ONE), re.DOTALL)
+
+
+def count(runs: Sequence[tuple[int, int]]) -> int:
+    """Give how many slabs runs hold."""
+    return sum(length for _, length in runs)
+
+
+def clip(runs: Sequence[tuple[int, int]], most: int) -> Runs:
+    """Give the first slabs of runs, at most so many."""
+    kept = []
+    for first, length in runs:
+        if most <= 0:
+            break
+        kept.append((first, min(length, most)))
+        most -= length
+    return tuple(kept)
+
+
+class SlabMap:
+    """The states of the slabs 0 to `total` of one arena."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.counts = [0] * len(State)
+        self.counts[State.FREE] = total
+        self._states = bytearray()
+        self._free_from = 0  # no slab below is free
+        self._hand = 0  # slabs are taken from here on, round and round: about in the order they were lent
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the map."""
+        return len(self._states)
+
+    def set(self, runs: Sequence[tuple[int, int]], state: State) -> None:
+        """Put all slabs of runs into a state, whatever they were in; IndexError when one is beyond the arena."""
+        for first, length in runs:
+            end = first + length
+            if first < 0 or end > self.total:
+                raise IndexError(f"slabs {first} to {end} of {self.total}")
+            if state == State.FREE:  # beyond the map all are free: that needs no bytes
+                end = min(end, len(self._states))
+                length = max(0, end - first)
+            elif end > len(self._states):
+                self._states.extend(bytes(end - len(self._states)))
+            if not length:
+                continue
+            for was in State:
+                self.counts[was] -= self._states.count(was, first, end)
+            self._states[first:end] = _ONE[state] * length
+            self.counts[state] += length
+            if state == State.FREE:
+                self._free_from = min(self._free_from, first)
+
+    def holds(self, runs: Sequence[tuple[int, int]], state: State) -> bool:
+        """Tell whether all slabs of runs are in the state, which is not FREE."""
+        return all(self._states.count(state, first, first + length) == length for first, length in runs)
+
+    def split(self, runs: Sequence[tuple[int, int]]) -> dict[State, Runs]:
+        """Sort the slabs of runs by the state that they are in; those beyond the arena are in none."""
+        found: dict[State, list[tuple[int, int]]] = {}
+        for first, length in runs:
+            end = min(first + length, self.total)
+            known = min(end, len(self._states))
+            for match in _ANY.finditer(self._states, first, known):
+                state = State(self._states[match.start()])
+                found.setdefault(state, []).append((match.start(), match.end() - match.start()))
+            if end > max(first, known):
+                found.setdefault(State.FREE, []).append((max(first, known), end - max(first, known)))
+        return {state: tuple(runs) for state, runs in found.items()}
+
+    def runs(self, state: State) -> Runs:
+        """Give all slabs of a state."""
+        states = self._states
+        found = [(match.start(), match.end() - match.start()) for match in _RUN[state].finditer(states)]
+        if state == State.FREE and len(states) < self.total:
+            found.append((len(states), self.total - len(states)))
+        return tuple(found)
+
+    def lowest_free(self, most: int) -> Runs:
+        """Give the lowest free slabs, at most so many."""
+        states = self._states
+        found: list[tuple[int, int]] = []
+        for match in _RUN[State.FREE].finditer(states, self._free_from):
+            if not found:
+                self._free_from = match.start()
+            length = min(match.end() - match.start(), most)
+            found.append((match.start(), length))
+            most -= length
+            if not most:
+                return tuple(found)
+        if not found:
+            self._free_from = len(states)
+        if most and len(states) < self.total:
+            found.append((len(states), min(most, self.total - len(states))))
+        return tuple(found)
+
+    def next_ephemeral(self, most: int) -> Runs:
+        """Give ephemeral slabs to take, at most so many, those first that were lent the longest ago (about)."""
+        found: list[tuple[int, int]] = []
+        hand = self._hand
+        for start, end in ((hand, len(self._states)), (0, hand)):
+            for match in _RUN[State.EPHEMERAL].finditer(self._states, start, end):
+                if most <= 0:
+                    return tuple(sorted(found))
+                length = min(match.end() - match.start(), most)
+                found.append((match.start(), length))
+                most -= length
+                self._hand = match.start() + length
+        return tuple(sorted(found))
+
+    def check(self) -> None:
+        """Raise AssertionError unless the counts are those of the bytes."""
+        states = self._states
+        assert len(states) <= self.total
+        for state in State:
+            beyond = self.total - len(states) if state == State.FREE else 0
+            assert self.counts[state] == states.count(state) + beyond, f"count of {state.name}"
+        assert sum(self.counts) == self.total, "a slab has no state"
+        assert State.FREE not in states[: self._free_from], "a free slab lies below the lowest"

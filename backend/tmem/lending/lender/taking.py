@@ -1,0 +1,181 @@
+"""How ephemeral slabs come back: asked for, waited for a little, taken.
+
+A guest that is to give memory up has a debt. It is asked for a step of it at a time, so that it can find its coldest
+pages within PATIENCE; the answer brings the next step. Where no answer comes, its socket is read dry first (it may
+have answered and the executor been late), then what is outstanding is taken: punched, and told as Taken. A guest
+that was silent once is not waited for again until it speaks. A guest without a connection is taken from at once.
+
+A slab that was taken is not lent again until the guest confirmed that it knows. So a Return on its way cannot be
+mistaken for the return of a later lend, and what a late put made real again is punched when the guest confirms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tmem.lending.lender.account import Account, Revocation
+from tmem.lending.lender.actions import Action, GuestFault, Punch, ReadDry, Send
+from tmem.lending.lender.ledger import Ledger
+from tmem.lending.lender.slabmap import State, count
+from tmem.lending.lender.stats import Counters
+from tmem.lending.protocol.messages import Return, Revoke, Runs, Taken, in_parts
+
+PATIENCE = 0.020  # seconds that a guest has to answer a Revoke
+STEP = 32  # slabs in one Revoke of ephemeral ones
+
+
+class Taking:
+    """Debts, revocations and what is taken; `act` takes the actions."""
+
+    def __init__(self, ledger: Ledger, counters: Counters, act: Callable[[Action], None]) -> None:
+        self._ledger = ledger
+        self._counters = counters
+        self._act = act
+        self._open: dict[int, Account] = {}  # accounts with a revocation, by number
+
+    @property
+    def debts(self) -> int:
+        """Slabs that are to come back."""
+        return sum(account.debt for account in self._open.values())
+
+    def deadline(self) -> float | None:
+        """Give when the next guest's time is over."""
+        waiting = [
+            account.revocation.deadline
+            for account in self._open.values()
+            if account.revocation is not None and not account.revocation.drying
+        ]
+        return min(waiting, default=None)
+
+    def wake(self, now: float) -> None:
+        """Read those dry whose time is over."""
+        for account in self._open.values():
+            revocation = account.revocation
+            if revocation is not None and revocation.deadline <= now and not revocation.drying:
+                revocation.drying = True
+                self._act(ReadDry(account.number))
+
+    def owe(self, now: float, account: Account, slabs: int) -> None:
+        """Add to what a guest is to give back, at most what it holds and can be got at."""
+        if account.reachable and not account.ended and account.claims is None:
+            account.debt = min(account.debt + slabs, account.map.counts[State.EPHEMERAL])
+            self._go_on(now, account)
+
+    def _go_on(self, now: float, account: Account) -> None:
+        """Ask for the next step of a debt, unless one is open; nobody is asked who does not answer."""
+        if account.revocation is not None or not account.debt:
+            return
+        if not account.connected:
+            self.take(account, account.debt)
+            return
+        serial, slabs = account.next_serial(), account.debt if account.silent else min(account.debt, STEP)
+        account.revocation = Revocation(serial, slabs, now + PATIENCE, drying=account.silent)
+        self._open[account.number] = account
+        if account.silent:
+            self._act(ReadDry(account.number))
+        else:
+            self._counters.revokes += 1
+            self._act(Send(account.number, Revoke(serial, slabs)))
+
+    def returned(self, now: float, account: Account, message: Return) -> None:
+        """Take slabs back that a guest gives; GuestFault when they are not its."""
+        kind = State.PERSISTENT if message.persistent else State.EPHEMERAL
+        found = account.map.split(message.runs)
+        late = count(found.get(State.TAKEN, ()))
+        if count(found.get(kind, ())) + late != count(message.runs):
+            raise GuestFault("it returned slabs that it does not hold")
+        self._counters.late_returns += late
+        given = self.free(account, found.get(kind, ()))
+        self._counters.returned_slabs += given
+        if message.answer:
+            account.revoked += given
+            self._counters.revoked_slabs += given
+        if message.persistent:
+            return
+        revocation = account.revocation
+        answered = revocation is not None and message.answer == revocation.serial and message.last
+        self.gone(now, account, given, answered)
+
+    def gone(self, now: float, account: Account, given: int, answered: bool = False) -> None:
+        """Reckon ephemeral slabs that are the guest's no more against its debt; `answered` ends the open Revoke."""
+        account.debt = min(max(0, account.debt - given), account.map.counts[State.EPHEMERAL])
+        revocation = account.revocation
+        if revocation is None:
+            return
+        revocation.outstanding = min(revocation.outstanding - given, account.debt)
+        if answered and revocation.outstanding > 0:
+            # Fewer than it was asked for: an honest guest never needs to.
+            self.take(account, revocation.outstanding)
+        if answered or revocation.outstanding <= 0:
+            self._settled(now, account)
+
+    def _settled(self, now: float, account: Account) -> None:
+        """End the open Revoke, and go on with what is still owed."""
+        account.revocation = None
+        self._open.pop(account.number, None)
+        self._go_on(now, account)
+
+    def dry(self, now: float, account: Account) -> None:
+        """Take what a guest owes whose Revoke is overdue: all of its debt, as nobody answers."""
+        revocation = account.revocation
+        if revocation is None or not revocation.drying:
+            return
+        account.silent = True
+        self._counters.unanswered_revokes += 1
+        self.take(account, account.debt)
+        self._settled(now, account)
+
+    def take(self, account: Account, slabs: int) -> None:
+        """Take ephemeral slabs, whatever the guest says."""
+        runs = account.map.next_ephemeral(slabs)
+        taken = count(runs)
+        account.debt = max(0, account.debt - taken)
+        account.taken += taken
+        self._counters.taken_slabs += taken
+        if account.revocation is not None:
+            account.revocation.outstanding -= taken
+        if account.connected:
+            self.tell_taken(account, runs)
+            self._act(Punch(account.number, runs))
+        else:
+            self.free(account, runs)
+
+    def tell_taken(self, account: Account, runs: Runs) -> None:
+        """Tell a connected guest which slabs are not its any more."""
+        for part, _ in in_parts(runs):
+            if part:
+                serial = account.next_serial()
+                self._ledger.move(account, part, State.TAKEN)
+                account.unconfirmed[serial] = part
+                self._act(Send(account.number, Taken(part, serial)))
+
+    def confirmed(self, account: Account, serial: int) -> None:
+        """Make slabs lendable to the guest again, without what a late put may have left there."""
+        runs = account.unconfirmed.pop(serial, None)
+        if runs is None:
+            raise GuestFault("it confirmed what it was not told")
+        self.free(account, runs)
+
+    def free(self, account: Account, runs: Runs) -> int:
+        """Make slabs free; gives how many."""
+        if runs:
+            self._ledger.move(account, runs, State.FREE)
+            self._act(Punch(account.number, runs))
+        return count(runs)
+
+    def left(self, account: Account) -> None:
+        """Note that the connection ended: what is owed is taken, and what was taken is known by the claims."""
+        account.revocation = None
+        self._open.pop(account.number, None)
+        account.silent = False
+        for runs in account.unconfirmed.values():
+            self.free(account, runs)
+        account.unconfirmed.clear()
+        if account.debt:
+            self.take(account, account.debt)
+
+    def check(self) -> None:
+        """Raise AssertionError unless exactly the guests that owe are waited for."""
+        for account in self._ledger.accounts.values():
+            assert (account.revocation is None) == (account.number not in self._open)
+            assert (account.debt > 0) == (account.revocation is not None), "a debt that nobody asks for"

@@ -1,0 +1,81 @@
+"""The verbs of tmemctl, answered by the lender; who may use them and who sees whom."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tmem.lending.lender.actions import Action, Refusal
+from tmem.lending.lender.ledger import as_bytes
+from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.stats import Why
+from tmem.lending.protocol.messages import (
+    MAX_ROWS,
+    Answer,
+    AskTotals,
+    Done,
+    Drain,
+    Failed,
+    Freeze,
+    List,
+    Resize,
+    Row,
+    SetLimits,
+    Table,
+    TakeBack,
+    Thaw,
+    Totals,
+    Verb,
+)
+
+
+def answer(lender: Lender, now: float, verb: Verb, uid: int, trusted: bool) -> tuple[list[Answer], list[Action]]:
+    """Carry out a verb of a person with that uid; `trusted` says that it is root or tmemd's own user.
+
+    Others see their own guests alone and change nothing.
+    """
+    if isinstance(verb, List):
+        return list(_tables([row for row in lender.rows(now) if trusted or row.uid == uid])), []
+    if isinstance(verb, AskTotals):
+        return [_totals(lender)], []
+    try:
+        if not trusted:
+            raise Refusal("only root and the user that runs tmemd may change anything", Why.TRUST)
+        text, actions = _change(lender, now, verb)
+    except Refusal as refusal:
+        return [Failed(str(refusal))], []
+    return [Done(text)], actions
+
+
+def _tables(rows: list[Row]) -> list[Table]:
+    starts = range(0, max(1, len(rows)), MAX_ROWS)
+    return [Table(tuple(rows[start : start + MAX_ROWS]), start + MAX_ROWS >= len(rows)) for start in starts]
+
+
+def _totals(lender: Lender) -> Totals:
+    stats = dataclasses.asdict(lender.stats())
+    return Totals(stats | stats.pop("counters"))
+
+
+def _change(lender: Lender, now: float, verb: Verb) -> tuple[str, list[Action]]:
+    match verb:
+        case SetLimits(guest, weight, cap, floor, persistent_cap):
+            number = lender.find(guest)
+            return "", lender.set_limits(
+                now, number, weight=weight, cap=cap, floor=floor, persistent_cap=persistent_cap
+            )
+        case Freeze(guest):
+            return "", lender.freeze(now, lender.find(guest) if guest else None)
+        case Thaw(guest):
+            return "", lender.thaw(now, lender.find(guest) if guest else None)
+        case TakeBack(guest, slabs, persistent):
+            return "", lender.revoke(now, lender.find(guest), slabs, persistent)
+        case Drain(guest):
+            return "", lender.drain(now, lender.find(guest))
+        case Resize(slabs):
+            size, actions = lender.resize(now, slabs)
+            if size == slabs:
+                return f"the size is {as_bytes(size)}", actions
+            kept = f"the size is {as_bytes(size)}, not {as_bytes(slabs)}: persistent memory and floors hold that much"
+            return kept, actions
+        case _:
+            raise TypeError(f"{type(verb).__name__} is not a verb that changes anything")

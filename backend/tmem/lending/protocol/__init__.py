@@ -1,0 +1,1 @@
+"""What mounts, tmemctl and tmemd say to each other."""

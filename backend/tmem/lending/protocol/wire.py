@@ -1,0 +1,107 @@
+"""Frames: bytes in, messages out, no sockets.
+
+A frame is its length, four bytes little-endian, and one message as msgpack. The peer's mistakes are
+ProtocolError, whatever they are; what we would send and may not is WireMisuse. A Decoder that raised is of no
+use any more: nobody knows where the next frame begins.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Generic, TypeVar
+
+import msgspec
+
+from tmem.lending.protocol.messages import Answer, FromGuest, Message, ToGuest, Verb
+
+MAX_FRAME = 65536  # bytes after the length
+_LENGTH = struct.Struct("<I")
+
+_encoder = msgspec.msgpack.Encoder()
+_M = TypeVar("_M")
+
+
+class ProtocolError(Exception):
+    """The peer sent what no peer may send."""
+
+
+class WireMisuse(ValueError):
+    """We tried to send what no peer may get."""
+
+
+def encode(message: Message) -> bytes:
+    """Give the frame of a message; WireMisuse when it is longer than a frame may be."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME:
+        raise WireMisuse(f"a {type(message).__name__} of {len(body)} bytes")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Decoder(Generic[_M]):
+    """Cuts a stream into messages; it never holds more than one unfinished frame beyond what it is fed."""
+
+    def __init__(self, messages: msgspec.msgpack.Decoder[_M]) -> None:
+        self._messages = messages
+        self._buffer = bytearray()
+        self._broken = False
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of the frame that has not ended."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> list[_M]:
+        """Take bytes in and give the messages that they complete; ProtocolError when they are none."""
+        if self._broken:
+            raise WireMisuse("a decoder that failed is fed")
+        buffer = self._buffer
+        buffer += data
+        found: list[_M] = []
+        start = 0
+        try:
+            while len(buffer) - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(buffer, start)
+                if not 0 < length <= MAX_FRAME:
+                    raise ProtocolError(f"a frame of {length} bytes")
+                end = start + _LENGTH.size + length
+                if end > len(buffer):
+                    break
+                found.append(self._message(bytes(buffer[start + _LENGTH.size : end])))
+                start = end
+        except ProtocolError:
+            self._broken = True
+            buffer.clear()
+            raise
+        del buffer[:start]
+        return found
+
+    def end(self) -> None:
+        """Note the end of the stream; ProtocolError when it came within a frame."""
+        if self._buffer:
+            raise ProtocolError(f"the stream ended {len(self._buffer)} bytes into a frame")
+
+    def _message(self, body: bytes) -> _M:
+        try:
+            return self._messages.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"no message: {error}") from error
+
+
+_for_tmemd: msgspec.msgpack.Decoder[FromGuest | Verb] = msgspec.msgpack.Decoder(FromGuest | Verb)
+_for_guest: msgspec.msgpack.Decoder[ToGuest] = msgspec.msgpack.Decoder(ToGuest)
+_for_tmemctl: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def tmemd_decoder() -> Decoder[FromGuest | Verb]:
+    """Make the decoder of what guests and tmemctl send."""
+    return Decoder(_for_tmemd)
+
+
+def guest_decoder() -> Decoder[ToGuest]:
+    """Make the decoder of what tmemd sends to guests."""
+    return Decoder(_for_guest)
+
+
+def tmemctl_decoder() -> Decoder[Answer]:
+    """Make the decoder of what tmemd sends to tmemctl."""
+    return Decoder(_for_tmemctl)

@@ -1,0 +1,1 @@
+"""Caches, pools and divisions that are computed, not mounted."""

@@ -1,0 +1,88 @@
+"""Simulated guests around the real lender: what tmemd would decide, message by message, in simulated time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from bench.models.slotpool import Borrowing, SlotPool, Stream
+from tmem.lending.lender.actions import Action, MakeReal, Send
+from tmem.lending.lender.lender import Lender
+from tmem.lending.protocol.messages import RETRY, VERSION, Ask, Deny, FromGuest, Hello, Lend, Return, Revoke
+
+TICK = 0.9  # seconds between the reports of a guest
+MOST_RETRY = 1.6  # seconds between the Asks of a guest that is denied again and again
+
+
+class LentMemory:
+    """The guests of some streams, borrowing from one lender. Messages and memory take no time."""
+
+    def __init__(self, streams: Sequence[Stream], slabs: int, division: str, floors: Sequence[int] = ()) -> None:
+        self.lender = Lender(slabs, division=division)
+        self.now = 0.0
+        self.streams = streams
+        self.guests = [self._join(place, one, slabs) for place, one in enumerate(streams)]
+        self._serial = 0
+        self._queue: deque[Action] = deque()
+        for guest, floor in zip(self.guests, floors, strict=False):
+            self._perform(self.lender.set_limits(0.0, guest.number, floor=floor))
+        self._ticks = [TICK * (place + 1) / len(streams) for place in range(len(streams))]
+
+    def _join(self, place: int, one: Stream, slabs: int) -> Borrowing:
+        hello = Hello(VERSION, place.to_bytes(16, "big"), one.name, slabs, 0)
+        number, _ = self.lender.join(0.0, hello, 0, 0)
+        # An Ask is for as much of the memory as one of a few MiB is of a few GiB.
+        return Borrowing(number, SlotPool(one.footprint, 0, place), most=max(1, slabs // 256))
+
+    def request(self, place: int, page: int, evicted: int) -> None:
+        """Let a guest miss a page in its cache, and evict another."""
+        guest = self.guests[place]
+        pool = guest.pool
+        pool.get(page)
+        if evicted < 0:
+            return
+        if pool.queue.pages >= pool.slots and self.now >= guest.not_before:
+            self._ask(guest)
+        pool.put(evicted, self.now)
+
+    def pass_to(self, now: float) -> None:
+        """Let time pass: guests report."""
+        self.now = now
+        for place, guest in enumerate(self.guests):
+            if self._ticks[place] <= now:
+                self._ticks[place] += TICK * max(1, (now - self._ticks[place]) // TICK)
+                report = guest.report(now)
+                if report is not None:
+                    self._say(guest, report)
+
+    def _ask(self, guest: Borrowing) -> None:
+        self._serial += 1
+        self._say(guest, Ask(self._serial, guest.batch, False, guest.pool.age(self.now)))
+
+    def _say(self, guest: Borrowing, message: FromGuest) -> None:
+        self._perform(self.lender.received(self.now, guest.number, message))
+
+    def _perform(self, actions: Iterable[Action]) -> None:
+        queue = self._queue
+        queue.extend(actions)
+        while queue:
+            action = queue.popleft()
+            if isinstance(action, MakeReal):
+                queue.extend(self.lender.made(self.now, action.guest, action.batch, action.runs))
+            elif isinstance(action, Send):
+                self._act(self.guests[action.guest - 1], action.message)
+
+    def _act(self, guest: Borrowing, message: object) -> None:
+        """Do what a guest does about a message."""
+        if isinstance(message, Lend):
+            guest.lend(message.runs)
+            guest.batch = min(2 * guest.batch, guest.most)
+            guest.retry = RETRY
+        elif isinstance(message, Deny):
+            guest.batch = 1
+            guest.not_before = self.now + guest.retry
+            guest.retry = min(2 * guest.retry, MOST_RETRY)
+        elif isinstance(message, Revoke):
+            runs = guest.give(message.slabs)
+            answer = Return(runs, False, message.serial, True, guest.pool.age(self.now))
+            self._queue.extend(self.lender.received(self.now, guest.number, answer))

@@ -1,0 +1,100 @@
+"""Count the misses of a trace, page by page, under two ways of keeping pages.
+
+`replay_real` drives the objects that serve a mount: PageCache, Precache, and a pool over an EmbeddedArena. Every page
+has the same incompressible content, so each takes one raw slot, sixteen a slab, and both sides hold the same number
+of pages. The victim queue is drained after each request, as it is behind the replies when reads are not rushed.
+`replay_baseline` is an LRU cache over an exclusive FIFO pool.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tmem import Tmem
+from tmem.arena import SLAB_SIZE, EmbeddedArena
+from tmemfs.cache.pagecache import PAGE_SIZE, USED, PageCache
+from tmemfs.cache.precache import Precache
+
+PAGES_A_SLAB = SLAB_SIZE // PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Pages that cache and pool hold; the pool's are whole slabs."""
+
+    cache: int
+    pool: int
+
+    @classmethod
+    def of(cls, footprint: int, cache_share: float, pool_share: float) -> Sizes:
+        """Take shares of the distinct pages of a trace."""
+        slabs = max(1, round(footprint * pool_share / PAGES_A_SLAB))
+        return cls(max(1, round(footprint * cache_share)), slabs * PAGES_A_SLAB)
+
+
+class _File:
+    """The one file whose pages the trace asks for."""
+
+    oid = 1
+
+    def __init__(self) -> None:
+        self.pages: dict[int, int] = {}
+
+
+def replay_real(trace: Iterable[int], sizes: Sizes) -> int:
+    """Return the misses of the real cache and pool."""
+    arena = EmbeddedArena(sizes.pool * PAGE_SIZE)
+    tmem = Tmem(arena)
+    cache = PageCache(sizes.cache * PAGE_SIZE, limit=sizes.cache * PAGE_SIZE, queueing=True)
+    precache = Precache(cache, tmem.new_pool(name="precache"))
+    file = _File()
+    content = random.Random(1).randbytes(PAGE_SIZE)
+    frames, ref, victims = file.pages, cache.ref, cache.victims
+    misses = 0
+    try:
+        for page in trace:
+            frame = frames.get(page)
+            if frame is not None:
+                ref[frame] = USED
+                continue
+            found = precache.get(file, page)
+            if found is None:
+                misses += 1
+                cache.announce(0)
+                precache.drain(len(victims))
+                cache.insert(file, page, content)
+            else:
+                cache.insert(file, page, found, pool_bit=True)
+            precache.drain(len(victims))
+        cache.check()
+        tmem.check()
+        assert tmem.stats().pages <= sizes.pool
+    finally:
+        cache.close()
+        arena.close()
+    return misses
+
+
+def replay_baseline(trace: Iterable[int], sizes: Sizes) -> int:
+    """Return the misses of an LRU cache whose evicted pages go through an exclusive FIFO pool."""
+    cache: OrderedDict[int, None] = OrderedDict()
+    pool: OrderedDict[int, None] = OrderedDict()
+    misses = 0
+    for page in trace:
+        if page in cache:
+            cache.move_to_end(page)
+            continue
+        if page in pool:
+            del pool[page]
+        else:
+            misses += 1
+        cache[page] = None
+        if len(cache) > sizes.cache:
+            evicted, _ = cache.popitem(last=False)
+            pool[evicted] = None
+            if len(pool) > sizes.pool:
+                pool.popitem(last=False)
+    return misses

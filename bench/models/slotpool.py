@@ -1,0 +1,150 @@
+"""Guests that are simulated page by page: a trace, an LRU cache in front of it, and the pool's own policy behind.
+
+A pool of the real code's order (tmem.policy with its ghosts), without the bytes: every page takes one of the sixteen
+slots of a slab. What an LRU cache misses and evicts does not depend on the pool behind it, so it is worked out once
+for a trace and a cache size (`Stream`); from then on only the misses are replayed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tmem.arena import PAGE_SIZE, SLAB_SIZE
+from tmem.ghosts import tag_of
+from tmem.lending.protocol.messages import FromGuest, Report, Runs
+from tmem.policy import FIRST, MAIN, NOWHERE, PROBATION, TwoQueue
+
+PAGES_A_SLAB = SLAB_SIZE // PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What comes out of a guest's cache: pages that it missed, and for each the page that it evicted, -1 for none.
+
+    Pages are numbered from 0 on. `at` is the number of the request that missed, of `requests`.
+    """
+
+    name: str
+    footprint: int
+    requests: int
+    cache: int
+    misses: array[int]
+    evicted: array[int]
+    at: array[int]
+
+
+def stream(name: str, trace: Iterable[int], cache_share: float) -> Stream:
+    """Send a trace through an LRU cache of a share of its distinct pages."""
+    numbers: dict[int, int] = {}
+    pages = array("i", (numbers.setdefault(page, len(numbers)) for page in trace))
+    size = max(1, round(len(numbers) * cache_share))
+    cache: OrderedDict[int, None] = OrderedDict()
+    misses, evicted, at = array("i"), array("i"), array("i")
+    for request, page in enumerate(pages):
+        if page in cache:
+            cache.move_to_end(page)
+            continue
+        cache[page] = None
+        misses.append(page)
+        at.append(request)
+        evicted.append(cache.popitem(last=False)[0] if len(cache) > size else -1)
+    return Stream(name, len(numbers), len(pages), size, misses, evicted, at)
+
+
+class SlotPool:
+    """An exclusive pool of so many slots in the order of tmem.policy, of pages numbered 0 to `footprint`."""
+
+    def __init__(self, footprint: int, slots: int, number: int = 0) -> None:
+        self.slots = slots
+        self.queue = TwoQueue()
+        self.queue.grow(footprint)
+        self.puts = self.hits = self.misses = self.ghost_hits = 0
+        self._tags = array("I", (tag_of(0, number, page) for page in range(footprint)))
+        self._pool_bit = bytearray(footprint)
+
+    def get(self, page: int) -> None:
+        """Look for a page that the cache missed."""
+        queue = self.queue
+        if queue.where[page + FIRST] != NOWHERE:
+            queue.remove(page + FIRST)
+            self._pool_bit[page] = 1
+            self.hits += 1
+            return
+        self._pool_bit[page] = 0
+        self.misses += 1
+        if queue.ghosts.holds(self._tags[page], queue.pages):
+            self.ghost_hits += 1
+
+    def put(self, page: int, now: float) -> None:
+        """Take in a page that the cache evicted."""
+        queue, tag = self.queue, self._tags[page]
+        self.puts += 1
+        if not self.slots:
+            return
+        hot = self._pool_bit[page]
+        if not hot and queue.ghosts.holds(tag, queue.pages):
+            queue.ghosts.discard(tag)
+            hot = 1
+        if queue.pages >= self.slots:
+            self.evict()
+        queue.insert(page + FIRST, MAIN if hot else PROBATION, now)
+
+    def evict(self) -> None:
+        """Drop the next victim, and remember its ghost."""
+        queue = self.queue
+        victim = queue.victim()
+        assert victim is not None
+        queue.ghosts.add(self._tags[victim - FIRST], queue.pages)
+        queue.remove(victim)
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots; what no longer fits is evicted."""
+        self.slots = slots
+        while self.queue.pages > slots:
+            self.evict()
+
+    def age(self, now: float) -> float | None:
+        """Give the seconds since the put of the oldest page."""
+        oldest = self.queue.oldest()
+        return None if oldest is None else max(0.0, now - oldest)
+
+
+@dataclass(slots=True)
+class Borrowing:
+    """A guest whose pool is lent its slots: it asks when the pool is full, as tmem.lending.guest.borrower does."""
+
+    number: int
+    pool: SlotPool
+    most: int  # slabs in one Ask
+    slabs: list[int] = field(default_factory=list)
+    not_before: float = 0.0
+    retry: float = 0.0
+    batch: int = 1
+    reported: Sequence[int] = ()
+    quiet: bool = False
+
+    def lend(self, runs: Runs) -> None:
+        """Take slabs in."""
+        self.slabs.extend(slab for first, count in runs for slab in range(first, first + count))
+        self.pool.resize(len(self.slabs) * PAGES_A_SLAB)
+
+    def give(self, slabs: int) -> Runs:
+        """Give slabs up for the coldest pages."""
+        given = sorted(self.slabs[max(0, len(self.slabs) - slabs) :])
+        del self.slabs[len(self.slabs) - len(given) :]
+        self.pool.resize(len(self.slabs) * PAGES_A_SLAB)
+        return tuple((slab, 1) for slab in given)
+
+    def report(self, now: float) -> FromGuest | None:
+        """Give the report that is due, when a counter moved, and once more when none did."""
+        pool = self.pool
+        counters = (pool.queue.pages, 0, pool.puts, pool.hits, pool.misses, pool.ghost_hits)
+        moved = counters != self.reported
+        if not moved and self.quiet:
+            return None
+        self.quiet = not moved
+        self.reported = counters
+        return Report(pool.age(now), *counters)

@@ -1,0 +1,164 @@
+"""Six guests on one machine, and the ways in which they can share its memory.
+
+Every arm has the same total: six times `cache` and once `pool`. The guests are real mounts, each a process of its own,
+over a directory each; the limit is one mount over all the directories with one cache of all the memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.tools.harness import Mounted, tmemd, tmemfs
+
+ARMS = ("a static", "b balloon", "c greedy", "d policy", "e shipped", "f limit")
+_LENDING = {
+    "c greedy": ("greedy", "--no-compress"),
+    "d policy": ("mix", "--no-compress"),
+    "e shipped": ("mix", "--compress"),
+}
+# Linux's drivers/xen/xen-selfballoon.c: every 5 s, all of what lacks at once, an eighth of what is too much.
+INTERVAL = 5.0
+UP, DOWN = 1, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The memory of an arm, in bytes."""
+
+    cache: int  # of each guest, its X
+    pool: int  # of all together, the Y
+
+    def total(self, guests: int) -> int:
+        """Add up what all of them have."""
+        return guests * self.cache + self.pool
+
+
+@dataclass(frozen=True, slots=True)
+class Guests:
+    """The mounts of an arm, and where each guest reads its files."""
+
+    mounts: Sequence[Mounted]
+    paths: Sequence[Path]
+
+    def held(self, guest: int) -> int | None:
+        """Tell how many bytes of files a guest has in memory; None where the guests share one cache."""
+        if len(self.mounts) == 1:
+            return None
+        stats = self.mounts[guest].stats()
+        return int(stats["cache_resident_bytes"] + stats["pool_original_bytes"])
+
+    def backing_pages(self) -> int:
+        """Add up the pages that were read from the slow directories."""
+        return int(sum(mount.stats()["backing_pages"] for mount in self.mounts))
+
+
+@contextlib.contextmanager
+def sharing(arm: str, space: Path, sources: Sequence[Path], shape: Shape, throttle: str) -> Iterator[Guests]:
+    """Mount all guests in one of the ARMS; the sources are in one directory."""
+    places = [space / "mounts" / source.name for source in sources]
+    options: tuple[str, ...] = ("--throttle", throttle, "--attr-timeout", "60s", "--negative-timeout", "60s")
+    with contextlib.ExitStack() as stack:
+        if arm == "f limit":
+            whole = shape.total(len(sources))
+            mount = stack.enter_context(tmemfs(sources[0].parent, space / "mounts", *options, cache=whole, pool=0))
+            yield Guests([mount], [mount.path / source.name for source in sources])
+            return
+        cache, pool = shape.cache, 0
+        if arm in _LENDING:
+            policy, compress = _LENDING[arm]
+            socket = stack.enter_context(tmemd(space, shape.pool, "--policy", policy)).socket
+            options = (*options, "--pool", f"unix:{socket}", compress)
+        else:
+            cache += shape.pool // len(sources)
+        mounts = [
+            stack.enter_context(tmemfs(source, place, *options, cache=cache, pool=pool))
+            for source, place in zip(sources, places, strict=True)
+        ]
+        if arm == "b balloon":
+            stack.enter_context(_ballooned(mounts, shape))
+        yield Guests(mounts, places)
+
+
+@contextlib.contextmanager
+def _ballooned(mounts: Sequence[Mounted], shape: Shape) -> Iterator[None]:
+    """Move memory between the caches, as a controller in the host would with a balloon in each guest."""
+    over = threading.Event()
+    least, total = shape.cache, shape.total(len(mounts))
+
+    def control() -> None:
+        sizes = [total // len(mounts)] * len(mounts)
+        before = [mount.stats() for mount in mounts]
+        while not over.wait(INTERVAL):
+            now = [mount.stats() for mount in mounts]
+            needs = [need(one, other, least) for one, other in zip(before, now, strict=True)]
+            after = rebalanced(sizes, needs, total)
+            # Those that shrink first, so that the total is never more than it may be.
+            for number in sorted(range(len(mounts)), key=lambda each: after[each] - sizes[each]):
+                if after[number] != sizes[number]:
+                    mounts[number].control("cache_size", str(after[number]))
+            sizes, before = after, now
+
+    thread = threading.Thread(target=control, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(30.0)
+
+
+def need(before: dict[str, float], now: dict[str, float], least: int) -> int:
+    """Tell what a guest wants: what it holds and what it missed since the last look, or the least when it idled."""
+    missed = now["cache_misses"] - before["cache_misses"]
+    used = missed + now["cache_hits"] - before["cache_hits"]
+    return int(now["cache_resident_bytes"] + 4096 * missed) if used > 100 else least
+
+
+def rebalanced(sizes: Sequence[int], needs: Sequence[int], total: int) -> list[int]:
+    """Return the sizes after one look: an eighth of each surplus is given up, lacks share what is free."""
+    after = [size - max(0, size - wanted) // DOWN for size, wanted in zip(sizes, needs, strict=True)]
+    lacks = [max(0, wanted - size) // UP for size, wanted in zip(after, needs, strict=True)]
+    free = total - sum(after)
+    share = min(1.0, free / sum(lacks)) if sum(lacks) else 0.0
+    return [size + int(lack * share) for size, lack in zip(after, lacks, strict=True)]
+
+
+class Watching:
+    """Look at what some guests hold while they are busy; a context manager."""
+
+    def __init__(self, guests: Guests, busy: Sequence[int], every: float = 0.2) -> None:
+        self._guests, self._busy, self._every = guests, busy, every
+        self._over = threading.Event()
+        self.seen: dict[int, list[tuple[float, int]]] = {guest: [] for guest in busy}
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watching:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._over.set()
+        self._thread.join(30.0)
+
+    def _watch(self) -> None:
+        began = time.monotonic()
+        while not self._over.wait(self._every):
+            for guest in self._busy:
+                held = self._guests.held(guest)
+                if held is not None:
+                    self.seen[guest].append((time.monotonic() - began, held))
+
+    def seconds_until(self, size: int) -> list[float | None]:
+        """Tell for each guest when it first held that much, None when never."""
+        return [next((at for at, held in self.seen[guest] if held >= size), None) for guest in self._busy]
+
+    def most(self) -> list[int]:
+        """Tell the most that each guest held."""
+        return [max((held for _, held in self.seen[guest]), default=0) for guest in self._busy]

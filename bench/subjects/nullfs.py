@@ -1,0 +1,164 @@
+"""The floor: a pyfuse3 filesystem that does nothing but answer, for the others to be measured against.
+
+Two files with the same bytes in one buffer that is never copied before the reply: `view` answers a read with a slice
+of a memoryview (no copy at all), `bytes` with a slice of the bytes object (one copy). Benches measure both and
+compare with whichever was faster. Opened with direct I/O, as tmemfs opens its files. For metadata, the root lists
+`--names` further empty files, and attributes may be cached for `--attr-timeout` seconds.
+
+    python -m bench.subjects.nullfs MOUNTPOINT [--size BYTES] [--names N] [--attr-timeout SECONDS] [--eager]
+
+`--eager` reads requests as tmemfs does (`tmemfs.kernel.eager`): the floor below the floor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import random
+import signal
+import stat
+
+import pyfuse3
+import trio
+
+from tmemfs.kernel import eager
+
+VIEW, BYTES, FIRST_NAME = 2, 3, 16
+SEED = 1
+
+
+class NullOperations(pyfuse3.Operations):
+    """Answer every request from memory, without a table or a lookup where none is needed."""
+
+    enable_acl = True
+
+    def __init__(self, size: int, names: int, attr_timeout: float) -> None:
+        super().__init__()
+        self._bytes = random.Random(SEED).randbytes(size)
+        self._view = memoryview(self._bytes)
+        self._attr_timeout = attr_timeout
+        self._numbers = {b"view": VIEW, b"bytes": BYTES}
+        self._numbers |= {b"%06d" % number: FIRST_NAME + number for number in range(names)}
+        self._made = 1 << 40  # node number of the newest file that was made
+        self._listing = [(name, self._entry(number)) for name, number in self._numbers.items()]
+
+    def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(inode)
+        entry.attr_timeout = entry.entry_timeout = self._attr_timeout
+        entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
+        directory = inode == pyfuse3.ROOT_INODE
+        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755 if directory else stat.S_IFREG | 0o644)
+        entry.st_nlink = 2 if directory else 1
+        entry.st_size = len(self._bytes) if inode in (VIEW, BYTES) else 0
+        return entry
+
+    async def getattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None
+    ) -> pyfuse3.EntryAttributes:
+        """Describe an inode."""
+        return self._entry(inode)
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name in the root."""
+        number = self._numbers.get(name)
+        if number is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._entry(number)
+
+    async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open with direct I/O."""
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=True, keep_cache=False)
+
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        """Answer with a slice."""
+        if fh == VIEW:
+            return self._view[off : off + size]  # type: ignore[return-value]  # pyfuse3 takes any buffer
+        return self._bytes[off : off + size]
+
+    async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        """Open the root."""
+        return pyfuse3.FileHandleT(inode)
+
+    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List the root."""
+        for number in range(start_id, len(self._listing)):
+            name, entry = self._listing[number]
+            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, number + 1):
+                return
+
+    async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
+        """Have none."""
+        raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+
+    async def create(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        mode: pyfuse3.ModeT,
+        flags: pyfuse3.FlagT,
+        ctx: pyfuse3.RequestContext,
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Make an empty file."""
+        self._made += 1
+        self._numbers[name] = self._made
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._made), direct_io=True, keep_cache=False), self._entry(
+            self._made
+        )
+
+    async def unlink(self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext) -> None:
+        """Forget a file that was made."""
+        del self._numbers[name]
+
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """Hold nothing back."""
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        """Hold nothing open."""
+
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        """Hold nothing open."""
+
+    async def forget(self, inode_list: object) -> None:
+        """Forget nothing: there is no table."""
+
+
+async def serve() -> None:
+    """Serve until a signal asks for the end or somebody unmounts."""
+    async with trio.open_nursery() as nursery:
+
+        async def obey() -> None:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    pyfuse3.terminate()
+                    return
+
+        nursery.start_soon(obey)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+def main() -> None:
+    """Mount and serve."""
+    parser = argparse.ArgumentParser(description="Serve a null filesystem.")
+    parser.add_argument("mountpoint")
+    parser.add_argument("--size", type=int, default=64 << 20)
+    parser.add_argument("--names", type=int, default=0)
+    parser.add_argument("--attr-timeout", type=float, default=1.0)
+    parser.add_argument("--eager", action="store_true", help="read requests as tmemfs does")
+    arguments = parser.parse_args()
+    if arguments.eager:
+        eager.install()
+    operations = NullOperations(arguments.size, arguments.names, arguments.attr_timeout)
+    pyfuse3.init(operations, arguments.mountpoint, {"fsname=nullfs", "default_permissions"})
+    try:
+        trio.run(serve)
+    finally:
+        pyfuse3.close()
+
+
+if __name__ == "__main__":
+    main()

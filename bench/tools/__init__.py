@@ -1,0 +1,1 @@
+"""What measures have in common: children, sizes, content, reports."""

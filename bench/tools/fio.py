@@ -1,0 +1,58 @@
+"""Run fio and read what it measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.tools.children import BenchError, run
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What one run of fio read."""
+
+    iops: float
+    bytes_per_second: float
+    latency_p50: float  # seconds, of a whole read call
+    latency_p99: float
+    reads: int
+
+
+def read(path: Path, *, pattern: str, block: int, jobs: int = 1, seconds: float, seed: int = 1) -> Reads:
+    """Read a file for `seconds` by synchronous readers; `pattern` is read or randread, `block` is bytes."""
+    output = run(
+        [
+            "fio",
+            "--output-format=json",
+            "--name=bench",
+            f"--filename={path}",
+            "--readonly",
+            f"--rw={pattern}",
+            f"--bs={block}",
+            f"--numjobs={jobs}",
+            "--ioengine=psync",
+            f"--size={path.stat().st_size}",
+            "--time_based",
+            f"--runtime={seconds}",
+            f"--randseed={seed}",
+            "--norandommap",  # a map of blocks costs fio's processor time, and the same on both sides
+            "--invalidate=0",
+            "--group_reporting",
+        ],
+        seconds=seconds + 60,
+    )
+    return parse(output)
+
+
+def parse(output: bytes) -> Reads:
+    """Read fio's JSON, before which it may have put warnings."""
+    report: dict[str, Any] = json.loads(output[output.index(b"{") :])
+    job = report["jobs"][0]
+    if job["error"]:
+        raise BenchError(f"fio reports error {job['error']}")
+    side = job["read"]
+    p50, p99 = (side["clat_ns"]["percentile"][place] / 1e9 for place in ("50.000000", "99.000000"))
+    return Reads(side["iops"], side["bw_bytes"], p50, p99, side["total_ios"])

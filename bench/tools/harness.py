@@ -1,0 +1,177 @@
+"""Mount for a measurement and take the mount away again, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.tools.children import BenchError, end, start, undisturbed
+
+MOUNT_SECONDS = 30.0
+_TRUNCATED_LOG = 800
+_ROOMY = 2 << 30  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A mount that is served by a child process."""
+
+    path: Path
+    pid: int
+
+    def stats(self) -> dict[str, float]:
+        """Return the counters and gauges of this moment that are numbers."""
+        values = json.loads((self.path / ".tmemfs/stats.json").read_bytes())
+        return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+    def control(self, name: str, text: str) -> None:
+        """Write a line into a control file."""
+        with open(self.path / ".tmemfs" / name, "w") as file:
+            file.write(text + "\n")
+
+    def since(self, before: dict[str, float], *names: str) -> dict[str, int]:
+        """Return how far some counters have grown."""
+        now = self.stats()
+        return {name: int(now[name] - before[name]) for name in names}
+
+
+def fast_workspace() -> contextlib.AbstractContextManager[Path]:
+    """Give a temporary directory in memory where there is one with room, so that the disk is not what is measured."""
+    memory = Path("/dev/shm")
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _ROOMY
+    return workspace(memory if roomy else None)
+
+
+@contextlib.contextmanager
+def workspace(where: Path | None = None) -> Iterator[Path]:
+    """Give a temporary directory that is removed at the end."""
+    space = tempfile.mkdtemp(prefix="tmemfs-bench-", dir=where)
+    try:
+        yield Path(space).resolve()
+    finally:
+        with undisturbed():
+            shutil.rmtree(space, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def served(command: Sequence[str | Path], mountpoint: Path) -> Iterator[Mounted]:
+    """Start a process that serves `mountpoint` in the foreground; end and unmount it afterwards."""
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile() as log:
+        child = start(command, stdout=log, stderr=log)
+        try:
+            _wait_until_mounted(child, mountpoint, log.fileno())
+            yield Mounted(mountpoint, child.pid)
+        finally:
+            with undisturbed():
+                end(child)
+                if is_mounted(mountpoint):
+                    _detach(mountpoint)
+
+
+def tmemfs(
+    source: Path, mountpoint: Path, *options: str, cache: int, pool: int
+) -> contextlib.AbstractContextManager[Mounted]:
+    """Mount tmemfs; `cache` and `pool` are bytes, a pool of 0 is none."""
+    words: list[str | Path] = [sys.executable, "-m", "tmemfs", "mount", source, mountpoint, "-f"]
+    words += ["--cache", str(cache), "--pool", str(pool or "none"), *options]
+    return served(words, mountpoint)
+
+
+def nullfs(
+    mountpoint: Path, size: int, names: int = 0, *, eager: bool = False
+) -> contextlib.AbstractContextManager[Mounted]:
+    """Mount the null filesystem with files of `size` bytes and `names` empty ones; `eager` as tmemfs reads requests."""
+    command = [
+        sys.executable,
+        "-m",
+        "bench.subjects.nullfs",
+        os.fspath(mountpoint),
+        "--size",
+        str(size),
+        "--names",
+        str(names),
+    ]
+    return served([*command, "--eager"] if eager else command, mountpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Lending:
+    """A tmemd that lends, in a child process."""
+
+    socket: Path
+    pid: int
+
+
+@contextlib.contextmanager
+def tmemd(directory: Path, size: int, *options: str) -> Iterator[Lending]:
+    """Start a tmemd that lends `size` bytes on a socket in `directory`; end it afterwards."""
+    path = directory / "tmemd.sock"
+    words: list[str | Path] = [sys.executable, "-m", "tmem.lending.daemon.tmemd", "--size", str(size), "--socket", path]
+    with tempfile.TemporaryFile() as log:
+        child = start([*words, *options], stdout=log, stderr=log)
+        try:
+            limit = time.monotonic() + MOUNT_SECONDS
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                while probe.connect_ex(os.fspath(path)) != 0:
+                    if child.poll() is not None or time.monotonic() > limit:
+                        text = os.pread(log.fileno(), 1 << 20, 0).decode(errors="replace").strip()[-_TRUNCATED_LOG:]
+                        raise BenchError(f"tmemd did not come up: {text or 'nothing was said'}")
+                    time.sleep(0.02)
+            yield Lending(path, child.pid)
+        finally:
+            with undisturbed():
+                end(child)
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    """Tell whether a FUSE filesystem is there, without asking that filesystem anything."""
+    wanted = os.path.realpath(mountpoint.parent) + "/" + mountpoint.name
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        if fields[4].encode().decode("unicode_escape") == wanted:
+            return fields[fields.index("-") + 1].startswith("fuse")
+    return False
+
+
+def _wait_until_mounted(child: subprocess.Popen[bytes], mountpoint: Path, log: int) -> None:
+    limit = time.monotonic() + MOUNT_SECONDS
+    while time.monotonic() < limit:
+        if child.poll() is not None:
+            break
+        # Mounted is not served yet: the handshake answers first, then a look at the root does not hang.
+        if is_mounted(mountpoint) and _answers(mountpoint):
+            return
+        time.sleep(0.02)
+    text = os.pread(log, 1 << 20, 0).decode(errors="replace").strip()[-_TRUNCATED_LOG:]
+    raise BenchError(f"the mount on {mountpoint.name} did not come up: {text or 'nothing was said'}")
+
+
+def _answers(mountpoint: Path) -> bool:
+    """Ask the root for its attributes in a child, which may hang without hanging us."""
+    probe = start(["stat", mountpoint])
+    try:
+        return probe.wait(5.0) == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        end(probe, patience=0.1)
+
+
+def _detach(mountpoint: Path) -> None:
+    """Take away a mount whose process did not."""
+    command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
+    helper = start([*command, mountpoint])
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        helper.wait(10.0)
+    end(helper, patience=0.1)

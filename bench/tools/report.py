@@ -1,0 +1,147 @@
+"""Turn measurements into JSON, readable lines and bars."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench.tools.children import BenchError, interruptible, run
+
+Figures = dict[str, Any]
+_BAR = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One line of the table of measures; `met` is None where there is no verdict."""
+
+    what: str
+    goal: str
+    result: str
+    met: bool | None
+
+    def line(self) -> str:
+        """Render as text."""
+        verdict = {True: "met", False: "MISSED", None: "no verdict"}[self.met]
+        return f"{self.what}: {self.result} (goal {self.goal}): {verdict}"
+
+    def row(self) -> str:
+        """Render as a row of a Markdown table."""
+        verdict = {True: "yes", False: "**no**", None: "–"}[self.met]
+        return f"| {self.what} | {self.goal} | {self.result} | {verdict} |"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a measurement found."""
+
+    goals: Sequence[Goal]
+    figures: Figures
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median."""
+    return statistics.median(values)
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Divide pair by pair: what disturbs the machine for a while disturbs both sides of a pair."""
+    return [one / other for one, other in zip(ours, theirs, strict=True)]
+
+
+def bars(values: Mapping[str, float], unit: str) -> str:
+    """Draw one horizontal bar a value."""
+    width = max(map(len, values), default=0)
+    most = max(values.values(), default=0.0) or 1.0
+    lines = []
+    for name, value in values.items():
+        lines.append(f"  {name:<{width}} {'█' * round(_BAR * max(value, 0) / most):<{_BAR}} {value:,.1f} {unit}")
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """Tell the person in front of the terminal; standard output is kept for the JSON."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def machine() -> Figures:
+    """Describe where the figures come from."""
+    versions = {}
+    for package in ("pyfuse3", "trio", "lz4", "xxhash"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "-"
+    try:
+        fio = run(["fio", "--version"], seconds=10).decode().strip()
+    except BenchError:
+        fio = "-"
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "fio": fio,
+        "packages": versions,
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Start a command line: every measurement has --out."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, help="write the JSON here instead of to standard output")
+    return made
+
+
+def main(
+    arguments: argparse.Namespace,
+    measure: Callable[[], Outcome],
+    picture: Callable[[Figures, Path], None] | None = None,
+) -> None:
+    """Run one measurement as a program; the picture goes beside the JSON where that is a file."""
+    with interruptible():
+        try:
+            outcome = measure()
+        except BenchError as error:
+            sys.exit(f"bench: {error}")
+        except KeyboardInterrupt:
+            sys.exit(130)
+    for goal in outcome.goals:
+        say(goal.line())
+    write(arguments.out, {"machine": machine(), **as_json(outcome)})
+    if picture is not None and arguments.out is not None and "skipped" not in outcome.figures:
+        picture(outcome.figures, arguments.out.with_suffix(".png"))
+
+
+def as_json(outcome: Outcome) -> Figures:
+    """Return an outcome as plain data."""
+    goals = [{"what": g.what, "goal": g.goal, "result": g.result, "met": g.met} for g in outcome.goals]
+    return {"goals": goals, "figures": outcome.figures}
+
+
+def write(path: Path | None, figures: Figures) -> None:
+    """Write JSON to a file, or to standard output."""
+    text = json.dumps(figures, indent=1) + "\n"
+    if path is None:
+        sys.stdout.write(text)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)

@@ -1,0 +1,79 @@
+"""Read the traces that policies are replayed with; they are data of others and stay where they are.
+
+Two formats: gzip text with one page number a line, where `*` marks a break (LIRS), and zstd text with four numbers
+a line, first block, number of blocks, ignored, request number (ARC). A directory that holds a README.md may have
+others, which are left alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import shutil
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.tools.children import BenchError, run
+
+# In P3 a page is 8 blocks of 512 bytes; in OLTP, as the literature replays it, a block is a page.
+_BLOCKS_A_PAGE = {"P3": 8}
+
+
+def names(directory: Path) -> list[Path]:
+    """Return the traces of a directory that can be read here, smallest file first."""
+    found = [*directory.glob("*.trace.gz"), *directory.glob("*.lis.zst"), *directory.glob("*.lis")]
+    return sorted(found, key=lambda path: (path.stat().st_size, path.name))
+
+
+def title(path: Path) -> str:
+    """Return the name of a trace without its suffixes."""
+    return path.name.split(".")[0]
+
+
+def read(path: Path, limit: int = 0) -> array[int]:
+    """Return the page numbers of a trace, one a page requested; at most `limit` when that is not 0."""
+    if path.name.endswith(".trace.gz"):
+        with gzip.open(path, "rt") as lines:
+            return _pages(lines, limit)
+    text = path.read_bytes() if path.suffix == ".lis" else _unzstd(path)
+    return _blocks(text.decode().splitlines(), _BLOCKS_A_PAGE.get(title(path), 1), limit)
+
+
+def _pages(lines: Iterable[str], limit: int) -> array[int]:
+    pages = array("q")
+    for line in lines:
+        word = line.strip()
+        if word and word != "*":
+            pages.append(int(word))
+            if len(pages) == limit:
+                break
+    return pages
+
+
+def _blocks(lines: Iterable[str], blocks_a_page: int, limit: int) -> array[int]:
+    pages = array("q")
+    for line in lines:
+        words = line.split()
+        if len(words) < 2:
+            continue
+        first, count = int(words[0]), int(words[1])
+        last = (first + max(count, 1) - 1) // blocks_a_page
+        pages.extend(range(first // blocks_a_page, last + 1))
+        if limit and len(pages) >= limit:
+            return pages[:limit]
+    return pages
+
+
+def _unzstd(path: Path) -> bytes:
+    """Decompress by the zstandard package where it is installed, else by the zstd program."""
+    try:
+        zstandard: Any = importlib.import_module("zstandard")
+    except ImportError:
+        if shutil.which("zstd") is None:
+            raise BenchError(f"{path.name} needs the zstd program: apt install zstd") from None
+        return run(["zstd", "-dcq", path], seconds=60)
+    with open(path, "rb") as file:
+        data: bytes = zstandard.ZstdDecompressor().stream_reader(file).read()
+    return data

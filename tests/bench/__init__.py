@@ -1,0 +1,1 @@
+"""Tests of the measures: that they run, and that their shape holds."""

@@ -1,0 +1,287 @@
+"""The measurements: small seeded runs that check what they put out, not how fast anything is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lz4.block
+import pytest
+
+from bench import hits, memory, policies, poolalone, poolhit, secondpass
+from bench.models.replay import PAGES_A_SLAB, Sizes, replay_baseline, replay_real
+from bench.tools import content, fio, harness, pages, procmem, report, traces
+from bench.tools.children import BenchError, environment, run
+
+MIB = content.MIB
+
+
+def write_trace(directory: Path, name: str, requests: int) -> Path:
+    """Write a skewed trace of at most 400 pages in the LIRS format."""
+    import gzip
+
+    source = random.Random(4)
+    numbers = [int(400 * source.random() ** 3) for _ in range(requests)]
+    path = directory / f"{name}.trace.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("*\n".join(f"{number}\n" for number in numbers))
+    return path
+
+
+def test_half_compressible_pages_take_just_under_half_a_page_and_are_seeded(tmp_path: Path) -> None:
+    content.write_half_compressible(tmp_path / "one", 20, seed=3)
+    content.write_half_compressible(tmp_path / "two", 20, seed=3)
+    data = (tmp_path / "one").read_bytes()
+    assert data == (tmp_path / "two").read_bytes()
+    cut = [data[start : start + 4096] for start in range(0, len(data), 4096)]
+    assert len(set(cut)) == 20
+    assert all(1900 < len(lz4.block.compress(page, store_size=False)) <= 2048 for page in cut)
+
+
+def test_a_lirs_trace_is_read_without_its_breaks(tmp_path: Path) -> None:
+    path = write_trace(tmp_path, "small", 50)
+    assert len(traces.read(path)) == 50
+    assert traces.read(path, limit=7) == traces.read(path)[:7]
+    assert traces.title(path) == "small"
+
+
+def test_an_arc_trace_names_runs_of_blocks_and_p3_has_eight_blocks_a_page(tmp_path: Path) -> None:
+    for name in ("OLTP", "P3"):
+        (tmp_path / f"{name}.lis").write_text("16 3 0 0\n7 2 0 1\n")
+    assert list(traces.read(tmp_path / "OLTP.lis")) == [16, 17, 18, 7, 8]
+    assert list(traces.read(tmp_path / "P3.lis")) == [2, 0, 1]
+    assert [path.name for path in traces.names(tmp_path)] == ["OLTP.lis", "P3.lis"]
+
+
+def test_a_zstd_trace_is_decompressed(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("5 1 0 0\n")
+    try:
+        run(["zstd", "-q", tmp_path / "plain", "-o", tmp_path / "OLTP.lis.zst"], seconds=20)
+    except BenchError as error:
+        pytest.skip(f"the zstd program: {error}")
+    assert list(traces.read(tmp_path / "OLTP.lis.zst")) == [5]
+
+
+def test_the_pool_of_a_replay_is_whole_slabs() -> None:
+    sizes = Sizes.of(1000, 0.05, 0.10)
+    assert sizes == Sizes(50, 6 * PAGES_A_SLAB)
+    assert Sizes.of(10, 0.01, 0.02) == Sizes(1, PAGES_A_SLAB)
+
+
+def test_both_replays_miss_each_page_once_when_everything_fits() -> None:
+    trace = [number % 60 for number in range(600)]
+    assert replay_real(trace, Sizes(32, 64)) == replay_baseline(trace, Sizes(32, 64)) == 60
+
+
+def test_both_replays_miss_always_in_a_loop_that_is_far_too_long() -> None:
+    trace = [number % 400 for number in range(1200)]
+    assert replay_real(trace, Sizes(16, 16)) == replay_baseline(trace, Sizes(16, 16)) == 1200
+
+
+def test_the_baseline_counts_as_by_hand() -> None:
+    # Cache 1, pool 1: 1 and 2 miss; 1 comes from the pool; 3 misses and pushes 1, then 2 is gone.
+    assert replay_baseline([1, 2, 1, 3, 2], Sizes(1, 1)) == 4
+
+
+def test_policies_report_every_replay_and_the_change_of_their_misses(tmp_path: Path) -> None:
+    write_trace(tmp_path, "one", 1500)
+    write_trace(tmp_path, "two", 900)
+    outcome = policies.measure(tmp_path)
+    figures = outcome.figures
+    assert set(figures["traces"]) == {"one", "two"}
+    assert len(figures["replays"]) == 2 * len(policies.SHARES)
+    assert set(figures["policies"]) == {"ours", "LRU + FIFO", "LRU", "FIFO", "S3-FIFO", "Belady"}
+    for replay in figures["replays"]:
+        assert replay["policies"]["Belady"] <= min(replay["policies"].values())
+        assert replay["distinct_pages"] <= replay["misses"] <= replay["requests"]
+        assert replay["pool_pages"] % PAGES_A_SLAB == 0
+    assert figures["mean"] == pytest.approx(sum(figures["traces"].values()) / 2)
+    assert [goal.met is None for goal in outcome.goals] == [False, False]
+    assert policies.measure(tmp_path).figures == figures
+
+
+def test_policies_without_traces_say_that_they_are_skipped(tmp_path: Path) -> None:
+    for directory in (None, tmp_path, tmp_path / "missing"):
+        outcome = policies.measure(directory)
+        assert "skipped" in outcome.figures
+        assert all(goal.met is None and goal.result.startswith("skipped") for goal in outcome.goals)
+
+
+def test_fio_output_is_read_past_its_warnings() -> None:
+    side = {
+        "iops": 10.5,
+        "bw_bytes": 43008,
+        "clat_ns": {"percentile": {"50.000000": 80000, "99.000000": 900000}},
+        "total_ios": 21,
+    }
+    output = b"fio: a warning\n" + json.dumps({"jobs": [{"error": 0, "read": side}]}).encode()
+    assert fio.parse(output) == fio.Reads(10.5, 43008, 80e-6, 900e-6, 21)
+    with pytest.raises(BenchError, match="error 5"):
+        fio.parse(json.dumps({"jobs": [{"error": 5, "read": side}]}).encode())
+
+
+def test_a_goal_renders_as_a_line_and_as_a_row_of_the_table() -> None:
+    goal = report.Goal("reads", "≥ 2×", "1×", False)
+    assert goal.line() == "reads: 1× (goal ≥ 2×): MISSED"
+    assert goal.row() == "| reads | ≥ 2× | 1× | **no** |"
+    assert report.ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
+
+
+def test_the_memory_of_a_process_counts_a_memfd_that_it_does_not_map() -> None:
+    before = procmem.of(os.getpid())
+    fd = os.memfd_create("tmem-arena")
+    try:
+        os.posix_fallocate(fd, 0, 8 * MIB)
+        after = procmem.of(os.getpid())
+    finally:
+        os.close(fd)
+    assert after.memfd - before.memfd == 8 * MIB
+
+
+def test_the_kernels_page_cache_of_a_file_is_told_without_touching_it(tmp_path: Path) -> None:
+    fd = os.memfd_create("file")
+    try:
+        os.truncate(fd, 64 * 4096)
+        os.pwrite(fd, bytes(3 * 4096), 5 * 4096)
+        assert procmem.in_page_cache(fd, 64 * 4096, touch=False) == 3 * 4096
+        assert procmem.in_page_cache(fd, 64 * 4096, touch=True) == 64 * 4096
+    finally:
+        os.close(fd)
+
+
+def test_a_command_that_hangs_is_ended_in_bounded_time() -> None:
+    began = time.monotonic()
+    with pytest.raises(BenchError, match="did not end within"):
+        run(["sleep", "60"], seconds=0.2)
+    assert time.monotonic() - began < 50
+
+
+def test_a_mount_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BenchError, match="missing"),
+        harness.tmemfs(tmp_path / "missing", tmp_path / "mount", cache=4 * MIB, pool=0),
+    ):
+        pass
+    assert not harness.is_mounted(tmp_path / "mount")
+
+
+def test_the_pool_alone_is_compared_with_what_is_there_and_its_growth_is_reported(tmp_path: Path) -> None:
+    figures = poolalone.measure(count=200, rounds=1, most=10_000).figures
+    assert {"tmem pool", "bare lz4"} <= set(figures["stores"])
+    assert set(figures["stores"]) | set(figures["skipped_stores"]) == {
+        "tmem pool",
+        "bare lz4",
+        "zram",
+        "redis",
+        "memcached",
+    }
+    assert all(found["puts_a_second"] > 0 < found["gets_a_second"] for found in figures["stores"].values())
+    assert [found["pages"] for found in figures["growth"]] == [10_000]
+    poolalone.picture(figures, tmp_path / "poolalone.png")
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_small_pages_are_all_different_and_eight_to_one() -> None:
+    made = {poolalone.small_page(number) for number in range(100)}
+    assert len(made) == 100
+    assert all(len(page) == 4096 and 400 < len(lz4.block.compress(page)) < 512 for page in made)
+
+
+@pytest.mark.mount
+def test_the_null_filesystem_answers_alike_by_view_and_by_bytes(tmp_path: Path) -> None:
+    with harness.nullfs(tmp_path / "null", 100_000) as null:
+        view, copied = ((null.path / name).read_bytes() for name in ("view", "bytes"))
+        assert len(view) == 100_000
+        assert view == copied
+        assert sorted(os.listdir(null.path)) == ["bytes", "view"]
+    assert not harness.is_mounted(tmp_path / "null")
+
+
+@pytest.mark.mount
+def test_hits_compare_with_the_stronger_null(require_fio: None) -> None:
+    outcome = hits.measure(pairs=2, seconds=0.3, size=2 * MIB)
+    assert len(outcome.goals) == 2
+    for figures in outcome.figures.values():
+        assert figures["stronger_null"] in ("null view", "null bytes")
+        assert all(len(values) == 2 for values in figures["values"].values())
+        assert len(figures["ratios"]["ordered"]) == 2
+
+
+@pytest.mark.mount
+def test_pool_hits_come_from_the_pool_and_cache_hits_from_the_cache() -> None:
+    outcome = poolhit.measure(pairs=2, size=4 * MIB)
+    for found in outcome.figures["rounds"]:
+        assert found["pool_counters"]["backing_reads"] == found["cache_counters"]["backing_reads"] == 0
+        assert found["cache_counters"]["cache_hits"] == 1024
+        assert found["pool_counters"]["precache_succ_gets"] > 512
+
+
+@pytest.mark.mount
+def test_the_second_pass_is_reported_for_both_orders() -> None:
+    outcome = secondpass.measure(rounds=1, cache=MIB, large=2 * MIB, latency="1ms")
+    assert set(outcome.figures) == {"random", "sequential"}
+    (found,) = outcome.figures["random"]["rounds"]
+    assert found["ratio"] == pytest.approx(found["first_seconds"] / found["second_seconds"])
+    assert set(found["second_pass"]) >= {"backing_pages", "precache_dropped"}
+
+
+@pytest.mark.mount
+def test_memory_is_reported_full_and_after_a_resize() -> None:
+    outcome = memory.measure(8 * MIB, 8 * MIB, 32 * MIB, 4 * MIB)
+    full, resize = outcome.figures["full"], outcome.figures["resize"]
+    assert full["full"]["memfd_bytes"] == 8 * MIB
+    assert full["full"]["total_bytes"] > full["idle"]["total_bytes"]
+    slabs, whole = full["honesty"].values()
+    assert slabs["measured"] == slabs["counters"] == 8 * MIB
+    assert whole["measured"] > 8 * MIB
+    assert full["mapped_bytes"] == 8 * MIB
+    assert resize["fall_bytes"] == resize["before"]["total_bytes"] - resize["after"]["total_bytes"]
+
+
+@pytest.mark.mount
+def test_every_page_is_read_once_in_either_way(tmp_path: Path) -> None:
+    content.write_random(tmp_path / "file", 10 * 4096)
+    assert pages.in_order(tmp_path / "file", content.shuffled(10, seed=1)).pages == 10
+    assert pages.sequentially(tmp_path / "file", block=3 * 4096).pages == 10
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_measurement_leaves_no_mount_and_no_files(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "bench.poolhit", "--pairs", "500", "--size", "4"]
+    child = subprocess.Popen(command, env=environment() | {"TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL)
+    try:
+        limit = time.monotonic() + 30
+        while not mounts_under(tmp_path) and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert mounts_under(tmp_path)
+        child.send_signal(number)
+        assert child.wait(60) == 130
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        child.wait()
+    assert mounts_under(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def require_fio() -> None:
+    """Skip where fio is missing."""
+    try:
+        run(["fio", "--version"], seconds=10)
+    except BenchError as error:
+        pytest.skip(f"fio: {error}")
+
+
+def mounts_under(directory: Path) -> list[str]:
+    """Return the mountpoints below a directory."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if str(directory) in line.split(" ")[4]]

@@ -1,0 +1,1 @@
+"""Tests of the cache and the way into the pool."""

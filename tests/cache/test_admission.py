@@ -1,0 +1,150 @@
+"""A stream that goes by once is not put; one that comes again is, and one that leaves the guest idle."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio.testing
+
+from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, pages_of
+from tmemfs.cache.admission import MOST, PUT_SECONDS, SHARE, SMALLEST, Admission
+from tmemfs.cache.pagecache import PAGE_SIZE
+from tmemfs.data.files import OpenFile
+
+__all__ = ["make_parts"]
+
+WINDOW = 512
+PAID = MOST * PUT_SECONDS / SHARE  # seconds of idling that pay for a whole window
+
+
+class Streams:
+    """Streams that keep the guest busy all the time, unless `idle` is given."""
+
+    def __init__(self, reach: int = 4 * WINDOW) -> None:
+        self.admission = Admission()
+        self.reach = reach
+        self.now = self.busy = 0.0
+
+    def passes(self, oid: int, first: int, pages: int = WINDOW, idle: float = 0.0, took: float = 100.0) -> bool:
+        self.now += 0.001 + idle
+        self.busy += 0.001
+        answer = self.admission.passes(
+            oid, first, first + pages - 1, reach=self.reach, now=self.now, busy=self.busy, took=took
+        )
+        self.admission.check()
+        return answer
+
+    def run(self, oid: int, windows: int) -> list[bool]:
+        return [self.passes(oid, number * WINDOW) for number in range(windows)]
+
+
+def test_a_stream_that_is_seen_for_the_first_time_passes() -> None:
+    assert Streams().run(1, 6) == [True] * 6
+
+
+def test_a_stream_that_comes_again_within_reach_is_put() -> None:
+    streams = Streams(reach=4 * WINDOW)
+    assert streams.run(1, 4) == [True] * 4
+    assert streams.run(1, 4) == [False] * 4
+
+
+def test_a_stream_that_comes_again_when_more_went_by_than_can_be_held_passes() -> None:
+    streams = Streams(reach=4 * WINDOW)
+    assert streams.run(1, 6) == streams.run(1, 6) == [True] * 6
+
+
+def test_another_object_is_another_stream() -> None:
+    streams = Streams()
+    streams.run(1, 2)
+    assert streams.run(2, 2) == [True] * 2
+
+
+def test_windows_that_share_an_extent_with_the_one_before_are_no_second_pass() -> None:
+    streams = Streams()
+    steps = [(0, 64), (64, 64), (128, 128), (256, 256), (512, 512), (1024, 512)]
+    assert [streams.passes(1, first, pages) for first, pages in steps] == [True] * 6
+    assert [streams.passes(1, first, pages) for first, pages in steps] == [False] * 6
+
+
+def test_small_reads_ahead_are_put_and_remembered_by_nobody() -> None:
+    streams = Streams()
+    assert not any(streams.passes(1, 0, SMALLEST - 1) for _ in range(100))
+    assert streams.passes(1, 0)
+
+
+def test_idle_time_pays_for_puts() -> None:
+    streams = Streams()
+    assert streams.passes(1, 0, idle=PAID / 2)
+    assert not streams.passes(1, WINDOW, idle=PAID / 2 + 0.001), "both halves together pay for a window"
+    assert streams.passes(1, 2 * WINDOW)
+
+
+def test_idling_while_nothing_was_read_pays_for_nothing() -> None:
+    streams = Streams()
+    assert streams.passes(1, 0, idle=1000.0, took=0.0)
+    assert not streams.passes(1, WINDOW, idle=1000.0, took=1000.0)
+    assert streams.passes(1, 2 * WINDOW), "what is saved is bounded"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_remembered_is_bounded_by_what_can_be_held(seed: int) -> None:
+    source, streams = random.Random(seed), Streams(reach=64 * WINDOW)
+    for _ in range(2000):
+        streams.passes(source.randrange(20), source.randrange(1000) * 16, source.choice([SMALLEST, 100, WINDOW]))
+        assert len(streams.admission) <= 2 * streams.reach // SMALLEST
+
+
+# -- in a guest ------------------------------------------------------------------------------------------------------
+
+
+async def scan(parts: Parts, file: OpenFile, size: int) -> None:
+    """Read a file from start to end, and let everything behind the replies happen."""
+    for offset in range(0, size, 32 * PAGE_SIZE):
+        await parts.read(file, offset, 32 * PAGE_SIZE)
+        await trio.testing.wait_all_tasks_blocked()
+        parts.check()
+
+
+@in_trio
+async def test_a_scan_is_put_the_second_time_and_found_the_third_time(make_parts: MakeParts) -> None:
+    parts = make_parts(cache=2 * MIB, pool=16 * MIB)
+    data = pages_of(1, 1600)
+    file = parts.make("f", data)
+    assert parts.pool is not None
+    async with parts.running(readahead=True):
+        await scan(parts, file, len(data))
+        puts = parts.pool.stats.puts
+        assert parts.cache.passed == parts.cache.evictions - puts > 1000
+        assert puts < 200, "only what was read again because it left before its reader came"
+        await scan(parts, file, len(data))
+        assert parts.pool.stats.puts > puts + 1000
+        await scan(parts, file, len(data))
+    assert parts.pool.stats.succ_gets > 1000
+    assert parts.backing.pages < 2.3 * 1600
+    assert parts.cache.evictions == parts.cache.passed + parts.cache.dropped + parts.pool.stats.puts
+
+
+@in_trio
+async def test_a_page_that_is_used_apart_from_its_stream_is_put(make_parts: MakeParts) -> None:
+    parts = make_parts(cache=2 * MIB, pool=16 * MIB)
+    file = parts.make("f", pages_of(1, 192))
+    assert parts.pool is not None
+    async with parts.running(readahead=True):
+        await scan(parts, file, 192 * PAGE_SIZE)
+        for index in (7, 3, 150):
+            await parts.read(file, index * PAGE_SIZE, 100)
+    parts.evict_all()
+    assert sorted(index for index in range(192) if parts.pooled(file, index)) == [3, 7, 150]
+
+
+@in_trio
+async def test_a_cache_that_is_made_smaller_puts_what_only_a_stream_used(make_parts: MakeParts) -> None:
+    parts = make_parts(cache=2 * MIB, pool=16 * MIB)
+    file = parts.make("f", pages_of(1, 400))
+    assert parts.pool is not None
+    async with parts.running(readahead=True):
+        await scan(parts, file, 400 * PAGE_SIZE)
+        assert parts.cache.passed == 0
+        await parts.precache.resize(MIB // 4)
+    assert parts.pool.stats.pages == 400 - parts.cache.resident >= 336

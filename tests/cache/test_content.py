@@ -1,0 +1,123 @@
+"""What changes a file changes it in all places: frames, victim queue, pool, fills in flight."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
+from tmemfs.cache.content import Fill
+from tmemfs.cache.pagecache import PAGE_SIZE, QUEUED
+from tmemfs.data.files import OpenFile
+
+__all__ = ["make_parts"]
+
+
+def in_flight(file: OpenFile, first: int, last: int) -> Fill:
+    fill = Fill(first, last, ahead=False)
+    for index in range(first, last + 1):
+        file.inode.fills[index] = fill
+    return fill
+
+
+@in_trio
+async def test_poison_hits_the_fills_that_overlap_and_no_others(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 20))
+    before, across, behind = in_flight(file, 0, 4), in_flight(file, 5, 9), in_flight(file, 10, 12)
+    parts.content.poison(file.inode, 9, 9)
+    assert [fill.poisoned for fill in (before, across, behind)] == [False, True, False]
+    assert sorted(file.inode.fills) == [0, 1, 2, 3, 4, 10, 11, 12]
+    file.inode.fills.clear()
+
+
+@in_trio
+async def test_drop_forgets_a_range_everywhere(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 40))
+    await parts.read(file, 0, 40 * PAGE_SIZE)
+    parts.evict_all()
+    await parts.read(file, 0, 10 * PAGE_SIZE)
+    parts.cache.queue_victims(5)
+    parts.content.drop(file.inode, 5, 29)
+    for index in range(40):
+        kept = not 5 <= index <= 29
+        assert (parts.cached(file, index) is not None or parts.pooled(file, index)) == kept
+    assert await parts.read(file, 0, 40 * PAGE_SIZE) == pages_of(1, 40)
+
+
+@pytest.mark.timeout(20)
+@in_trio
+async def test_drop_of_a_range_as_long_as_a_file_can_be_takes_no_longer(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 40))
+    await parts.read(file, 0, 40 * PAGE_SIZE)
+    parts.evict_all()
+    parts.content.drop(file.inode, 3, 1 << 50)
+    assert not any(parts.pooled(file, index) for index in range(3, 40))
+
+
+@in_trio
+async def test_renew_keeps_dirty_pages_only_and_a_late_put_is_never_found(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 10))
+    await parts.read(file, 0, 10 * PAGE_SIZE)
+    parts.cache.soil(file.inode.pages[3])
+    file.inode.dirty.add(3)
+    old = file.inode.oid
+    parts.content.renew(file.inode)
+    assert list(file.inode.pages) == [3]
+    assert file.inode.oid > old
+    assert parts.pool is not None
+    parts.pool.put(old, 5, page_of(99))
+    assert await parts.read(file, 5 * PAGE_SIZE, PAGE_SIZE) == pages_of(1, 10)[5 * PAGE_SIZE : 6 * PAGE_SIZE]
+
+
+@in_trio
+async def test_overwrite_reaches_the_cache_and_takes_the_page_out_of_queue_and_pool(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    data = bytearray(pages_of(1, 30))
+    file = parts.make("f", bytes(data))
+    await parts.read(file, 0, len(data))
+    parts.evict_all()
+    await parts.read(file, 0, 4 * PAGE_SIZE)
+    parts.cache.queue_victims(4)
+    assert parts.cache.ref[file.inode.pages[1]] == QUEUED
+    patch = page_of(7, 9000)
+    data[5000:14000] = patch
+    os.pwrite(file.fd, patch, 5000)
+    parts.content.overwrite(file.inode, 5000, patch)
+    assert parts.cache.ref[file.inode.pages[1]] != QUEUED, "a page that is overwritten while queued is not put"
+    for index in range(1, 4):
+        assert not parts.pooled(file, index)
+        assert parts.cached(file, index) == bytes(data[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+    assert await parts.read(file, 0, len(data)) == data
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8192, 20_000, 40_960, 50_000])
+@in_trio
+async def test_truncate_leaves_nothing_beyond_the_end_and_zeros_behind_it(make_parts: MakeParts, size: int) -> None:
+    parts = make_parts()
+    data = pages_of(1, 10)
+    file = parts.make("f", data)
+    await parts.read(file, 0, len(data))
+    parts.evict_all()
+    await parts.read(file, 0, 3 * PAGE_SIZE)
+    await parts.truncate(file, size)
+    await parts.truncate(file, 60_000)
+    want = data[:size].ljust(60_000, b"\0")
+    assert await parts.read(file, 0, 60_000) == want == parts.bytes_on_disk(file)
+
+
+@in_trio
+async def test_forget_leaves_no_trace_of_a_file(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 50))
+    await parts.read(file, 0, 50 * PAGE_SIZE)
+    parts.evict_all()
+    await parts.read(file, 0, 5 * PAGE_SIZE)
+    parts.content.forget(file.inode)
+    assert parts.cache.resident == 0
+    assert parts.tmem is not None
+    assert parts.tmem.stats().pages == 0

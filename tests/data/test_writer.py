@@ -1,0 +1,136 @@
+"""Write-through: the backing has the bytes before the write returns, and what is held agrees with it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+
+import pytest
+import trio
+import trio.testing
+
+from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
+from tmemfs.cache.pagecache import PAGE_SIZE
+
+__all__ = ["make_parts"]
+
+
+@in_trio
+async def test_a_write_is_on_the_backing_when_it_returns_and_read_back_from_memory(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    data = bytearray(pages_of(1, 30))
+    file = parts.make("f", bytes(data))
+    await parts.read(file, 0, len(data))
+    generator = random.Random(1)
+    for number in range(100):
+        offset, size = generator.randrange(40 * PAGE_SIZE), generator.choice([1, 100, 4096, 9000])
+        patch = page_of(number, size)
+        assert await parts.writer.write(file, offset, patch) == size
+        data.extend(bytes(max(0, offset + size - len(data))))
+        data[offset : offset + size] = patch
+        assert parts.bytes_on_disk(file) == data
+        assert await parts.read(file, 0, 1 << 20) == data
+    assert parts.inodes.invalidations == 0, "own writes are no changes by others"
+
+
+@in_trio
+async def test_writes_to_one_file_are_one_after_the_other_and_to_two_at_once(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    one, two = parts.make("one", bytes(9000)), parts.make("two", bytes(9000))
+    parts.backing.after_write.shut = True
+    async with trio.open_nursery() as nursery:
+        for file in (one, one, two):
+            nursery.start_soon(parts.writer.write, file, 0, b"x" * 100)
+        await parts.backing.after_write.holds(2)
+        parts.backing.after_write.let_go()
+        await parts.backing.after_write.holds(2)
+        parts.backing.after_write.open()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@in_trio
+async def test_a_failed_write_reaches_the_caller_and_drops_the_range(make_parts: MakeParts, code: int) -> None:
+    parts = make_parts()
+    data = pages_of(1, 10)
+    file = parts.make("f", data)
+    await parts.read(file, 0, len(data))
+    parts.backing.data_error = OSError(code, "")
+    with pytest.raises(OSError, match="Errno") as caught:
+        await parts.writer.write(file, 3 * PAGE_SIZE + 5, b"n" * PAGE_SIZE)
+    assert caught.value.errno == code
+    assert parts.backing.errors == 1
+    assert sorted(set(range(10)) - file.inode.pages.keys()) == [3, 4], "nobody knows what the backing holds there"
+    parts.backing.data_error = None
+    os.pwrite(file.fd, b"half", 3 * PAGE_SIZE + 5)  # what the failed write may have left
+    assert await parts.read(file, 3 * PAGE_SIZE, PAGE_SIZE) == parts.bytes_on_disk(file)[3 * PAGE_SIZE : 4 * PAGE_SIZE]
+
+
+@in_trio
+async def test_a_short_write_says_so_and_drops_the_range(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 10))
+    await parts.read(file, 0, 10 * PAGE_SIZE)
+    parts.backing.short_write = 5000
+    assert await parts.writer.write(file, 2 * PAGE_SIZE, b"n" * 3 * PAGE_SIZE) == 5000
+    assert not {2, 3, 4} & file.inode.pages.keys()
+    assert await parts.read(file, 0, 10 * PAGE_SIZE) == parts.bytes_on_disk(file)
+
+
+@in_trio
+async def test_a_change_by_others_just_before_an_own_write_is_noticed(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 10))
+    await parts.read(file, 0, 10 * PAGE_SIZE)
+    (parts.directory / "f").write_bytes(pages_of(2, 10))
+    await parts.writer.write(file, 0, b"own")
+    assert await parts.read(file, 0, 10 * PAGE_SIZE) == b"own" + pages_of(2, 10)[3:]
+
+
+@in_trio
+async def test_metadata_changes_of_our_own_keep_the_pages(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 10))
+    await parts.read(file, 0, 10 * PAGE_SIZE)
+    fd = file.fd
+    await parts.writer.change(file.inode, lambda: os.fchmod(fd, 0o600), lambda: os.fstat(fd))
+    await parts.writer.change(file.inode, lambda: os.utime(fd, (1, 2)), lambda: os.fstat(fd))
+    assert parts.open("f").inode is file.inode
+    assert parts.inodes.invalidations == 0
+    assert len(file.inode.pages) == 10
+
+
+@pytest.mark.timeout(20)
+@in_trio
+async def test_a_truncate_that_the_backing_refuses_changes_nothing_and_returns_at_once(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    data = pages_of(1, 10)
+    file = parts.make("f", data)
+    await parts.read(file, 0, len(data))
+    parts.evict_all()
+    with pytest.raises(OSError, match="Errno") as caught:
+        await parts.truncate(file, 1 << 62)
+    assert caught.value.errno in (errno.EFBIG, errno.EINVAL)
+    assert await parts.read(file, 0, 1 << 20) == data
+
+
+@in_trio
+async def test_a_write_far_beyond_the_end_leaves_a_hole_of_zeros(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", b"begin")
+    assert await parts.read(file, 0, 100) == b"begin"
+    await parts.writer.write(file, 1_000_000, b"end")
+    want = b"begin".ljust(1_000_000, b"\0") + b"end"
+    assert await parts.read(file, 0, 1 << 20) == want == parts.bytes_on_disk(file)
+
+
+@in_trio
+async def test_fsync_reports_what_the_backing_says(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", b"x")
+    await parts.writer.sync(file, data_only=False)
+    parts.backing.data_error = OSError(errno.EIO, "")
+    with pytest.raises(OSError, match="Errno") as caught:
+        await parts.writer.sync(file, data_only=True)
+    assert caught.value.errno == errno.EIO
+    parts.backing.data_error = None

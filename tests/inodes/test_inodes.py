@@ -1,0 +1,249 @@
+"""Inodes: numbers, versions that show what others changed, and lives that end when nobody needs them."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import trio
+
+from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
+from tmemfs.cache.pagecache import PAGE_SIZE
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import OWN_NUMBERS, ROOT
+from tmemfs.names.tree import Tree
+
+__all__ = ["make_parts"]
+
+
+@in_trio
+async def test_the_node_number_is_the_backings(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", b"x")
+    assert file.inode.number == os.fstat(file.fd).st_ino
+    assert parts.lookup("f") is file.inode
+    assert file.inode.lookups == 2
+
+
+@in_trio
+async def test_two_names_of_one_file_are_one_inode(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 3))
+    await parts.read(file, 0, 100)
+    os.link(parts.directory / "f", parts.directory / "g")
+    other = parts.open("g")
+    assert other.inode is file.inode
+    assert [name for _, name in file.inode.locations] == [b"g", b"f"]
+
+
+@in_trio
+async def test_numbers_that_are_taken_or_reserved_are_replaced_by_own_ones(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    directory = parts.inodes.root
+    st = os.stat(parts.directory)
+    for number in (ROOT, 0, OWN_NUMBERS + 5):
+        fields = list(st)
+        fields[1] = number
+        fields[2] += 1  # another device
+        inode = parts.inodes.enter(directory, b"x%d" % number, os.stat_result(fields), parts.inodes.start())
+        assert inode.number > OWN_NUMBERS
+        assert parts.inodes.get(inode.number) is inode
+
+
+@pytest.mark.parametrize("change", ["size", "content", "time", "mode", "replaced"])
+@in_trio
+async def test_what_others_change_drops_the_pages_at_the_next_open(make_parts: MakeParts, change: str) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 8))
+    path = parts.directory / "f"
+    await parts.read(file, 0, 8 * PAGE_SIZE)
+    seen: list[Inode] = []
+    parts.inodes.on_mismatch = seen.append
+    if change == "size":
+        os.truncate(path, 3 * PAGE_SIZE)
+    elif change == "content":
+        with path.open("r+b") as others:
+            others.write(page_of(9))
+    elif change == "time":
+        os.utime(path, (1, 1))
+    elif change == "mode":
+        path.chmod(0o600)
+    else:
+        (parts.directory / "g").write_bytes(pages_of(2, 8))
+        os.rename(parts.directory / "g", path)
+    again = parts.open("f")
+    assert await parts.read(again, 0, 1 << 20) == path.read_bytes()
+    if change == "replaced":
+        assert again.inode is not file.inode
+        assert not seen
+    else:
+        assert seen == [file.inode]
+        assert parts.inodes.invalidations == 1
+
+
+@in_trio
+async def test_without_stable_ctimes_the_version_is_size_and_mtime(make_parts: MakeParts) -> None:
+    parts = make_parts(version_by="size,mtime")
+    file = parts.make("f", pages_of(1, 8))
+    await parts.read(file, 0, 8 * PAGE_SIZE)
+    (parts.directory / "f").chmod(0o600)
+    parts.open("f")
+    assert parts.inodes.invalidations == 0
+    assert len(file.inode.pages) == 8
+
+
+@in_trio
+async def test_a_stat_that_was_overtaken_says_nothing(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 3))
+    started = parts.inodes.start()
+    old = os.fstat(file.fd)
+    await parts.writer.write(file, 0, b"n" * 5 * PAGE_SIZE)
+    assert not parts.inodes.observe(file.inode, old, started)
+    assert file.inode.size == 5 * PAGE_SIZE
+    assert parts.inodes.invalidations == 0
+
+
+@in_trio
+async def test_a_change_by_others_under_dirty_pages_takes_the_clean_ones_only(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", pages_of(1, 8))
+    await parts.read(file, 0, 8 * PAGE_SIZE)
+    await parts.writer.write(file, 0, b"own")
+    with (parts.directory / "f").open("r+b") as others:
+        others.seek(3 * PAGE_SIZE)
+        others.write(page_of(9))
+    parts.open("f")
+    assert list(file.inode.pages) == [0]
+    want = b"own" + parts.bytes_on_disk(file)[3:]
+    assert await parts.read(file, 0, 1 << 20) == want
+    assert parts.writeback is not None
+    assert await parts.writeback.finish() == []
+    assert parts.bytes_on_disk(file) == want
+
+
+@in_trio
+async def test_an_inode_with_pages_is_parked_and_found_again(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 8))
+    await parts.read(file, 0, 8 * PAGE_SIZE)
+    os.close(parts.files.remove(file.number).fd)
+    parts.inodes.forget(file.inode.number, file.inode.lookups)
+    parts.check()
+    again = parts.open("f")
+    assert again.inode is file.inode
+    before = parts.backing.pages
+    assert await parts.read(again, 0, 8 * PAGE_SIZE) == pages_of(1, 8)
+    assert parts.backing.pages == before
+
+
+@in_trio
+async def test_an_inode_without_pages_goes_with_the_kernels_interest(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    for number in range(100):
+        (parts.directory / f"f{number}").write_bytes(b"x")
+        inode = parts.lookup(f"f{number}")
+        parts.inodes.forget(inode.number, 1)
+    assert len(parts.inodes) == 1
+
+
+@in_trio
+async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 8))
+    await parts.read(file, 0, 8 * PAGE_SIZE)
+    old = file.inode
+    st = os.fstat(file.fd)
+    os.close(parts.files.remove(file.number).fd)
+    parts.inodes.unlinked(old, 0)
+    new = parts.inodes.enter(parts.inodes.root, b"new", st, parts.inodes.start())
+    assert new is not old
+    assert not new.pages
+    assert new.oid != old.oid
+    assert (new.number, new.generation) == (old.number, old.generation + 1)
+
+
+@in_trio
+async def test_unlinking_the_last_name_of_a_closed_file_forgets_its_pages(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 8))
+    await parts.read(file, 0, 8 * PAGE_SIZE)
+    parts.inodes.unlinked(file.inode, 1)
+    assert file.inode.pages
+    os.close(parts.files.remove(file.number).fd)
+    parts.inodes.unlinked(file.inode, 0)
+    assert not file.inode.pages
+
+
+@in_trio
+async def test_attributes_are_kept_for_the_timeout_and_no_longer(make_parts: MakeParts) -> None:
+    parts = make_parts(attr_timeout=2.0)
+    file = parts.make("f", b"x")
+    assert trio.current_time() + 2.0 == pytest.approx(file.inode.attr_until)
+    parts.inodes.expire(file.inode)
+    assert file.inode.attr_until <= trio.current_time()
+
+
+@in_trio
+async def test_a_descriptor_is_verified_and_never_that_of_another_file(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    (parts.directory / "f").write_bytes(b"old")
+    inode = parts.lookup("f")
+    os.rename(parts.directory / "f", parts.directory / "elsewhere")
+    (parts.directory / "f").write_bytes(b"another")
+    with pytest.raises(OSError, match="Errno") as caught, parts.descriptors.use(inode):
+        pass
+    assert caught.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("change", ["rename", "exchange", "link", "unlink"])
+@in_trio
+async def test_a_stat_that_overtakes_our_own_change_of_names_is_no_news(make_parts: MakeParts, change: str) -> None:
+    parts = make_parts()
+    file, root = parts.make("f", pages_of(1, 2)), parts.inodes.root
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    os.link(parts.directory / "f", parts.directory / "second")
+    parts.lookup("second")
+    other = parts.make("other", pages_of(2, 2))
+    for opened in (file, other):
+        await parts.read(opened, 0, 2 * PAGE_SIZE)
+    before = parts.inodes.invalidations
+    parts.backing.after_meta.shut = True
+    async with trio.open_nursery() as nursery:
+        match change:
+            case "rename":
+                nursery.start_soon(tree.rename, root, b"f", root, b"g", 0)
+            case "exchange":
+                nursery.start_soon(tree.rename, root, b"f", root, b"other", 2)
+            case "link":
+                nursery.start_soon(tree.link, file.inode, root, b"g")
+            case _:
+                nursery.start_soon(tree.unlink, root, b"f")
+        await parts.backing.after_meta.holds(1)
+        late = parts.inodes.start(), os.fstat(file.fd)
+        for opened in (file, other):
+            assert not parts.inodes.observe(opened.inode, os.fstat(opened.fd), parts.inodes.start())
+        parts.backing.after_meta.open()
+    assert not parts.inodes.observe(file.inode, late[1], late[0])
+    for opened in (file, other):
+        assert not parts.inodes.observe(opened.inode, os.fstat(opened.fd), parts.inodes.start())
+        assert len(opened.inode.pages) == 2
+    assert parts.inodes.invalidations == before
+    assert file.inode.attr is not None
+    assert file.inode.attr.st_nlink == {"link": 3, "unlink": 1}.get(change, 2)
+
+
+@pytest.mark.parametrize("flags", [0, 2])
+@in_trio
+async def test_what_others_change_before_a_rename_of_ours_is_seen(make_parts: MakeParts, flags: int) -> None:
+    parts = make_parts()
+    file, root = parts.make("f", pages_of(1, 2)), parts.inodes.root
+    other = parts.make("other", b"x")
+    await parts.read(file, 0, 2 * PAGE_SIZE)
+    (parts.directory / "f").write_bytes(page_of(3))
+    await Tree(parts.backing, parts.inodes, parts.descriptors).rename(root, b"f", root, b"other", flags)
+    assert parts.inodes.invalidations == 1
+    assert await parts.read(file, 0, 1 << 20) == page_of(3)
+    assert file.inode.locations == [(root, b"other")]
+    assert other.inode.locations == ([(root, b"f")] if flags else [])

@@ -1,0 +1,1 @@
+"""Tests of the handshake and of what the kernel is told."""

@@ -1,0 +1,313 @@
+"""What clients of tmemd must not be able to do: to each other, to tmemd, and to the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SECONDS, wait_until
+from tests.lending.conftest import MakeGuest
+from tests.lending.daemon.test_memfds import KINDS
+from tests.lending.fakeguest import SEALS, Denied, FakeGuest, GuestRefused, make_arena
+from tests.lending.test_tmemctl import OTHER_UID, as_other
+from tests.lending.tmemd import Tmemd
+from tmem.arena import SLAB_SIZE
+from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.wire import encode
+
+HELLO = encode(m.Hello(m.VERSION, b"t" * 16, "/mnt/x", 256))
+
+
+class Client:
+    """A socket that sends what it likes."""
+
+    def __init__(self, tmemd: Tmemd) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(os.fspath(tmemd.socket))
+        self.socket.settimeout(SECONDS)
+
+    def ends(self) -> bool:
+        """Read until tmemd hangs up."""
+        try:
+            while self.socket.recv(1 << 16):
+                pass
+        except ConnectionResetError:
+            pass
+        self.socket.close()
+        return True
+
+
+def send_for_ever(stream: socket.socket, data: bytes) -> None:
+    while True:
+        stream.sendall(data)
+
+
+def borrow_all(*guests: FakeGuest) -> int:
+    """Borrow until nobody is lent anything; tell how many slabs that were."""
+    got = 0
+    for guest in guests:
+        with contextlib.suppress(Denied):
+            while True:
+                got += len(guest.ask(8))
+    return got
+
+
+def undisturbed(guest: FakeGuest) -> None:
+    """See that another guest is served as before."""
+    guest.give(guest.ask(4))
+
+
+def descriptors(tmemd: Tmemd) -> int:
+    return len(os.listdir(f"/proc/{tmemd.pid}/fd"))
+
+
+# -- arenas ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_descriptor_that_is_no_arena_is_refused(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    honest = guest().join()
+    before = descriptors(tmemd)
+    for make, reason in KINDS:
+        bad = guest(slabs=64)
+        bad.fd = make(bad.fd)
+        with pytest.raises(GuestRefused, match=reason):
+            bad.join()
+        bad.leave()
+    wait_until(lambda: descriptors(tmemd) <= before, "nothing of them is kept")
+    undisturbed(honest)
+    assert tmemd.totals()["guests_refused"] == len(KINDS)
+
+
+def test_a_guest_without_an_arena_or_of_another_version_is_refused(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    client = Client(tmemd)
+    client.socket.sendall(HELLO)
+    assert b"no arena" in client.socket.recv(1000)
+    assert client.ends()
+    client = Client(tmemd)
+    fd = make_arena(256)
+    socket.send_fds(client.socket, [encode(m.Hello(m.VERSION + 1, b"t" * 16, "/mnt/x", 256))], [fd])
+    os.close(fd)
+    assert b"version" in client.socket.recv(1000)
+    assert client.ends()
+    undisturbed(guest().join())
+
+
+def test_an_arena_can_neither_shrink_nor_grow_nor_be_sealed_any_more(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    one = guest().join()
+    got = one.ask(16)
+    for size in (0, 255 * SLAB_SIZE, 257 * SLAB_SIZE):
+        with pytest.raises(PermissionError):
+            os.ftruncate(one.fd, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(one.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    assert fcntl.fcntl(one.fd, fcntl.F_GET_SEALS) == SEALS
+    assert one.real_slabs() == len(got)
+
+
+def test_no_guest_gets_at_another_ones_arena(tmemd: Tmemd, guest: MakeGuest) -> None:
+    """All that tmemd ever sends is bytes: no descriptor comes out of it."""
+    tmemd.start("4M")
+    victim, thief = guest(persistent=32).join(), guest()
+    victim.ask_until(16, persistent=True)
+    thief.token = victim.token
+    with pytest.raises(GuestRefused):
+        thief.join(again=True)
+    thief.leave()
+    thief.token = os.urandom(16)
+    thief.join()
+    thief.send(m.Ask(1, 16))
+    _, fds, _, _ = socket.recv_fds(thief.socket, 1 << 16, 8)
+    assert fds == []
+    assert victim.real_slabs() == 16
+
+
+def test_what_one_guest_returns_reaches_another_as_zeros(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("1M")
+    one, two = guest().join(), guest().join()
+    for slab in one.ask_until(16):
+        one.write(slab, b"secret" * 100)
+    one.give(set(one.held))
+    for slab in two.ask_until(16):
+        assert two.read(slab, SLAB_SIZE) == bytes(SLAB_SIZE)
+        with mmap.mmap(two.fd, SLAB_SIZE, offset=slab * SLAB_SIZE) as mapped:
+            assert mapped[:] == bytes(SLAB_SIZE)
+
+
+@pytest.mark.root
+def test_another_process_of_the_same_user_gets_at_nothing_of_tmemd(tmemd: Tmemd) -> None:
+    def start_and_look() -> None:
+        mine = Tmemd(tmemd.directory / "mine")
+        mine.start("4M")
+        try:
+            FakeGuest(mine.socket).join().ask(4)
+            process = Path(f"/proc/{mine.pid}")
+            for path in ("fd", "map_files"):
+                with pytest.raises(PermissionError):
+                    os.listdir(process / path)
+            for path in ("mem", "environ", "fd/5"):
+                with pytest.raises(PermissionError):
+                    (process / path).read_bytes()
+        finally:
+            mine.stop()
+
+    (tmemd.directory / "mine").mkdir()
+    os.chown(tmemd.directory / "mine", OTHER_UID, OTHER_UID)
+    as_other(start_and_look)
+
+
+# -- frames ----------------------------------------------------------------------------------------------------------
+
+MALFORMED = (
+    b"\0\0\0\0",
+    b"\xff\xff\xff\xff" + b"x" * 100,
+    (65537).to_bytes(4, "little"),
+    b"\x04\0\0\0junk",
+    b"GET / HTTP/1.1\r\nHost: tmemd\r\n\r\n",
+    encode(m.Ask(1, 1)),  # a guest's message without a Hello
+    encode(m.Deny(1, "no")),  # messages that tmemd sends
+    encode(m.Done("yes")),
+)
+
+
+def test_malformed_frames_are_cut_off_and_counted(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    honest = guest().join()
+    for number, data in enumerate(MALFORMED, 1):
+        client = Client(tmemd)
+        client.socket.sendall(data)
+        assert client.ends()
+        undisturbed(honest)
+        assert tmemd.totals()["cut_off_malformed"] == number, data
+
+
+def test_a_truncated_frame_is_counted_and_a_silent_client_is_cut_off(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    honest = guest().join()
+    truncated, silent, dripping = Client(tmemd), Client(tmemd), Client(tmemd)
+    truncated.socket.sendall(HELLO[:-3])
+    truncated.socket.shutdown(socket.SHUT_WR)
+    dripping.socket.sendall(HELLO[:3])
+    for client in (truncated, silent, dripping):
+        assert client.ends()
+    undisturbed(honest)
+    totals = tmemd.totals()
+    assert totals["cut_off_malformed"] == 1
+    assert totals["cut_off_silent"] == 2
+
+
+LIES = (
+    m.Hello(m.VERSION, b"u" * 16, "/mnt/y", 256),  # hello twice
+    m.Return(((100, 50),)),  # never lent
+    m.Return(((255, 2),)),  # beyond the arena
+    m.Return(((0, 1),), persistent=True),  # lent as the other kind
+    m.Claim(((0, 1),), persistent=False, last=True),  # not asked for
+    m.Confirm(77),  # of nothing
+    m.Resize(1),  # a verb
+)
+
+
+def test_who_lies_is_cut_off_and_counted(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    honest = guest().join()
+    for number, lie in enumerate(LIES, 1):
+        liar = guest().join()
+        liar.ask(4)
+        liar.send(lie)  # type: ignore[arg-type]
+        with pytest.raises(ConnectionError):
+            liar.expect(m.Welcome)
+        undisturbed(honest)
+        totals = tmemd.totals()
+        assert totals["cut_off_faulty"] + totals["cut_off_malformed"] == number, lie
+
+
+def test_foreign_descriptors_are_closed_and_their_sender_cut_off(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    honest = guest().join()
+    before = descriptors(tmemd)
+    arena = make_arena(256)
+    for count in (2, 3, 64, 253):
+        client = Client(tmemd)
+        socket.send_fds(client.socket, [HELLO], [arena] * count)
+        assert client.ends()
+    late = guest().join()
+    socket.send_fds(late.socket, [encode(m.Ask(1, 1))], [arena])
+    with pytest.raises(ConnectionError):
+        late.expect(m.Lend)
+    late.leave()
+    os.close(arena)
+    # The late one's arena and its process stay known: it is a guest that is away.
+    wait_until(lambda: descriptors(tmemd) <= before + 2, "every descriptor is closed")
+    undisturbed(honest)
+    assert tmemd.totals()["cut_off_foreign_descriptors"] == 5
+
+
+def test_flooding_is_cut_off_and_counted(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    honest, flooding = guest().join(), guest().join()
+    report = encode(m.Report(None, 0, 0, 0, 0, 0, 0)) * 100
+    with pytest.raises(ConnectionError):
+        send_for_ever(flooding.socket, report)
+    undisturbed(honest)
+    client = Client(tmemd)
+    with pytest.raises(ConnectionError):
+        send_for_ever(client.socket, encode(m.List()) * 1000)
+    undisturbed(honest)
+    assert tmemd.totals()["cut_off_flooding"] == 2
+
+
+def test_who_does_not_read_is_cut_off_and_stops_nobody(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    honest = guest().join()
+    for number in range(20):
+        guest(name=f"/mnt/{number:0>500}", slabs=16).join()
+    slow = Client(tmemd)
+    slow.socket.sendall(encode(m.List()) * 100)  # a megabyte of answers, more than a socket holds
+    undisturbed(honest)
+    wait_until(lambda: tmemd.totals()["cut_off_slow"] == 1, "it is cut off")
+    undisturbed(honest)
+    assert slow.ends()
+
+
+def test_connections_are_bounded_for_each_user(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M", "--mode", "0666")
+
+    def crowd() -> None:
+        clients = [Client(tmemd) for _ in range(300)]
+        assert all(client.ends() for client in clients[256:])
+
+    as_other(crowd)
+    undisturbed(guest().join())
+    assert tmemd.totals()["connections_refused"] >= 44
+
+
+def test_one_user_borrows_no_more_than_its_cap(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("8M", "--mode", "0666", "--uid-cap", "2M")
+
+    def other() -> None:
+        one, two = guest().join(), guest().join()
+        assert borrow_all(one, two) == 32
+        with pytest.raises(Denied, match="user"):
+            one.ask(1)
+
+    as_other(other)
+    assert len(guest().join().ask_until(100)) == 100, "root is not bounded"
+
+
+def test_a_name_is_bounded_and_cannot_break_a_log_line(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    guest(name="x\nERROR forged: line\r\x1b[2J").join()
+    assert "\nERROR forged" not in tmemd.log_text()
+    assert "\x1b" not in tmemd.log_text()
+    client = Client(tmemd)
+    client.socket.sendall(encode(m.Hello(m.VERSION, b"t" * 16, "x" * 513, 256)))
+    assert client.ends()
+    assert tmemd.totals()["cut_off_malformed"] == 1

@@ -1,0 +1,67 @@
+"""Memory is short: lends are refused early, in words, and nobody is killed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.tools.children import BenchError
+from bench.tools.memcg import limited
+from tests.conftest import wait_until
+from tests.lending.conftest import MakeGuest
+from tests.lending.fakeguest import Denied, FakeGuest
+from tests.lending.tmemd import Tmemd
+from tmem.lending.daemon.headroom import CGROUP_RESERVE
+from tmem.sizes import MIB, ram_bytes
+
+LIMIT = 48 * MIB
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """Give a memory cgroup with a limit."""
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(limited(LIMIT))
+        except (BenchError, OSError) as error:
+            pytest.skip(f"no memory cgroup can be made here: {error}")
+        yield made
+
+
+def borrow_all(guest: FakeGuest) -> str:
+    """Borrow until the guest is denied; give the reason."""
+    while True:
+        try:
+            guest.ask(64)
+        except Denied as denied:
+            return str(denied)
+
+
+@pytest.mark.root
+def test_a_memory_cgroup_is_not_run_into(cgroup: Path, tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("256M", within=cgroup)
+    one = guest(slabs=4096).join()
+    assert "memory" in borrow_all(one)
+    held = len(one.held)
+    assert 0 < held * 65536 <= LIMIT - CGROUP_RESERVE
+    assert one.real_slabs() == held
+    for slab in one.held:
+        one.write(slab, b"x" * 65536)  # no write makes anything real any more: nobody is killed for it
+    one.give(set(one.held))
+    wait_until(lambda: one.real_slabs() == 0, "what was returned is punched")
+    assert one.ask_until(64)
+    assert tmemd.totals()["denied_memory"] >= 1
+    assert "slabs are not lent: the memory cgroup" in tmemd.log_text()
+
+
+def test_the_reserve_of_the_machine_is_left_alone(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M", "--reserve", str(ram_bytes()))
+    one = guest(persistent=16).join()
+    assert "memory" in borrow_all(one)
+    with pytest.raises(Denied, match="memory"):
+        one.ask(1, persistent=True)
+    assert one.real_slabs() == 0
+    assert "are reserved" in tmemd.log_text()

@@ -1,0 +1,1 @@
+"""Tests of the lender, which has no I/O and no clock."""

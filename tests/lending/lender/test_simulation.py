@@ -1,0 +1,178 @@
+"""Simulated guests around the real lender: how memory is divided, and how fast it moves."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from pathlib import Path
+
+import pytest
+
+from bench import division
+from bench.models import splits
+from bench.models.lent import LentMemory
+from bench.models.slotpool import PAGES_A_SLAB, Stream, stream
+from tests.lending.world import Guest, World
+from tmem.lending.lender.division import DEFAULT, DIVISIONS
+from tmem.lending.lender.lender import Lender
+from tmem.lending.protocol import messages as m
+
+SLAB_MB = 65536 / 1e6
+ANSWER = 0.005  # seconds that a guest takes to answer a Revoke
+MESSAGE = 0.0005  # seconds until a message is read
+
+
+def zipf(name: str, pages: int, requests: int, seed: int) -> Stream:
+    chance = random.Random(seed)
+    return stream(name, [int(pages * chance.random() ** 3) for _ in range(requests)], 0.02)
+
+
+def scan(name: str, pages: int) -> Stream:
+    return stream(name, range(pages), 0.02)
+
+
+def lend(guests: list[Stream], slabs: int, policy: str) -> LentMemory:
+    memory = LentMemory(guests, slabs, policy)
+    for guest, place in splits.schedule(guests):
+        one = guests[guest]
+        memory.pass_to((one.at[place] + 0.5) / one.requests * 60.0)
+        memory.request(guest, one.misses[place], one.evicted[place])
+    memory.lender.check()
+    return memory
+
+
+def test_a_stream_is_what_an_lru_cache_lets_through() -> None:
+    one = stream("x", [7, 8, 7, 9, 8, 7], 0.7)  # two pages: 7 8 | 9 evicts 8 | 8 evicts 7 | 7 evicts 9
+    assert (one.footprint, one.requests, one.cache) == (3, 6, 2)
+    assert list(zip(one.misses, one.evicted, one.at, strict=True)) == [
+        (0, -1, 0),
+        (1, -1, 1),
+        (2, 1, 3),
+        (1, 0, 4),
+        (0, 2, 5),
+    ]
+
+
+def test_all_guests_take_equally_long() -> None:
+    guests = [scan("long", 90), scan("short", 9)]
+    order = splits.schedule(guests)
+    assert sorted(order) == [(guest, place) for guest, one in enumerate(guests) for place in range(one.requests)]
+    assert [guest for guest, _ in order[:11]].count(1) == 1
+
+
+def test_one_pool_in_common_counts_what_it_would_for_one_guest() -> None:
+    one = zipf("zipf", 800, 8000, 1)
+    order = splits.schedule([one])
+    assert splits.common([one], order, 10) == splits.alone(one, 10)
+    assert splits.alone(one, 100) == splits.common_fifo([one], order, 100) == one.footprint
+    assert splits.alone(one, 0) == len(one.misses)
+
+
+def test_hindsight_gives_memory_to_whom_it_helps() -> None:
+    guests = [zipf("zipf", 800, 8000, 1), scan("scan", 4000)]
+    curves = [{slabs: splits.alone(one, slabs) for slabs in splits.grid(one, 40)} for one in guests]
+    split = splits.best_split(curves, 40)
+    assert sum(split) <= 40
+    assert split[0] > 35
+
+
+@pytest.mark.parametrize("policy", DIVISIONS)
+def test_lent_memory_is_never_more_than_there_is(policy: str) -> None:
+    guests = [zipf("one", 600, 3000, 1), zipf("two", 900, 3000, 2), scan("scan", 1500)]
+    memory = lend(guests, 40, policy)
+    assert 0 < sum(len(guest.slabs) for guest in memory.guests) <= 40
+    for guest in memory.guests:
+        assert guest.pool.queue.pages <= len(guest.slabs) * PAGES_A_SLAB
+        guest.pool.queue.check()
+
+
+def test_the_default_is_near_the_best_fixed_parts_and_far_better_than_equal_ones() -> None:
+    guests = [zipf("small", 300, 8000, 1), zipf("large", 1200, 8000, 2), scan("scan", 3000)]
+    slabs = 60
+    misses = sum(guest.pool.misses for guest in lend(guests, slabs, DEFAULT).guests)
+    curves = [{size: splits.alone(one, size) for size in splits.grid(one, slabs)} for one in guests]
+    best = sum(splits.alone(one, part) for one, part in zip(guests, splits.best_split(curves, slabs), strict=True))
+    equal = sum(splits.alone(one, slabs // 3) for one in guests)
+    assert misses <= 1.1 * best
+    assert misses < equal
+
+
+def test_a_floor_protects_what_its_guest_would_have_alone() -> None:
+    guests = [zipf("small", 300, 6000, 1), zipf("large", 2400, 20_000, 2)]
+    memory = LentMemory(guests, 40, DEFAULT, [15, 0])
+    for guest, place in splits.schedule(guests):
+        one = guests[guest]
+        memory.pass_to((one.at[place] + 0.5) / one.requests * 60.0)
+        memory.request(guest, one.misses[place], one.evicted[place])
+    assert memory.guests[0].pool.misses <= 1.01 * splits.alone(guests[0], 15)
+
+
+def test_the_measure_counts_every_way_to_divide(tmp_path: Path) -> None:
+    for name, pages in (("one", 400), ("two", 900)):
+        chance = random.Random(name)
+        lines = "".join(f"{int(pages * chance.random() ** 2)}\n" for _ in range(2500))
+        with gzip.open(tmp_path / f"{name}.trace.gz", "wt") as file:
+            file.write(lines)
+    outcome = division.measure(tmp_path)
+    assert outcome.figures["guests"] == ["one", "two"]
+    for size in outcome.figures["sizes"]:
+        assert set(size["misses"]) >= {f"lent, {name}" for name in DIVISIONS}
+        assert size["change_percent"]["best fixed parts"] == 0.0
+    assert all(goal.met is not None for goal in outcome.goals)
+    assert all(goal.met is None for goal in division.measure(None).goals)
+
+
+# How fast memory moves, in simulated time.
+
+
+def lent_over_time(stopped: bool, guests: int = 16, size: int = 16_384) -> list[tuple[float, int]]:
+    """Lend everything to guests that idle, then let another begin to miss; give (seconds, slabs) of its lends."""
+    here = World(Lender(size))
+    owners = []
+    for number in range(guests):
+        owner = Guest(number.to_bytes(16, "big"), size)
+        owners.append(owner)
+        here.join(owner)
+        while len(owner.ephemeral) < size // guests:
+            owner.ask(64)
+            here.settle()
+        for _ in range(2):
+            owner.say(m.Report(1.0, 1, 1, 1, 1, 1, 1))
+            here.hear(owner)
+            here.pass_time(0.9)
+    for owner in owners:
+        owner.stopped = stopped
+    asker = Guest(bytes([255] * 16), size)
+    here.join(asker)
+    here.settle()
+    began, found = here.now, []
+    while len(asker.ephemeral) < size // 2:
+        asker.ask(64)
+        while asker.asks:
+            here.now += MESSAGE
+            here.hear(asker)
+            here.work()
+            answering = [owner for owner in owners if owner.inbox and not owner.stopped]
+            if answering:
+                here.now += ANSWER
+                for owner in answering:
+                    owner.read()
+                    here.hear(owner)
+            elif not any(isinstance(message, m.Lend | m.Deny) for message in asker.inbox):
+                deadline = here.lender.deadline()
+                assert deadline is not None, "an Ask that nothing will answer"
+                here.pass_time(max(0.0, deadline - here.now))
+            here.work()
+            asker.read()
+            found.append((here.now - began, len(asker.ephemeral)))
+    here.check()
+    return found
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["guests that answer", "guests that are stopped"])
+def test_a_guest_that_begins_to_miss_is_lent_memory_within_50_ms_and_then_200_mb_a_second(stopped: bool) -> None:
+    lends = lent_over_time(stopped)
+    first = next(seconds for seconds, slabs in lends if slabs)
+    assert first < 0.050
+    seconds, slabs = lends[-1]
+    assert slabs * SLAB_MB / (seconds - first) > 200.0

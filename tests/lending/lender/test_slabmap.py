@@ -1,0 +1,85 @@
+"""Slabs are in one state each, and runs and counts tell which."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tmem.lending.lender.slabmap import SlabMap, State, clip, count
+from tmem.lending.protocol.messages import Runs
+
+TOTAL = 40
+steps = st.lists(
+    st.tuples(st.integers(0, TOTAL - 1), st.integers(1, TOTAL), st.sampled_from(State)).map(
+        lambda step: (step[0], min(step[1], TOTAL - step[0]), step[2])
+    ),
+    max_size=30,
+)
+
+
+def slabs(runs: Runs) -> list[int]:
+    return [slab for first, length in runs for slab in range(first, first + length)]
+
+
+@given(steps, st.integers(1, TOTAL))
+def test_a_map_is_a_list_of_states(steps: list[tuple[int, int, State]], most: int) -> None:
+    slabmap, model = SlabMap(TOTAL), [State.FREE] * TOTAL
+    for first, length, state in steps:
+        slabmap.set([(first, length)], state)
+        model[first : first + length] = [state] * length
+        slabmap.check()
+        free = [slab for slab, state in enumerate(model) if state == State.FREE]
+        assert slabs(slabmap.lowest_free(most)) == free[:most]
+    for state in State:
+        where = [slab for slab, each in enumerate(model) if each == state]
+        assert slabs(slabmap.runs(state)) == where
+        assert slabmap.counts[state] == len(where)
+        if state != State.FREE:
+            assert slabmap.holds(slabmap.runs(state), state)
+    split = slabmap.split([(0, TOTAL)])
+    assert {state: slabs(runs) for state, runs in split.items()} == {
+        state: slabs(slabmap.runs(state)) for state in State if slabmap.counts[state]
+    }
+    slabmap.check()
+
+
+def test_the_longest_lent_goes_first() -> None:
+    slabmap = SlabMap(100)
+    slabmap.set([(0, 10)], State.EPHEMERAL)
+    assert slabmap.next_ephemeral(4) == ((0, 4),)
+    slabmap.set([(0, 4)], State.FREE)
+    slabmap.set(slabmap.lowest_free(3), State.EPHEMERAL)
+    assert slabs(slabmap.next_ephemeral(7)) == [0, 4, 5, 6, 7, 8, 9]
+    assert slabs(slabmap.next_ephemeral(100)) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert slabmap.next_ephemeral(0) == ()
+
+
+def test_a_slab_beyond_the_arena_is_an_error() -> None:
+    with pytest.raises(IndexError):
+        SlabMap(4).set([(3, 2)], State.EPHEMERAL)
+    assert SlabMap(4).split([(3, 9)]) == {State.FREE: ((3, 1),)}
+    assert SlabMap(4).split([(4, 1)]) == {}
+
+
+def test_a_map_takes_memory_only_for_what_was_lent() -> None:
+    slabmap = SlabMap(262_144)
+    slabmap.set(slabmap.lowest_free(1000), State.PERSISTENT)
+    assert slabmap.bytes == 1000
+    assert slabmap.lowest_free(5) == ((1000, 5),)
+    assert slabmap.runs(State.FREE) == ((1000, 261_144),)
+
+
+def test_clipped_runs_hold_so_many_slabs() -> None:
+    runs = ((0, 3), (10, 5))
+    assert [count(clip(runs, most)) for most in (-1, 0, 2, 3, 4, 8, 9)] == [0, 0, 2, 3, 4, 8, 8]
+    assert clip(runs, 4) == ((0, 3), (10, 1))
+
+
+def test_slabs_that_were_never_anything_but_free_take_no_memory() -> None:
+    slabmap = SlabMap(1 << 24)
+    slabmap.set([(3, 2)], State.EPHEMERAL)
+    slabmap.set([(0, 3), (5, (1 << 24) - 5)], State.FREE)
+    slabmap.check()
+    assert slabmap.bytes == 5
+    assert slabmap.counts[State.FREE] == (1 << 24) - 2

@@ -1,0 +1,480 @@
+"""What others change in the backing is seen at once; what we change ourselves costs nothing.
+
+Mounts have time-outs of a minute, so that nothing but the watch can explain what is seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from inotify_simple import Event, flags  # type: ignore[import-untyped]
+
+from tests.conftest import Place, wait_until
+from tests.parts import Parts
+from tmemfs.cache.pagecache import PAGE_SIZE
+from tmemfs.inodes.inode import Inode
+from tmemfs.kernel.kernelcache import KernelCache
+from tmemfs.names.listing import Listings
+from tmemfs.names.tree import Tree
+from tmemfs.watching import inotify
+from tmemfs.watching.watch import Watch
+
+SECONDS = 30.0
+LONG = ("--attr-timeout", "60", "--negative-timeout", "60")
+
+
+class Kernel(KernelCache):
+    """The kernel's side, which remembers what it was asked to forget."""
+
+    def __init__(self) -> None:
+        self.attributes: list[int] = []
+        self.names: list[tuple[int, bytes]] = []
+
+    def forget_attributes(self, number: int) -> None:
+        self.attributes.append(number)
+
+    def was_told_of(self, inode: Inode) -> bool:
+        """Tell whether the attributes of an inode were to be forgotten."""
+        return inode.number in self.attributes
+
+    def forget_pages(self, number: int) -> None:
+        raise AssertionError("only the guest asks for that")
+
+    def forget_name(self, number: int, name: bytes) -> None:
+        if name != b"/":
+            self.names.append((number, name))
+
+
+class Watched(Parts):
+    """A guest's parts with a watch, on real inotify."""
+
+    def __init__(self, directory: Path, **more: Any) -> None:
+        super().__init__(directory, attr_timeout=60.0, **more)
+        self.kernel = Kernel()
+        self.watch = Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel)
+        self.tree = Tree(self.backing, self.inodes, self.descriptors)
+        self.listings = Listings(self.backing, self.inodes, self.descriptors)
+
+    async def find(self, *names: str) -> Inode:
+        """Look a path up, as the kernel does."""
+        inode = self.inodes.root
+        for name in names:
+            found = await self.tree.lookup(inode, os.fsencode(name))
+            assert found is not None, name
+            inode = found
+            self.inodes.remember(inode)
+        return inode
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Run the watch for the block."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.watch.run)
+            yield
+            self.watch.check()
+            self.inodes.check()
+            nursery.cancel_scope.cancel()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for what an event brings about."""
+        with trio.fail_after(SECONDS):
+            while not condition():
+                await trio.sleep(0.002)
+
+    async def settled(self) -> None:
+        """Wait until the events of everything before are used up: they come in order."""
+        number = self.inodes.root.watch
+        assert number > 0, "nothing was looked up"
+        seen, marker = self.watch.watches.events, self.directory / ".marker"
+        marker.touch()
+        await self.until(lambda: self.watch.watches.events > seen)
+        await trio.sleep(0.05)
+        marker.unlink()
+        await trio.sleep(0.05)
+        self.kernel.names = [pair for pair in self.kernel.names if pair[1] != b".marker"]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
+CALLER = type("Caller", (), {"uid": os.geteuid(), "gid": os.getegid(), "umask": 0o022})()
+
+
+# -- without a mount ----------------------------------------------------------------------------------------------
+
+
+def test_a_directory_is_watched_once_something_in_it_is_looked_up_and_no_longer_than_it_is_known(
+    parts: Watched,
+) -> None:
+    async def main() -> None:
+        (parts.directory / "a" / "b").mkdir(parents=True)
+        assert len(parts.watch.watches) == 0
+        inode = await parts.find("a")
+        assert len(parts.watch.watches) == 1
+        await parts.listings.open(inode)
+        assert len(parts.watch.watches) == 2
+        parts.inodes.forget(inode.number, inode.lookups)
+        assert len(parts.watch.watches) == 1
+        assert inode.watch == 0
+        parts.watch.check()
+
+    trio.run(main)
+
+
+def test_a_change_by_others_renews_the_content_and_takes_the_size(parts: Watched) -> None:
+    async def main() -> None:
+        file = parts.make("f", b"a" * PAGE_SIZE)
+        await parts.find("f")
+        assert await parts.read(file, 0, 1) == b"a"
+        async with parts.watching():
+            (parts.directory / "f").write_bytes(b"b" * PAGE_SIZE * 2)
+            await parts.until(lambda: file.inode.size == PAGE_SIZE * 2)
+            assert await parts.read(file, 0, 1) == b"b"
+            assert parts.inodes.invalidations
+
+    trio.run(main)
+
+
+def test_our_own_changes_are_no_news(parts: Watched) -> None:
+    async def main() -> None:
+        file = parts.make("f", b"a" * PAGE_SIZE)
+        await parts.find("f")
+        await parts.read(file, 0, PAGE_SIZE)
+        root = parts.inodes.root
+        async with parts.watching():
+            await parts.settled()
+            parts.kernel.attributes.clear()
+            for turn in range(20):
+                await parts.writer.write(file, turn, b"b")
+                await trio.sleep(0.001)
+            made = await parts.tree.mkdir(root, b"made", 0o755, CALLER)
+            parts.inodes.remember(made)
+            await parts.tree.rename(root, b"f", root, b"g", 0)
+            await parts.tree.link(file.inode, root, b"h")
+            await parts.tree.unlink(root, b"h")
+            await parts.tree.unlink(root, b"made", directory=True)
+            reads = parts.backing.reads
+            await parts.settled()
+            assert parts.kernel.names == []
+            assert parts.inodes.invalidations == 0
+            assert await parts.read(file, 0, 2) == b"bb"
+            assert parts.backing.reads == reads
+
+    trio.run(main)
+
+
+def test_names_that_others_make_remove_and_replace_are_forgotten(parts: Watched) -> None:
+    async def main() -> None:
+        for name in ("gone", "replaced", "moved"):
+            (parts.directory / name).write_bytes(b"old")
+            await parts.find(name)
+        root = parts.inodes.root
+        moved = await parts.find("moved")
+        async with parts.watching():
+            (parts.directory / "new").touch()
+            (parts.directory / "gone").unlink()
+            (parts.directory / "other").write_bytes(b"new")
+            (parts.directory / "other").rename(parts.directory / "replaced")
+            (parts.directory / "moved").rename(parts.directory / "there")
+            wanted = {b"new", b"gone", b"replaced", b"moved", b"there"}
+            await parts.until(lambda: wanted <= {name for _, name in parts.kernel.names})
+            assert {number for number, _ in parts.kernel.names} == {root.number}
+            assert root.number in parts.kernel.attributes
+            assert root.listing is None
+            await parts.until(lambda: moved.locations == [(root, b"there")])
+
+    trio.run(main)
+
+
+def test_a_name_that_we_removed_and_others_make_again_is_news(parts: Watched) -> None:
+    async def main() -> None:
+        root = parts.inodes.root
+        (parts.directory / "a").touch()
+        await parts.find("a")
+        async with parts.watching():
+            await parts.tree.unlink(root, b"a")
+            await parts.settled()
+            assert parts.kernel.names == []
+            (parts.directory / "a").touch()
+            await parts.until(lambda: (root.number, b"a") in parts.kernel.names)
+            parts.kernel.names.clear()
+            (parts.directory / "a").unlink()
+            await parts.until(lambda: (root.number, b"a") in parts.kernel.names)
+
+    trio.run(main)
+
+
+def test_a_change_by_others_during_a_write_of_ours_is_seen_after_it(parts: Watched) -> None:
+    async def main() -> None:
+        file = parts.make("f", b"a" * PAGE_SIZE * 2)
+        await parts.find("f")
+        await parts.read(file, 0, PAGE_SIZE * 2)
+        async with parts.watching(), trio.open_nursery() as nursery:
+            parts.backing.after_write.shut = True  # the bytes are on the disk, and the writer has its stats
+            nursery.start_soon(parts.writer.write, file, 0, b"ours")
+            while not parts.backing.after_write._held:
+                await trio.sleep(0.001)
+            with (parts.directory / "f").open("r+b") as theirs:
+                theirs.seek(PAGE_SIZE)
+                theirs.write(b"theirs")
+            await trio.sleep(0.05)
+            assert parts.inodes.invalidations == 0
+            parts.backing.after_write.open()
+            await parts.until(lambda: parts.inodes.invalidations == 1)
+            assert await parts.read(file, 0, 4) == b"ours"
+            assert await parts.read(file, PAGE_SIZE, 6) == b"theirs"
+
+    trio.run(main)
+
+
+def test_clean_pages_of_a_dirty_file_go_when_others_change_it(tmp_path: Path) -> None:
+    parts = Watched(tmp_path, writeback=True)
+
+    async def main() -> None:
+        file = parts.make("f", b"a" * PAGE_SIZE * 2)
+        await parts.find("f")
+        await parts.read(file, 0, PAGE_SIZE * 2)
+        await parts.writer.write(file, 0, b"d" * PAGE_SIZE)
+        assert file.inode.dirty == {0}
+        async with parts.watching():
+            with (parts.directory / "f").open("r+b") as theirs:
+                theirs.seek(PAGE_SIZE)
+                theirs.write(b"theirs")
+            await parts.until(lambda: 1 not in file.inode.pages)
+            assert file.inode.dirty == {0}
+            assert await parts.read(file, PAGE_SIZE, 6) == b"theirs"
+
+    trio.run(main)
+
+
+def test_a_second_change_with_the_times_of_the_first_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, path = Watched(tmp_path), tmp_path / "f"
+    parts.inodes._version = lambda st: (st.st_size,)  # no clock is coarser
+    renew_later, changed_twice = parts.watch._renew_later, trio.Event()
+
+    async def renew_after_the_second(inode: Inode) -> None:
+        await changed_twice.wait()
+        await renew_later(inode)
+
+    monkeypatch.setattr(parts.watch, "_renew_later", renew_after_the_second)
+
+    async def main() -> None:
+        file = parts.make("f", b"a" * PAGE_SIZE)
+        await parts.find("f")
+        async with parts.watching():
+            # However late the event is read, it tells of a change of just now.
+            monkeypatch.setattr(
+                "tmemfs.watching.watch.time", SimpleNamespace(time_ns=lambda: os.stat(path).st_mtime_ns)
+            )
+            path.write_bytes(b"b" * PAGE_SIZE * 2)
+            await parts.until(lambda: parts.inodes.invalidations == 1)
+            assert await parts.read(file, 0, 1) == b"b"
+            with path.open("r+b") as theirs:
+                theirs.write(b"c")
+            changed_twice.set()
+            await parts.until(lambda: not file.inode.pages)
+            assert await parts.read(file, 0, 1) == b"c"
+
+    trio.run(main)
+
+
+def test_attributes_that_others_change_are_forgotten_for_every_kind_of_node(parts: Watched) -> None:
+    async def main() -> None:
+        (parts.directory / "d").mkdir()
+        os.mkfifo(parts.directory / "p")
+        directory, pipe = await parts.find("d"), await parts.find("p")
+        async with parts.watching():
+            for inode, name in ((directory, "d"), (pipe, "p"), (parts.inodes.root, ".")):
+                await parts.until(lambda: not parts.watch._busy)
+                parts.kernel.attributes.clear()
+                (parts.directory / name).chmod(0o700 if name == "d" else 0o750)
+                await parts.until(partial(parts.kernel.was_told_of, inode))
+            assert parts.kernel.names == []
+
+    trio.run(main)
+
+
+def test_lost_events_renew_open_files_and_have_every_name_looked_at_again(
+    parts: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        file = parts.make("open", b"a" * PAGE_SIZE)
+        await parts.read(file, 0, 1)
+        for name in ("closed", "gone"):
+            (parts.directory / name).touch()
+        closed, gone = await parts.find("closed"), await parts.find("gone")
+        (parts.directory / "gone").unlink()
+        os.read(parts.watch.watches._inotify.fd, 1 << 16)  # nobody will know of that
+        with monkeypatch.context() as patch:
+            patch.setattr(inotify, "parse_events", lambda data: [Event(-1, flags.Q_OVERFLOW, 0, "")])
+            (parts.directory / "any").touch()
+            async with parts.watching():
+                await parts.until(lambda: parts.watch.overflows)
+                assert not file.inode.pages
+                assert gone.attr_until == 0.0
+                assert {closed.number, gone.number, 1} <= set(parts.kernel.attributes)
+                await parts.until(lambda: (1, b"gone") in parts.kernel.names)
+                assert (1, b"closed") not in parts.kernel.names
+                assert closed.attr_until > 0.0  # looked at again
+        assert parts.watch.overflows == 1
+        assert "events were lost" in caplog.text
+
+    trio.run(main)
+
+
+def test_the_limit_of_watches_is_said_once_with_the_remedy_and_tried_again_later(
+    parts: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: object, mask: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def main() -> None:
+        (parts.directory / "f").touch()
+        with monkeypatch.context() as patch:
+            patch.setattr(parts.watch.watches._inotify, "add_watch", full)
+            for _ in range(3):
+                await parts.find("f")
+        assert parts.watch.watches.refusals == 1
+        assert len(caplog.records) == 1
+        assert "sysctl fs.inotify.max_user_watches" in caplog.text
+        parts.watch.watches._refused_until = trio.current_time()
+        await parts.find("f")
+        assert len(parts.watch.watches) == 1
+
+    trio.run(main)
+
+
+def test_a_directory_that_goes_takes_its_watch_with_it(parts: Watched) -> None:
+    async def main() -> None:
+        (parts.directory / "d").mkdir()
+        inode = await parts.find("d")
+        await parts.listings.open(inode)
+        await parts.find("d")
+        async with parts.watching():
+            (parts.directory / "d").rmdir()
+            await parts.until(lambda: (1, b"d") in parts.kernel.names)
+            parts.inodes.forget(inode.number, inode.lookups)
+            await parts.until(lambda: len(parts.watch.watches) == 1)
+
+    trio.run(main)
+
+
+# -- mounted ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[(), ("--throttle", "latency=2ms")], ids=["local", "slow"])
+def mounted(place: Place, request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Mount with --watch: with metadata calls in place, and in threads."""
+    (place.source / "file").write_bytes(b"a" * 10 * PAGE_SIZE)
+    (place.source / "directory").mkdir()
+    done = place.mount("--watch", *LONG, *request.param)
+    assert done.returncode == 0, done.stderr
+    yield place
+    assert "Traceback" not in place.log_text()
+
+
+def counter(place: Place, name: str) -> int:
+    lines = (place.mountpoint / ".tmemfs" / "stats").read_text().splitlines()
+    return int(dict(line.split() for line in lines)[name])
+
+
+def starts_with(fd: int, data: bytes) -> bool:
+    return os.pread(fd, len(data), 0) == data
+
+
+def soon(condition: Callable[[], object], what: str) -> None:
+    wait_until(condition, what, SECONDS)
+
+
+@pytest.mark.mount
+def test_an_open_file_shows_what_others_write_and_how_it_grows(mounted: Place) -> None:
+    fd = os.open(mounted.mountpoint / "file", os.O_RDONLY)
+    try:
+        assert os.pread(fd, 1, 0) == b"a"
+        with (mounted.source / "file").open("r+b") as theirs:
+            theirs.write(b"b")
+            theirs.flush()
+            soon(lambda: os.pread(fd, 1, 0) == b"b", "the content")
+            assert os.fstat(fd).st_size == 10 * PAGE_SIZE
+            theirs.truncate(20 * PAGE_SIZE)
+            soon(lambda: os.fstat(fd).st_size == 20 * PAGE_SIZE, "the size")
+            assert len(os.pread(fd, 30 * PAGE_SIZE, 0)) == 20 * PAGE_SIZE
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.mount
+def test_names_that_others_make_rename_and_remove_are_seen(mounted: Place) -> None:
+    source, mnt = mounted.source, mounted.mountpoint
+    assert not (mnt / "new").exists()
+    assert sorted(os.listdir(mnt)) == ["directory", "file"]
+    (source / "new").write_text("new")
+    soon(lambda: (mnt / "new").exists(), "made")
+    assert sorted(os.listdir(mnt)) == ["directory", "file", "new"]
+    (source / "new").rename(source / "newer")
+    soon(lambda: not (mnt / "new").exists() and (mnt / "newer").exists(), "renamed")
+    assert (mnt / "newer").read_text() == "new"
+    (source / "other").write_text("other")
+    (source / "other").rename(source / "newer")
+    soon(lambda: (mnt / "newer").read_text() == "other", "replaced")
+    (source / "newer").unlink()
+    soon(lambda: not (mnt / "newer").exists(), "removed")
+    soon(lambda: sorted(os.listdir(mnt)) == ["directory", "file"], "listed")
+
+
+@pytest.mark.mount
+def test_directories_that_come_later_are_watched_too(mounted: Place) -> None:
+    source, mnt = mounted.source, mounted.mountpoint
+    assert not (mnt / "theirs").exists()
+    (source / "theirs").mkdir()
+    soon(lambda: (mnt / "theirs").is_dir(), "their directory")
+    (mnt / "ours").mkdir()
+    for name in ("theirs", "ours", "directory"):
+        assert not (mnt / name / "x").exists()
+        (source / name / "x").write_text("1")
+        soon((mnt / name / "x").exists, f"made in {name}")
+        with (mnt / name / "x").open("rb", buffering=0) as file:
+            assert file.read() == b"1"
+            (source / name / "x").write_text("2")
+            soon(partial(starts_with, file.fileno(), b"2"), f"changed in {name}")
+    assert counter(mounted, "watch_directories") == 4
+
+
+@pytest.mark.mount
+def test_our_own_work_keeps_the_cache_and_the_current_directory(mounted: Place) -> None:
+    mnt = mounted.mountpoint
+    data = os.urandom(10 * PAGE_SIZE)
+    (mnt / "own").write_bytes(data)
+    assert (mnt / "own").read_bytes() == data
+    reads = counter(mounted, "backing_reads")
+    with (mnt / "own").open("r+b", buffering=0) as file:
+        for turn in range(30):
+            os.pwrite(file.fileno(), b"%d" % turn, turn * 100)
+    for turn in range(10):
+        (mnt / "own").rename(mnt / "own2")
+        (mnt / "own2").rename(mnt / "own")
+        (mnt / "own").chmod(0o600 + turn % 2)
+    done = mounted.python(
+        "import time\n"
+        "for turn in range(20):\n"
+        "    os.mkdir('w'); os.chdir('w'); time.sleep(0.01 * (turn % 3)); os.getcwd()\n"
+        "    os.chdir('..'); os.rmdir('w')\n"
+    )
+    assert done.returncode == 0, done.stderr
+    soon(lambda: counter(mounted, "watch_events") > 50, "the watch has seen it")
+    time.sleep(0.1)
+    assert len((mnt / "own").read_bytes()) == len(data)
+    assert counter(mounted, "coherency_mismatches") == 0
+    assert counter(mounted, "backing_reads") == reads

@@ -1,0 +1,1 @@
+"""Pages in memory: the bounded cache, what is evicted from it, and the way into the pool."""

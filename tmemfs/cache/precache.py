@@ -1,0 +1,133 @@
+"""Feed the ephemeral pool with evicted clean pages, and get them back.
+
+The victim queue is drained behind the replies, by one task. A batch grows with the queue, so that a reader that gets
+pages faster than they are compressed does not outrun the drain; each put ends before the next await, so a page is in
+the cache or in the pool, never in both and never, without being counted as dropped, in neither.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import trio
+
+from tmem import Pool
+from tmemfs.cache.admission import Admission
+from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache, PageOwner
+
+MANY = 4096  # pages; a failed truncate to 2**62 bytes must not be a loop over 2**50 of them
+STEP = 64  # pages that leave a shrinking cache between two such looks
+BATCH = 16  # pages put between two looks at the requests: about 200 µs
+
+
+class PooledOwner(PageOwner, Protocol):
+    """A file with the object number of its present generation."""
+
+    oid: int
+
+
+class Precache:
+    """The guest's private ephemeral pool; with no pool, every get misses and nothing is put."""
+
+    def __init__(self, cache: PageCache, pool: Pool | None) -> None:
+        self._cache = cache
+        self.pool = pool
+        self.admission = Admission()
+        self._wake = trio.Event()
+        cache.on_victims = self._wake_up
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    def get(self, owner: PooledOwner, index: int) -> bytes | None:
+        """Take a page out of the pool; the caller owes it to the cache before its next await."""
+        return self.pool.get(owner.oid, index) if self.pool is not None else None
+
+    def accept(self, owner: PooledOwner, index: int, page: bytes) -> None:
+        """Move a page that was got into the cache.
+
+        A reader that gets faster than the drain puts would have the cache drop pages: here it exchanges, a put for a
+        get (15 µs, against the backing read that the get has saved).
+        """
+        if not self._cache.free_frames and not self.drain(BATCH):
+            self._cache.queue_victims(BATCH)  # nothing was queued, or all of it was rescued
+            self.drain(BATCH)
+        if self._cache.free_frames:
+            self._cache.insert_page(owner, index, page, True)
+        elif self.pool is not None:
+            self.pool.put(owner.oid, index, page, True)  # a shrink is taking the frames, or all pages are dirty
+
+    def holds(self, owner: PooledOwner, index: int) -> bool:
+        """Tell whether a get would be likely to hit, without counting."""
+        return self.pool is not None and self.pool.holds(owner.oid, index)
+
+    def passes(self, owner: PooledOwner, first: int, last: int, started: float) -> bool:
+        """Tell whether pages whose reading ahead began at `started` are not worth a put when they are evicted."""
+        if self.pool is None:
+            return False
+        reach, now = self._cache.frames + self.pool.reach, trio.current_time()
+        busy = time.thread_time()
+        return self.admission.passes(owner.oid, first, last, reach=reach, now=now, busy=busy, took=now - started)
+
+    def flush(self, owner: PooledOwner, first: int, last: int) -> None:
+        """Make sure that the pool has none of the owner's pages first..last (where they are many: none at all)."""
+        pool = self.pool
+        if pool is not None and pool.has_object(owner.oid):
+            if last - first > MANY:
+                pool.flush_object(owner.oid)
+                return
+            for index in range(first, last + 1):
+                pool.flush_page(owner.oid, index)
+
+    def flush_object(self, owner: PooledOwner) -> None:
+        """Make sure that the pool has nothing of the owner's generation."""
+        if self.pool is not None:
+            self.pool.flush_object(owner.oid)
+
+    def drain(self, count: int) -> int:
+        """Put up to `count` victims into the pool and free their frames. Return how many."""
+        cache, pool = self._cache, self.pool
+        for done in range(count):
+            frame = cache.next_victim()
+            if frame < 0:
+                return done
+            if pool is not None:
+                owner, index = cache.describe(frame)
+                pool.put(owner.oid, index, cache.page(frame), bool(cache.pool_bit[frame]))  # type: ignore[attr-defined]
+            cache.evict(frame)
+        return count
+
+    async def run(self) -> None:
+        """Drain the victim queue whenever something waits in it."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._cache.victims:
+                self.drain(max(BATCH, len(self._cache.victims) // 4))
+                await trio.lowlevel.checkpoint()
+
+    async def resize(self, capacity: int) -> None:
+        """Change the size of the cache; what no longer fits goes into the pool.
+
+        Most of it does so before the bound moves: until then who reads meanwhile finds free frames. Somebody who reads
+        as fast as pages leave cannot hold that up for ever.
+        """
+        cache = self._cache
+        cache.passing[:] = bytes(len(cache.passing))  # nobody waits for these puts but who asked for the size
+        surplus = cache.resident - (capacity >> PAGE_SHIFT)
+        for _ in range(2 * surplus // STEP + 1):
+            if not await self._shed(cache.resident - (capacity >> PAGE_SHIFT)):
+                break
+        cache.set_capacity(capacity)
+        while await self._shed(cache.excess):
+            pass  # what is left then is dirty, and leaves as it is written back
+        cache.settle()
+
+    async def _shed(self, surplus: int) -> bool:
+        """Move some of so many pages into the pool; False when there was none to move."""
+        if surplus <= 0 or not self._cache.queue_victims(min(STEP, surplus)):
+            return False
+        self.drain(len(self._cache.victims))
+        await trio.lowlevel.checkpoint()
+        return True

@@ -1,0 +1,1 @@
+"""Content: open files, and the paths that read and write them."""

@@ -1,0 +1,240 @@
+"""Keep dirty pages for a while, for `--writeback`.
+
+Dirty pages stay in their frames (they are not evicted, a quarter of the cache at most), and are written back by age,
+on fsync, on close, before any change of the file's attributes, and when they become too many. Store and flush both
+run under the inode's write lock, so a page does not become dirty again while it is being written.
+
+A write-back that fails leaves the pages dirty: they are tried again, and the error is owed to the next fsync or
+close, as a kernel filesystem does. After a crash exactly what was fsynced is guaranteed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import trio
+
+from tmemfs.backing import Backing
+from tmemfs.cache.content import Content
+from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
+from tmemfs.data.files import OpenFile
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
+
+log = logging.getLogger(__name__)
+
+MAX_AGE = 5.0  # seconds that a page may stay dirty
+MAX_RUN = 256  # pages in one backing write
+
+Read = Callable[[OpenFile, int, int], Awaitable[object]]
+
+
+class Writeback:
+    """The dirty pages of one guest."""
+
+    def __init__(self, content: Content, backing: Backing, inodes: InodeTable, read: Read) -> None:
+        self._content = content
+        self._cache = content.cache
+        self._backing = backing
+        self._inodes = inodes
+        self._read = read
+        self._since: dict[Inode, float] = {}  # when the oldest dirty page became so
+        self._file: dict[Inode, OpenFile] = {}  # whose descriptor writes back; kept open until the inode is clean
+        self._pressed = trio.Event()  # too many pages are dirty
+        self.touched_ns: dict[Inode, int] = {}  # the mtime that a dirty file shows
+
+    @property
+    def limit(self) -> int:
+        """How many pages may be dirty."""
+        return max(1, self._cache.frames // 4)
+
+    # -- storing -------------------------------------------------------------------------------------------------
+
+    async def store(self, file: OpenFile, offset: int, data: bytes) -> bool:
+        """Take bytes into dirty pages (write lock held); False when they must be written through."""
+        inode = file.inode
+        first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
+        if not (file.readable and file.writable) or last - first + 1 > self.limit:
+            return False
+        for edge in self._missing_edges(inode, offset, offset + len(data)):
+            start = edge << PAGE_SHIFT
+            await self._read(file, start, min(PAGE_SIZE, inode.size - start))
+        if not self._fits(last - first + 1):  # asked after the reads: others may have become dirty meanwhile
+            await self._make_room(inode)
+        if not self._fits(last - first + 1) or self._missing_edges(inode, offset, offset + len(data)):
+            return False  # in a cache under pressure a page that was just read may have gone again
+        if not self._place(inode, first, last):
+            return False
+        self._mark(file, first, last)
+        self._content.overwrite(inode, offset, data)
+        inode.size = max(inode.size, offset + len(data))
+        if file.sync:
+            await self.flush(inode)
+            self.raise_owed(inode)
+        return True
+
+    def _fits(self, pages: int) -> bool:
+        return self._cache.dirty_pages + pages <= self.limit
+
+    @staticmethod
+    def _missing_edges(inode: Inode, start: int, end: int) -> list[int]:
+        """Return the pages that a write of the bytes start..end keeps bytes of and that are not in the cache."""
+        missing = []
+        for index in {start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT}:
+            base = index << PAGE_SHIFT
+            partial = base < inode.size and (start > base or end < min(base + PAGE_SIZE, inode.size))
+            if partial and index not in inode.pages:
+                missing.append(index)
+        return missing
+
+    def _place(self, inode: Inode, first: int, last: int) -> bool:
+        """Give every page of the range a dirty frame; False, and nothing placed, when there are not enough."""
+        fresh = [index for index in range(first, last + 1) if index not in inode.pages]
+        soiled = [index for index in range(first, last + 1) if index in inode.pages and index not in inode.dirty]
+        self._soil(inode, soiled)  # before the others are inserted, which could evict them
+        for position, index in enumerate(fresh):
+            self._content.precache.flush(inode, index, index)
+            if not self._cache.insert(inode, index, bytes(PAGE_SIZE)):
+                for placed in fresh[:position]:
+                    self._content.drop(inode, placed, placed)
+                for unchanged in soiled:
+                    inode.dirty.discard(unchanged)
+                    self._cache.clean(inode.pages[unchanged])
+                return False
+            self._soil(inode, [index])
+        return True
+
+    def _soil(self, inode: Inode, pages: list[int]) -> None:
+        for index in pages:
+            self._cache.soil(inode.pages[index])
+        inode.dirty.update(pages)
+
+    def _mark(self, file: OpenFile, first: int, last: int) -> None:
+        inode = file.inode
+        self._since.setdefault(inode, trio.current_time())
+        if inode not in self._file:
+            file.acquire()
+            self._file[inode] = file
+        self.touched_ns[inode] = time.time_ns()
+        self._inodes.touch(inode)
+
+    async def _make_room(self, inode: Inode) -> None:
+        """Write back this inode's pages; have those of others written back without waiting for them (they may hang)."""
+        if inode.dirty:
+            await self.flush(inode)
+        else:
+            self._pressed.set()
+
+    # -- writing back --------------------------------------------------------------------------------------------
+
+    async def flush(self, inode: Inode) -> None:
+        """Write back the inode's dirty pages (write lock held). A failure is kept, and raised by `raise_owed`."""
+        if not inode.dirty:
+            self.forget(inode)
+            return
+        file, touched_ns, befores = self._file[inode], self.touched_ns[inode], []
+        inode.writers += 1
+        try:
+            with file.borrowed() as fd:
+                for first, last in list(_runs(inode.dirty)):
+                    if inode.dirty.issuperset((first, last)):  # else forgotten: the last name and user are gone
+                        befores.append(await self._write_run(inode, fd, first, last))
+                after = await self._backing.data(inode, 0, _finish, fd, touched_ns)
+        except OSError as error:
+            log.warning("write-back of inode %d failed: %s; it will be tried again", inode.number, error.strerror)
+            inode.error = error
+            self._since[inode] = trio.current_time()
+            return
+        finally:
+            inode.writers -= 1
+            self._inodes.touch(inode)
+        if befores and self._inodes.changed_since_recorded(inode, befores[0]):
+            self._inodes.others_changed(inode)
+        self.forget(inode)
+        self._inodes.record(inode, after)
+        if not self._cache.settled:  # a shrink waited for these pages
+            await self._content.precache.resize(self._cache.capacity)
+
+    async def _write_run(self, inode: Inode, fd: int, first: int, last: int) -> os.stat_result:
+        """Write back a run of pages; return the file's stat of just before."""
+        cache = self._cache
+        data = b"".join([cache.page(inode.pages[index]) for index in range(first, last + 1)])
+        data = data[: max(0, inode.size - (first << PAGE_SHIFT))]
+        before = await self._backing.write(inode, len(data), _write_all, fd, data, first << PAGE_SHIFT)
+        for index in range(first, last + 1):
+            inode.dirty.discard(index)
+            frame = inode.pages.get(index)
+            if frame is not None:
+                cache.clean(frame)
+        return before
+
+    def forget(self, inode: Inode) -> None:
+        """Take a clean (or dropped) inode off the books."""
+        self._since.pop(inode, None)
+        self.touched_ns.pop(inode, None)
+        file = self._file.pop(inode, None)
+        if file is not None:
+            file.release()
+
+    def raise_owed(self, inode: Inode) -> None:
+        """Raise the error that a write-back left behind, once."""
+        error, inode.error = inode.error, None
+        if error is not None:
+            raise error
+
+    async def run(self) -> None:
+        """Write back by age, or at once under pressure; a task a file: one that hangs must not stop the others."""
+        busy: set[Inode] = set()
+        async with trio.open_nursery() as nursery:
+            while True:
+                with trio.move_on_after(MAX_AGE / 5):
+                    await self._pressed.wait()
+                old = trio.current_time() - (0 if self._pressed.is_set() else MAX_AGE)
+                self._pressed = trio.Event()
+                for inode, since in self._since.items():
+                    if since <= old and inode not in busy:
+                        busy.add(inode)
+                        nursery.start_soon(self._flush_alone, inode, busy)
+
+    async def _flush_alone(self, inode: Inode, busy: set[Inode]) -> None:
+        async with inode.lock():
+            await self.flush(inode)
+        busy.discard(inode)
+
+    async def finish(self) -> list[Inode]:
+        """Write back everything; return the inodes for which that failed."""
+        async with trio.open_nursery() as nursery:
+            for inode in self._since:
+                nursery.start_soon(self._flush_alone, inode, set())
+        return list(self._since)
+
+
+def _runs(pages: set[int]) -> Iterator[tuple[int, int]]:
+    """Group page numbers into runs of neighbours, at most MAX_RUN long."""
+    run: tuple[int, int] | None = None
+    for index in sorted(pages):
+        if run is not None and index == run[1] + 1 and index - run[0] < MAX_RUN:
+            run = (run[0], index)
+        else:
+            if run is not None:
+                yield run
+            run = (index, index)
+    if run is not None:
+        yield run
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> os.stat_result:
+    before, done = os.fstat(fd), 0
+    with memoryview(data) as view:
+        while done < len(data):
+            done += os.pwrite(fd, view[done:], offset + done)
+    return before
+
+
+def _finish(fd: int, touched_ns: int) -> os.stat_result:
+    """Give the file the time of its last write, not that of its write-back."""
+    os.utime(fd, ns=(os.fstat(fd).st_atime_ns, touched_ns))
+    return os.fstat(fd)

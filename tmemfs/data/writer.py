@@ -1,0 +1,161 @@
+"""Change files: write, truncate, and everything else that changes a version.
+
+Write-through is the rule: the backing has the bytes before a write returns. Every change of one inode's content or
+version holds its write lock, compares the stat just before the change with the recorded version (somebody else may
+have been there), and records the stat just after it; both stats are taken in the thread call that makes the change.
+
+Pool and victim queue are flushed before *and* after the backing write: before, so that a crash of the write path
+cannot leave an old page findable; after, because a reader may have brought the old page back meanwhile. A failed or
+short write drops the whole range: nobody knows what the backing holds there. Dirty pages are never dropped by it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from typing import TypeVar
+
+from tmemfs.backing import Backing
+from tmemfs.cache.content import Content
+from tmemfs.cache.pagecache import PAGE_SHIFT
+from tmemfs.data.files import OpenFile
+from tmemfs.data.writeback import Writeback
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
+
+T = TypeVar("T")
+
+
+class Writer:
+    """The write path of one guest."""
+
+    def __init__(self, content: Content, backing: Backing, inodes: InodeTable, writeback: Writeback | None) -> None:
+        self._content = content
+        self._backing = backing
+        self._inodes = inodes
+        self.writeback = writeback
+
+    async def write(self, file: OpenFile, offset: int, data: bytes) -> int:
+        """Write bytes; return how many were taken. Raise the backing's OSError when none were."""
+        inode = file.inode
+        async with inode.lock():
+            if file.appends:
+                offset = min(offset, inode.size)
+            if self.writeback is not None:
+                privileged = file.strips_privileges and inode.attr is not None and privileges_of(inode.attr.st_mode)
+                if not privileged and await self.writeback.store(file, offset, data):
+                    return len(data)
+                await self.writeback.flush(inode)
+            return await self._write_through(file, offset, data)
+
+    async def _write_through(self, file: OpenFile, offset: int, data: bytes) -> int:
+        inode, content = file.inode, self._content
+        first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
+        content.precache.flush(inode, first, last)
+        inode.writers += 1
+        written = 0
+        try:
+            with file.borrowed() as fd:
+                before, written, after = await self._backing.write(
+                    inode, len(data), _write_between_stats, fd, data, offset, file.strips_privileges
+                )
+        finally:  # an error or a cancellation too leaves an unknown range behind
+            inode.writers -= 1
+            self._inodes.touch(inode)
+            if written == len(data):
+                content.overwrite(inode, offset, data)
+            elif inode.dirty:  # acknowledged pages whose write-back fails: they stay, the clean ones go
+                content.renew(inode)
+            else:
+                content.drop(inode, first, last)
+        if self._inodes.changed_since_recorded(inode, before):
+            self._inodes.others_changed(inode)
+        self._inodes.record(inode, after)
+        if after.st_mode != before.st_mode:
+            self._inodes.on_mismatch(inode)  # the kernel forgets times and size after a write, not the mode
+        return written
+
+    async def change(self, inode: Inode, call: Callable[[], T], stat_of: Callable[[], os.stat_result]) -> T:
+        """Run a metadata call that changes the inode's version; `stat_of` gives its stat. Both run in a thread."""
+        async with inode.lock():
+            return await self._change_locked(inode, call, stat_of)
+
+    async def _change_locked(self, inode: Inode, call: Callable[[], T], stat_of: Callable[[], os.stat_result]) -> T:
+        if self.writeback is not None:
+            await self.writeback.flush(inode)
+        inode.writers += 1
+        try:
+            before, result, after = await self._backing.meta(_call_between_stats, call, stat_of)
+        finally:
+            inode.writers -= 1
+            self._inodes.touch(inode)
+        if self._inodes.changed_since_recorded(inode, before):
+            self._inodes.others_changed(inode)
+        self._inodes.record(inode, after)
+        return result
+
+    async def truncate(
+        self, inode: Inode, size: int, call: Callable[[], None], stat_of: Callable[[], os.stat_result]
+    ) -> None:
+        """Set the size of a file; `call` does so on the backing."""
+        async with inode.lock():
+            old = inode.size
+            try:
+                await self._change_locked(inode, call, stat_of)
+            except OSError:
+                self._content.renew(inode)
+                raise
+            inode.size = old  # the pool is flushed up to the end that was
+            self._content.truncate(inode, size)
+
+    async def settle(self, inode: Inode) -> None:
+        """Write back before a stat: a write-back changes the ctime, and what was told must still be so after it."""
+        if self.writeback is not None and inode in self.writeback.touched_ns:
+            async with inode.lock():
+                await self.writeback.flush(inode)
+
+    async def sync(self, file: OpenFile, *, data_only: bool) -> None:
+        """Make the file's bytes survive a crash. Raise the OSError of an earlier write-back that failed."""
+        inode = file.inode
+        if self.writeback is not None:
+            async with inode.lock():
+                await self.writeback.flush(inode)
+            self.writeback.raise_owed(inode)
+        with file.borrowed() as fd:
+            await self._backing.data(inode, 0, os.fdatasync if data_only else os.fsync, fd)
+
+
+def _write_between_stats(fd: int, data: bytes, offset: int, strip: bool) -> tuple[os.stat_result, int, os.stat_result]:
+    """Write all of `data`, or as much as is taken before an error; raise the error when that is nothing.
+
+    `strip`: take set-user-ID and set-group-ID away, as a write by anybody but root does. The backing does not do it
+    where it is root who writes.
+    """
+    before = os.fstat(fd)
+    done = 0
+    with memoryview(data) as view:
+        while done < len(data):
+            try:
+                done += os.pwrite(fd, view[done:], offset + done)
+            except OSError:
+                if not done:
+                    raise
+                break
+    privileges = privileges_of(before.st_mode)
+    if strip and privileges:
+        os.fchmod(fd, stat.S_IMODE(before.st_mode) & ~privileges)
+    return before, done, os.fstat(fd)
+
+
+def privileges_of(mode: int) -> int:
+    """Return the bits of a mode that a write takes away (set-group-ID without group execution is another thing)."""
+    return mode & (stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
+def _call_between_stats(
+    call: Callable[[], T], stat_of: Callable[[], os.stat_result]
+) -> tuple[os.stat_result, T, os.stat_result]:
+    before = stat_of()
+    result = call()
+    return before, result, stat_of()

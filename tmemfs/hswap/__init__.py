@@ -1,0 +1,1 @@
+"""The swap-like file, whose pages live in the persistent pool."""

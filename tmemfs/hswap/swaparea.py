@@ -1,0 +1,136 @@
+"""Assemble the swap-like file of one guest: its overflow file, its node among the virtual files, its switches."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from tmem import PAGE_SIZE
+from tmemfs.config import ConfigError, MountConfig, mount_name
+from tmemfs.hswap import overflow
+from tmemfs.hswap.hswap import Hswap
+from tmemfs.requests.control import BadControlInput, Control
+
+if TYPE_CHECKING:
+    from tmem import Tmem
+    from tmemfs.kernel.kernelcache import KernelCache
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 8.0
+NAME = "hswap"
+RESERVE, CLEAR = "hswap_reserve", "hswap_clear"
+
+
+def default_overflow(mountpoint: Path) -> Path:
+    """Choose where the overflow file of a mount is."""
+    if os.geteuid() == 0:
+        directory = Path("/var/lib/tmemfs")
+    else:
+        directory = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "tmemfs"
+    return directory / f"{mount_name(mountpoint)}.overflow"
+
+
+class SwapArea:
+    """The file `hswap` in the control directory, and what stands behind it. ConfigError if it cannot be set up."""
+
+    def __init__(self, config: MountConfig, tmem: Tmem, pool_bytes: int, control: Control, kernel: KernelCache) -> None:
+        size = config.hswap_bytes // PAGE_SIZE * PAGE_SIZE
+        self._pool_bytes = pool_bytes
+        self.overflow_path = self._choose_path(config)
+        self._check_size(size, self.overflow_path)
+        self._overflow = overflow.create(self.overflow_path)
+        self.hswap = Hswap(tmem, self._overflow, size, time.monotonic)
+        self._node = control.add_file(NAME, self.hswap)
+        self._kernel = kernel
+        self._unused = trio.Event()
+        self._wake = trio.Event()
+        self._owed = 0  # slabs
+        self.hswap.on_last_close = self._note_last_close
+        control.add_switch(RESERVE, None, self._reserve)
+        control.add_switch(CLEAR, None, self._clear)
+
+    @staticmethod
+    def _choose_path(config: MountConfig) -> Path:
+        """Find a place that cannot be seen in the mount."""
+        asked = config.hswap_overflow
+        path = asked or default_overflow(config.mountpoint)
+        if asked is None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise ConfigError(
+                    f"overflow file '{path}': {error.strerror}; give another place with --hswap-overflow"
+                ) from None
+        real = Path(os.path.realpath(path.parent)) / path.name
+        for directory in (config.source, config.mountpoint):
+            if directory == real or directory in real.parents:
+                raise ConfigError(
+                    f"overflow file '{path}' would be visible in the mount: give --hswap-overflow outside '{directory}'"
+                )
+        return real
+
+    def _check_size(self, size: int, path: Path) -> None:
+        """Refuse more than pool and disk can hold."""
+        try:
+            found = os.statvfs(path.parent)
+        except OSError as error:
+            raise ConfigError(
+                f"overflow file '{path}': {error.strerror}; create its directory or give another --hswap-overflow"
+            ) from None
+        free = found.f_bavail * found.f_frsize
+        if size > self._pool_bytes + free:
+            raise ConfigError(
+                f"hswap of {size} bytes is larger than the pool ({self._pool_bytes}) and the free space for its "
+                f"overflow file ({free}) together: give a smaller --hswap, or --hswap-overflow on a larger filesystem"
+            )
+
+    def _note_last_close(self) -> None:
+        self._unused.set()
+        self._kernel.forget_pages(self._node.number)  # those of its mappings
+
+    async def _reserve(self, data: bytes) -> None:
+        """Have disk space for all pages, before the file is used for swap."""
+        _expect_one(data)
+        await self.hswap.reserve(self._pool_bytes)
+
+    async def _clear(self, data: bytes) -> None:
+        """Forget all pages: for a file that nobody has open, such as after swapoff."""
+        _expect_one(data)
+        # The kernel tells a close when it comes to it, which may be after the call that made it returned.
+        with trio.move_on_after(CLOSE_SECONDS):
+            while self.hswap.opens:
+                self._unused = trio.Event()
+                await self._unused.wait()
+        if self.hswap.opens:
+            raise OSError(errno.EBUSY, f"{NAME} is open")
+        await self.hswap.clear()
+
+    def give_back(self, slabs: int) -> None:
+        """Have that many slabs given back soon, their pages moved to the overflow file."""
+        self._owed = max(self._owed, slabs)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Give back what is owed, whenever something is."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            owed, self._owed = self._owed, 0
+            given = await self.hswap.give_back(owed)
+            log.info("%d of %d slabs of persistent memory given back", given, owed)
+
+    def close(self) -> None:
+        """Remove the overflow file: the content ends with the mount."""
+        self._overflow.close()
+
+
+def _expect_one(data: bytes) -> None:
+    if data.strip() != b"1":
+        raise BadControlInput("the word to write is: 1")

@@ -1,0 +1,1 @@
+"""What the kernel knows by number: inodes, their versions and descriptors."""

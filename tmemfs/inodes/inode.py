@@ -1,0 +1,100 @@
+"""Be one file, directory or other node of the backing: what is known and cached of it."""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from tmemfs.cache.content import Fill, next_object_number
+
+Version = tuple[int, ...]
+Absent = tuple[tuple[bytes, int], ...]
+
+
+class Inode:
+    """One file, directory or other node of the backing."""
+
+    __slots__ = (
+        "__weakref__",
+        "absent",
+        "absent_until",
+        "attr",
+        "attr_until",
+        "changed_underneath",
+        "dirty",
+        "error",
+        "fills",
+        "generation",
+        "io_slots",
+        "key",
+        "listing",
+        "locations",
+        "lookups",
+        "no_caps",
+        "number",
+        "oid",
+        "open_descriptors",
+        "opens",
+        "pages",
+        "plain_until",
+        "readable_opens",
+        "seen_at",
+        "size",
+        "size_in_doubt",
+        "unlinked",
+        "version",
+        "watch",
+        "write_lock",
+        "writers",
+    )
+
+    def __init__(self, number: int, key: tuple[int, int]) -> None:
+        self.number = number
+        self.key = key
+        self.generation = 0
+        self.lookups = 0  # how often the kernel was told of it and has not forgotten
+        self.locations: list[tuple[Inode, bytes]] = []
+        self.unlinked = False  # its last name went, through this mount
+        self.opens = 0
+        self.open_descriptors: list[int] = []  # a way to the file when its names have gone
+        self.readable_opens = 0  # since the kernel's pages of it were last invalidated
+        self.attr: os.stat_result | None = None
+        self.attr_until = 0.0
+        self.listing: object | None = None
+        self.watch = 0  # inotify's number for a directory; 0: none yet, -1: not to be had
+        self.plain_until = 0.0  # until then (monotonic) a directory is known to have no default ACL
+        self.absent: Absent = ()  # extended attributes that it does not have, and the errno that says so
+        self.absent_until = 0.0  # how long that is believed
+        self.no_caps = False  # known to have no security.capability
+        self.oid = next_object_number()
+        self.pages: dict[int, int] = {}
+        self.fills: dict[int, Fill] = {}
+        self.dirty: set[int] = set()  # page numbers
+        self.error: OSError | None = None  # of a write-back, owed to the next fsync or close
+        self.size = 0
+        self.changed_underneath = False  # by others, some time
+        self.size_in_doubt = False  # changed underneath since the kernel was told of the size
+        self.version: Version | None = None
+        self.seen_at = 0  # tick of the last stat that was taken in, or of the last change of our own
+        self.writers = 0
+        self.write_lock: trio.Lock | None = None
+        self.io_slots: trio.CapacityLimiter | None = None
+
+    def lock(self) -> trio.Lock:
+        """Return the lock that every change of the file's content takes."""
+        if self.write_lock is None:
+            self.write_lock = trio.Lock()
+        return self.write_lock
+
+    def add_location(self, parent: Inode, name: bytes) -> None:
+        """Remember a name; the newest is tried first."""
+        if not self.locations or self.locations[0] != (parent, name):
+            self.remove_location(parent, name)
+            self.locations.insert(0, (parent, name))
+            del self.locations[8:]  # of a file with many links, a few names are enough
+
+    def remove_location(self, parent: Inode, name: bytes) -> None:
+        """Forget a name."""
+        if (parent, name) in self.locations:
+            self.locations.remove((parent, name))

@@ -1,0 +1,273 @@
+"""Know the inodes that the kernel knows, and whether their files changed underneath.
+
+A node number is the backing's inode number wherever that is unique (so that `ls -i`, tar and git see what they would
+see on the backing), else one of our own. An inode outlives the kernel's interest as long as pages of it are cached:
+it is parked, and found again by (device, inode number).
+
+The version of a file is what `version_by` selects of its stat. Every stat that arrives is compared with the recorded
+version; on a mismatch all clean pages go. Changes of our own are recorded by whoever makes them, with a stat taken in
+the same thread call. Stats overtake each other on their way through threads and listings, so each carries the tick of
+its start: one that is older than the last change of our own, or than the last stat taken in, says nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import trio
+
+from tmemfs.cache.content import Content
+from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.inode import Inode, Version
+
+ROOT = 1
+OWN_NUMBERS = 1 << 48  # from here on: numbers that the backing could not give uniquely
+PARKED_MIN = 1024
+
+
+def version_of(version_by: str) -> Callable[[os.stat_result], Version]:
+    """Return the function that makes a version of a stat: `all` or `size,mtime`."""
+    if version_by == "all":
+        return lambda st: (st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
+    return lambda st: (st.st_size, st.st_mtime_ns)
+
+
+class InodeTable:
+    """All inodes by node number and by (device, inode number)."""
+
+    def __init__(
+        self, root_fd: int, descriptors: Descriptors, content: Content, *, version_by: str, attr_timeout: float
+    ) -> None:
+        st = os.fstat(root_fd)
+        self._descriptors = descriptors
+        self._content = content
+        self._version = version_of(version_by)
+        self.attr_timeout = attr_timeout
+        self._own_number = OWN_NUMBERS
+        self.root = Inode(ROOT, (st.st_dev, st.st_ino))
+        self.root.lookups = 1
+        self._by_number: dict[int, Inode] = {ROOT: self.root}
+        self._by_key: dict[tuple[int, int], Inode] = {self.root.key: self.root}
+        self._parked: dict[int, Inode] = {}
+        self._sweep_at = PARKED_MIN
+        self.tick = 0
+        self._renamed: dict[int, set[Inode]] = {}  # by change of names under way
+        self.invalidations = 0  # mismatches: files that others changed
+        self.on_mismatch: Callable[[Inode], None] = lambda inode: None
+        self.on_first_look: Callable[[Inode], Awaitable[None]] | None = None
+        self.on_removed: Callable[[Inode], None] = lambda inode: None  # of watched directories
+        self.on_name_removed: Callable[[Inode, bytes], None] = lambda directory, name: None  # by this mount
+        descriptors.pin(self.root, root_fd)
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def get(self, number: int) -> Inode | None:
+        """Return the inode with a node number."""
+        return self._by_number.get(number)
+
+    def find(self, st: os.stat_result) -> Inode | None:
+        """Return the inode that a stat is of, if it is known."""
+        return self._by_key.get((st.st_dev, st.st_ino))
+
+    async def look_into(self, directory: Inode) -> None:
+        """Have a directory watched before the kernel learns of anything in it."""
+        if self.on_first_look is not None and not directory.watch:
+            await self.on_first_look(directory)
+
+    def enter(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode:
+        """Return the inode of a stat taken under a name, made if it is new; `started` is the tick before the stat."""
+        key = (st.st_dev, st.st_ino)
+        inode = self._by_key.get(key)
+        if inode is not None and (inode.unlinked or not _same_type(inode, st)):
+            inode = self._reincarnate(inode)
+        if inode is None:
+            inode = Inode(self._number_for(key), key)
+            self._by_key[key] = self._by_number[inode.number] = inode
+        inode.add_location(parent, name)
+        self.observe(inode, st, started)
+        return inode
+
+    def _number_for(self, key: tuple[int, int]) -> int:
+        device, number = key
+        if device == self.root.key[0] and ROOT < number < OWN_NUMBERS and number not in self._by_number:
+            return number
+        self._own_number += 1
+        return self._own_number
+
+    def _reincarnate(self, old: Inode) -> Inode | None:
+        """Make room for a new file that got the inode number of one that is gone.
+
+        The number stays the backing's, told apart by its generation; only where somebody still has the old one open
+        (the backing should not have given its number away) the new one gets a number of its own.
+        """
+        self._content.forget(old)
+        self.touch(old)  # what was said about it is not said again
+        if old.opens:
+            del self._by_key[old.key]
+            return None
+        new = Inode(old.number, old.key)
+        new.generation = old.generation + 1
+        new.lookups = old.lookups
+        self._descriptors.drop(old)
+        self._parked.pop(old.number, None)
+        self._by_key[new.key] = self._by_number[new.number] = new
+        return new
+
+    # -- versions ------------------------------------------------------------------------------------------------
+
+    def observe(self, inode: Inode, st: os.stat_result, started: int) -> bool:
+        """Take in a stat; return True when somebody else changed the file."""
+        if self.is_worthless(inode, started):
+            return False
+        inode.seen_at = started
+        changed = False
+        if stat.S_ISREG(st.st_mode):
+            changed = self.changed_since_recorded(inode, st)
+            if changed:
+                self.others_changed(inode)
+            inode.version = self._version(st)
+            if inode.dirty:
+                return changed  # size and times are ours until the dirty pages are written back
+            inode.size = st.st_size
+        self._keep(inode, st)
+        return changed
+
+    def is_worthless(self, inode: Inode, started: int) -> bool:
+        """Tell whether a stat says nothing: older than what is known, or a change of our own is under way."""
+        if inode.writers or started < inode.seen_at:
+            return True
+        return bool(self._renamed) and any(inode in involved for involved in self._renamed.values())
+
+    @contextmanager
+    def renaming(self) -> Iterator[set[Inode]]:
+        """Yield a set for the inodes whose names, and with them ctimes, change; to be recorded right after the block.
+
+        A thread finds out which they are, just before the change, so this is no matter of `writers`.
+        """
+        involved: set[Inode] = set()
+        self._renamed[id(involved)] = involved
+        try:
+            yield involved
+        finally:
+            del self._renamed[id(involved)]
+
+    def others_changed(self, inode: Inode) -> None:
+        """Drop the clean pages of a file that somebody else changed, here and in the kernel."""
+        self.invalidations += 1
+        self._content.renew(inode)
+        inode.no_caps = False
+        inode.absent = ()
+        inode.changed_underneath = inode.size_in_doubt = True
+        self.on_mismatch(inode)
+
+    def record(self, inode: Inode, st: os.stat_result) -> None:
+        """Take in the stat that a change of our own has left behind."""
+        self.touch(inode)
+        if stat.S_ISREG(st.st_mode):
+            inode.version = self._version(st)
+            if not inode.dirty:
+                inode.size = st.st_size
+        self._keep(inode, st)
+        for parent, _ in inode.locations:
+            parent.listing = None  # it may hold the old attributes, and one that is being made too
+            self.touch(parent)
+
+    def changed_since_recorded(self, inode: Inode, before: os.stat_result) -> bool:
+        """Tell whether somebody else changed the file before our own change, by the stat taken just before it."""
+        return inode.version is not None and inode.version != self._version(before)
+
+    def _keep(self, inode: Inode, st: os.stat_result) -> None:
+        inode.attr = st
+        inode.attr_until = trio.current_time() + self.attr_timeout
+
+    def expire(self, inode: Inode) -> None:
+        """Do not answer from the cached attributes any more."""
+        inode.attr_until = 0.0
+        self.touch(inode)
+
+    def touch(self, inode: Inode) -> None:
+        """Make stats that are under way too old to be taken in."""
+        inode.seen_at = self.start()
+
+    def start(self) -> int:
+        """Return the tick that a stat which is about to be taken carries."""
+        self.tick += 1
+        return self.tick
+
+    # -- lifetime ------------------------------------------------------------------------------------------------
+
+    def unlinked(self, inode: Inode, survivors: int) -> None:
+        """Take in that a name of the inode went and `survivors` links are left."""
+        if survivors == 0:
+            inode.unlinked = True
+            inode.locations.clear()
+            if inode.opens == 0:
+                self._content.forget(inode)
+
+    def forget(self, number: int, count: int) -> None:
+        """Follow the kernel's FORGET; an inode with cached pages is parked, others go."""
+        inode = self._by_number.get(number)
+        if inode is None or number == ROOT:
+            return
+        inode.lookups -= count
+        if inode.lookups > 0 or inode.opens:
+            return
+        if self._worth_parking(inode):
+            self._parked[number] = inode
+            inode.listing = None
+            if len(self._parked) > self._sweep_at:
+                self._sweep()
+        else:
+            self._remove(inode)
+        self._descriptors.drop(inode)
+
+    def remember(self, inode: Inode) -> None:
+        """Count that the kernel was told of the inode."""
+        if inode.lookups == 0:
+            self._parked.pop(inode.number, None)
+        inode.lookups += 1
+
+    def _worth_parking(self, inode: Inode) -> bool:
+        pool = self._content.precache.pool
+        held = inode.pages or inode.dirty or inode.fills or (pool is not None and pool.has_object(inode.oid))
+        return bool(held) and not inode.unlinked
+
+    def _sweep(self) -> None:
+        """Remove parked inodes whose pages have all gone; the next sweep is due at twice what is left."""
+        for inode in list(self._parked.values()):
+            if not self._worth_parking(inode):
+                del self._parked[inode.number]
+                self._remove(inode)
+        self._sweep_at = max(PARKED_MIN, 2 * len(self._parked))
+
+    def _remove(self, inode: Inode) -> None:
+        self._content.forget(inode)
+        if inode.watch > 0:
+            self.on_removed(inode)
+        del self._by_number[inode.number]
+        if self._by_key.get(inode.key) is inode:
+            del self._by_key[inode.key]
+
+    def known(self) -> Sequence[Inode]:
+        """Return all inodes."""
+        return list(self._by_number.values())
+
+    def check(self) -> None:
+        """Raise AssertionError unless the two tables agree and parked inodes are forgotten ones."""
+        for number, inode in self._by_number.items():
+            assert inode.number == number
+            assert inode.lookups >= 0
+        for key, inode in self._by_key.items():
+            assert inode.key == key
+            assert self._by_number.get(inode.number) is inode
+        for number, inode in self._parked.items():
+            assert inode.lookups == 0
+            assert self._by_number[number] is inode
+
+
+def _same_type(inode: Inode, st: os.stat_result) -> bool:
+    return inode.attr is None or stat.S_IFMT(inode.attr.st_mode) == stat.S_IFMT(st.st_mode)

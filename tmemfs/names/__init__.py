@@ -1,0 +1,1 @@
+"""Names and attributes: lookup, create, rename, listings, open."""

@@ -1,0 +1,256 @@
+"""Read and change attributes and extended attributes, open files, tell the free space."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from tmemfs.backing import Backing
+from tmemfs.data.writer import Writer
+from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.inode import Absent, Inode
+from tmemfs.inodes.inodes import InodeTable
+
+# What the kernel has done already when a request arrives, or what is ours to do.
+_NOT_FOR_BACKING = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_TRUNC
+_ANY = b""  # stands for every name
+_OFTEN_ABSENT = frozenset({b"security.selinux", b"system.posix_acl_access", b"system.posix_acl_default", _ANY})
+CAPABILITY = b"security.capability"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a setattr asks for; None leaves a thing as it is. Times are nanoseconds."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+    def apply(self, path: str) -> None:
+        """Carry them out on a path that leads to the node itself."""
+        if self.uid is not None or self.gid is not None:
+            os.chown(path, -1 if self.uid is None else self.uid, -1 if self.gid is None else self.gid)
+        if self.mode is not None:
+            os.chmod(path, stat.S_IMODE(self.mode))
+        if self.atime_ns is not None or self.mtime_ns is not None:
+            st = os.stat(path)
+            atime = st.st_atime_ns if self.atime_ns is None else self.atime_ns
+            mtime = st.st_mtime_ns if self.mtime_ns is None else self.mtime_ns
+            os.utime(path, ns=(atime, mtime))
+
+
+class Attributes:
+    """Attributes of the inodes of one guest."""
+
+    def __init__(self, backing: Backing, inodes: InodeTable, descriptors: Descriptors, writer: Writer) -> None:
+        self._backing = backing
+        self._inodes = inodes
+        self._descriptors = descriptors
+        self._writer = writer
+        self._absent: dict[Absent, Absent] = {}
+
+    def _stat(self, inode: Inode) -> os.stat_result:
+        with self._descriptors.use(inode) as fd:
+            return os.fstat(fd)
+
+    async def get(self, inode: Inode) -> os.stat_result:
+        """Return the attributes, from memory within the attribute time-out."""
+        if inode.attr is not None and trio.current_time() < inode.attr_until:
+            return inode.attr
+        started = self._inodes.start()
+        st = await self._backing.meta(self._stat, inode)
+        self._inodes.observe(inode, st, started)
+        return st
+
+    async def set(self, inode: Inode, changes: Changes) -> None:
+        """Change mode, owner or times."""
+
+        def call() -> None:
+            with self._descriptors.use(inode) as fd:
+                changes.apply(f"/proc/self/fd/{fd}")
+
+        await self._writer.change(inode, call, lambda: self._stat(inode))
+
+    async def truncate(self, inode: Inode, size: int, fd: int | None) -> None:
+        """Set a file's size, through an open descriptor where there is one."""
+
+        def call() -> None:
+            if fd is not None:
+                os.ftruncate(fd, size)
+                return
+            with self._descriptors.use(inode) as path_fd:
+                os.truncate(f"/proc/self/fd/{path_fd}", size)
+
+        await self._writer.truncate(inode, size, call, lambda: self._stat(inode))
+
+    async def readlink(self, inode: Inode) -> bytes:
+        """Return a symbolic link's target."""
+
+        def call() -> bytes:
+            with self._descriptors.use(inode) as fd:
+                return os.readlink(b"", dir_fd=fd)
+
+        return await self._backing.meta(call)
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    async def open(self, inode: Inode, flags: int, *, may_read_too: bool) -> tuple[int, int]:
+        """Open the backing file and compare its version. Return a descriptor and the flags that it was opened with.
+
+        `may_read_too`: open for reading what was to be written only (write-back has to fill pages), if allowed.
+        """
+
+        def call() -> tuple[int, int, os.stat_result]:
+            wanted = (flags & ~_NOT_FOR_BACKING) | os.O_CLOEXEC
+            with self._descriptors.use(inode) as path_fd:
+                path = f"/proc/self/fd/{path_fd}"
+                if may_read_too and wanted & os.O_ACCMODE == os.O_WRONLY:
+                    try:
+                        both = wanted & ~os.O_WRONLY | os.O_RDWR
+                        fd = os.open(path, both)
+                        return fd, both, os.fstat(fd)
+                    except PermissionError:
+                        pass
+                fd = os.open(path, wanted)
+                return fd, wanted, os.fstat(fd)
+
+        started = self._inodes.start()
+        fd, opened, st = await self._backing.meta(call)
+        self._inodes.observe(inode, st, started)
+        prepare_descriptor(fd)
+        return fd, opened
+
+    async def last_byte(self, inode: Inode) -> bytes:
+        """Return the last byte that the backing has of a file; a zero where it may not be read."""
+
+        def call() -> bytes:
+            try:
+                with self._descriptors.use(inode) as path_fd:
+                    fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    return os.pread(fd, 1, max(0, os.fstat(fd).st_size - 1)) or b"\0"
+                finally:
+                    os.close(fd)
+            except OSError:
+                return b"\0"
+
+        return await self._backing.meta(call)
+
+    # -- extended attributes -------------------------------------------------------------------------------------
+
+    async def getxattr(self, inode: Inode, name: bytes) -> bytes:
+        """Return an attribute's value. Raise OSError (ENODATA) where there is none."""
+        if name == CAPABILITY and inode.no_caps:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))  # the kernel asks around every write
+        code = self._known_absent(inode, name)
+        if code is not None:
+            raise OSError(code, os.strerror(code))
+
+        def call() -> bytes:
+            with self._descriptors.use(inode) as fd:
+                return os.getxattr(f"/proc/self/fd/{fd}", name)
+
+        started = self._inodes.start()
+        try:
+            return await self._backing.meta(call)
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+                self._remember_absent(inode, name, error.errno, started)
+            raise
+
+    def _known_absent(self, inode: Inode, name: bytes) -> int | None:
+        """Return the errno that says that an attribute is not there, if that is known."""
+        if inode.absent and trio.current_time() < inode.absent_until:
+            for known, code in inode.absent:
+                if known == name:
+                    return code
+        return None
+
+    def _remember_absent(self, inode: Inode, name: bytes, code: int, started: int) -> None:
+        """Believe for the attribute time-out that an attribute is not there: `ls -l` asks for two of each file."""
+        if inode.writers or started < inode.seen_at:
+            return  # it may have been set meanwhile
+        if name == CAPABILITY and code == errno.ENODATA:
+            inode.no_caps = True
+        if name in _OFTEN_ABSENT:
+            now = trio.current_time()
+            kept = inode.absent if now < inode.absent_until else ()
+            if not kept:
+                inode.absent_until = now + self._inodes.attr_timeout
+            absent = tuple(sorted({*kept, (name, code)}))
+            inode.absent = self._absent.setdefault(absent, absent)  # the same few for all inodes
+
+    async def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
+        """Set an attribute."""
+
+        def call() -> None:
+            with self._descriptors.use(inode) as fd:
+                os.setxattr(f"/proc/self/fd/{fd}", name, value)
+
+        await self._change_xattr(inode, call)
+
+    async def removexattr(self, inode: Inode, name: bytes) -> None:
+        """Remove an attribute."""
+
+        def call() -> None:
+            with self._descriptors.use(inode) as fd:
+                os.removexattr(f"/proc/self/fd/{fd}", name)
+
+        await self._change_xattr(inode, call)
+
+    async def _change_xattr(self, inode: Inode, call: Callable[[], None]) -> None:
+        try:
+            await self._writer.change(inode, call, lambda: self._stat(inode))
+        finally:
+            inode.no_caps = False
+            inode.absent = ()
+            inode.plain_until = 0.0
+
+    async def listxattr(self, inode: Inode) -> list[bytes]:
+        """Return the names of all attributes."""
+        if self._known_absent(inode, _ANY) is not None:
+            return []
+
+        def call() -> list[bytes]:
+            with self._descriptors.use(inode) as fd:
+                return [os.fsencode(name) for name in os.listxattr(f"/proc/self/fd/{fd}")]
+
+        started = self._inodes.start()
+        names = await self._backing.meta(call)
+        if not names:
+            self._remember_absent(inode, _ANY, 0, started)
+        return names
+
+    async def sync_directory(self, inode: Inode) -> None:
+        """Make a directory's entries survive a crash."""
+
+        def call() -> None:
+            with self._descriptors.use(inode) as path_fd:
+                fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+        await self._backing.data(inode, 0, call)
+
+    async def statfs(self) -> os.statvfs_result:
+        """Return the backing's size and free space."""
+
+        def call() -> os.statvfs_result:
+            with self._descriptors.use(self._inodes.root) as fd:
+                return os.statvfs(f"/proc/self/fd/{fd}")
+
+        return await self._backing.meta(call)
+
+
+def prepare_descriptor(fd: int) -> None:
+    """Keep the kernel from reading ahead on its own: tmemfs does, and what it does not ask for would stay twice."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)

@@ -1,0 +1,103 @@
+"""List directories: a snapshot of the names at the first read, attributes fetched as the reader advances.
+
+The names of 100,000 entries are one scan; their attributes are read BATCH at a time, so that the first screen of
+`ls` does not wait for the last entry. A listing that was read to its end within the attribute time-out serves the
+next reader too, without a call to the backing; every change of our own in the directory or to one of its files drops
+it. An open directory keeps the snapshot that it began with, until it is rewound.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any, NamedTuple
+
+import trio
+
+from tmemfs.backing import Backing
+from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
+
+BATCH = 256
+
+
+class Entry(NamedTuple):
+    """A name and the attributes of what it leads to, as of tick `started`."""
+
+    name: bytes
+    st: os.stat_result
+    started: int
+
+
+class Listing:
+    """The names of a directory at one moment."""
+
+    __slots__ = ("entries", "made", "names", "replies", "statted")
+
+    def __init__(self, names: list[bytes], made: float) -> None:
+        self.names = names
+        self.made = made
+        self.entries: list[Entry | None] = []  # None: gone before its attributes were read
+        self.statted = 0
+        # By position: inode, when it was seen, what was said.
+        self.replies: list[tuple[Inode, int, Any] | None] = [None] * len(names)
+
+
+class Listings:
+    """The directory listings of one guest."""
+
+    def __init__(self, backing: Backing, inodes: InodeTable, descriptors: Descriptors) -> None:
+        self._backing = backing
+        self._inodes = inodes
+        self._descriptors = descriptors
+
+    async def open(self, directory: Inode) -> Listing:
+        """Return a listing that is no older than the attribute time-out."""
+        await self._inodes.look_into(directory)
+        kept = directory.listing
+        if isinstance(kept, Listing) and trio.current_time() - kept.made < self._inodes.attr_timeout:
+            return kept
+        started = self._inodes.start()
+        made = trio.current_time()
+        listing = Listing(await self._backing.meta(self._scan, directory), made)
+        if directory.seen_at <= started:  # else something of our own changed in here meanwhile
+            directory.listing = listing
+        return listing
+
+    def _scan(self, directory: Inode) -> list[bytes]:
+        with self._descriptors.use(directory) as path_fd:
+            fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if not os.fstat(fd).st_nlink and not directory.unlinked:  # glibc makes ENOENT an empty directory
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            with os.scandir(fd) as entries:
+                return [os.fsencode(entry.name) for entry in entries]
+        finally:
+            os.close(fd)
+
+    async def entry(self, directory: Inode, listing: Listing, position: int) -> Entry | None:
+        """Return the entry at a position below len(names); None when it is gone."""
+        while position >= listing.statted:
+            begin = listing.statted
+            names = listing.names[begin : begin + BATCH]
+            started = self._inodes.start()
+            stats = await self._backing.meta(self._stat_all, directory, names)
+            if listing.statted != begin:
+                continue  # another reader of the same listing was here
+            listing.entries.extend(
+                None if st is None else Entry(name, st, started) for name, st in zip(names, stats, strict=True)
+            )
+            listing.statted += len(names)
+        return listing.entries[position]
+
+    def _stat_all(self, directory: Inode, names: list[bytes]) -> list[os.stat_result | None]:
+        with self._descriptors.use(directory) as fd:
+            return [_stat_or_none(fd, name) for name in names]
+
+
+def _stat_or_none(fd: int, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None

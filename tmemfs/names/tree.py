@@ -1,0 +1,349 @@
+"""Change and read the names of the backing directory: lookup, create, remove, rename, link.
+
+Calls are relative to O_PATH descriptors, so nothing depends on paths that others may move, and SOURCE itself may be
+the mountpoint. One operation is one call into a thread, with every stat that it needs: what a call did and what it
+found cannot be told apart by somebody else's change in between.
+
+Mounted by root, a new node belongs to whoever asked for it: it is made by root, then given away, in the same call.
+The kernel has checked the permission (default_permissions). The umask is applied here, because a directory with a
+default ACL must not have it applied at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from tmemfs.backing import Backing
+from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AS_ROOT = os.geteuid() == 0
+
+
+class Caller(Protocol):
+    """Who asks."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def umask(self) -> int: ...
+
+
+class Removed(NamedTuple):
+    """A name that is about to go, or went: its inode if that is known, a descriptor of it, and the stat before."""
+
+    inode: Inode
+    fd: int
+    before: os.stat_result
+
+
+class Moved(NamedTuple):
+    """An inode that got another name, and its stats before and after; None where somebody took that name away."""
+
+    inode: Inode
+    before: os.stat_result
+    after: os.stat_result | None
+
+
+class Tree:
+    """The namespace of one guest."""
+
+    def __init__(self, backing: Backing, inodes: InodeTable, descriptors: Descriptors) -> None:
+        self._backing = backing
+        self._inodes = inodes
+        self._descriptors = descriptors
+
+    async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
+        """Find a name; None where there is none."""
+
+        def call() -> os.stat_result | None:
+            with self._descriptors.use(parent) as fd:
+                try:
+                    return os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    return None
+
+        if self._inodes.on_first_look is not None:
+            await self._inodes.look_into(parent)
+        started = self._inodes.start()
+        st = await self._backing.meta(call)
+        return None if st is None else self._inodes.enter(parent, name, st, started)
+
+    # -- making nodes --------------------------------------------------------------------------------------------
+
+    async def mknod(self, parent: Inode, name: bytes, mode: int, device: int, caller: Caller) -> Inode:
+        """Make a file, FIFO, socket or device node."""
+
+        def make(fd: int, masked: int) -> None:
+            os.mknod(name, masked, device, dir_fd=fd)
+
+        return await self._make(parent, name, mode, caller, make)
+
+    async def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> Inode:
+        """Make a directory."""
+
+        def make(fd: int, masked: int) -> None:
+            os.mkdir(name, stat.S_IMODE(masked), dir_fd=fd)
+
+        return await self._make(parent, name, mode, caller, make)
+
+    async def symlink(self, parent: Inode, name: bytes, target: bytes, caller: Caller) -> Inode:
+        """Make a symbolic link."""
+
+        def make(fd: int, masked: int) -> None:
+            os.symlink(target, name, dir_fd=fd)
+
+        return await self._make(parent, name, stat.S_IFLNK | 0o777, caller, make)
+
+    async def _make(
+        self, parent: Inode, name: bytes, mode: int, caller: Caller, make: Callable[[int, int], None]
+    ) -> Inode:
+        def call() -> tuple[os.stat_result, os.stat_result]:
+            with self._descriptors.use(parent) as fd:
+                make(fd, self._masked(parent, fd, mode, caller))
+                _give_away(fd, name, mode, caller)
+                return os.stat(name, dir_fd=fd, follow_symlinks=False), os.fstat(fd)
+
+        started = self._inodes.start()
+        st, directory = await self._backing.meta(call)
+        self._changed(parent, directory)
+        return self._inodes.enter(parent, name, st, started)
+
+    async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Inode, int]:
+        """Make and open a file; open it where somebody was faster and O_EXCL was not asked for.
+
+        Return the inode and a descriptor that belongs to the caller.
+        """
+
+        def call() -> tuple[int, os.stat_result, os.stat_result]:
+            with self._descriptors.use(parent) as dir_fd:
+                opening = (flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC) & ~os.O_EXCL
+                try:
+                    fd = os.open(name, opening | os.O_EXCL, self._masked(parent, dir_fd, mode, caller), dir_fd=dir_fd)
+                except FileExistsError:
+                    if flags & os.O_EXCL:
+                        raise
+                    fd = os.open(name, opening & ~os.O_CREAT, dir_fd=dir_fd)
+                else:
+                    try:
+                        _give_away(dir_fd, name, mode, caller)
+                    except OSError:
+                        os.close(fd)
+                        raise
+                return fd, os.fstat(fd), os.fstat(dir_fd)
+
+        started = self._inodes.start()
+        fd, st, directory = await self._backing.meta(call)
+        self._changed(parent, directory)
+        return self._inodes.enter(parent, name, st, started), fd
+
+    def _masked(self, parent: Inode, dir_fd: int, mode: int, caller: Caller) -> int:
+        """Apply the caller's umask, unless the directory's default ACL is to decide (acl(5))."""
+        now = time.monotonic()
+        if now >= parent.plain_until:
+            try:
+                os.getxattr(f"/proc/self/fd/{dir_fd}", "system.posix_acl_default")
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+            else:
+                return mode
+            parent.plain_until = now + self._inodes.attr_timeout
+        return mode & ~caller.umask
+
+    async def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Give an inode one more name."""
+
+        def call() -> tuple[os.stat_result, os.stat_result, os.stat_result]:
+            with self._descriptors.use(inode) as fd, self._descriptors.use(parent) as dir_fd:
+                before = os.fstat(fd)
+                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
+                return before, os.fstat(fd), os.fstat(dir_fd)
+
+        started = self._inodes.start()
+        with self._inodes.renaming() as involved:
+            involved.add(inode)
+            before, after, directory = await self._backing.meta(call)
+        self._changed(parent, directory)
+        self._inodes.observe(inode, before, started)
+        inode.add_location(parent, name)
+        self._inodes.record(inode, after)
+
+    # -- removing and renaming -----------------------------------------------------------------------------------
+
+    async def unlink(self, parent: Inode, name: bytes, *, directory: bool = False) -> None:
+        """Remove a name; `directory` tells rmdir from unlink."""
+
+        def call() -> tuple[Removed | None, os.stat_result | None, os.stat_result]:
+            with self._descriptors.use(parent) as dir_fd:
+                going = self._going(name, dir_fd, involved)
+                try:
+                    (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
+                    return going, _stat_of_removed(going) if going else None, os.fstat(dir_fd)
+                except OSError:
+                    if going:
+                        os.close(going.fd)
+                    raise
+
+        started = self._inodes.start()
+        with self._inodes.renaming() as involved:
+            gone, after, changed = await self._backing.meta(call)
+        self._changed(parent, changed)
+        self._inodes.on_name_removed(parent, name)
+        if gone is not None and after is not None:
+            self._settle(gone, after, parent, name, started)
+
+    def _going(self, name: bytes, dir_fd: int, involved: set[Inode]) -> Removed | None:
+        """Hold on to what a name leads to, if the kernel knows it: without its last name it cannot be opened again.
+
+        It becomes `involved` before its stat is taken.
+        """
+        try:
+            fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+        except FileNotFoundError:
+            return None
+        inode = self._inodes.find(os.fstat(fd))
+        if inode is None:
+            os.close(fd)
+            return None
+        involved.add(inode)
+        return Removed(inode, fd, os.fstat(fd))
+
+    def _settle(self, gone: Removed, after: os.stat_result, parent: Inode, name: bytes, started: int) -> None:
+        """Take in that a known inode lost a name."""
+        inode = gone.inode
+        survivors = 0 if stat.S_ISDIR(gone.before.st_mode) else after.st_nlink
+        self._inodes.observe(inode, gone.before, started)
+        inode.remove_location(parent, name)
+        self._inodes.record(inode, after)
+        self._inodes.unlinked(inode, survivors)
+        if survivors == 0 and (inode.lookups or inode.opens):
+            self._descriptors.pin(inode, gone.fd)
+        else:
+            os.close(gone.fd)
+
+    async def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
+        """Rename with the flags of renameat2(2)."""
+
+        exchange = bool(flags & _RENAME_EXCHANGE)
+
+        def call() -> tuple[Removed | None, os.stat_result | None, Moved | None, Moved | None]:
+            with self._descriptors.use(parent) as old_fd, self._descriptors.use(new_parent) as new_fd:
+                moving = self._known(name, old_fd, involved)
+                other = self._known(new_name, new_fd, involved) if exchange else None
+                going = None if exchange else self._going(new_name, new_fd, involved)
+                try:
+                    _renameat2(old_fd, name, new_fd, new_name, flags)
+                except OSError:
+                    if going:
+                        os.close(going.fd)
+                    raise
+                after = _stat_of_removed(going) if going else None
+                return going, after, _moved(moving, new_name, new_fd), _moved(other, name, old_fd)
+
+        started = self._inodes.start()
+        with self._inodes.renaming() as involved:
+            gone, after, moved, other = await self._backing.meta(call)
+        self._changed(parent)
+        self._changed(new_parent)
+        if gone is not None and after is not None:
+            if moved is not None and gone.inode is moved.inode:  # two names of one file: rename does nothing
+                os.close(gone.fd)
+                return
+            self._settle(gone, after, new_parent, new_name, started)
+        if not exchange:
+            self._inodes.on_name_removed(parent, name)
+        for found, old, new in (
+            (moved, (parent, name), (new_parent, new_name)),
+            (other, (new_parent, new_name), (parent, name)),
+        ):
+            if found is not None:
+                self._relocate(found, old, new, started)
+
+    def _known(self, name: bytes, dir_fd: int, involved: set[Inode]) -> tuple[Inode, os.stat_result] | None:
+        """Return what a name leads to, if the kernel knows it, with its stat of after it became `involved`."""
+        try:
+            inode = self._inodes.find(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+            if inode is None:
+                return None
+            involved.add(inode)
+            return inode, os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError:
+            return None  # the rename itself will say so
+
+    def _relocate(self, moved: Moved, old: tuple[Inode, bytes], new: tuple[Inode, bytes], started: int) -> None:
+        """Take in that a known inode has another name."""
+        inode = moved.inode
+        inode.remove_location(*old)
+        inode.add_location(*new)
+        self._inodes.observe(inode, moved.before, started)
+        if moved.after is None:
+            self._inodes.expire(inode)
+        else:
+            self._inodes.record(inode, moved.after)
+
+    def _changed(self, parent: Inode, st: os.stat_result | None = None) -> None:
+        """Take in that a directory's entries changed; `st` is its stat just after."""
+        parent.listing = None
+        if st is not None and self._backing.local:
+            self._inodes.record(parent, st)
+        else:  # in threads, two such stats may overtake each other: ask again
+            self._inodes.expire(parent)
+
+
+_RENAME_EXCHANGE = 2
+
+
+def _moved(known: tuple[Inode, os.stat_result] | None, name: bytes, dir_fd: int) -> Moved | None:
+    if known is None:
+        return None
+    try:
+        return Moved(*known, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+    except OSError:
+        return Moved(*known, None)
+
+
+def _stat_of_removed(gone: Removed) -> os.stat_result:
+    """Return the stat of a node that has just lost a name.
+
+    Filesystems that know files by name alone (sshfs, NFS) have none for a file that lost its last one. The name is
+    gone all the same, and the caller must not be told that it never was there.
+    """
+    try:
+        return os.fstat(gone.fd)
+    except OSError:
+        fields = list(gone.before)
+        fields[stat.ST_NLINK] = max(0, gone.before.st_nlink - 1)
+        times = {name: getattr(gone.before, name) for name in ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")}
+        others = {name: getattr(gone.before, name) for name in ("st_blksize", "st_blocks", "st_rdev")}
+        return os.stat_result(fields, times | others)
+
+
+def _renameat2(old_fd: int, name: bytes, new_fd: int, new_name: bytes, flags: int) -> None:
+    if not flags:
+        os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+    elif _libc.renameat2(old_fd, name, new_fd, new_name, flags):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(name))
+
+
+def _give_away(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
+    """Let a new node belong to the caller: its group is the directory's where that has the set-group-ID bit."""
+    if not _AS_ROOT or (caller.uid == 0 and caller.gid == 0):
+        return
+    inherits = os.fstat(dir_fd).st_mode & stat.S_ISGID
+    os.chown(name, caller.uid, -1 if inherits else caller.gid, dir_fd=dir_fd, follow_symlinks=False)
+    lost = stat.S_ISUID | stat.S_ISGID  # chown(2) clears these
+    if mode & lost and not stat.S_ISLNK(mode):
+        made = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+        os.chmod(name, stat.S_IMODE(made) | (mode & lost), dir_fd=dir_fd)

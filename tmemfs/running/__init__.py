@@ -1,0 +1,1 @@
+"""The life of a mount as a process, and talking with one that runs."""

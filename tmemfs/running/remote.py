@@ -1,0 +1,195 @@
+"""A running mount, seen from outside: its control files, and how to wait for its end.
+
+Everything goes through files of the mount, so that any user who may read the mount can ask it, and no second
+protocol is needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from tmem.commands import CommandError
+from tmemfs.config import ConfigError
+from tmemfs.hswap import swapfile
+from tmemfs.kernel.kernelmount import filesystem_of, resolve_mountpoint, top_mount, unmount
+from tmemfs.running.preflight import is_dead
+
+_ANSWER_SECONDS = 10.0
+_RESERVE_SECONDS = 120.0  # a busy disk can take its time
+_CHUNK_BYTES = 1 << 20
+MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+
+T = TypeVar("T")
+
+
+class RemoteError(CommandError):
+    """Report that a mount could not do what it was asked, in one line."""
+
+
+class RemoteMount:
+    """Be the outside of one mount."""
+
+    def __init__(self, mountpoint: str | os.PathLike[str], control_name: str = ".tmemfs") -> None:
+        """Find a mount. Raises ConfigError if there is none of ours."""
+        self.mountpoint = resolve_mountpoint(mountpoint)
+        self._control = self.mountpoint / control_name
+        self.hswap = self._control / "hswap"
+        entry = top_mount(self.mountpoint)
+        if entry is None or not entry.is_tmemfs:
+            raise ConfigError(f"'{mountpoint}' is not a tmemfs mount: findmnt -t fuse.tmemfs lists those there are")
+
+    def read(self, name: str) -> bytes:
+        """Read a control file. Raises RemoteError."""
+        path = self._control / name
+        return _bounded(path, path.read_bytes)
+
+    def write(self, name: str, content: bytes, seconds: float = _ANSWER_SECONDS) -> None:
+        """Write a control file in one request. Raises RemoteError, at the latest after `seconds`."""
+        path = self._control / name
+
+        def put() -> None:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, content)
+            finally:
+                os.close(fd)
+
+        _bounded(path, put, seconds)
+
+    def relative(self, path: str) -> Path:
+        """Make a path relative to the mount: given so, or absolute below the mountpoint."""
+        absolute = Path(os.path.normpath(self.mountpoint / path))
+        try:
+            return absolute.relative_to(self.mountpoint)
+        except ValueError:
+            raise ConfigError(f"path '{path}' is not below '{self.mountpoint}': give one in the mount") from None
+
+    def pid(self) -> int | None:
+        """Ask for the process behind the mount; None if it does not say."""
+        try:
+            pid = self._config().get("pid", "")
+        except RemoteError:
+            return None
+        return int(pid) if pid.isdecimal() else None
+
+    def _config(self) -> dict[str, str]:
+        """Ask for the mount's configuration."""
+        lines = os.fsdecode(self.read("config")).splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(" ") for line in lines)}
+
+    def swap_on(self) -> Path:
+        """Swap to the mount's hswap file; return the loop device. Raises ConfigError, or an error with nothing left."""
+        lacking = swapfile.missing()
+        if lacking is not None:
+            raise ConfigError(lacking)
+        config = self._config()
+        if config.get("hswap_bytes", "0") == "0":
+            raise ConfigError(f"'{self.mountpoint}' has no hswap file: mount it with --hswap SIZE")
+        if config.get("memory_locked") != "1":
+            raise ConfigError(f"the process behind '{self.mountpoint}' can be swapped out itself: mount it as root")
+        overflow = Path(config["hswap_overflow"])
+        if filesystem_of(overflow) in MEMORY_FILESYSTEMS:
+            raise ConfigError(f"overflow file '{overflow}' can be swapped out itself: give --hswap-overflow on a disk")
+        if swapfile.swaps_of(self.hswap):
+            raise RemoteError(f"'{self.mountpoint}' is swapped to already: tmemfs swapoff {self.mountpoint} ends that")
+        self.write("hswap_reserve", b"1\n", _RESERVE_SECONDS)
+        return swapfile.swap_on(self.hswap)
+
+    def swap_off(self) -> None:
+        """End swapping to the mount's hswap file and empty the file."""
+        lacking = swapfile.missing()
+        if lacking is not None:
+            raise ConfigError(lacking)
+        if not swapfile.swap_off(self.hswap):
+            raise RemoteError(f"'{self.mountpoint}' is not swapped to: swapon --show lists what is")
+        self.write("hswap_clear", b"1\n")
+
+    def umount(self, *, lazy: bool = False) -> bool:
+        """Unmount and wait until the process behind the mount has ended.
+
+        Returns False if that could not be waited for, because the mount did not name its process. Raises
+        RemoteError if the mount is in use.
+        """
+        dead = is_dead(self.mountpoint)
+        if not dead and swapfile.swaps_of(self.hswap):
+            raise RemoteError(f"'{self.mountpoint}' is swapped to: run tmemfs swapoff {self.mountpoint} first")
+        pid = None if dead else self.pid()
+        process = _open_process(pid) if pid is not None else None
+        try:
+            unmount(self.mountpoint, lazy=lazy or dead)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise RemoteError(
+                    f"'{self.mountpoint}' is in use: end what uses it (fuser -vm lists it), or give --lazy"
+                ) from error
+            raise RemoteError(f"'{self.mountpoint}' cannot be unmounted: {error.strerror}") from error
+        if process is None:
+            return dead
+        try:
+            select.select([process], [], [])
+        finally:
+            os.close(process)
+        return True
+
+    def warm(self, paths: list[Path], advance: Callable[[int], None]) -> int:
+        """Read files and directories through the mount; return how many files were read.
+
+        `advance` is told the bytes as they come. A file is read from its end: read from its start it would be a stream
+        that is seen for the first time, and the pages of such a one need not be put into the pool.
+        """
+        count = 0
+        buffer = bytearray(_CHUNK_BYTES)
+        for path in self.files(paths):
+            with open(path, "rb", buffering=0) as file:
+                for start in reversed(range(0, path.stat().st_size, _CHUNK_BYTES)):
+                    advance(os.preadv(file.fileno(), [buffer], start))
+            count += 1
+        return count
+
+    def files(self, paths: list[Path]) -> Iterator[Path]:
+        """Walk over the regular files at and below paths, without following links."""
+        for path in paths:
+            full = self.mountpoint / path
+            if full.is_dir() and not full.is_symlink():
+                for directory, _, names in os.walk(full):
+                    found = (Path(directory) / name for name in sorted(names))
+                    yield from (file for file in found if file.is_file() and not file.is_symlink())
+            elif full.is_file():
+                yield full
+            else:
+                raise ConfigError(f"path '{path}' is no file or directory in '{self.mountpoint}': check its name")
+
+
+def _bounded(path: Path, call: Callable[[], T], seconds: float = _ANSWER_SECONDS) -> T:
+    """Touch a file of the mount from a thread, because a mount that hangs hangs whoever touches it."""
+    results: list[T | OSError] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except OSError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not results:
+        raise RemoteError(f"'{path}' does not answer: the mount hangs; tmemfs umount --lazy takes it away")
+    result = results[0]
+    if isinstance(result, OSError):
+        raise RemoteError(f"'{path}': {result.strerror}; was the mount made with another --control-name?")
+    return result
+
+
+def _open_process(pid: int) -> int | None:
+    """Get hold of a process, so that its end can be waited for."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

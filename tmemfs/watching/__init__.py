@@ -1,0 +1,1 @@
+"""What others change in the backing, seen at once."""

@@ -1,0 +1,143 @@
+"""Watch directories with inotify: which ones, within the limits of the system, and what happened in them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import trio
+from inotify_simple import INotify, flags, parse_events  # type: ignore[import-untyped]
+
+from tmemfs.config import ConfigError
+from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.inode import Inode
+
+log = logging.getLogger(__name__)
+
+GONE: int = flags.DELETE | flags.MOVED_FROM
+NAMES: int = flags.CREATE | flags.MOVED_TO | GONE
+CONTENT: int = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE
+ITSELF = b""  # the name of an event that is about the watched directory itself
+
+_MASK: int = NAMES | CONTENT | flags.ONLYDIR | flags.EXCL_UNLINK
+_READ_BYTES = 1 << 16  # of events at once: about 2000, 5 ms
+_RETRY = 60.0  # seconds without new watches after the limit was hit
+
+RawEvent = tuple[int, int, bytes]  # inotify's number of the directory, mask, name
+
+
+class Event(NamedTuple):
+    """Something of kinds `mask` happened to a name of a directory."""
+
+    directory: Inode
+    name: bytes
+    mask: int
+
+
+class Watches:
+    """The watched directories. An inode's `watch` is inotify's number for it."""
+
+    def __init__(self, descriptors: Descriptors, on_end: Callable[[Inode], None]) -> None:
+        try:
+            self._inotify = INotify(nonblocking=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--watch: inotify cannot be had ({error.strerror}): raise fs.inotify.max_user_instances (sysctl)"
+                " or mount without --watch"
+            ) from None
+        self._descriptors = descriptors
+        self._on_end = on_end
+        self._by_number: dict[int, Inode] = {}
+        self._refused_until = 0.0
+        self.events = 0
+        self.refusals = 0  # directories that could not be watched
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    # -- directories ---------------------------------------------------------------------------------------------
+
+    @property
+    def accepting(self) -> bool:
+        """True unless the system's limit was hit a short time ago."""
+        return trio.current_time() >= self._refused_until
+
+    def ask(self, directory: Inode) -> tuple[int, os.stat_result]:
+        """Have a directory watched (blocks); return its number, for `enter`, and its stat of just after that."""
+        with self._descriptors.use(directory) as fd:
+            return self._inotify.add_watch(f"/proc/self/fd/{fd}", _MASK), os.fstat(fd)
+
+    def enter(self, number: int, directory: Inode) -> None:
+        """Take in that a directory is watched."""
+        former = self._by_number.get(number)
+        if former is not None and former is not directory:
+            self._end(former)
+        directory.watch = number
+        self._by_number[number] = directory
+
+    def refuse(self, directory: Inode, error: OSError) -> None:
+        """Take in that a directory cannot be watched: say so, and what to do, and go on."""
+        self.refusals += 1
+        if error.errno == errno.ENOSPC:
+            if not self._refused_until:
+                log.warning(
+                    "%d directories are watched and the limit is reached: changes in others are seen at the next"
+                    " open only; raise it with: sysctl fs.inotify.max_user_watches=1048576",
+                    len(self),
+                )
+            self._refused_until = trio.current_time() + _RETRY
+        elif error.errno not in (errno.ENOENT, errno.ESTALE):  # gone: whoever looks into it will be told
+            name = os.fsdecode(directory.locations[0][1]) if directory.locations else "/"
+            log.warning("directory %s cannot be watched: %s", name, error.strerror)
+            directory.watch = -1
+
+    def remove(self, number: int) -> None:
+        """Stop watching a directory."""
+        directory = self._by_number.pop(number, None)
+        with contextlib.suppress(OSError):  # EINVAL: the directory is gone, and its watch with it
+            self._inotify.rm_watch(number)
+        if directory is not None:
+            self._end(directory)
+
+    def holds(self, number: int) -> bool:
+        """Tell whether a directory is watched under a number."""
+        return number in self._by_number
+
+    def _end(self, directory: Inode) -> None:
+        directory.watch = 0
+        self._on_end(directory)
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    async def read(self) -> tuple[list[Event], bool]:
+        """Wait for events; return them, and whether others were lost."""
+        await trio.lowlevel.wait_readable(self._inotify.fd)
+        events = parse_events(os.read(self._inotify.fd, _READ_BYTES))
+        return self.take_in([(number, mask, os.fsencode(name)) for number, mask, _, name in events])
+
+    def take_in(self, raw: list[RawEvent]) -> tuple[list[Event], bool]:
+        """Find the directories of events."""
+        self.events += len(raw)
+        events: list[Event] = []
+        lost = False
+        for number, mask, name in raw:
+            directory = self._by_number.get(number)
+            if mask & flags.Q_OVERFLOW:
+                lost = True
+            elif directory is None:
+                continue  # its watch was removed while the event was waiting
+            elif mask & flags.IGNORED:  # the directory is gone, or its filesystem
+                del self._by_number[number]
+                self._end(directory)
+            else:
+                events.append(Event(directory, name, mask & (NAMES | CONTENT)))
+        return events, lost
+
+    def check(self) -> None:
+        """Raise AssertionError unless the directories know their numbers."""
+        for number, directory in self._by_number.items():
+            assert directory.watch == number, (number, directory.watch)
