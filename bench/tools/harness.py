@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.tools.children import BenchError, end, start, undisturbed
+from tmemfs.kernel.kernelmount import mount_table, top_mount
 
 MOUNT_SECONDS = 30.0
 _TRUNCATED_LOG = 800
@@ -136,12 +137,13 @@ def tmemd(directory: Path, size: int, *options: str) -> Iterator[Lending]:
 
 def is_mounted(mountpoint: Path) -> bool:
     """Tell whether a FUSE filesystem is there, without asking that filesystem anything."""
-    wanted = os.path.realpath(mountpoint.parent) + "/" + mountpoint.name
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
-        if fields[4].encode().decode("unicode_escape") == wanted:
-            return fields[fields.index("-") + 1].startswith("fuse")
-    return False
+    entry = top_mount(mountpoint.parent.resolve() / mountpoint.name)
+    return entry is not None and entry.fstype.startswith("fuse")
+
+
+def mounts_under(directory: Path) -> list[Path]:
+    """List what is mounted in a directory."""
+    return [entry.mountpoint for entry in mount_table() if entry.mountpoint.is_relative_to(directory)]
 
 
 def _wait_until_mounted(child: subprocess.Popen[bytes], mountpoint: Path, log: int) -> None:

@@ -19,6 +19,7 @@ from bench import hits, memory, policies, poolalone, poolhit, secondpass
 from bench.models.replay import PAGES_A_SLAB, Sizes, replay_baseline, replay_real
 from bench.tools import content, fio, harness, pages, procmem, report, traces
 from bench.tools.children import BenchError, environment, run
+from bench.tools.harness import mounts_under
 
 MIB = content.MIB
 
@@ -246,6 +247,16 @@ def test_memory_is_reported_full_and_after_a_resize() -> None:
 
 
 @pytest.mark.mount
+def test_a_mount_at_a_path_that_is_no_text_is_found_and_hides_no_other(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"not \xfe text\rnor one line")
+    with harness.nullfs(odd, 4096), harness.nullfs(tmp_path / "null", 4096) as null:
+        assert harness.is_mounted(odd)
+        assert harness.is_mounted(null.path)
+        assert set(mounts_under(tmp_path)) == {odd, null.path}
+    assert mounts_under(tmp_path) == []
+
+
+@pytest.mark.mount
 def test_every_page_is_read_once_in_either_way(tmp_path: Path) -> None:
     content.write_random(tmp_path / "file", 10 * 4096)
     assert pages.in_order(tmp_path / "file", content.shuffled(10, seed=1)).pages == 10
@@ -279,9 +290,3 @@ def require_fio() -> None:
         run(["fio", "--version"], seconds=10)
     except BenchError as error:
         pytest.skip(f"fio: {error}")
-
-
-def mounts_under(directory: Path) -> list[str]:
-    """Return the mountpoints below a directory."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [line for line in lines if str(directory) in line.split(" ")[4]]

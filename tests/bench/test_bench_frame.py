@@ -16,6 +16,7 @@ from bench import cost, page
 from bench.catalogue import CATALOGUE, missing
 from bench.tools.children import environment, run
 from bench.tools.content import MIB
+from bench.tools.harness import mounts_under
 
 BENCH = [sys.executable, "-m", "bench"]
 
@@ -119,9 +120,3 @@ def test_the_cost_is_reported_for_every_backing(tmp_path: Path) -> None:
     assert [goal.met is None for goal in outcome.goals] == [False, False, True]
     cost.picture(outcome.figures, tmp_path / "cost.png")
     assert (tmp_path / "cost.png").exists()
-
-
-def mounts_under(directory: Path) -> list[str]:
-    """Return the mountpoints below a directory."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [line for line in lines if str(directory) in line.split(" ")[4]]

@@ -56,7 +56,7 @@ def _unescape(field: bytes) -> str:
 def mount_table() -> list[MountEntry]:
     """Read the mount table of this process, oldest mount first."""
     entries = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:  # a path may have \r in it
         left, _, right = line.partition(b" - ")
         fields, tail = left.split(b" "), right.split(b" ")
         mountpoint = Path(_unescape(fields[4]))

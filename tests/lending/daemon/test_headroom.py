@@ -25,6 +25,11 @@ class Machine:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).write_text(text)
 
+    def mount_at(self, path: bytes) -> None:
+        """Add a mount at any path, as a user may make one."""
+        with open(self.root / "proc/self/mountinfo", "ab") as table:
+            table.write(b"8 1 0:8 / " + path + b" rw - fuse.x x rw\n")
+
     def unified(self, membership: str, below: str = "/") -> None:
         self.write("proc/self/cgroup", f"0::{membership}\n")
         self.write("proc/self/mountinfo", f"9 1 0:9 {below} /cg rw shared:1 - cgroup2 cgroup2 rw,nsdelegate\n")
@@ -140,3 +145,9 @@ def test_a_machine_without_these_files_bounds_nothing(tmp_path: Path) -> None:
 def test_this_machine_can_be_asked() -> None:
     assert Headroom(0).refusal(4096) is None
     assert Headroom(1 << 60).refusal(4096) is not None
+
+
+def test_a_mount_at_a_path_that_is_no_text_changes_nothing(machine: Machine) -> None:
+    machine.legacy("/mine")
+    machine.mount_at(b"/home/a\rb\xe2\x80\xa8c\xfe")
+    assert Headroom(0, machine.root).refusal(MIB) is None

@@ -111,7 +111,8 @@ class Headroom:
     def _mounted(self, *, unified: bool) -> list[tuple[Path, str]]:
         """List where the hierarchy is mounted, and which of its cgroups is seen there."""
         found = []
-        for line in (self._root / "proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        table = os.fsdecode((self._root / "proc/self/mountinfo").read_bytes())
+        for line in filter(None, table.split("\n")):  # not splitlines: anybody's mountpoint may have others' ends of line
             words = line.split(" ")
             kind, _, options = words[words.index("-") + 1 :][:3]
             if kind == "cgroup2" if unified else kind == "cgroup" and "memory" in options.split(","):

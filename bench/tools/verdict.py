@@ -1,0 +1,85 @@
+"""Say whether a goal is met where single figures are noise: the median, an interval for it, and a verdict from that.
+
+What disturbs a shared machine for a while disturbs both sides of a pair, so sides are measured in turn, in pairs, and
+the ratios (or differences) of the pairs are looked at. The interval is the sign test's: as many values as fair coins
+would hardly ever all fall to one side are cut off at either end, and the true median lies between the others with at
+least 95 % confidence, however the noise is distributed (J.-Y. Le Boudec, Performance Evaluation of Computer and
+Communication Systems, 2010, theorem 2.1). Rejected: a bootstrap, whose intervals are too short for ten pairs; means,
+which one disturbed pair decides. A goal is met when the whole interval is on its side, missed when the whole interval
+is on the other, and else not decided. Fewer than six pairs decide nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+T = TypeVar("T")
+
+CONFIDENCE = 0.95
+
+
+class Verdict(StrEnum):
+    """What became of a goal."""
+
+    MET = "met"
+    MISSED = "missed"
+    OPEN = "not decided"  # the interval has the goal in it
+    REPORTED = "reported"  # there is no goal
+    UNJUDGED = "not judged"  # the sizes were too small to mean anything
+
+
+def judged(met: bool) -> Verdict:
+    """Judge what is counted and does not vary."""
+    return Verdict.MET if met else Verdict.MISSED
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of some values and the interval in which the true one is; the extremes where they are too few."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+    enough: bool
+
+    def at_most(self, bound: float) -> Verdict:
+        """Judge against an upper bound."""
+        if not self.enough or self.low <= bound < self.high:
+            return Verdict.OPEN
+        return judged(self.high <= bound)
+
+    def at_least(self, bound: float) -> Verdict:
+        """Judge against a lower bound."""
+        if not self.enough or self.low < bound <= self.high:
+            return Verdict.OPEN
+        return judged(self.low >= bound)
+
+    def text(self, form: str, unit: str = "") -> str:
+        """Render the median and the interval."""
+        low, high = format(self.low, form), format(self.high, form)
+        inside = f"{low} to {high}" if self.count > 1 else "once"
+        return f"{self.median:{form}}{unit} ({inside}{'' if self.enough else ', too few'})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Find the median and the interval that the sign test gives for it."""
+    ordered, count = sorted(values), len(values)
+    cut, tail = 0, 1 / 2**count  # probability that at most `cut` of the values are on one side of the true median
+    while 2 * tail <= 1 - CONFIDENCE:
+        cut += 1
+        tail += math.comb(count, cut) / 2**count
+    half = count // 2
+    middle = ordered[half] if count % 2 else (ordered[half - 1] + ordered[half]) / 2
+    first = max(0, cut - 1)
+    return Spread(middle, ordered[first], ordered[-1 - first], count, cut > 0)
+
+
+def in_turn(sides: Iterable[T], number: int) -> list[T]:
+    """Give the sides in the order of a round: backwards in every second, so that being first is nobody's advantage."""
+    order = list(sides)
+    return order[::-1] if number % 2 else order
