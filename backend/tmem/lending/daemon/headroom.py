@@ -112,7 +112,7 @@ class Headroom:
         """List where the hierarchy is mounted, and which of its cgroups is seen there."""
         found = []
         table = os.fsdecode((self._root / "proc/self/mountinfo").read_bytes())
-        for line in filter(None, table.split("\n")):  # not splitlines: anybody's mountpoint may have others' ends of line
+        for line in filter(None, table.split("\n")):  # not splitlines: a path may have other ends of line
             words = line.split(" ")
             kind, _, options = words[words.index("-") + 1 :][:3]
             if kind == "cgroup2" if unified else kind == "cgroup" and "memory" in options.split(","):
