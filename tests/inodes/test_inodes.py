@@ -11,7 +11,7 @@ import trio
 from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
-from tmemfs.inodes.inodes import OWN_NUMBERS, ROOT
+from tmemfs.inodes.inodes import OWN_NUMBERS, PARKED_MIN, ROOT
 from tmemfs.names.tree import Tree
 
 __all__ = ["make_parts"]
@@ -136,6 +136,25 @@ async def test_an_inode_with_pages_is_parked_and_found_again(make_parts: MakePar
     before = parts.backing.pages
     assert await parts.read(again, 0, 8 * PAGE_SIZE) == pages_of(1, 8)
     assert parts.backing.pages == before
+
+
+@in_trio
+async def test_a_parked_inode_that_lost_its_pages_is_nowhere_once_it_is_forgotten(make_parts: MakeParts) -> None:
+    """Somebody changed the file; a listing notices, and has no room left to tell the kernel of it."""
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 8))
+    await parts.read(file, 0, 8 * PAGE_SIZE)
+    os.close(parts.files.remove(file.number).fd)
+    parts.inodes.forget(file.inode.number, file.inode.lookups)
+    parts.content.renew(file.inode)
+    parts.inodes.forget(file.inode.number, 0)
+    parts.check()
+    assert len(parts.inodes) == 1
+    for number in range(PARKED_MIN + 1):  # enough for a sweep over those that are parked
+        parked = parts.make(f"f{number}", b"x")
+        await parts.read(parked, 0, 1)
+        os.close(parts.files.remove(parked.number).fd)
+        parts.inodes.forget(parked.inode.number, parked.inode.lookups)
 
 
 @in_trio

@@ -240,7 +240,6 @@ class InodeTable:
         """Remove parked inodes whose pages have all gone; the next sweep is due at twice what is left."""
         for inode in list(self._parked.values()):
             if not self._worth_parking(inode):
-                del self._parked[inode.number]
                 self._remove(inode)
         self._sweep_at = max(PARKED_MIN, 2 * len(self._parked))
 
@@ -248,6 +247,7 @@ class InodeTable:
         self._content.forget(inode)
         if inode.watch > 0:
             self.on_removed(inode)
+        self._parked.pop(inode.number, None)
         del self._by_number[inode.number]
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]

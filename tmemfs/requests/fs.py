@@ -113,8 +113,11 @@ class Operations(pyfuse3.Operations):
         return self._replies.virtual(node) if inode is None else self._remembered(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for number, count in inode_list:
-            self.parts.inodes.forget(number, count)
+        try:
+            for number, count in inode_list:
+                self.parts.inodes.forget(number, count)
+        except Exception:  # there is no reply to make of it, and out of here it would end the mount
+            log.exception("forget failed unexpectedly")
 
     @answered
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
