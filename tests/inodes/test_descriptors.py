@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,3 +187,29 @@ def test_a_close_that_hangs_does_not_hold_the_last_user_up(
     assert begun.wait(10)
     timer.cancel()
     go_on.set()
+
+
+def test_a_path_deeper_than_the_interpreter_nests_calls_is_opened_from_its_top(tree: Tree) -> None:
+    node, above = tree.root, os.open(tree.directory, os.O_PATH)
+    for _ in range(sys.getrecursionlimit() // 2):
+        os.mkdir("d", dir_fd=above)
+        below = os.open("d", PATH_FLAGS, dir_fd=above)
+        os.close(above)
+        above, st = below, os.fstat(below)
+        node = Node(tree.directory, (node, b"d"))
+        node.key = (st.st_dev, st.st_ino)
+    os.close(above)
+    with tree.table.use(node) as fd:
+        assert os.fstat(fd).st_ino == node.key[1]
+
+
+def test_a_descriptor_whose_stat_fails_is_closed(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = tree.node("f")
+
+    def fail(fd: int) -> os.stat_result:
+        raise OSError(errno.EIO, "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fail)
+        with pytest.raises(OSError, match="Errno 5"):
+            tree.table.use(node)

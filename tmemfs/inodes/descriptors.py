@@ -98,6 +98,8 @@ class Descriptors:
                 entry.users += 1
                 self._entries.move_to_end(inode)
                 return entry
+        for ancestor in self._closed_ancestors(inode):  # from the top: each finds the one above it open
+            self._release(self._acquire(ancestor))
         fd = self._open(inode)
         with self._lock:
             entry = self._entries.get(inode)
@@ -128,6 +130,19 @@ class Descriptors:
                 del self._entries[inode]
                 closing.append(entry.fd)
         return closing
+
+    def _closed_ancestors(self, inode: Located) -> list[Located]:
+        """List the directories above an inode that have no descriptor, from the top.
+
+        By recursion alone, a path of a few hundred directories would be deeper than the interpreter allows.
+        """
+        above: dict[Located, None] = {}  # a set in order: after renames by others, names can lead in a circle
+        while inode.locations:
+            inode = inode.locations[0][0]
+            if inode in self._entries or inode in above:
+                break
+            above[inode] = None
+        return list(above)[::-1]
 
     def _open(self, inode: Located) -> int:
         for parent, name in tuple(inode.locations):
@@ -172,9 +187,18 @@ class Descriptors:
                 fcntl.fcntl(entry.fd, fcntl.F_GETFD)  # not fstat: that would ask a file which may hang
 
 
+def stat_or_close(fd: int) -> os.stat_result:
+    """Return the stat of a descriptor that was just opened; close it where that fails, as nobody knows of it yet."""
+    try:
+        return os.fstat(fd)
+    except OSError:
+        os.close(fd)
+        raise
+
+
 def _leads_to(fd: int, inode: Located) -> bool:
     """Tell whether a descriptor is the inode's; close it if not."""
-    found = os.fstat(fd)
+    found = stat_or_close(fd)
     if (found.st_dev, found.st_ino) == inode.key:
         return True
     os.close(fd)

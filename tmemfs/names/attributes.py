@@ -12,7 +12,7 @@ import trio
 
 from tmemfs.backing import Backing
 from tmemfs.data.writer import Writer
-from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.descriptors import Descriptors, stat_or_close
 from tmemfs.inodes.inode import Absent, Inode
 from tmemfs.inodes.inodes import InodeTable
 
@@ -115,11 +115,11 @@ class Attributes:
                     try:
                         both = wanted & ~os.O_WRONLY | os.O_RDWR
                         fd = os.open(path, both)
-                        return fd, both, os.fstat(fd)
+                        return fd, both, stat_or_close(fd)
                     except PermissionError:
                         pass
                 fd = os.open(path, wanted)
-                return fd, wanted, os.fstat(fd)
+                return fd, wanted, stat_or_close(fd)
 
         started = self._inodes.start()
         fd, opened, st = await self._backing.meta(call)
