@@ -38,7 +38,7 @@ except OSError as error:
 print(json.dumps(found))
 """
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=30, check=False, env={}
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=120, check=False, env={}
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -95,6 +95,19 @@ def test_new_nodes_belong_to_the_caller_with_its_umask(mounted: Mounted, plain: 
         "-rw-r-----",
         "srwxr-x---",
     ]
+
+
+def test_a_file_that_the_kernel_did_not_know_of_is_not_opened_past_its_mode(mounted: Mounted, plain: Path) -> None:
+    root = mounted.start(*OPEN, "--negative-timeout", "10m")
+    assert not (root / "f").exists()
+    assert not (root / "g").exists()
+    for directory in (mounted.source, plain):
+        for name, mode in (("f", 0o600), ("g", 0o666)):
+            (directory / name).write_text("of root")
+            (directory / name).chmod(mode)
+    code = "found = os.read(os.open({name!r}, os.O_CREAT | os.O_RDWR, 0o644), 100).decode()"
+    assert both(mounted, plain, ALICE, STAFF, [], code.format(name="f")) == "EACCES"
+    assert both(mounted, plain, ALICE, STAFF, [], code.format(name="g")) == "of root"
 
 
 def test_a_set_group_id_directory_gives_its_group(mounted: Mounted, plain: Path) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from tmemfs.backing import Backing
-from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors
+from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors, stat_or_close
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 
@@ -120,30 +120,28 @@ class Tree:
         return self._inodes.enter(parent, name, st, started)
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Inode, int]:
-        """Make and open a file; open it where somebody was faster and O_EXCL was not asked for.
-
-        Return the inode and a descriptor that belongs to the caller.
-        """
+        """Make and open a file. Return the inode and a descriptor that belongs to the caller."""
+        opening = flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
         def call() -> tuple[int, os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as dir_fd:
-                opening = (flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC) & ~os.O_EXCL
+                fd = os.open(name, opening, self._masked(parent, dir_fd, mode, caller), dir_fd=dir_fd)
                 try:
-                    fd = os.open(name, opening | os.O_EXCL, self._masked(parent, dir_fd, mode, caller), dir_fd=dir_fd)
-                except FileExistsError:
-                    if flags & os.O_EXCL:
-                        raise
-                    fd = os.open(name, opening & ~os.O_CREAT, dir_fd=dir_fd)
-                else:
-                    try:
-                        _give_away(dir_fd, name, mode, caller)
-                    except OSError:
-                        os.close(fd)
-                        raise
-                return fd, os.fstat(fd), os.fstat(dir_fd)
+                    _give_away(dir_fd, name, mode, caller)
+                    return fd, os.fstat(fd), os.fstat(dir_fd)
+                except OSError:
+                    os.close(fd)
+                    raise
 
         started = self._inodes.start()
-        fd, st, directory = await self._backing.meta(call)
+        try:
+            fd, st, directory = await self._backing.meta(call)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            # Somebody was faster. The kernel knew of no such file, so it has not checked who may open it: have it look
+            # the name up again, and open what it finds by its rules.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
         self._changed(parent, directory)
         return self._inodes.enter(parent, name, st, started), fd
 
@@ -212,12 +210,12 @@ class Tree:
             fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
         except FileNotFoundError:
             return None
-        inode = self._inodes.find(os.fstat(fd))
+        inode = self._inodes.find(stat_or_close(fd))
         if inode is None:
             os.close(fd)
             return None
         involved.add(inode)
-        return Removed(inode, fd, os.fstat(fd))
+        return Removed(inode, fd, stat_or_close(fd))
 
     def _settle(self, gone: Removed, after: os.stat_result, parent: Inode, name: bytes, started: int) -> None:
         """Take in that a known inode lost a name."""
