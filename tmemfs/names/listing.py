@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from typing import Any, NamedTuple
 
 import trio
@@ -51,19 +52,29 @@ class Listings:
         self._backing = backing
         self._inodes = inodes
         self._descriptors = descriptors
+        self._kept: deque[tuple[Inode, Listing]] = deque()  # the oldest first
 
     async def open(self, directory: Inode) -> Listing:
         """Return a listing that is no older than the attribute time-out."""
         await self._inodes.look_into(directory)
+        self._let_go(trio.current_time() - self._inodes.attr_timeout)
         kept = directory.listing
-        if isinstance(kept, Listing) and trio.current_time() - kept.made < self._inodes.attr_timeout:
+        if isinstance(kept, Listing):
             return kept
         started = self._inodes.start()
         made = trio.current_time()
         listing = Listing(await self._backing.meta(self._scan, directory), made)
         if directory.seen_at <= started:  # else something of our own changed in here meanwhile
             directory.listing = listing
+            self._kept.append((directory, listing))
         return listing
+
+    def _let_go(self, until: float) -> None:
+        """Drop the listings made before a moment: one is as large as its directory, and a walk leaves one in each."""
+        while self._kept and self._kept[0][1].made <= until:
+            directory, listing = self._kept.popleft()
+            if directory.listing is listing:
+                directory.listing = None
 
     def _scan(self, directory: Inode) -> list[bytes]:
         with self._descriptors.use(directory) as path_fd:
