@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, SECONDS, TINY, Place, has_ended, run, wait_until
+from tests.conftest import REAL, REPOSITORY, SECONDS, TINY, Place, has_ended, run, wait_until
 from tests.tinyguest import FILE_BYTES
 from tmemfs.kernel.kernelmount import CONNECTIONS, mount_table, top_mount
 
@@ -192,6 +192,16 @@ def test_a_directory_can_be_mounted_over_itself(place: Place) -> None:
     again.terminate()
     assert end(again) == 0
     assert {path.name for path in place.source.iterdir()} == {"below", "written"}
+
+
+def test_a_source_whose_name_is_no_text_is_mounted_and_unmounted_as_any(place: Place) -> None:
+    place.source = place.source.rename(place.source.with_name(os.fsdecode(b"s\xff")))
+    assert place.mount().returncode == 0
+    pid = place.logged_pid()
+    assert b"s\xff" in (place.mountpoint / ".tmemfs" / "config").read_bytes()
+    done = run(*REAL, "umount", place.mountpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert has_ended(pid)
 
 
 def test_umount_refuses_a_mount_in_use_and_lazy_waits_for_its_last_user(place: Place) -> None:

@@ -71,7 +71,7 @@ class Control:
         self._add(b"stats", read=self._text, write=self._reset)
         self._add(b"stats.json", read=lambda: json.dumps(stats.snapshot(), indent=1).encode() + b"\n")
         self._add(b"metrics", read=lambda: as_prometheus(stats.snapshot(), stats.counter_names()).encode())
-        self._add(b"config", read=lambda: as_text(config()).encode())
+        self._add(b"config", read=lambda: as_text(config()).encode(errors="surrogateescape"))
 
     def _add(self, name: bytes, read: Callable[[], bytes] | None = None, write: Write | None = None) -> Node:
         mode = stat.S_IFREG | (0o444 if read else 0) | (0o200 if write else 0)
