@@ -116,9 +116,9 @@ async def test_a_scan_is_put_the_second_time_and_found_the_third_time(make_parts
         await scan(parts, file, len(data))
         puts = parts.pool.stats.puts
         assert parts.cache.passed == parts.cache.evictions - puts > 1000
-        assert puts < 200, "only what was read again because it left before its reader came"
+        assert puts < 200, "only what idle time paid for"
         await scan(parts, file, len(data))
-        assert parts.pool.stats.puts > puts + 1000
+        assert parts.pool.stats.puts > puts + 900, "all but what the cache still had of the first scan, which passes"
         await scan(parts, file, len(data))
     assert parts.pool.stats.succ_gets > 1000
     assert parts.backing.pages < 2.3 * 1600

@@ -97,6 +97,19 @@ def test_referenced_pages_outlive_those_that_are_not() -> None:
     cache.close()
 
 
+@pytest.mark.parametrize("queueing", [True, False])
+def test_pages_read_ahead_outlive_those_that_were_read_before_them(queueing: bool) -> None:
+    cache, owner = make(16, queueing=queueing), Owner()
+    cache.insert(owner, 0, pages_of(0, 12))
+    for frame in owner.pages.values():
+        cache.ref[frame] = USED
+    cache.insert(owner, 12, pages_of(12, 2), ahead=True, passing=queueing)
+    cache.insert(owner, 14, pages_of(14, 6), ahead=True, passing=queueing)
+    assert set(range(12, 20)) <= set(owner.pages)
+    cache.check()
+    cache.close()
+
+
 def test_an_evicted_page_is_still_a_hit_until_it_is_drained(cache: PageCache) -> None:
     owner = Owner()
     cache.insert(owner, 0, pages_of(1, 10))

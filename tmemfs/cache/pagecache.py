@@ -99,21 +99,33 @@ class PageCache:
 
     # -- filling -------------------------------------------------------------------------------------------------
 
-    def insert(self, owner: PageOwner, first: int, data: Buffer, pool_bit: bool = False, passing: bool = False) -> int:
+    def insert(
+        self,
+        owner: PageOwner,
+        first: int,
+        data: Buffer,
+        pool_bit: bool = False,
+        *,
+        ahead: bool = False,
+        passing: bool = False,
+    ) -> int:
         """Copy consecutive pages of `owner` from page `first` on; the last may be short and is filled with zeros.
 
-        Return how many pages were stored: fewer than given when every frame is dirty. A page that is resident
-        already keeps its frame and content (the copy in the cache is never older than one from below).
+        Pages that were read `ahead` count as used: where all else has been, the hand would take them first, before
+        anybody has read them. Return how many pages were stored: fewer than given when every frame is dirty. A page
+        that is resident already keeps its frame and content (the copy in the cache is never older than one from below).
         """
         source, pages, stored = memoryview(data), owner.pages, 0
         for start in range(0, len(source), PAGE_SIZE):
             index, piece = first + (start >> PAGE_SHIFT), source[start : start + PAGE_SIZE]
-            if index not in pages and not self.insert_page(owner, index, piece, pool_bit, passing):
+            if index not in pages and not self.insert_page(owner, index, piece, pool_bit, ahead, passing):
                 break
             stored += 1
         return stored
 
-    def insert_page(self, owner: PageOwner, index: int, data: Buffer, pool_bit: bool, passing: bool = False) -> bool:
+    def insert_page(
+        self, owner: PageOwner, index: int, data: Buffer, pool_bit: bool, ahead: bool = False, passing: bool = False
+    ) -> bool:
         """Copy one page that is not resident into a frame; False when every frame is dirty."""
         frame = self._free.popleft() if self._free else self._take_frame()
         if frame < 0:
@@ -122,7 +134,7 @@ class PageCache:
         self.view[base : base + length] = data
         if length < PAGE_SIZE:
             self.view[base + length : base + PAGE_SIZE] = bytes(PAGE_SIZE - length)
-        self.ref[frame] = IDLE
+        self.ref[frame] = USED if ahead else IDLE
         self.pool_bit[frame] = pool_bit
         self.passing[frame] = passing
         self._owner[frame] = owner

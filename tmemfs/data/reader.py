@@ -270,7 +270,7 @@ class Reader:
                 fill.data = await self._backing.read(inode, fd, start, size)
             if fill.data and not fill.poisoned:
                 passing = fill.ahead and self._precache.passes(inode, fill.first, fill.last, started)
-                self._cache.insert(inode, fill.first, fill.data, passing=passing)
+                self._cache.insert(inode, fill.first, fill.data, ahead=fill.ahead, passing=passing)
         except OSError as error:
             fill.error = error
         finally:
