@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import threading
@@ -49,6 +50,7 @@ class Tree:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Tree]:
+    gc.collect()  # or a descriptor that another test left to it is closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     made = Tree(tmp_path, 8)
     yield made
