@@ -20,8 +20,7 @@ class Borrower(threading.Thread):
     def __init__(self, path: Path, number: int, seed: int, slabs: int = 96, persistent: int = 24) -> None:
         super().__init__(daemon=True)
         self.guest = FakeGuest(path, slabs, f"/mnt/{number}", persistent)
-        self.returns = 0  # how often it came back
-        self.turns = 0
+        self.lives = 0  # connections in which it got something done
         self.failure: BaseException | None = None
         self._rng = random.Random(f"{seed} {number}")
         self._contents: dict[int, bytes] = {}
@@ -38,20 +37,26 @@ class Borrower(threading.Thread):
     def run(self) -> None:
         """Borrow until told to stop."""
         try:
-            self.guest.join_patiently()
             while not self._ending.is_set():
+                self.guest.join_patiently()
                 try:
-                    self._turn()
-                    self.turns += 1
-                except Denied:
-                    self._ending.wait(0.01)
+                    self._live()
                 except OSError:
                     self.guest.leave()
-                    self.guest.join_patiently()
-                    self.returns += 1
-                self.verify()
         except (Exception, GuestRefused) as error:
             self.failure = error
+
+    def _live(self) -> None:
+        """Borrow until told to stop, or until the connection ends, which is an OSError."""
+        before = self.lives
+        while not self._ending.is_set():
+            try:
+                self._turn()
+                self.lives = before + 1
+            except Denied:
+                self._ending.wait(0.01)
+            finally:
+                self.verify()
 
     def verify(self) -> None:
         """See that every persistent slab has what was written to it."""

@@ -56,11 +56,15 @@ class Tmemd:
         self.process = None
 
     def stop(self) -> None:
-        """End it, and see that it ended well and never found its ledger wrong."""
+        """End it, if it runs, and see that it ended well and never found its ledger wrong."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the end that it was told to come to."""
         process, self.process = self.process, None
-        if process is None:
-            return
-        process.send_signal(signal.SIGTERM)
+        assert process is not None
         try:
             status = process.wait(SECONDS)
         finally:

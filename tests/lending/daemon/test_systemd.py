@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.conftest import REPOSITORY, SECONDS, environment, wait_until
+from tests.conftest import REPOSITORY, SECONDS, environment
 from tests.lending.conftest import MakeGuest
 from tests.lending.tmemd import CHECKED, Tmemd
 from tmem.lending.daemon.tmemd import command
@@ -137,13 +136,3 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     )
     ours = [line for line in done.stderr.splitlines() if "tmemd" in line]
     assert ours == []
-
-
-def test_ctrl_c_is_a_clean_end(tmemd: Tmemd) -> None:
-    tmemd.start("4M")
-    assert tmemd.process is not None
-    tmemd.process.send_signal(signal.SIGINT)
-    wait_until(lambda: tmemd.process is None or tmemd.process.poll() is not None, "it ends")
-    assert tmemd.process.returncode == 0
-    tmemd.process = None
-    assert not tmemd.socket.exists()

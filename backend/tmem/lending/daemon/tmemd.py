@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -9,7 +10,7 @@ import resource
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -67,12 +68,12 @@ def command(
     prepare_process()
     start_log(debug)
     path = None if socket_path is None else Path(os.path.abspath(socket_path))
-    socket_file = SocketFile.passed() or SocketFile.create(path or default_path(), mode, group)
-    try:
-        headroom = Headroom(ram_bytes() // 50 if reserve is None else reserve)
-        trio.run(serve, socket_file, size // SLAB_SIZE, policy, uid_cap, headroom)
-    finally:
-        socket_file.close()
+
+    def listen() -> SocketFile:
+        return SocketFile.passed() or SocketFile.create(path or default_path(), mode, group)
+
+    headroom = Headroom(ram_bytes() // 50 if reserve is None else reserve)
+    trio.run(serve, listen, size // SLAB_SIZE, policy, uid_cap, headroom)
     return 0
 
 
@@ -101,39 +102,40 @@ def holdings_path(socket_path: Path) -> Path:
     return Path(directory, "holdings") if directory else socket_path.with_name(socket_path.name + ".holdings")
 
 
-async def serve(socket_file: SocketFile, size: int, policy: str, uid_cap: int | None, headroom: Headroom) -> None:
+async def serve(
+    listen: Callable[[], SocketFile], size: int, policy: str, uid_cap: int | None, headroom: Headroom
+) -> None:
     """Lend until SIGTERM or SIGINT. Guests keep what they hold, and come back to the next tmemd."""
-    credit = max(_LEAST_CREDIT, size // _CREDITS)
-    holdings = Holdings(holdings_path(socket_file.path), credit)
-    away = list(_still_there(holdings.load()))
-    lender = Lender(
-        size,
-        division=policy,
-        uid_cap=None if uid_cap is None else uid_cap // SLAB_SIZE,
-        holdings=[record.holding() for record, _ in away],
-    )
-    arenas, counters = Arenas(headroom), Counter[str]()
-    broker = Broker(lender, arenas, holdings, counters)
-    server = Server(socket_file.listener, broker, counters)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with (
+        # Before anybody sees the socket: from then on we may be ended, and are to take it with us.
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        contextlib.closing(listen()) as socket_file,
+    ):
+        credit = max(_LEAST_CREDIT, size // _CREDITS)
+        holdings = Holdings(holdings_path(socket_file.path), credit)
+        away = list(_still_there(holdings.load()))
+        lender = Lender(
+            size,
+            division=policy,
+            uid_cap=None if uid_cap is None else uid_cap // SLAB_SIZE,
+            holdings=[record.holding() for record, _ in away],
+        )
+        arenas, counters = Arenas(headroom), Counter[str]()
+        broker = Broker(lender, arenas, holdings, counters)
+        server = Server(socket_file.listener, broker, counters)
         async with trio.open_nursery() as nursery:
             await nursery.start(broker.run, away)
             nursery.start_soon(server.run)
-            log.info(
-                "lending %d MiB on '%s', pid %d, policy %s",
-                size * SLAB_SIZE // MIB,
-                socket_file.path,
-                os.getpid(),
-                policy,
-            )
-            notify(READY, f"STATUS=lending {size * SLAB_SIZE // MIB} MiB")
+            mib = size * SLAB_SIZE // MIB
+            log.info("lending %d MiB on '%s', pid %d, policy %s", mib, socket_file.path, os.getpid(), policy)
+            notify(READY, f"STATUS=lending {mib} MiB")
             async for number in signals:
                 log.info("%s: ending; guests keep what they hold", signal.Signals(number).name)
                 break
             notify(STOPPING)
             nursery.cancel_scope.cancel()
-    broker.flush_holdings()
-    arenas.close()
+        broker.flush_holdings()
+        arenas.close()
 
 
 def _still_there(records: list[Record]) -> Iterator[tuple[Record, int]]:
