@@ -60,9 +60,9 @@ def test_what_one_mount_does_not_use_is_there_for_another(tmemd: Tmemd, borrowin
     busy.start()
     idle.read_until(lambda: idle.stats()["lender_held_bytes"] >= 2 * MIB, "the idle mount has most of the memory")
     busy.read_until(lambda: busy.stats()["lender_held_bytes"] >= 2 * MIB, "the busy mount has the idle one's memory")
-    lost = idle.stats()
-    assert lost["lender_held_bytes"] <= MIB
-    assert lost["cache_capacity_bytes"] == MIB, "no balloon had to give it back"
+    # What it did not give in time was taken, and it hears of that later.
+    wait_until(lambda: idle.stats()["lender_held_bytes"] <= MIB, "the idle mount knows what it has lost")
+    assert idle.stats()["cache_capacity_bytes"] == MIB, "no balloon had to give it back"
     for guest in (idle, busy):
         guest.read(9)
         guest.wait_agreed()
@@ -77,12 +77,14 @@ def test_revocation_under_load_gives_nobody_a_wrong_byte(tmemd: Tmemd, borrowing
 
         def changed_hands() -> bool:
             load.go_on()
-            return bool(tmemd.totals()["revoked_slabs"] >= 3 * 2 * MIB // SLAB)
+            totals = tmemd.totals()  # on a busy machine most of it is taken: nobody answers in time there
+            return bool(totals["revoked_slabs"] + totals["taken_slabs"] >= 3 * 2 * MIB // SLAB)
 
         wait_until(changed_hands, "all of the memory has changed hands three times")
     for guest in guests:
         guest.wait_agreed()
-        assert guest.stats()["lender_revoked_slabs"] > 0
+        stats = guest.stats()
+        assert stats["lender_revoked_slabs"] + stats["lender_taken_slabs"] > 0
 
 
 def test_a_stopped_mount_is_not_waited_for_and_is_right_again_by_itself(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
@@ -128,12 +130,10 @@ def test_where_memory_is_short_lends_are_refused_and_the_mount_goes_on(tmemd: Tm
     tmemd.start("16M", "--reserve", str(everything))
     one = borrowing("one", 2)
     one.start()
-    for seed in range(2):
-        one.read(seed)
+    one.read_until(lambda: one.stats()["precache_rejected_puts"] > 0, "there was no room for a page")
     wait_until(lambda: one.stats()["lender_denies"] > 0, "the mount was denied")
     stats = one.stats()
     assert stats["lender_held_bytes"] == stats["pool_lent_bytes"] == 0
-    assert stats["precache_rejected_puts"] > 0
     assert tmemd.totals()["denied_memory"] > 0
 
 

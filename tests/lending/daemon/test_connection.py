@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def pair() -> Iterator[Pair]:
 
 
 def descriptors() -> set[str]:
+    gc.collect()  # what earlier tests left to it is not to be closed between two looks
     return set(os.listdir("/proc/self/fd"))
 
 

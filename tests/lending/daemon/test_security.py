@@ -15,9 +15,10 @@ from tests.conftest import SECONDS, wait_until
 from tests.lending.conftest import MakeGuest
 from tests.lending.daemon.test_memfds import KINDS
 from tests.lending.fakeguest import SEALS, Denied, FakeGuest, GuestRefused, make_arena
-from tests.lending.test_tmemctl import OTHER_UID, as_other
+from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd
 from tmem.arena import SLAB_SIZE
+from tmem.lending.daemon.connection import FRAMES_AT_ONCE, READ
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.wire import encode
 
@@ -253,9 +254,11 @@ def test_foreign_descriptors_are_closed_and_their_sender_cut_off(tmemd: Tmemd, g
 def test_flooding_is_cut_off_and_counted(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start("4M")
     honest, flooding = guest().join(), guest().join()
-    report = encode(m.Report(None, 0, 0, 0, 0, 0, 0)) * 100
+    # So short that one look at the socket finds more than are allowed: a slow tmemd would never see a flood else.
+    nothing = encode(m.Return(()))
+    assert READ // len(nothing) > FRAMES_AT_ONCE
     with pytest.raises(ConnectionError):
-        send_for_ever(flooding.socket, report)
+        send_for_ever(flooding.socket, nothing * 1000)
     undisturbed(honest)
     client = Client(tmemd)
     with pytest.raises(ConnectionError):
@@ -281,7 +284,11 @@ def test_connections_are_bounded_for_each_user(tmemd: Tmemd, guest: MakeGuest) -
     tmemd.start("4M", "--mode", "0666")
 
     def crowd() -> None:
-        clients = [Client(tmemd) for _ in range(300)]
+        clients = []
+        for _ in range(300):
+            clients.append(Client(tmemd))
+            with contextlib.suppress(ConnectionError):
+                clients[-1].socket.sendall(encode(m.List()))  # who has asked something may then be silent for a minute
         assert all(client.ends() for client in clients[256:])
 
     as_other(crowd)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied, GuestRefused
 from tests.lending.tmemd import Tmemd
 
-CHILD = """
+BORROWS = """
 import sys, time
 from pathlib import Path
 from tests.lending.fakeguest import FakeGuest
@@ -28,24 +29,40 @@ time.sleep(600)
 """
 
 
-def start(
-    tmemd: Tmemd, name: str, slabs: int, persistent: int = 0, script: str = CHILD
-) -> tuple[subprocess.Popen[str], str]:
-    """Start a process that borrows so many slabs and keeps them; give the first line that it says, too."""
-    words = [sys.executable, "-c", script, os.fspath(tmemd.socket), name, str(slabs), str(persistent)]
-    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while not (line := process.stdout.readline().strip()):
-        assert process.poll() is None
-    return process, line
+class Child:
+    """A process that borrows so many slabs and keeps them; `line` is what it says once it has them."""
+
+    def __init__(self, tmemd: Tmemd, slabs: int, persistent: int = 0, script: str = BORROWS) -> None:
+        words = [sys.executable, "-c", script, os.fspath(tmemd.socket), "/mnt/child", str(slabs), str(persistent)]
+        self.process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        """Kill it with -9, unless it has ended."""
+        self.process.kill()
+        self.process.wait(SECONDS)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Kill it with -9."""
-    assert process.stdout is not None
-    process.kill()
-    process.wait(SECONDS)
-    process.stdout.close()
+MakeChild = Callable[..., Child]
+
+
+@pytest.fixture
+def child(tmemd: Tmemd) -> Iterator[MakeChild]:
+    """Give a maker of processes that borrow; the arguments are Child's."""
+    made: list[Child] = []
+
+    def make(*arguments: int, **named: str | int) -> Child:
+        made.append(Child(tmemd, *arguments, **named))  # type: ignore[arg-type]
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for one in made:
+            one.end()
 
 
 def test_a_slab_that_is_lent_is_real_and_one_that_is_returned_is_not(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -131,34 +148,37 @@ def test_a_guest_that_comes_back_claims_what_it_holds_and_the_rest_is_punched(tm
     wait_until(lambda: tmemd.rows()[0]["ephemeral_bytes"] == 10 << 16, "the ledger says so")
 
 
-def test_the_end_of_a_process_frees_what_it_held(tmemd: Tmemd, guest: MakeGuest) -> None:
+def test_the_end_of_a_process_frees_what_it_held(tmemd: Tmemd, guest: MakeGuest, child: MakeChild) -> None:
     tmemd.start("4M")
-    process, _ = start(tmemd, "/mnt/child", 20, persistent=20)
+    other = child(20, persistent=20)
+    assert other.line == "lent"
     assert {row["name"]: row["persistent_bytes"] for row in tmemd.rows()} == {"/mnt/child": 20 << 16}
-    end(process)
+    other.end()
     wait_until(lambda: tmemd.rows() == [], "the guest is gone")
     assert len(guest().join().ask_until(64)) == 64
 
 
-def test_a_process_that_ends_while_it_is_away_is_noticed(tmemd: Tmemd) -> None:
+def test_a_process_that_ends_while_it_is_away_is_noticed(tmemd: Tmemd, child: MakeChild) -> None:
     tmemd.start("4M")
-    process, _ = start(tmemd, "/mnt/child", 20, script=CHILD.replace("print(", "guest.leave(); print("))
+    other = child(20, script=BORROWS.replace("print(", "guest.leave(); print("))
     wait_until(lambda: [row["state"] for row in tmemd.rows()] == ["away"], "the guest is away")
-    end(process)
+    other.end()
     wait_until(lambda: tmemd.rows() == [], "the guest is gone")
 
 
 def test_the_memory_of_a_dead_guest_is_free_although_its_child_has_memfd_and_socket(
-    tmemd: Tmemd, guest: MakeGuest
+    tmemd: Tmemd, guest: MakeGuest, child: MakeChild
 ) -> None:
     tmemd.start("4M")
-    heirs = CHILD.replace('print("lent"', 'import os; heir = os.fork(); print(f"{guest.fd} {heir}" if heir else ""')
-    process, line = start(tmemd, "/mnt/child", 20, script=heirs)
-    fd, heir = map(int, line.split())
+    says = 'print("lent", flush=True)'
+    assert says in BORROWS
+    forks = "import os; heir = os.fork()\nif heir: print(guest.fd, heir, flush=True)"
+    parent = child(20, script=BORROWS.replace(says, forks))
+    fd, heir = map(int, parent.line.split())
     try:
         arena = f"/proc/{heir}/fd/{fd}"
         assert os.stat(arena).st_blocks * 512 == 20 << 16
-        end(process)
+        parent.end()
         wait_until(lambda: tmemd.rows() == [], "the guest is gone")
         assert os.stat(arena).st_blocks == 0
     finally:

@@ -19,7 +19,7 @@ FRAMES_A_SECOND = 2000.0
 FRAMES_AT_ONCE = 4000.0
 VERB_FRAMES = 20  # what a verb of tmemctl counts as: its answer may be long
 MAX_QUEUED = 4 << 20  # bytes that wait for a slow reader
-_READ = 1 << 16
+READ = 1 << 16  # bytes at once
 _TRUNCATED = int(socket.MSG_CTRUNC)  # an enumeration's member would cost more than the rest of the test
 _CONTROL = socket.CMSG_SPACE(array.array("i").itemsize)  # room for one descriptor, by alignment for two
 
@@ -65,7 +65,7 @@ class Connection:
         Raises CutOff for a peer that is to be cut off, Ended at the end of the stream.
         """
         try:
-            data, control, flags, _ = self._socket.recvmsg(_READ, _CONTROL, socket.MSG_CMSG_CLOEXEC)
+            data, control, flags, _ = self._socket.recvmsg(READ, _CONTROL, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return []
         except OSError as error:
