@@ -54,6 +54,16 @@ class Loan:
         """Read one counter."""
         return int(self.mounted.stats()[name])
 
+    def rest(self) -> None:
+        """Wait until nothing is on loan that no page uses: then nothing is asked for or returned any more."""
+
+        def at_rest() -> bool:
+            stats = self.mounted.stats()
+            all_heard = stats["lender_asks"] == self.daemon.totals()["asks"]
+            return bool(all_heard and stats["lender_held_bytes"] == stats["pool_lent_bytes"] == self.persistent_bytes())
+
+        wait_until(at_rest, "what is not used has been returned", PATIENCE)
+
     def persistent_bytes(self) -> int:
         """Ask tmemd what it has lent for the file."""
         return int(self.daemon.rows()[0]["persistent_bytes"])
@@ -92,7 +102,8 @@ def test_a_lower_persistent_cap_moves_the_coldest_pages_out_and_a_higher_one_let
     loan.ctl("set", "1", "--persistent-cap", "1M")
     wait_until(lambda: loan.persistent_bytes() <= MIB, "the slabs are back", PATIENCE)
     assert loan.stat("hswap_moved_out") >= PAGES // 2 - 16
-    assert loan.stat("hswap_pool_pages") + loan.stat("hswap_overflow_pages") == PAGES
+    stats = loan.mounted.stats()
+    assert stats["hswap_pool_pages"] + stats["hswap_overflow_pages"] == PAGES
     reads = loan.stat("hswap_overflow_reads")
     assert os.pread(loan.fd, 64 * PAGE, 0) == CONTENT[: 64 * PAGE]
     assert loan.stat("hswap_overflow_reads") == reads, "what was read often has stayed"
@@ -105,6 +116,7 @@ def test_a_lower_persistent_cap_moves_the_coldest_pages_out_and_a_higher_one_let
 
 def test_persistent_memory_that_is_asked_back_is_given_and_no_page_is_lost(loan: Loan) -> None:
     loan.fill()
+    loan.rest()
     loan.ctl("revoke", "1", str(loan.persistent_bytes() - MIB), "--persistent")
     wait_until(lambda: loan.persistent_bytes() <= MIB, "all but a MiB is back", PATIENCE)
     assert loan.stat("hswap_moved_out") >= PAGES // 2 - 16

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import random
 import stat
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def overflow_of(place: Place) -> Path:
 
 def hswap_of(mounted: Mounted) -> Path:
     return mounted.root / ".tmemfs" / "hswap"
+
+
+def arena_of(pid: int) -> Path:
+    """Find a mount's arena among its descriptors, of which others may be closed meanwhile."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if "tmem-arena" in os.readlink(entry):
+                return entry
+    raise AssertionError("the mount has no arena")
 
 
 def test_the_file_has_its_size_is_private_and_not_listed(mounted: Mounted, place: Place) -> None:
@@ -92,29 +102,22 @@ def test_direct_io_and_a_shared_mapping_see_the_same_bytes(mounted: Mounted) -> 
 
 def test_concurrent_writers_of_one_page_lose_nothing_of_each_other(mounted: Mounted) -> None:
     writers, rounds, part = 8, 40, PAGE // 8
-    wrong: list[int] = []
 
     def write(number: int) -> None:
         chance = random.Random(number)
-        fd = os.open(hswap_of(mounted), os.O_RDWR)
-        for _ in range(rounds):
-            page = chance.randrange(1000)
-            data = chance.randbytes(part)
-            os.pwrite(fd, data, page * PAGE + number * part)
-            if os.pread(fd, part, page * PAGE + number * part) != data:
-                wrong.append(page)
-        os.close(fd)
+        with hswap_of(mounted).open("r+b", buffering=0) as file:
+            for _ in range(rounds):
+                offset = chance.randrange(1000) * PAGE + number * part
+                data = chance.randbytes(part)
+                os.pwrite(file.fileno(), data, offset)
+                assert os.pread(file.fileno(), part, offset) == data, f"{offset=}"
 
     fd = os.open(hswap_of(mounted), os.O_RDWR)
     for start in range(0, SIZE, 1 << 19):
         os.pwrite(fd, random.Random(start).randbytes(1 << 19), start)  # most of it overflows
     os.close(fd)
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(100)
-    assert not wrong
+    with ThreadPoolExecutor(writers) as threads:
+        list(threads.map(write, range(writers)))
     assert mounted.stats()["hswap_overflow_reads"] > 0
 
 
@@ -164,8 +167,7 @@ def test_a_flipped_bit_is_an_error_that_names_the_page(mounted: Mounted) -> None
     fd = os.open(hswap_of(mounted), os.O_RDWR)
     try:
         os.pwrite(fd, random.Random(1).randbytes(3 * PAGE), 7 * PAGE)
-        descriptors = Path(f"/proc/{process.pid}/fd").iterdir()
-        arena = os.open(next(entry for entry in descriptors if "tmem-arena" in os.readlink(entry)), os.O_RDWR)
+        arena = os.open(arena_of(process.pid), os.O_RDWR)
         content = os.pread(arena, 3 * PAGE, 0)
         assert content.strip(b"\0"), "the first slab is the one in use"
         os.pwrite(arena, bytes(byte ^ 1 for byte in content), 0)

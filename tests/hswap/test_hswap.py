@@ -185,7 +185,7 @@ def test_pages_in_use_are_waited_for_when_all_memory_is_asked_back(area: Area) -
                 nursery.start_soon(area.hswap.give_back, 1)
                 await wait_all_tasks_blocked()
                 assert area.source.persistent_slabs == 1
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while area.source.persistent_slabs:
                     await trio.lowlevel.checkpoint()
 
