@@ -70,12 +70,24 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = SECO
         time.sleep(0.02)
 
 
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state; Z for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
 def has_ended(pid: int) -> bool:
     """Tell whether a process has ended, waited for by its parent or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    return state_of(pid) == "Z"
+
+
+def memory_of(pid: int | str = "self") -> int:
+    """Return the bytes of memory that a process has made its own: not its files' pages, which come and go."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return sum(int(fields[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
 
 
 class Place:

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +94,31 @@ class Mounted:
         return self._place.log_text()
 
 
+@contextmanager
+def mounting(place: Place) -> Iterator[Mounted]:
+    """Give a place to mount; what was mounted is ended and checked after the block."""
+    made = Mounted(place)
+    try:
+        yield made
+        made.end()
+    finally:
+        made.stop_watchdog()
+
+
+def same_bytes(mounted: Mounted, name: str) -> None:
+    """See that a file has the same content through the mount and in the backing."""
+    assert (mounted.root / name).read_bytes() == (mounted.source / name).read_bytes()
+
+
 def shell(script: str, cwd: Path, seconds: float = PROGRAM_SECONDS, **variables: str | Path) -> str:
     """Run a script that must succeed; return what it prints."""
     environment = {
         **os.environ,
         "LC_ALL": "C",
         "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_COUNT": "1",  # nothing goes on in the background behind a command
+        "GIT_CONFIG_KEY_0": "maintenance.auto",
+        "GIT_CONFIG_VALUE_0": "false",
         "HOME": os.fspath(cwd.parent),
         "GIT_AUTHOR_NAME": "t",
         "GIT_AUTHOR_EMAIL": "t@example.org",

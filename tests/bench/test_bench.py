@@ -64,7 +64,7 @@ def test_an_arc_trace_names_runs_of_blocks_and_p3_has_eight_blocks_a_page(tmp_pa
 def test_a_zstd_trace_is_decompressed(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("5 1 0 0\n")
     try:
-        run(["zstd", "-q", tmp_path / "plain", "-o", tmp_path / "OLTP.lis.zst"], seconds=20)
+        run(["zstd", "-q", tmp_path / "plain", "-o", tmp_path / "OLTP.lis.zst"], seconds=60)
     except BenchError as error:
         pytest.skip(f"the zstd program: {error}")
     assert list(traces.read(tmp_path / "OLTP.lis.zst")) == [5]
@@ -242,7 +242,7 @@ def test_memory_is_reported_full_and_after_a_resize() -> None:
     slabs, whole = full["honesty"].values()
     assert slabs["measured"] == slabs["counters"] == 8 * MIB
     assert whole["measured"] > 8 * MIB
-    assert full["mapped_bytes"] == 8 * MIB
+    assert 0 < full["mapped_bytes"] <= 8 * MIB, "how much of it stays is the kernel's choice"
     assert resize["fall_bytes"] == resize["before"]["total_bytes"] - resize["after"]["total_bytes"]
 
 
@@ -269,7 +269,7 @@ def test_an_interrupted_measurement_leaves_no_mount_and_no_files(tmp_path: Path,
     command = [sys.executable, "-m", "bench.poolhit", "--pairs", "500", "--size", "4"]
     child = subprocess.Popen(command, env=environment() | {"TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL)
     try:
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         while not mounts_under(tmp_path) and time.monotonic() < limit:
             time.sleep(0.05)
         assert mounts_under(tmp_path)
@@ -287,6 +287,6 @@ def test_an_interrupted_measurement_leaves_no_mount_and_no_files(tmp_path: Path,
 def require_fio() -> None:
     """Skip where fio is missing."""
     try:
-        run(["fio", "--version"], seconds=10)
+        run(["fio", "--version"], seconds=60)
     except BenchError as error:
         pytest.skip(f"fio: {error}")

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Place
-from tests.mounted import VARIANTS, Mounted
+from tests.fs.conftest import writing
+from tests.mounted import Mounted
+from tests.openplace import mounted, open_place
 
-
-@pytest.fixture
-def open_place() -> Iterator[Place]:
-    """Give a place that other users may walk into, as they may not into pytest's directories."""
-    directory = Path(tempfile.mkdtemp(prefix="tmemfs-test-"))
-    directory.chmod(0o755)
-    place = Place(directory)
-    try:
-        yield place
-    finally:
-        place.clean()
-        shutil.rmtree(directory, ignore_errors=True)
+__all__ = ["Opened", "mounted", "open_place", "opened", "writing"]
 
 
 class Opened:
@@ -52,20 +40,3 @@ def opened(mounted: Mounted) -> Iterator[Opened]:
     made = Opened()
     yield made
     made.close()
-
-
-@pytest.fixture
-def mounted(open_place: Place) -> Iterator[Mounted]:
-    """Give a test a place to mount; what it mounted is ended and checked afterwards."""
-    made = Mounted(open_place)
-    try:
-        yield made
-        made.end()
-    finally:
-        made.stop_watchdog()
-
-
-@pytest.fixture(params=["through", "writeback"])
-def writing(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Give the options of both ways of writing."""
-    return VARIANTS[request.param]

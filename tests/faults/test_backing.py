@@ -6,12 +6,13 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import run
+from tests.calls import code_of, sync
+from tests.conftest import SECONDS, run, wait_until
 from tests.faults.conftest import Opened
 from tests.mounted import Mounted
 from tests.parts import pages_of
@@ -21,15 +22,6 @@ pytestmark = [pytest.mark.mount, pytest.mark.root]
 Options = tuple[str, ...]
 MIB = 1 << 20
 CHUNK = 64 << 10
-
-
-def code_of(call: Callable[[], object]) -> str:
-    """Return the name of the error that a call ends with."""
-    try:
-        call()
-    except OSError as error:
-        return errno.errorcode[error.errno or 0]
-    return "none"
 
 
 @pytest.fixture(params=["tmpfs", "ext4"])
@@ -43,7 +35,7 @@ def small(request: pytest.FixtureRequest, mounted: Mounted, opened: Opened, tmp_
             file.truncate(12 * MIB)
         if shutil.which("mkfs.ext4") is None:
             pytest.skip("mkfs.ext4 is missing")
-        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True, timeout=30)
+        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True, timeout=SECONDS)
         words = ["mount", "-o", "loop", os.fspath(image), os.fspath(mounted.source)]
     done = run(*words)
     if done.returncode:
@@ -55,7 +47,7 @@ def small(request: pytest.FixtureRequest, mounted: Mounted, opened: Opened, tmp_
     finally:
         if mounted.process is not None:
             mounted.process.kill()
-            mounted.process.communicate(timeout=30)
+            mounted.process.communicate(timeout=SECONDS)
         while top_mount(mounted.root) is not None:
             unmount(mounted.root, lazy=True)
         while top_mount(mounted.source) is not None:
@@ -79,10 +71,20 @@ def fill(fd: int, *, synced: bool) -> tuple[int, str]:
     return safe, "none"
 
 
-def sync(fd: int) -> None:
-    """Fsync; a try in between that failed owes its error to the first fsync after it, even if nothing is wrong now."""
-    if code_of(lambda: os.fsync(fd)) != "none":
-        os.fsync(fd)
+def remount(directory: Path, how: str) -> None:
+    done = run("mount", "-o", f"remount,{how}", directory)
+    assert done.returncode == 0, done.stderr
+
+
+def remove_ballast(small: Mounted) -> None:
+    """Make room. The guest holds a file until the kernel has forgotten it, which it tells a moment after."""
+    os.unlink(small.root / "ballast")
+
+    def has_room() -> bool:
+        space = os.statvfs(small.source)
+        return space.f_bavail * space.f_frsize >= MIB
+
+    wait_until(has_room, "the backing has room again")
 
 
 def safe_chunks(path: Path, count: int) -> bool:
@@ -106,7 +108,7 @@ def test_a_full_backing_tells_the_writer_and_keeps_what_it_took(
     assert (root / "other").read_bytes() == b"other" * 2000
     free = os.statvfs(root)
     assert free.f_bavail * free.f_frsize < CHUNK
-    os.unlink(root / "ballast")
+    remove_ballast(small)
     for number in range(safe, safe + 4):
         os.pwrite(fd, pages_of(number, CHUNK // 4096), number * CHUNK)
     sync(fd)
@@ -125,7 +127,7 @@ def test_writeback_owes_enospc_and_writes_the_pages_once_there_is_space(small: M
         os.pwrite(fd, pages_of(number, CHUNK // 4096), number * CHUNK)
     assert code_of(lambda: os.fsync(fd)) == "ENOSPC"
     assert safe_chunks(root / "f", chunks)
-    os.unlink(root / "ballast")
+    remove_ballast(small)
     sync(fd)
     assert safe_chunks(small.source / "f", chunks)
 
@@ -142,7 +144,7 @@ def test_names_that_do_not_fit_any_more_are_refused(small: Mounted, writing: Opt
 
 def test_a_read_only_backing_refuses_changes_and_is_read(small: Mounted, writing: Options) -> None:
     (small.source / "f").write_bytes(b"content" * 1000)
-    run("mount", "-o", "remount,ro", small.source)
+    remount(small.source, "ro")
     root = small.start(*writing)
     for call in (
         lambda: os.open(root / "f", os.O_RDWR),
@@ -161,7 +163,7 @@ def test_a_read_only_backing_refuses_changes_and_is_read(small: Mounted, writing
         assert code_of(call) == "EROFS"
     assert (root / "f").read_bytes() == b"content" * 1000
     assert os.listdir(root) == os.listdir(small.source)
-    run("mount", "-o", "remount,rw", small.source)
+    remount(small.source, "rw")
     (root / "f").write_bytes(b"again")
     assert (small.source / "f").read_bytes() == b"again"
 
@@ -170,10 +172,10 @@ def test_a_backing_that_becomes_read_only_while_it_is_used_tells_the_writer(smal
     (small.source / "f").write_bytes(b"content")
     root = small.start()
     assert (root / "f").read_bytes() == b"content"
-    run("mount", "-o", "remount,ro", small.source)
+    remount(small.source, "ro")
     assert code_of(lambda: (root / "f").write_bytes(b"other")) == "EROFS"
     assert (root / "f").read_bytes() == b"content"
-    run("mount", "-o", "remount,rw", small.source)
+    remount(small.source, "rw")
     (root / "f").write_bytes(b"other")
     assert (root / "f").read_bytes() == b"other"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run
+from tests.conftest import SECONDS, run
 from tests.mounted import Mounted
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -64,7 +64,7 @@ def plain(mounted: Mounted) -> Path:
 def prepare(mounted: Mounted, plain: Path, *words: str) -> None:
     """Run a command in the source and in the plain directory, before the mount is there."""
     for directory in (mounted.source, plain):
-        done = subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=SECONDS, check=False)
         assert done.returncode == 0, done.stderr
 
 

@@ -10,18 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Place
-from tests.mounted import VARIANTS, Mounted
+from tests.mounted import VARIANTS, Mounted, mounting
 
 
 @pytest.fixture
 def mounted(place: Place) -> Iterator[Mounted]:
     """Give a test a place to mount; what it mounted is ended and checked afterwards."""
-    made = Mounted(place)
-    try:
+    with mounting(place) as made:
         yield made
-        made.end()
-    finally:
-        made.stop_watchdog()
 
 
 @pytest.fixture(params=["through", "writeback", "threads"])

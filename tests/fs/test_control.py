@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.calls import code_of
+from tests.conftest import wait_until
 from tests.mounted import VARIANTS, Mounted, shell
 from tests.parts import page_range, pages_of
 
@@ -66,14 +67,6 @@ CONTRACT = [
     "request_read_p99_seconds",
     "request_read_p999_seconds",
 ]
-
-
-def code_of_write(mounted: Mounted, name: str, line: str) -> str:
-    try:
-        mounted.control(name, line)
-    except OSError as error:
-        return errno.errorcode[error.errno or 0]
-    return "none"
 
 
 def test_control_files_are_found_and_not_listed(mounted: Mounted) -> None:
@@ -174,8 +167,7 @@ def test_the_virtual_files_cannot_be_changed_like_files(mounted: Mounted) -> Non
         lambda: os.rmdir(control),
         lambda: os.setxattr(control / "stats", "user.x", b""),
     ):
-        with pytest.raises(OSError, match="Errno"):
-            call()
+        assert code_of(call) != "none"
     assert os.listdir(mounted.source) == []
     assert (control / "stats").read_bytes()
 
@@ -197,8 +189,12 @@ def test_a_shrink_with_dirty_pages_in_the_way_writes_them_back(mounted: Mounted)
     mounted.control("cache_size", "16M")
     data = pages_of(1, 800)
     fd = os.open(root / "f", os.O_CREAT | os.O_RDWR)
-    os.pwrite(fd, data, 0)
-    assert mounted.stats()["cache_dirty_bytes"] == len(data)
+
+    def is_dirty() -> bool:  # a busy machine may be so late that it has been written back by age
+        os.pwrite(fd, data, 0)
+        return bool(mounted.stats()["cache_dirty_bytes"] == len(data))
+
+    wait_until(is_dirty, "everything is dirty")
     mounted.control("cache_size", "1M")
     stats = mounted.stats()
     assert stats["cache_resident_bytes"] <= stats["cache_capacity_bytes"] == 1 << 20
@@ -225,7 +221,7 @@ def test_bad_input_is_invalid_and_changes_nothing(mounted: Mounted, name: str, l
     before = mounted.stats()
     if not line:
         return  # a write of nothing does not reach a filesystem
-    assert code_of_write(mounted, name, line) == "EINVAL"
+    assert code_of(lambda: mounted.control(name, line)) == "EINVAL"
     after = mounted.stats()
     for counter in ("cache_capacity_bytes", "cache_resident_bytes", "backing_pages"):
         assert after[counter] == before[counter]

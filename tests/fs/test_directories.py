@@ -10,6 +10,7 @@ import pytest
 from tests.mounted import Mounted, shell
 
 pytestmark = pytest.mark.mount
+Options = tuple[str, ...]
 
 
 @pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
@@ -62,3 +63,45 @@ def test_an_attribute_that_was_not_there_is_there_as_soon_as_it_is_set(mounted: 
         assert os.listxattr(root / "f") == ["user.name"]
         assert os.getxattr(root / "f", "user.name") == b"%d" % turn
         os.removexattr(root / "f", "user.name")
+
+
+def test_a_listing_shows_dot_and_dot_dot(mounted: Mounted) -> None:
+    (mounted.source / "d" / "e").mkdir(parents=True)
+    root = mounted.start()
+    for directory in (".", "d", "d/e"):
+        lines = shell(f"ls -lai {directory}", root).splitlines()[1:]
+        names = [line.split()[-1] for line in lines]
+        assert names[:2] == [".", ".."]
+        assert names == [line.split()[-1] for line in shell(f"ls -lai {directory}", mounted.source).splitlines()[1:]]
+    inner = shell("ls -lai d/e", root).splitlines()
+    assert inner[1].split()[0] == str((root / "d" / "e").stat().st_ino)
+    assert inner[2].split()[0] == str((root / "d").stat().st_ino)
+
+
+def test_a_directory_of_5000_entries_is_listed_whole_and_removed(mounted: Mounted, writing: Options) -> None:
+    for number in range(5000):
+        (mounted.source / f"f{number:05}").write_bytes(b"%d" % number)
+    root = mounted.start(*writing)
+    want = [f"f{number:05}" for number in range(5000)]
+    assert sorted(os.listdir(root)) == want
+    assert shell("ls -l | tail -n +2 | wc -l; find . -type f -size -2 | wc -l", root).split() == ["5000", "5000"]
+    seen = set()
+    with os.scandir(root) as entries:  # entries come and go while the directory is read
+        for position, entry in enumerate(entries):
+            seen.add(entry.name)
+            if position % 100 == 0:
+                os.unlink(root / f"f{4999 - position // 10:05}")
+                (root / f"new{position}").touch()
+    assert {name for name in want if (root / name).exists()} <= seen
+    shell("cat f000*  > ../cat; rm -rf ./f* ./new*", root)
+    assert os.listdir(root) == [] == os.listdir(mounted.source)
+
+
+def test_a_rewound_directory_shows_what_is_there_now(mounted: Mounted) -> None:
+    (mounted.source / "one").touch()
+    root = mounted.start()
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    assert os.listdir(fd) == ["one"]
+    (root / "two").touch()
+    assert sorted(os.listdir(fd)) == ["one", "two"]
+    os.close(fd)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.calls import code_of
 from tests.mounted import Mounted, shell
 from tests.parts import pages_of
 
@@ -41,15 +42,6 @@ def utimensat(path: Path, atime: tuple[int, int], mtime: tuple[int, int]) -> Non
     """Set times, each as seconds and nanoseconds; the nanoseconds may be UTIME_NOW or UTIME_OMIT."""
     times = (ctypes.c_long * 4)(*atime, *mtime)
     checked(_libc.utimensat(_AT_FDCWD, os.fsencode(path), ctypes.byref(times), 0))
-
-
-def code_of(call: Callable[[], object]) -> str:
-    """Return the name of the error that a call ends with."""
-    try:
-        call()
-    except OSError as error:
-        return errno.errorcode[error.errno or 0]
-    return "none"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.conftest import REAL, TINY, Place, run
+from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
 from tests.parts import pages_of
 from tmemfs.kernel.kernelmount import MountEntry
 from tmemfs.running.top import Sample, Watcher, line_of, mounts, table_of
@@ -93,6 +93,7 @@ def test_a_mount_is_found_and_its_reads_are_seen(place: Place) -> None:
 def test_a_mount_that_hangs_is_told_and_touched_by_one_thread_only(place: Place) -> None:
     process = place.serve(command=TINY)
     process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: state_of(process.pid) == "T", "the process has stopped")
     watcher = Watcher([place.mountpoint])
     try:
         threads = set()

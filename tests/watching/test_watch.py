@@ -1,107 +1,21 @@
-"""What others change in the backing is seen at once; what we change ourselves costs nothing.
-
-Mounts have time-outs of a minute, so that nothing but the watch can explain what is seen.
-"""
+"""What others change in the backing is news, what we change ourselves is none: the watch without a mount."""
 
 from __future__ import annotations
 
 import errno
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import trio
 from inotify_simple import Event, flags  # type: ignore[import-untyped]
 
-from tests.conftest import Place, wait_until
-from tests.parts import Parts
+from tests.watching.watched import Watched
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
-from tmemfs.kernel.kernelcache import KernelCache
-from tmemfs.names.listing import Listings
-from tmemfs.names.tree import Tree
 from tmemfs.watching import inotify
-from tmemfs.watching.watch import Watch
-
-SECONDS = 30.0
-LONG = ("--attr-timeout", "60", "--negative-timeout", "60")
-
-
-class Kernel(KernelCache):
-    """The kernel's side, which remembers what it was asked to forget."""
-
-    def __init__(self) -> None:
-        self.attributes: list[int] = []
-        self.names: list[tuple[int, bytes]] = []
-
-    def forget_attributes(self, number: int) -> None:
-        self.attributes.append(number)
-
-    def was_told_of(self, inode: Inode) -> bool:
-        """Tell whether the attributes of an inode were to be forgotten."""
-        return inode.number in self.attributes
-
-    def forget_pages(self, number: int) -> None:
-        raise AssertionError("only the guest asks for that")
-
-    def forget_name(self, number: int, name: bytes) -> None:
-        if name != b"/":
-            self.names.append((number, name))
-
-
-class Watched(Parts):
-    """A guest's parts with a watch, on real inotify."""
-
-    def __init__(self, directory: Path, **more: Any) -> None:
-        super().__init__(directory, attr_timeout=60.0, **more)
-        self.kernel = Kernel()
-        self.watch = Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel)
-        self.tree = Tree(self.backing, self.inodes, self.descriptors)
-        self.listings = Listings(self.backing, self.inodes, self.descriptors)
-
-    async def find(self, *names: str) -> Inode:
-        """Look a path up, as the kernel does."""
-        inode = self.inodes.root
-        for name in names:
-            found = await self.tree.lookup(inode, os.fsencode(name))
-            assert found is not None, name
-            inode = found
-            self.inodes.remember(inode)
-        return inode
-
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
-        """Run the watch for the block."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.watch.run)
-            yield
-            self.watch.check()
-            self.inodes.check()
-            nursery.cancel_scope.cancel()
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for what an event brings about."""
-        with trio.fail_after(SECONDS):
-            while not condition():
-                await trio.sleep(0.002)
-
-    async def settled(self) -> None:
-        """Wait until the events of everything before are used up: they come in order."""
-        number = self.inodes.root.watch
-        assert number > 0, "nothing was looked up"
-        seen, marker = self.watch.watches.events, self.directory / ".marker"
-        marker.touch()
-        await self.until(lambda: self.watch.watches.events > seen)
-        await trio.sleep(0.05)
-        marker.unlink()
-        await trio.sleep(0.05)
-        self.kernel.names = [pair for pair in self.kernel.names if pair[1] != b".marker"]
 
 
 @pytest.fixture
@@ -110,9 +24,6 @@ def parts(tmp_path: Path) -> Watched:
 
 
 CALLER = type("Caller", (), {"uid": os.geteuid(), "gid": os.getegid(), "umask": 0o022})()
-
-
-# -- without a mount ----------------------------------------------------------------------------------------------
 
 
 def test_a_directory_is_watched_once_something_in_it_is_looked_up_and_no_longer_than_it_is_known(
@@ -369,112 +280,3 @@ def test_a_directory_that_goes_takes_its_watch_with_it(parts: Watched) -> None:
             await parts.until(lambda: len(parts.watch.watches) == 1)
 
     trio.run(main)
-
-
-# -- mounted ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=[(), ("--throttle", "latency=2ms")], ids=["local", "slow"])
-def mounted(place: Place, request: pytest.FixtureRequest) -> Iterator[Place]:
-    """Mount with --watch: with metadata calls in place, and in threads."""
-    (place.source / "file").write_bytes(b"a" * 10 * PAGE_SIZE)
-    (place.source / "directory").mkdir()
-    done = place.mount("--watch", *LONG, *request.param)
-    assert done.returncode == 0, done.stderr
-    yield place
-    assert "Traceback" not in place.log_text()
-
-
-def counter(place: Place, name: str) -> int:
-    lines = (place.mountpoint / ".tmemfs" / "stats").read_text().splitlines()
-    return int(dict(line.split() for line in lines)[name])
-
-
-def starts_with(fd: int, data: bytes) -> bool:
-    return os.pread(fd, len(data), 0) == data
-
-
-def soon(condition: Callable[[], object], what: str) -> None:
-    wait_until(condition, what, SECONDS)
-
-
-@pytest.mark.mount
-def test_an_open_file_shows_what_others_write_and_how_it_grows(mounted: Place) -> None:
-    fd = os.open(mounted.mountpoint / "file", os.O_RDONLY)
-    try:
-        assert os.pread(fd, 1, 0) == b"a"
-        with (mounted.source / "file").open("r+b") as theirs:
-            theirs.write(b"b")
-            theirs.flush()
-            soon(lambda: os.pread(fd, 1, 0) == b"b", "the content")
-            assert os.fstat(fd).st_size == 10 * PAGE_SIZE
-            theirs.truncate(20 * PAGE_SIZE)
-            soon(lambda: os.fstat(fd).st_size == 20 * PAGE_SIZE, "the size")
-            assert len(os.pread(fd, 30 * PAGE_SIZE, 0)) == 20 * PAGE_SIZE
-    finally:
-        os.close(fd)
-
-
-@pytest.mark.mount
-def test_names_that_others_make_rename_and_remove_are_seen(mounted: Place) -> None:
-    source, mnt = mounted.source, mounted.mountpoint
-    assert not (mnt / "new").exists()
-    assert sorted(os.listdir(mnt)) == ["directory", "file"]
-    (source / "new").write_text("new")
-    soon(lambda: (mnt / "new").exists(), "made")
-    assert sorted(os.listdir(mnt)) == ["directory", "file", "new"]
-    (source / "new").rename(source / "newer")
-    soon(lambda: not (mnt / "new").exists() and (mnt / "newer").exists(), "renamed")
-    assert (mnt / "newer").read_text() == "new"
-    (source / "other").write_text("other")
-    (source / "other").rename(source / "newer")
-    soon(lambda: (mnt / "newer").read_text() == "other", "replaced")
-    (source / "newer").unlink()
-    soon(lambda: not (mnt / "newer").exists(), "removed")
-    soon(lambda: sorted(os.listdir(mnt)) == ["directory", "file"], "listed")
-
-
-@pytest.mark.mount
-def test_directories_that_come_later_are_watched_too(mounted: Place) -> None:
-    source, mnt = mounted.source, mounted.mountpoint
-    assert not (mnt / "theirs").exists()
-    (source / "theirs").mkdir()
-    soon(lambda: (mnt / "theirs").is_dir(), "their directory")
-    (mnt / "ours").mkdir()
-    for name in ("theirs", "ours", "directory"):
-        assert not (mnt / name / "x").exists()
-        (source / name / "x").write_text("1")
-        soon((mnt / name / "x").exists, f"made in {name}")
-        with (mnt / name / "x").open("rb", buffering=0) as file:
-            assert file.read() == b"1"
-            (source / name / "x").write_text("2")
-            soon(partial(starts_with, file.fileno(), b"2"), f"changed in {name}")
-    assert counter(mounted, "watch_directories") == 4
-
-
-@pytest.mark.mount
-def test_our_own_work_keeps_the_cache_and_the_current_directory(mounted: Place) -> None:
-    mnt = mounted.mountpoint
-    data = os.urandom(10 * PAGE_SIZE)
-    (mnt / "own").write_bytes(data)
-    assert (mnt / "own").read_bytes() == data
-    reads = counter(mounted, "backing_reads")
-    with (mnt / "own").open("r+b", buffering=0) as file:
-        for turn in range(30):
-            os.pwrite(file.fileno(), b"%d" % turn, turn * 100)
-    for turn in range(10):
-        (mnt / "own").rename(mnt / "own2")
-        (mnt / "own2").rename(mnt / "own")
-        (mnt / "own").chmod(0o600 + turn % 2)
-    done = mounted.python(
-        "import time\n"
-        "for turn in range(20):\n"
-        "    os.mkdir('w'); os.chdir('w'); time.sleep(0.01 * (turn % 3)); os.getcwd()\n"
-        "    os.chdir('..'); os.rmdir('w')\n"
-    )
-    assert done.returncode == 0, done.stderr
-    soon(lambda: counter(mounted, "watch_events") > 50, "the watch has seen it")
-    time.sleep(0.1)
-    assert len((mnt / "own").read_bytes()) == len(data)
-    assert counter(mounted, "coherency_mismatches") == 0
-    assert counter(mounted, "backing_reads") == reads

@@ -20,8 +20,8 @@ from tmemfs.hswap import swapfile
 from tmemfs.kernel.kernelmount import filesystem_of, resolve_mountpoint, top_mount, unmount
 from tmemfs.running.preflight import is_dead
 
-_ANSWER_SECONDS = 10.0
-_RESERVE_SECONDS = 120.0  # a busy disk can take its time
+_ANSWER_SECONDS = 30.0  # a busy machine can take its time
+_RESERVE_SECONDS = 120.0  # and a busy disk more
 _CHUNK_BYTES = 1 << 20
 MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 

@@ -1,0 +1,33 @@
+"""Fixtures for mounts that other users may walk into; the conftest files that want them import them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Place
+from tests.mounted import Mounted, mounting
+
+
+@pytest.fixture
+def open_place() -> Iterator[Place]:
+    """Give a place that other users may walk into, as they may not into pytest's directories."""
+    directory = Path(tempfile.mkdtemp(prefix="tmemfs-test-"))
+    directory.chmod(0o755)
+    place = Place(directory)
+    try:
+        yield place
+    finally:
+        place.clean()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def mounted(open_place: Place) -> Iterator[Mounted]:
+    """Give a test a place to mount; what it mounted is ended and checked afterwards."""
+    with mounting(open_place) as made:
+        yield made
