@@ -5,7 +5,7 @@
 Writes for each measure NAME.json and NAME.png, and index.html over all of them, into bench/results/; the page is
 written again after every measure, so that a run that is interrupted leaves what it has. Each measure is also a program
 by itself (`python -m bench.cost` …) that says in its docstring what it measures. `--quick` makes all of them small: it
-shows that they work, and its figures mean little.
+shows that they work, its figures mean little, and no goal is judged.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import selectors
 import shlex
 import subprocess
@@ -60,11 +61,12 @@ class Run:
             self._progress.console.print(f"[bold]{measure.name}[/]: skipped: {reason}", soft_wrap=True)
         else:
             self._progress.console.print(f"[bold]{measure.name}[/]: {measure.title}")
-            began = time.monotonic()
+            began, used = time.monotonic(), _processor_seconds()
             head["load_before"] = os.getloadavg()[0]
             bound = QUICK_BOUND if self._quick else measure.bound
             result = self._child(measure.name, [sys.executable, "-m", *command], bound, task)
             head["seconds"] = round(time.monotonic() - began, 1)
+            head["processor_seconds"] = round(_processor_seconds() - used, 1)
         self.results[measure.name] = result | head
         write(self._out / f"{measure.name}.json", self.results[measure.name])
         self.save()
@@ -116,6 +118,12 @@ class Run:
         return page.build(self._out)
 
 
+def _processor_seconds() -> float:
+    """Return the processor time of all children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def run(asked: Namespace) -> int:
     """Run what was asked for; return 1 when a measure failed, 130 when interrupted."""
     known = {measure.name: measure for measure in CATALOGUE}
@@ -127,6 +135,8 @@ def run(asked: Namespace) -> int:
         for old in (asked.out / f"{measure.name}.json", *page.pictures(asked.out, measure.name)):
             old.unlink(missing_ok=True)
     console = Console(highlight=False)
+    if asked.quick:
+        console.print("a quick run: everything is small, no goal is judged")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     interrupted = False
     # No refreshing in a thread of its own: children are started while the bar is shown.
@@ -152,7 +162,7 @@ def run(asked: Namespace) -> int:
 
 def _summarize(results: dict[str, Figures]) -> None:
     """Print all goals as a Markdown table, and what was left out."""
-    print("| what | goal | result | met |\n|---|---|---|---|")
+    print("| what | goal | result | verdict |\n|---|---|---|---|")
     for name, result in results.items():
         for goal in result.get("goals", []):
             print(Goal(**goal).row())

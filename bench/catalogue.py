@@ -25,6 +25,8 @@ class Measure:
     def words(self, quick: bool, traces: Path | None) -> list[str]:
         """Return the words of its command line behind `python -m`."""
         words = [f"bench.{self.name}", *(self.quick if quick else self.whole).split()]
+        if quick:
+            words.append("--unjudged")
         if traces is not None and (self.traces or "traces" in self.needs):
             words += ["--traces", os.fspath(traces)]
         return words
@@ -34,7 +36,6 @@ CATALOGUE = (
     Measure(
         "claim",
         "The claim: memory of the pool is there for any guest at once",
-        whole="--requests 2000 --steps 3",
         quick="--requests 120 --steps 2 --cache 1 --only zipf --guests 2 --fast",
         bound=480,
         needs=("fuse", "fio"),
@@ -59,7 +60,7 @@ CATALOGUE = (
     Measure(
         "poolalone",
         "The pool alone: puts, gets, memory, growth",
-        whole="--pages 6000 --rounds 3",
+        whole="--pages 6000",
         quick="--pages 500 --rounds 1 --most 30000",
         bound=240,
         needs=(),
@@ -67,34 +68,29 @@ CATALOGUE = (
     Measure(
         "cost",
         "What the pool costs where it cannot help",
-        whole="--pairs 5",
-        quick="--pairs 1 --cache 16",
-        bound=180,
+        quick="--pairs 1 --cache 8",
+        bound=300,
     ),
     Measure(
         "peers",
         "tmemfs beside bindfs, rclone, passthrough_hp and a null filesystem",
-        whole="--seconds 1",
-        quick="--seconds 0.2 --size 2",
+        quick="--rounds 1 --seconds 0.1 --size 1",
         bound=180,
         needs=("fuse", "fio"),
     ),
     Measure(
         "poolhit",
         "What a page from the pool costs more than one from the cache",
-        whole="--pairs 5",
         quick="--pairs 2 --size 4",
     ),
     Measure(
         "borrowed",
         "What a hit on borrowed memory costs against one on the mount's own",
-        whole="--mounts 5",
         quick="--mounts 1 --size 4",
     ),
     Measure(
         "lendspeed",
         "How fast memory that idle guests hold reaches one that misses",
-        whole="--size 512 --rounds 3",
         quick="--size 32 --guests 4 --rounds 1",
         needs=(),
     ),
@@ -108,7 +104,6 @@ CATALOGUE = (
     Measure(
         "swap",
         "Paging four times the memory of a process: hswap, zram, a slow file, a null filesystem",
-        whole="--rounds 3",
         quick="--rounds 1 --slow-rounds 0",
         bound=400,
         needs=("fuse", "root"),
@@ -116,17 +111,16 @@ CATALOGUE = (
     Measure(
         "secondpass",
         "The second pass over more than the cache holds",
-        whole="--rounds 1",
         quick="--rounds 1 --cache 1 --large 4",
     ),
     Measure(
         "hits",
         "What a hit costs",
-        whole="--pairs 3 --seconds 1",
-        quick="--pairs 1 --seconds 0.3 --size 8",
+        whole="--seconds 0.5",
+        quick="--pairs 1 --seconds 0.2 --size 8",
         needs=("fuse", "fio"),
     ),
-    Measure("metadata", "What names and attributes cost", whole="--pairs 3", quick="--pairs 1 --seconds 0.2"),
+    Measure("metadata", "What names and attributes cost", quick="--pairs 1 --seconds 0.1"),
     Measure(
         "memory",
         "What memory it takes, and what the counters say",

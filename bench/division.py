@@ -28,6 +28,7 @@ from bench.models.slotpool import Stream, stream
 from bench.tools import traces
 from bench.tools.children import BenchError
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
+from bench.tools.verdict import Verdict, judged
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
 
 SHARES = (0.05, 0.10, 0.20)
@@ -238,17 +239,20 @@ def _goals(figures: Figures) -> list[Goal]:
                 size and size["worst_with_floor_percent"],
             ),
         ):
-            result = "skipped: no traces" if value is None else f"{value:+.1f} %"
-            goals.append(Goal(what, f"≤ {goal:+.0f} %", result, None if value is None else value <= goal))
+            goals.append(_at_most(what, goal, value))
     turns_found = figures.get("busy_in_turn")
     for number, seconds in enumerate(PHASES):
         value = None
         if turns_found is not None:
             value = 100.0 * (turns_found[DEFAULT][number] / turns_found["age"][number] - 1)
         what = f"guests busy in turn for {seconds:g} s, misses of {DEFAULT} against age"
-        result = "skipped: no traces" if value is None else f"{value:+.1f} %"
-        goals.append(Goal(what, f"≤ {TURNS_GOAL:+.0f} %", result, None if value is None else value <= TURNS_GOAL))
+        goals.append(_at_most(what, TURNS_GOAL, value))
     return goals
+
+
+def _at_most(what: str, goal: float, percent: float | None) -> Goal:
+    result = "skipped: no traces" if percent is None else f"{percent:+.1f} %"
+    return Goal(what, f"≤ {goal:+.0f} %", result, Verdict.REPORTED if percent is None else judged(percent <= goal))
 
 
 if __name__ == "__main__":

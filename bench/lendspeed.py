@@ -3,9 +3,9 @@
 Everything that a tmemd has is lent to idle guests, which answer a Revoke (as a mount does) or do not (as one that was
 stopped). Then another guest asks, in batches of 64 slabs as a mount does that misses. Measured: the time from its first
 Ask to its first slabs, and the bytes a second from there until it holds half of everything. Each round starts a
-tmemd of its own.
+tmemd of its own; the figures are medians of the rounds, with the interval of bench/tools/verdict.py.
 
-    python -m bench.lendspeed [--size 512] [--guests 8] [--rounds 5] [--out FILE]
+    python -m bench.lendspeed [--size 512] [--guests 8] [--rounds 7] [--out FILE]
 """
 
 from __future__ import annotations
@@ -21,27 +21,35 @@ from pathlib import Path
 from bench.subjects.syncguest import Denied, SyncGuest
 from bench.tools.content import MIB
 from bench.tools.harness import tmemd, workspace
-from bench.tools.report import Figures, Goal, Outcome, main, median, parser, say
+from bench.tools.report import Figures, Goal, Outcome, main, parser, say
+from bench.tools.verdict import spread
 from tmem.arena import SLAB_SIZE
 from tmem.lending.protocol import messages as m
 
-FIRST_GOAL, RATE_GOAL = 0.050, 200e6
+FIRST_GOAL, RATE_GOAL = 50, 200  # ms; MB/s
 ASK = 64  # slabs
 IDLE_AGE = 600.0
 _SWITCH_SECONDS = 1e-4
 
 
-def measure(size: int = 512 * MIB, guests: int = 8, rounds: int = 5) -> Outcome:
+def measure(size: int = 512 * MIB, guests: int = 8, rounds: int = 7) -> Outcome:
     """Measure with idle guests that answer, and with some that do not."""
     figures: Figures = {"size_bytes": size, "guests": guests, "ask_slabs": ASK}
     goals = []
     for answering, kind in ((True, "guests that answer"), (False, "guests that do not answer")):
         first, rate = zip(*(_round(size, guests, answering) for _ in range(rounds)), strict=True)
         figures["answering" if answering else "silent"] = {"first_seconds": first, "bytes_a_second": rate}
-        say(f"  {kind}: first slabs after {_list(first, 1e3, '.1f')} ms, then {_list(rate, 1e-6, '.0f')} MB/s")
-        latency, speed = median(first), median(rate)
-        goals.append(Goal(f"first slabs from {kind}", "≤ 50 ms", f"{latency * 1e3:.1f} ms", latency <= FIRST_GOAL))
-        goals.append(Goal(f"slabs from {kind}", "≥ 200 MB/s", f"{speed / 1e6:.0f} MB/s", speed >= RATE_GOAL))
+        latency, speed = spread([1e3 * seconds for seconds in first]), spread([each / 1e6 for each in rate])
+        say(f"  {kind}: first slabs after {latency.text('.1f', ' ms')}, then {speed.text('.0f', ' MB/s')}")
+        goals += [
+            Goal(
+                f"first slabs from {kind}",
+                f"≤ {FIRST_GOAL} ms",
+                latency.text(".1f", " ms"),
+                latency.at_most(FIRST_GOAL),
+            ),
+            Goal(f"slabs from {kind}", f"≥ {RATE_GOAL} MB/s", speed.text(".0f", " MB/s"), speed.at_least(RATE_GOAL)),
+        ]
     return Outcome(goals, figures)
 
 
@@ -96,14 +104,10 @@ def _answer(guests: list[SyncGuest], ended: threading.Event) -> None:
             by_number[number].answer_revokes()
 
 
-def _list(values: tuple[float, ...], factor: float, form: str) -> str:
-    return ", ".join(format(value * factor, form) for value in values)
-
-
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--size", type=int, default=512, help="MiB")
     command.add_argument("--guests", type=int, default=8)
-    command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--rounds", type=int, default=7)
     asked = command.parse_args()
     main(asked, lambda: measure(asked.size * MIB, asked.guests, asked.rounds))

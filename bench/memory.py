@@ -21,6 +21,7 @@ from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressibl
 from bench.tools.harness import Mounted, tmemfs, workspace
 from bench.tools.procmem import Memory
 from bench.tools.report import Figures, Goal, Outcome, bars, main, parser, say
+from bench.tools.verdict import judged
 
 SLABS_GOAL, WHOLE_GOAL = 2.0, 10.0  # percent
 FULL_GOAL, FALL_GOAL = 1.25, 200 * MIB
@@ -75,11 +76,11 @@ def _full(source: Path, mountpoint: Path, cache: int, pool: int) -> tuple[Figure
         "stats": {name: stats[name] for name in ("cache_resident_bytes", *names)},
     }
     what = "process memory (PSS and arena) over an idle mount's, cache and pool full of 2:1 pages"
-    goals = [Goal(what, f"≤ {FULL_GOAL} × capacity", f"{ratio:.2f} × capacity", ratio <= FULL_GOAL)]
+    goals = [Goal(what, f"≤ {FULL_GOAL} × capacity", f"{ratio:.2f} × capacity", judged(ratio <= FULL_GOAL))]
     for (name, sides), most in zip(honesty.items(), (SLABS_GOAL, WHOLE_GOAL), strict=True):
         off = 100.0 * (sides["measured"] / sides["counters"] - 1.0)
         text = f"memory that is really taken against what the counters say: {name}"
-        goals.append(Goal(text, f"within {most:.0f} %", f"{off:+.1f} %", abs(off) <= most))
+        goals.append(Goal(text, f"within {most:.0f} %", f"{off:+.1f} %", judged(abs(off) <= most)))
     return figures, goals
 
 
@@ -109,7 +110,7 @@ def _resize(source: Path, mountpoint: Path, big: int, small: int, pool: int) -> 
     }
     least = FALL_SHARE * (big - small)
     what = f"memory after resize from {big // MIB}M to {small // MIB}M, the pool full before"
-    goal = Goal(what, f"falls ≥ {least / MIB:.0f} MiB", f"falls {fall / MIB:.0f} MiB", fall >= least)
+    goal = Goal(what, f"falls ≥ {least / MIB:.0f} MiB", f"falls {fall / MIB:.0f} MiB", judged(fall >= least))
     return figures, goal
 
 

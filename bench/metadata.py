@@ -1,12 +1,13 @@
 """What names and attributes cost, against a filesystem that does nothing.
 
-Measured, in calls a second, through tmemfs over a local directory and through `bench.subjects.nullfs`, in turn:
-`stat` of a name that the kernel has cached; listing a directory of NAMES entries again and again (`readdir`, with
-attributes); create and unlink of an empty file. Both sides answer with an attribute time-out of one second, and both
-are asked once before. The processor time of the serving process a call is given as well: it says the same with less
-noise. A count at the end: how many calls on the backing a second `ls -l` of 10,000 entries makes within the time-out.
+Measured, in calls a second, through tmemfs over a local directory and through `bench.subjects.nullfs`, in turn: `stat`
+of a name that the kernel has cached; listing a directory of NAMES entries again and again (`readdir`, with attributes);
+create and unlink of an empty file. Both sides answer with an attribute time-out of one second, and both are asked once
+before; the figure is the median of the ratios of the rounds, with the interval of bench/tools/verdict.py. The processor
+time of the serving process a call is given as well: it says the same with less noise. A count at the end: how many
+calls on the backing a second `ls -l` of 10,000 entries makes within the time-out.
 
-    python -m bench.metadata [--pairs 5] [--seconds 1] [--out FILE]
+    python -m bench.metadata [--pairs 7] [--seconds 0.5] [--out FILE]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bench.tools import draw, procmem
 from bench.tools.content import MIB
 from bench.tools.harness import nullfs, tmemfs, workspace
 from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
+from bench.tools.verdict import in_turn, judged, spread
 
 GOAL = 0.80
 NAMES = 1000
@@ -66,7 +68,7 @@ LOADS: dict[str, Rate] = {
 }
 
 
-def measure(pairs: int = 5, seconds: float = 1.0) -> Outcome:
+def measure(pairs: int = 7, seconds: float = 0.5) -> Outcome:
     """Measure each load on both sides in turn."""
     figures: Figures = {}
     goals: list[Goal] = []
@@ -82,27 +84,20 @@ def measure(pairs: int = 5, seconds: float = 1.0) -> Outcome:
             sides = {"null": (null.path, null.pid), "tmemfs": (mount.path, mount.pid)}
             for name, load in LOADS.items():
                 figures[name] = _in_turn(name, load, sides, pairs, seconds)
-                ratio = figures[name]["median_ratio"]
-                goals.append(
-                    Goal(f"{name}, against a null filesystem", f"≥ {GOAL:.2f}×", f"{ratio:.2f}×", ratio >= GOAL)
-                )
+                ratio = spread(figures[name]["ratios"])
+                what = f"{name}, against a null filesystem"
+                goals.append(Goal(what, f"≥ {GOAL:.2f}×", ratio.text(".2f", "×"), ratio.at_least(GOAL)))
         figures["second_listing"] = calls = _second_listing(space)
-    goals.append(
-        Goal(
-            f"backing calls of a second ls -l of {LISTED} entries",
-            "none an entry",
-            f"{calls} in all",
-            calls < LISTED / 100,
-        )
-    )
+    what = f"backing calls of a second ls -l of {LISTED:,} entries"
+    goals.append(Goal(what, "none an entry", f"{calls} in all", judged(calls < LISTED / 100)))
     return Outcome(goals, figures)
 
 
 def _in_turn(name: str, load: Rate, sides: dict[str, tuple[Path, int]], pairs: int, seconds: float) -> Figures:
     rates: dict[str, list[float]] = {side: [] for side in sides}
     processor: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(pairs):
-        for side, (root, pid) in sides.items():
+    for pair in range(pairs):
+        for side, (root, pid) in in_turn(sides.items(), pair):
             used = procmem.run_seconds(pid)
             calls, spent = load(root, seconds)
             rates[side].append(calls / spent)
@@ -110,12 +105,11 @@ def _in_turn(name: str, load: Rate, sides: dict[str, tuple[Path, int]], pairs: i
     found = ratios(rates["tmemfs"], rates["null"])
     spent_on = {side: median(values) for side, values in processor.items()}
     costs = ", ".join(f"{spent:.1f} {side}" for side, spent in spent_on.items())
-    say(f"{name}: {median(found):.2f}×, processor µs a call: {costs}")
+    say(f"{name}: {spread(found).text('.2f', '×')}, processor µs a call: {costs}")
     say(bars({side: median(values) for side, values in rates.items()}, "/s"))
     return {
         "calls_a_second": rates,
         "ratios": found,
-        "median_ratio": median(found),
         "processor_microseconds_a_call": spent_on,
     }
 
@@ -149,7 +143,7 @@ def picture(figures: Figures, path: Path) -> None:
 
 if __name__ == "__main__":
     command = parser(__doc__)
-    command.add_argument("--pairs", type=int, default=5)
-    command.add_argument("--seconds", type=float, default=1.0, help="of each side in each round")
+    command.add_argument("--pairs", type=int, default=7)
+    command.add_argument("--seconds", type=float, default=0.5, help="of each side in each round")
     asked = command.parse_args()
     main(asked, lambda: measure(asked.pairs, asked.seconds), picture)

@@ -9,23 +9,29 @@ import base64
 import html
 import importlib
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bench.catalogue import CATALOGUE, Measure
+from bench.tools.verdict import Verdict
 
 RESULTS = Path(__file__).parent / "results"
 RUN = "run.json"  # about the run as a whole
 
+_CLASSES = {Verdict.MET: "met", Verdict.MISSED: "missed", Verdict.OPEN: "undecided"}
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
 h1 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1.2rem; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #ddd; }
 pre { background: #f4f4f2; padding: .6rem .8rem; overflow-x: auto; } img { max-width: 100%; }
-.met { color: #1d6b2f; font-weight: bold; } .missed { color: #a8281c; font-weight: bold; } .open { color: #666; }
+.met { color: #1d6b2f; font-weight: bold; } .missed { color: #a8281c; font-weight: bold; }
+.undecided { color: #8a5a00; font-weight: bold; } .plain { color: #666; } code { background: #f4f4f2; }
+nav { columns: 2; }
 .note { background: #fdf3dc; padding: .6rem .8rem; }
 """
 
@@ -39,9 +45,10 @@ def build(directory: Path) -> Path:
         f"<title>tmemfs: what was measured</title><style>{_STYLE}</style>",
         "<h1>tmemfs: what was measured</h1>",
         *_about(run),
-        "<h2>All goals</h2>",
-        *_goals(goal | {"link": name} for name, result in found.items() for goal in (result or {}).get("goals", [])),
+        "<h2>What has a goal</h2>",
+        *_judged(goal | {"link": name} for name, result in found.items() for goal in (result or {}).get("goals", [])),
         *_left_out(found),
+        *_contents(found),
     ]
     for measure in CATALOGUE:
         parts.extend(_section(measure, found[measure.name], pictures(directory, measure.name)))
@@ -68,7 +75,7 @@ def _about(run: dict[str, Any]) -> Iterable[str]:
     if run.get("quick"):
         yield (
             "<p class=note>This was a quick run: everything is small. It shows that the measures work; "
-            "its figures mean little.</p>"
+            "its figures mean little, and no goal is judged.</p>"
         )
     if run.get("interrupted"):
         yield "<p class=note>The run was interrupted; what had been measured until then is below.</p>"
@@ -83,22 +90,46 @@ def _about(run: dict[str, Any]) -> Iterable[str]:
     rows = (f"<tr><th>{_text(name)}<td>{_text(value)}" for name, value in facts.items() if value is not None)
     yield "<table>" + "".join(rows) + "</table>"
     yield (
-        "<p>Every comparison runs its sides in turn, in one run, on the same machine. Inputs are seeded. "
-        "The load before a measure is the machine's average of the last minute, other people's work included.</p>"
+        "<p>tmemfs puts a page cache, and behind it a pool of memory, before a slow directory; tmemd lends one pool "
+        "to many mounts. Does that help, and what does it cost?</p>"
+        "<p>Every comparison runs its sides in turn, in one run, on the same machine. Inputs are seeded. A figure that "
+        "varies is a median, and behind it in brackets is the interval in which the true one is with 95 % confidence "
+        "(of fewer than six, the lowest and the highest). A goal is <b>met</b> or <b>missed</b> when all of the "
+        "interval is on one side of it, else <b>not decided</b>. The load before a measure is the machine's average of "
+        "the last minute, other people's work included. The commands are run in the project's directory, with "
+        "<code>.venv/bin/python</code>.</p>"
     )
+
+
+def _judged(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
+    """Show what has a goal, and how many of these are met."""
+    found = [goal for goal in goals if goal["verdict"] != Verdict.REPORTED]
+    counts = Counter(goal["verdict"] for goal in found)
+    yield "<p>" + ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict]) + ".</p>"
+    yield from _goals(found)
 
 
 def _goals(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
     """Show goals as a table; what is missed has the size of what is met."""
-    verdicts = {True: "<span class=met>met</span>", False: "<span class=missed>missed</span>"}
     yield "<table><tr><th>what<th>goal<th>result<th>"
     for goal in goals:
         what = _text(goal["what"])
         if "link" in goal:
             what = f"<a href='#{goal['link']}'>{what}</a>"
-        verdict = verdicts.get(goal["met"], "<span class=open>no goal met or missed</span>")
-        yield f"<tr><td>{what}<td>{_text(goal['goal'])}<td><b>{_text(goal['result'])}</b><td>{verdict}"
+        kind = _CLASSES.get(goal["verdict"], "plain")
+        shown = f"<span class={kind}>{_text(goal['verdict'])}</span>"
+        yield f"<tr><td>{what}<td>{_text(goal['goal'])}<td><b>{_text(goal['result'])}</b><td>{shown}"
     yield "</table>"
+
+
+def _contents(found: dict[str, dict[str, Any] | None]) -> Iterable[str]:
+    """Link to all measures."""
+    yield "<h2>All measures</h2><nav>"
+    for measure in CATALOGUE:
+        state = next((why for why in ("skipped", "failed") if why in (found[measure.name] or {})), "")
+        state = state or ("" if found[measure.name] else "not run")
+        yield f"<a href='#{measure.name}'>{_text(measure.title)}</a>{f' ({state})' if state else ''}<br>"
+    yield "</nav>"
 
 
 def _left_out(found: dict[str, dict[str, Any] | None]) -> Iterable[str]:
@@ -116,11 +147,12 @@ def _section(measure: Measure, result: dict[str, Any] | None, drawn: list[Path])
     doc = importlib.import_module(f"bench.{measure.name}").__doc__ or ""
     for paragraph in doc.split("\n\n"):
         if paragraph.strip() and not paragraph.startswith("    "):
-            yield f"<p>{_text(paragraph)}</p>"
+            yield f"<p>{_marked(paragraph)}</p>"
     if "command" in result:
         yield f"<pre>{_text(result['command'])}</pre>"
     if "seconds" in result:
-        yield f"<p>Took {result['seconds']} s; load before: {result['load_before']:.2f}.</p>"
+        took = f"Took {result['seconds']} s, and {result['processor_seconds']} s of processor time"
+        yield f"<p>{took}; load before: {result['load_before']:.2f}.</p>"
     for why in ("skipped", "failed"):
         if why in result:
             yield f"<p class=note>{why.capitalize()}: {_text(result[why])}</p>"
@@ -132,6 +164,12 @@ def _section(measure: Measure, result: dict[str, Any] | None, drawn: list[Path])
         data = base64.b64encode(picture.read_bytes()).decode()
         yield f"<p><img alt='{_text(measure.title)}' src='data:image/png;base64,{data}'></p>"
     yield f"<p><a href='{measure.name}.json'>all figures</a></p>"
+
+
+def _marked(text: str) -> str:
+    """Show what a docstring marks: *words* and `code`."""
+    shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return re.sub(r"\*([^*\n]+)\*", r"<em>\1</em>", shown)
 
 
 def _text(value: object) -> str:

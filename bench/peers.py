@@ -4,14 +4,16 @@ Measured through the slow directory itself; bindfs and rclone mount (with its vf
 libfuse's passthrough_hp where it is on the PATH; a null pyfuse3 filesystem, which reads nothing and is the floor; and
 tmemfs: 4-KiB random reads with 1 and 4 readers (fio, reads a second), 128-KiB and 1-MiB sequential reads (MiB a second)
 and stat of names (calls a second). *Cold* is the first time that a file is read, *warm* the time after it was read
-whole. The slow directory is a tmemfs mount with a throttle, the smallest cache, no pool and nothing believed for longer
-than a moment, so that all the others meet the same delays.
+whole. All are mounted at the same time and measured in turn, backwards in every second round, with new files in each
+round; the figures are medians of the rounds, the ratios medians of the ratios of the rounds (lowest to highest). The
+slow directory is a tmemfs mount with a throttle, the smallest cache, no pool and nothing believed for longer than a
+moment, so that all the others meet the same delays.
 
 bindfs, rclone and passthrough_hp have the kernel's page cache, as large as the machine's free memory, and rclone a
 directory on disk; tmemfs keeps to its `--cache` and `--pool`, and its warm pages come from both. rclone believes
 names for five minutes by default, tmemfs is told to believe them for one.
 
-    python -m bench.peers [--seconds 1] [--latency 2ms] [--size 24] [--out FILE]
+    python -m bench.peers [--rounds 3] [--seconds 0.3] [--latency 2ms] [--size 8] [--out FILE]
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from bench.tools import draw, fio, pages
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import fast_workspace, nullfs, served, tmemfs
-from bench.tools.report import Figures, Goal, Outcome, main, parser, say
+from bench.tools.report import Figures, Goal, Outcome, main, median, parser, ratios, say
+from bench.tools.verdict import in_turn, spread
 
-PEERS = ("plain, throttled", "bindfs", "rclone", "passthrough_hp", "null", "tmemfs")
-NAMES = 200
-# Each has a file of its own, called as the load; a number of readers, or bytes a read.
+OURS = "tmemfs"
+PEERS = ("plain, throttled", "bindfs", "rclone", "passthrough_hp", "null", OURS)
+NAMES = 100
+# Each has a file of its own in every round; a number of readers, or bytes a read.
 LOADS = {
     "4-KiB random, 1 reader": ("random", 1),
     "4-KiB random, 4 readers": ("random", 4),
@@ -84,44 +88,59 @@ def _peer(name: str, space: Path, slow: Path, size: int) -> Iterator[Path]:
             ).path
 
 
-def measure(seconds: float = 1.0, latency: str = "2ms", size: int = 24 * MIB, only: Sequence[str] = PEERS) -> Outcome:
+def measure(
+    rounds: int = 3, seconds: float = 0.3, latency: str = "2ms", size: int = 8 * MIB, only: Sequence[str] = PEERS
+) -> Outcome:
     """Measure every load through every peer."""
     figures: Figures = {"unit": "reads/s, MiB/s, calls/s", "loads": {}, "skipped_peers": {}, "notes": []}
-    with fast_workspace() as space:
+    with fast_workspace() as space, contextlib.ExitStack() as stack:
         source, slow = space / "source", space / "slow"
-        source.mkdir()
-        for number, name in enumerate(LOADS):
-            write_half_compressible(source / name, size // PAGE_SIZE, seed=number + 1)
-        for number in range(NAMES):
-            (source / f"{number:06d}").touch()
-        with tmemfs(source, slow, "--throttle", f"latency={latency}", "--attr-timeout", "0", cache=MIB, pool=0):
-            for peer in only:
-                try:
-                    with _peer(peer, space, slow, size) as place:
-                        _measure_one(figures["loads"], peer, place, seconds)
-                except BenchError as error:
-                    figures["skipped_peers"][peer] = str(error)
-                    figures["notes"].append(f"{peer} was skipped: {error}")
-                    say(f"  {peer}: skipped: {error}")
+        for number in range(rounds):
+            _make_files(source / str(number), size, seed=10 * number)
+        throttle = f"latency={latency}"
+        stack.enter_context(tmemfs(source, slow, "--throttle", throttle, "--attr-timeout", "0", cache=MIB, pool=0))
+        places: dict[str, Path] = {}
+        for peer in only:
+            try:
+                places[peer] = stack.enter_context(_peer(peer, space, slow, size))
+            except BenchError as error:
+                figures["skipped_peers"][peer] = str(error)
+                figures["notes"].append(f"{peer} was skipped: {error}")
+                say(f"  {peer}: skipped: {error}")
+        for number in range(rounds):
+            for peer, place in in_turn(places.items(), number):
+                _measure_one(figures["loads"], peer, place, number, seconds)
     return Outcome(_goals(figures), figures)
 
 
-def _measure_one(loads: Figures, peer: str, place: Path, seconds: float) -> None:
+def _make_files(directory: Path, size: int, seed: int) -> None:
+    """Make what is read in a round."""
+    directory.mkdir(parents=True)
+    for number, name in enumerate(LOADS):
+        write_half_compressible(directory / name, size // PAGE_SIZE, seed=seed + number)
+    for number in range(NAMES):
+        (directory / f"{number:06d}").touch()
+
+
+def _measure_one(loads: Figures, peer: str, mount: Path, number: int, seconds: float) -> None:
     """Run every load, cold and warm."""
-    for load, (what, number) in LOADS.items():
+    place, rates = mount if peer == "null" else mount / str(number), {}
+    for load, (what, count) in LOADS.items():
         file = place / ("view" if peer == "null" else load)
         for state in STATES:
             if what == "random":
                 if state == "warm":
                     pages.in_order(file, shuffled(file.stat().st_size // MIB, seed=4), MIB)
-                rate = fio.read(file, pattern="randread", block=PAGE_SIZE, jobs=number, seconds=seconds).iops
+                rate = fio.read(file, pattern="randread", block=PAGE_SIZE, jobs=count, seconds=seconds).iops
             else:
-                done = pages.sequentially(file, number)
+                done = pages.sequentially(file, count)
                 rate = done.pages * PAGE_SIZE / MIB / done.seconds
-            loads.setdefault(f"{load}, {state}", {})[peer] = rate
+            rates[f"{load}, {state}"] = rate
     for state in STATES:
-        loads.setdefault(f"{STAT}, {state}", {})[peer] = _stats(place)
-    say(f"  {peer:<17} " + ", ".join(f"{load}: {rates[peer]:,.0f}" for load, rates in loads.items()))
+        rates[f"{STAT}, {state}"] = _stats(place)
+    for name, rate in rates.items():
+        loads.setdefault(name, {}).setdefault(peer, []).append(rate)
+    say(f"  {peer:<17} " + ", ".join(f"{load}: {rate:,.0f}" for load, rate in rates.items()))
 
 
 def _stats(place: Path) -> float:
@@ -136,22 +155,29 @@ def _goals(figures: Figures) -> list[Goal]:
     """Report tmemfs against each peer in every load; there are no goals, only what it is."""
     goals = []
     for load, rates in figures["loads"].items():
-        ours = rates.get("tmemfs", 0.0)
-        against = ", ".join(f"{ours / rate:.2g}× {peer}" for peer, rate in rates.items() if peer != "tmemfs" and rate)
-        goals.append(Goal(f"tmemfs, {load}", "reported as it is", against, None))
+        against = {peer: spread(ratios(rates[OURS], theirs)) for peer, theirs in rates.items() if peer != OURS}
+        text = "; ".join(f"{ratio.text('.2g', '×')} {peer}" for peer, ratio in against.items())
+        goals.append(Goal(f"tmemfs, {load}", "–", text))
     return goals
 
 
 def picture(figures: Figures, path: Path) -> None:
-    """Draw all rates."""
-    title = "Over one slow directory: reads/s, MiB/s (sequential), calls/s (stat); more is better"
-    draw.bars(path, title, figures["loads"], "a second", log=True)
+    """Draw all rates, those of the same unit together."""
+    medians = {load: {peer: median(rates) for peer, rates in found.items()} for load, found in figures["loads"].items()}
+    for word, unit, name in (
+        ("random", "reads/s", path),
+        ("sequential", "MiB/s", path.with_name(path.stem + "-sequential.png")),
+        ("stat", "calls/s", path.with_name(path.stem + "-stat.png")),
+    ):
+        groups = {load: found for load, found in medians.items() if word in load}
+        draw.bars(name, "tmemfs and its peers over one slow directory: more is better", groups, unit, log=True)
 
 
 if __name__ == "__main__":
     command = parser(__doc__)
-    command.add_argument("--seconds", type=float, default=1.0, help="of each random load")
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--seconds", type=float, default=0.3, help="of each random load")
     command.add_argument("--latency", default="2ms", help="of the slow directory")
-    command.add_argument("--size", type=int, default=24, help="MiB of each file")
+    command.add_argument("--size", type=int, default=8, help="MiB of each file")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.seconds, asked.latency, asked.size * MIB), picture)
+    main(asked, lambda: measure(asked.rounds, asked.seconds, asked.latency, asked.size * MIB), picture)

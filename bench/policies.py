@@ -25,6 +25,7 @@ from bench.models.replay import Sizes, replay_baseline, replay_real
 from bench.tools import draw, traces
 from bench.tools.children import BenchError
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
+from bench.tools.verdict import Verdict, judged
 
 SHARES = ((0.01, 0.02), (0.025, 0.05), (0.05, 0.10), (0.10, 0.20))
 OURS, BASELINE = "ours", "LRU + FIFO"
@@ -138,7 +139,8 @@ def _goals(figures: Figures) -> list[Goal]:
         text = f"traces through the real objects, misses {what} against {BASELINE}"
         value = figures.get(key)
         result = "skipped: no traces" if value is None else f"{value:+.1f} %"
-        goals.append(Goal(text, f"≤ {most:+.0f} %", result, None if value is None else value <= most))
+        verdict = Verdict.REPORTED if value is None else judged(value <= most)
+        goals.append(Goal(text, f"≤ {most:+.0f} %", result, verdict))
     return goals
 
 

@@ -149,11 +149,11 @@ def _goals(figures: Figures) -> list[Goal]:
         if name != OURS:
             ratios = [ours[key] / other[key] for key in ("puts_a_second", "gets_a_second", "bytes_a_page")]
             text = "puts {:.2f}×, gets {:.2f}×, memory {:.2f}×".format(*ratios)
-            goals.append(Goal(f"the pool alone, against {name}", "reported as it is", text, None))
+            goals.append(Goal(f"the pool alone, against {name}", "–", text))
     growth = figures["growth"]
     first, last = growth[0], growth[-1]
     text = ", ".join(f"{name} {last[name] / first[name]:.2f}×" for name in ("put", "get"))
-    goals.append(Goal(f"cost with {last['pages']:,} pages against {first['pages']:,}", "reported as it is", text, None))
+    goals.append(Goal(f"cost with {last['pages']:,} pages against {first['pages']:,}", "–", text))
     return goals
 
 

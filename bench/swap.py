@@ -4,8 +4,9 @@ Measured: the time a page, over a random quarter of all pages, of writing them a
 and another goes out. In the same run, with the same process, the same content (2:1 compressible) and the same limit, it
 swaps in turn to a mount's hswap file whose pool holds everything, to a null pyfuse3 filesystem that keeps the bytes and
 does nothing else, to zram with lz4, and to a file on a mount whose directory takes 5 ms a request. Every page is
-written before and every byte of a quarter compared afterwards. The figures are medians of ratios of neighbouring
-passes; the slow file takes part in one of them.
+written before and every byte of a quarter compared afterwards. The timed quarter is six parts; the figures are medians
+of the ratios of these parts in neighbouring passes, with the interval of bench/tools/verdict.py. The slow file takes
+part in the first round alone.
 
 The goal is on the slow file. zram is in the kernel: its ratio says what the way through FUSE and Python costs.
 
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.subjects import swapareas
-from bench.subjects.paging import Round, pager, vmstat
+from bench.subjects.paging import pager, vmstat
 from bench.subjects.swapareas import Area
 from bench.tools import draw
 from bench.tools.children import BenchError
@@ -28,11 +29,13 @@ from bench.tools.content import PAGE_SIZE
 from bench.tools.harness import workspace
 from bench.tools.memcg import limited
 from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
+from bench.tools.verdict import in_turn, spread
 
 GOAL = 20.0
 MIB = 1 << 20
 TIMES_LIMIT = 4
-PARTS = 4  # of all pages, how many are timed: the slow file takes minutes for all of them
+SHARE = 4  # one in so many of all pages is timed: the slow file takes minutes for all of them
+PARTS = 6  # in which they are timed: fewer pairs decide nothing
 _SECONDS = 600.0
 _AREAS: Mapping[str, Area] = {"hswap": swapareas.hswap, "null": swapareas.null, "zram": swapareas.zram}
 
@@ -42,11 +45,11 @@ def measure(rounds: int = 3, limit: int = 16 * MIB, slow_rounds: int = 1) -> Out
     what = f"paging {TIMES_LIMIT} × the memory of a process, hswap against a file behind 5 ms"
     lacking = swapareas.lacks()
     if lacking is not None:
-        return Outcome([Goal(what, f"≥ {GOAL:.0f}× faster", f"skipped: {lacking}", None)], {"skipped": lacking})
+        return Outcome([Goal(what, f"≥ {GOAL:.0f}× faster", f"skipped: {lacking}")], {"skipped": lacking})
     found: dict[str, list[Figures]] = {name: [] for name in (*_AREAS, "slow")}
     with workspace() as space:
         for turn in range(rounds):
-            for name, area in _AREAS.items():
+            for name, area in in_turn(_AREAS.items(), turn):
                 _try(found, name, area, space, limit)
             if turn < slow_rounds:
                 _try(found, "slow", swapareas.slow, space, limit)
@@ -54,19 +57,17 @@ def measure(rounds: int = 3, limit: int = 16 * MIB, slow_rounds: int = 1) -> Out
     say(bars(per_page, "µs a page in and out"))
     figures: Figures = {"limit_bytes": limit, "working_set_bytes": TIMES_LIMIT * limit, "passes": found}
     figures["microseconds_a_page"] = per_page
-    figures["hswap_against"] = {
-        name: median(ratios(*(_times(found[which], found[name]) for which in ("hswap", name))))
-        for name in ("null", "zram", "slow")
-        if found[name]
-    }
-    against = figures["hswap_against"]
-    faster = 1 / against["slow"] if "slow" in against else None
-    result = f"{faster:.0f}× faster" if faster is not None else "not measured"
-    goals = [Goal(what, f"≥ {GOAL:.0f}× faster", result, None if faster is None else faster >= GOAL)]
+    figures["hswap_times"] = times = {name: _against(found["hswap"], found[name]) for name in per_page}
+    if found["slow"]:
+        faster = spread([1 / ratio for ratio in times["slow"]])
+        goals = [Goal(what, f"≥ {GOAL:.0f}× faster", faster.text(".0f", "× faster"), faster.at_least(GOAL))]
+    else:
+        goals = [Goal(what, f"≥ {GOAL:.0f}× faster", "not measured")]
     for name, words in (("zram", "zram with lz4"), ("null", "a null filesystem used as swap the same way")):
-        if name in against:
-            text = f"{against[name]:.2f}× its time ({per_page['hswap']:.0f} against {per_page[name]:.0f} µs a page)"
-            goals.append(Goal(f"the same, against {words}", "–", text, None))
+        if found[name]:
+            text = spread(times[name]).text(".2f", "× its time")
+            text += f", {per_page['hswap']:.0f} against {per_page[name]:.0f} µs a page"
+            goals.append(Goal(f"the same, against {words}", "–", text))
     return Outcome(goals, figures)
 
 
@@ -78,9 +79,10 @@ def picture(figures: Figures, path: Path) -> None:
     draw.bars(path, title, {"swap to": costs}, "µs a page", log=True)
 
 
-def _times(some: list[Figures], other: list[Figures]) -> list[float]:
-    """Give the seconds of the passes that both have."""
-    return [one["seconds"] for one in some[: min(len(some), len(other))]]
+def _against(some: list[Figures], other: list[Figures]) -> list[float]:
+    """Give the ratios of the parts of the passes that both have."""
+    pairs = zip(some, other, strict=False)
+    return [ratio for one, two in pairs for ratio in ratios(one["part_seconds"], two["part_seconds"])]
 
 
 def _try(found: dict[str, list[Figures]], name: str, area: Area, space: Path, limit: int) -> None:
@@ -99,18 +101,19 @@ def _pass(area: Area, space: Path, limit: int) -> Figures:
     with area(space, 2 * size), limited(limit) as cgroup, pager(cgroup, size) as process:
         process.run("write", _SECONDS)
         before = vmstat()
-        timed: Round = process.run(f"write {size // PAGE_SIZE // PARTS}", _SECONDS)
+        timed = [process.run(f"write {size // PAGE_SIZE // SHARE // PARTS}", _SECONDS) for _ in range(PARTS)]
         swapped = {name: value - before[name] for name, value in vmstat().items()}
-        if swapped["pswpout"] < timed.pages // 2 or swapped["pswpin"] < timed.pages // 2:
-            raise BenchError(f"only {swapped} of {timed.pages} pages were swapped: is the limit for this process?")
-        checked = process.run(f"check {timed.pages}", _SECONDS)
+        count, seconds = sum(part.pages for part in timed), sum(part.seconds for part in timed)
+        if swapped["pswpout"] < count // 2 or swapped["pswpin"] < count // 2:
+            raise BenchError(f"only {swapped} of {count} pages were swapped: is the limit for this process?")
+        checked = process.run(f"check {count}", _SECONDS)
     if checked.wrong:
         raise BenchError(f"{checked.wrong} of {checked.pages} pages came back wrong")
     return {
-        "seconds": timed.seconds,
-        "microseconds_a_page": 1e6 * timed.seconds / timed.pages,
+        "part_seconds": [part.seconds for part in timed],
+        "microseconds_a_page": 1e6 * seconds / count,
         "check_seconds": checked.seconds,
-        "major_faults": timed.major_faults,
+        "major_faults": sum(part.major_faults for part in timed),
         **swapped,
     }
 

@@ -13,17 +13,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.tools import procmem
 from bench.tools.harness import Mounted, tmemd, tmemfs
 
-ARMS = ("a static", "b balloon", "c greedy", "d policy", "e shipped", "f limit")
+ARMS = ("a static", "b balloon", "b quick balloon", "c greedy", "d policy", "e shipped", "f limit")
 _LENDING = {
     "c greedy": ("greedy", "--no-compress"),
     "d policy": ("mix", "--no-compress"),
     "e shipped": ("mix", "--compress"),
 }
-# Linux's drivers/xen/xen-selfballoon.c: every 5 s, all of what lacks at once, an eighth of what is too much.
-INTERVAL = 5.0
-UP, DOWN = 1, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Hysteresis:
+    """How a balloon follows its goal: looks every `interval` seconds, goes one `up`th or one `down`th of the way."""
+
+    interval: float
+    up: int
+    down: int
+
+
+# The defaults of Linux's drivers/xen/xen-selfballoon.c; and as quick as it makes sense, for phases that are as short as
+# those of a bench: the best that moving memory by balloon can do.
+BALLOONS = {"b balloon": Hysteresis(5.0, 1, 8), "b quick balloon": Hysteresis(0.5, 1, 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,10 @@ class Guests:
         """Add up the pages that were read from the slow directories."""
         return int(sum(mount.stats()["backing_pages"] for mount in self.mounts))
 
+    def processor_seconds(self) -> float:
+        """Add up the processor time of the mounts."""
+        return sum(procmem.run_seconds(mount.pid) for mount in self.mounts)
+
 
 @contextlib.contextmanager
 def sharing(arm: str, space: Path, sources: Sequence[Path], shape: Shape, throttle: str) -> Iterator[Guests]:
@@ -79,13 +95,13 @@ def sharing(arm: str, space: Path, sources: Sequence[Path], shape: Shape, thrott
             stack.enter_context(tmemfs(source, place, *options, cache=cache, pool=pool))
             for source, place in zip(sources, places, strict=True)
         ]
-        if arm == "b balloon":
-            stack.enter_context(_ballooned(mounts, shape))
+        if arm in BALLOONS:
+            stack.enter_context(_ballooned(mounts, shape, BALLOONS[arm]))
         yield Guests(mounts, places)
 
 
 @contextlib.contextmanager
-def _ballooned(mounts: Sequence[Mounted], shape: Shape) -> Iterator[None]:
+def _ballooned(mounts: Sequence[Mounted], shape: Shape, hysteresis: Hysteresis) -> Iterator[None]:
     """Move memory between the caches, as a controller in the host would with a balloon in each guest."""
     over = threading.Event()
     least, total = shape.cache, shape.total(len(mounts))
@@ -93,10 +109,10 @@ def _ballooned(mounts: Sequence[Mounted], shape: Shape) -> Iterator[None]:
     def control() -> None:
         sizes = [total // len(mounts)] * len(mounts)
         before = [mount.stats() for mount in mounts]
-        while not over.wait(INTERVAL):
+        while not over.wait(hysteresis.interval):
             now = [mount.stats() for mount in mounts]
             needs = [need(one, other, least) for one, other in zip(before, now, strict=True)]
-            after = rebalanced(sizes, needs, total)
+            after = rebalanced(sizes, needs, total, hysteresis)
             # Those that shrink first, so that the total is never more than it may be.
             for number in sorted(range(len(mounts)), key=lambda each: after[each] - sizes[each]):
                 if after[number] != sizes[number]:
@@ -119,10 +135,10 @@ def need(before: dict[str, float], now: dict[str, float], least: int) -> int:
     return int(now["cache_resident_bytes"] + 4096 * missed) if used > 100 else least
 
 
-def rebalanced(sizes: Sequence[int], needs: Sequence[int], total: int) -> list[int]:
-    """Return the sizes after one look: an eighth of each surplus is given up, lacks share what is free."""
-    after = [size - max(0, size - wanted) // DOWN for size, wanted in zip(sizes, needs, strict=True)]
-    lacks = [max(0, wanted - size) // UP for size, wanted in zip(after, needs, strict=True)]
+def rebalanced(sizes: Sequence[int], needs: Sequence[int], total: int, hysteresis: Hysteresis) -> list[int]:
+    """Return the sizes after one look: a part of each surplus is given up, lacks share what is free."""
+    after = [size - max(0, size - wanted) // hysteresis.down for size, wanted in zip(sizes, needs, strict=True)]
+    lacks = [max(0, wanted - size) // hysteresis.up for size, wanted in zip(after, needs, strict=True)]
     free = total - sum(after)
     share = min(1.0, free / sum(lacks)) if sum(lacks) else 0.0
     return [size + int(lack * share) for size, lack in zip(after, lacks, strict=True)]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.tools.verdict import Spread
+
 # By the arm's name. What is ours is blue or green, what it is compared with is not.
 COLOURS = {
     "tmemfs": "#1f5fa8",
@@ -20,8 +22,8 @@ COLOURS = {
     "LRU + FIFO": "#c9702c",
     "S3-FIFO": "#7b4ea3",
     "Belady": "#3a3a3a",
-    "null": "#8c8c8c",
-    "null, eager": "#4a4a4a",
+    "null": "#3a3a3a",
+    "null, eager": "#6a6a6a",
     "plain, throttled": "#8c8c8c",
     "bindfs": "#c9702c",
     "rclone": "#7b4ea3",
@@ -36,6 +38,7 @@ COLOURS = {
     "measured": "#1f5fa8",
     "a static": "#8c8c8c",
     "b balloon": "#c9702c",
+    "b quick balloon": "#e0b04a",
     "c greedy": "#8ab4e0",
     "5 ms": "#1f5fa8",
     "0.5 ms": "#8ab4e0",
@@ -61,14 +64,17 @@ def colour(name: str, number: int = 0) -> str:
 def bars(
     path: Path,
     title: str,
-    groups: Mapping[str, Mapping[str, float]],
+    groups: Mapping[str, Mapping[str, float | Spread]],
     unit: str,
     *,
     log: bool = False,
     goal: float | None = None,
-    form: str = "{:,.3g}",
+    form: str = "",
 ) -> None:
-    """Draw horizontal bars: a group for each key, in it a bar for each arm; every bar has its value written on it."""
+    """Draw horizontal bars: a group for each key, in it a bar for each arm; every bar has its value written on it.
+
+    A Spread is drawn as its median, with a line from end to end of its interval.
+    """
     arms = list(dict.fromkeys(arm for group in groups.values() for arm in group))
     height = sum(len(group) for group in groups.values()) * 0.27 + len(groups) * 0.35 + 1.3
     figure, axes = _axes(title, (9.0, max(2.4, height)))
@@ -76,14 +82,16 @@ def bars(
     shown: set[str] = set()
     for group, values in groups.items():
         began = place
-        for arm, value in values.items():
+        for arm, given in values.items():
             label = "_" if arm in shown else arm
             shown.add(arm)
+            value, low, high = (given.median, given.low, given.high) if isinstance(given, Spread) else (given,) * 3
             axes.barh(place, value, height=0.85, color=colour(arm, arms.index(arm)), label=label)
-            inside = value < 0
+            if low < high:
+                axes.plot((low, high), (place, place), color="#3a3a3a", linewidth=1.2, marker="|", markersize=6)
             axes.annotate(
-                form.format(value),
-                (0 if inside else value, place),
+                form.format(value) if form else _short(value),
+                (max(0.0, value, high), place),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
@@ -93,7 +101,7 @@ def bars(
         ticks.append(((began + place - 1) / 2, group))
         place += 1.0
     axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
-    axes.invert_yaxis()
+    axes.set_ylim(place - 0.7, -0.8)
     axes.set_xlabel(unit)
     if log:
         axes.set_xscale("log")
@@ -106,6 +114,11 @@ def bars(
     if len(shown) > 1 or goal is not None:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     _save(figure, path)
+
+
+def _short(value: float) -> str:
+    """Write a number with about three digits, and no powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def curves(

@@ -75,6 +75,20 @@ def run_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def thread_times(pid: int) -> dict[str, int]:
+    """Return the processor time of each thread of a process, in nanoseconds."""
+    times = {}
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # ended meanwhile
+            times[thread.name] = int((thread / "schedstat").read_text().split()[0])
+    return times
+
+
+def seconds_since(before: dict[str, int], pid: int) -> float:
+    """Return the processor time of a process since its `thread_times`, to the nanosecond: for what is soon over."""
+    return sum(now - before.get(thread, 0) for thread, now in thread_times(pid).items()) / 1e9
+
+
 def main_thread_seconds(pid: int) -> float:
     """Return the processor time of a process's first thread, to the nanosecond: for those that hardly run."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9

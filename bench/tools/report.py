@@ -9,12 +9,13 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.tools.children import BenchError, interruptible, run
+from bench.tools.children import ROOT, BenchError, interruptible, run
+from bench.tools.verdict import Verdict
 
 Figures = dict[str, Any]
 _BAR = 40
@@ -22,22 +23,22 @@ _BAR = 40
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One line of the table of measures; `met` is None where there is no verdict."""
+    """One line of the table of measures."""
 
     what: str
     goal: str
     result: str
-    met: bool | None
+    verdict: Verdict = Verdict.REPORTED
 
     def line(self) -> str:
         """Render as text."""
-        verdict = {True: "met", False: "MISSED", None: "no verdict"}[self.met]
-        return f"{self.what}: {self.result} (goal {self.goal}): {verdict}"
+        if self.verdict is Verdict.REPORTED:
+            return f"{self.what}: {self.result}"
+        return f"{self.what}: {self.result} (goal {self.goal}): {self.verdict}"
 
     def row(self) -> str:
         """Render as a row of a Markdown table."""
-        verdict = {True: "yes", False: "**no**", None: "–"}[self.met]
-        return f"| {self.what} | {self.goal} | {self.result} | {verdict} |"
+        return f"| {self.what} | {self.goal} | {self.result} | {self.verdict} |"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +87,38 @@ def machine() -> Figures:
     except BenchError:
         fio = "-"
     return {
+        "code": _revision(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "swap_bytes": _swap_bytes(),
+        "load": ", ".join(f"{load:.2f}" for load in os.getloadavg()),
+        "system": _system(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "fio": fio,
         "packages": versions,
     }
+
+
+def _revision() -> str:
+    """Name the commit that is measured, and say whether files differ from it."""
+    try:
+        return run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=10"], seconds=10).decode().strip()
+    except BenchError:
+        return "-"
+
+
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "-")
+    except OSError:
+        return "-"
+
+
+def _swap_bytes() -> int:
+    lines = Path("/proc/swaps").read_text().splitlines()[1:]
+    return sum(int(line.split()[2]) for line in lines) << 10
 
 
 def _processor() -> str:
@@ -105,9 +130,10 @@ def _processor() -> str:
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Start a command line: every measurement has --out."""
+    """Start a command line: every measurement has --out and --unjudged."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, help="write the JSON here instead of to standard output")
+    made.add_argument("--unjudged", action="store_true", help="judge no goal: the sizes are too small for that")
     return made
 
 
@@ -124,6 +150,8 @@ def main(
             sys.exit(f"bench: {error}")
         except KeyboardInterrupt:
             sys.exit(130)
+    if arguments.unjudged:
+        outcome = replace(outcome, goals=[_unjudged(goal) for goal in outcome.goals])
     for goal in outcome.goals:
         say(goal.line())
     write(arguments.out, {"machine": machine(), **as_json(outcome)})
@@ -131,10 +159,13 @@ def main(
         picture(outcome.figures, arguments.out.with_suffix(".png"))
 
 
+def _unjudged(goal: Goal) -> Goal:
+    return goal if goal.verdict is Verdict.REPORTED else replace(goal, verdict=Verdict.UNJUDGED)
+
+
 def as_json(outcome: Outcome) -> Figures:
     """Return an outcome as plain data."""
-    goals = [{"what": g.what, "goal": g.goal, "result": g.result, "met": g.met} for g in outcome.goals]
-    return {"goals": goals, "figures": outcome.figures}
+    return {"goals": [asdict(goal) for goal in outcome.goals], "figures": outcome.figures}
 
 
 def write(path: Path | None, figures: Figures) -> None:

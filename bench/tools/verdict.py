@@ -61,9 +61,8 @@ class Spread:
 
     def text(self, form: str, unit: str = "") -> str:
         """Render the median and the interval."""
-        low, high = format(self.low, form), format(self.high, form)
-        inside = f"{low} to {high}" if self.count > 1 else "once"
-        return f"{self.median:{form}}{unit} ({inside}{'' if self.enough else ', too few'})"
+        inside = f" ({self.low:{form}} to {self.high:{form}})" if self.count > 1 else ""
+        return f"{self.median:{form}}{unit}{inside}"
 
 
 def spread(values: Sequence[float]) -> Spread:
