@@ -104,3 +104,12 @@ class Tmemd:
         assert self.process.poll() is None, self.log_text()[-4000:]
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             return probe.connect_ex(os.fspath(self.socket)) == 0
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """See that a command failed with one line, and give it."""
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(("tmemctl: ", "tmemd: "))
+    return line

@@ -11,7 +11,8 @@ import random
 from collections import deque
 from collections.abc import Iterable
 
-from tests.lending.loans import noise, slabs_in
+from tests.lending.fakeguest import slabs_of
+from tests.lending.guest.loans import noise
 from tmem import SLAB_SIZE, Tmem
 from tmem.arena import punch
 from tmem.lending.daemon.memfds import is_whole
@@ -122,10 +123,10 @@ class Together:
                         os.posix_fallocate(guest.source.fd, first * SLAB_SIZE, count * SLAB_SIZE)
                     self.perform(self.lender.made(self.now, number, batch, runs))
                 case Punch(_, runs):
-                    for slab in slabs_in(runs):
+                    for slab in slabs_of(runs):
                         punch(guest.source.fd, slab)
                 case FindHoles(number, runs):
-                    holes = runs_of(slab for slab in slabs_in(runs) if not is_whole(guest.source.fd, slab))
+                    holes = runs_of(slab for slab in slabs_of(runs) if not is_whole(guest.source.fd, slab))
                     self.perform(self.lender.holes(self.now, number, holes))
                 case Close():
                     raise AssertionError("nobody ended")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import signal
@@ -13,8 +12,8 @@ import time
 import pytest
 
 from tests.conftest import SECONDS, environment, wait_until
-from tests.lending.borrowers import Borrower
 from tests.lending.conftest import MakeGuest
+from tests.lending.daemon.borrowers import Borrower
 from tests.lending.fakeguest import Denied, FakeGuest
 from tests.lending.tmemd import Tmemd
 
@@ -178,30 +177,6 @@ time.sleep(600)
     tmemd.start(SIZE)
     assert tmemd.rows() == []
     assert len(guest(slabs=SLABS).join().ask_until(SLABS)) == SLABS
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_a_clean_end_from_the_moment_that_the_socket_can_be_seen(tmemd: Tmemd, number: int) -> None:
-    """What older guests hold is read once the socket is there; here that waits for the test."""
-    holdings = tmemd.directory / "tmemd.sock.holdings"
-    os.mkfifo(holdings)
-    tmemd.start(SIZE)
-    assert tmemd.process is not None
-    tmemd.process.send_signal(number)
-
-    def read_on() -> bool:
-        assert tmemd.process is not None
-        assert tmemd.process.poll() is None, "the signal killed it"
-        try:
-            os.close(os.open(holdings, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError as error:
-            assert error.errno == errno.ENXIO  # noqa: PT017
-            return False
-        return True
-
-    wait_until(read_on, "it comes to what older guests hold")
-    tmemd.finish()
-    assert not tmemd.socket.exists()
 
 
 def test_sigterm_is_a_clean_end_and_guests_keep_what_they_hold(tmemd: Tmemd, guest: MakeGuest) -> None:

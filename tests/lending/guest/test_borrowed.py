@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.lending.loans import slabs_in
+from tests.lending.fakeguest import slabs_of
 from tmem import SLAB_SIZE
 from tmem.lending.guest.borrowed import Borrowed, runs_of
 
@@ -113,7 +113,7 @@ def test_slabs_that_were_never_touched_are_idle(make: Make) -> None:
     assert source.shed(2, False) == 2
     assert source.idle(False) == 1
     assert source.shed(9, False) == 1
-    assert slabs_in(source.returned(False)) == [0, 1, 2]
+    assert slabs_of(source.returned(False)) == [0, 1, 2]
 
 
 class Places(RuleBasedStateMachine):
@@ -154,7 +154,7 @@ class Places(RuleBasedStateMachine):
         self.take_back(kind)
 
     def take_back(self, kind: bool) -> None:
-        for slab in slabs_in(self.source.returned(kind)):
+        for slab in slabs_of(self.source.returned(kind)):
             assert self.lent.pop(slab) is kind
             assert slab not in self.out
 
@@ -177,7 +177,7 @@ class Places(RuleBasedStateMachine):
         self.source.check()
         for kind in (False, True):
             expected = sorted(slab for slab, lent in self.lent.items() if lent is kind)
-            assert slabs_in(self.source.claims(kind)) == expected
+            assert slabs_of(self.source.claims(kind)) == expected
             assert self.source.held(kind) == len(expected)
 
     def teardown(self) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.lending.loans import SLAB_PAGES, Loan, noise, slabs_in
+from tests.lending.fakeguest import slabs_of
+from tests.lending.guest.loans import SLAB_PAGES, Loan, noise
 from tmem.arena import punch
 from tmem.lending.guest.borrower import FIRST_ASK, MOST_RETRY, STEP
 from tmem.lending.protocol.messages import (
@@ -57,7 +58,7 @@ def test_a_guest_that_puts_nothing_asks_once_and_returns_what_it_got(make: Make)
         loan.borrower.tick()
         messages = loan.borrower.outgoing(0.0)
         assert not [message for message in messages if isinstance(message, Ask)]
-        returned += sum(len(slabs_in(message.runs)) for message in messages if isinstance(message, Return))
+        returned += sum(len(slabs_of(message.runs)) for message in messages if isinstance(message, Return))
     assert returned == FIRST_ASK
 
 
@@ -138,7 +139,7 @@ def test_a_revoke_is_paid_in_steps_from_stock_first_and_coldest_pages_last(make:
     loan.borrower.outgoing(0.0)
     loan.borrower.received(0.0, Revoke(7, 20))
     answers = [message for message in loan.pay() if isinstance(message, Return)]
-    assert [len(slabs_in(answer.runs)) for answer in answers] == [STEP, STEP, 20 - 2 * STEP]
+    assert [len(slabs_of(answer.runs)) for answer in answers] == [STEP, STEP, 20 - 2 * STEP]
     assert [answer.last for answer in answers] == [False, False, True]
     assert {answer.answer for answer in answers} == {7}
     assert loan.pool.stats.pages == 20 * SLAB_PAGES
@@ -157,7 +158,7 @@ def test_a_guest_that_has_less_gives_what_it_has_and_says_so(make: Make) -> None
         loan.borrower.received(0.0, Revoke(serial, 5))
         (answer,) = loan.pay()
         assert isinstance(answer, Return)
-        assert (len(slabs_in(answer.runs)), answer.last, answer.answer) == (count, True, serial)
+        assert (len(slabs_of(answer.runs)), answer.last, answer.answer) == (count, True, serial)
     assert loan.kept.get(1, 1) == noise(1)
 
 
@@ -172,7 +173,7 @@ def test_persistent_slabs_are_given_as_far_as_pages_leave_them_and_the_owner_is_
     loan.borrower.received(0.0, Revoke(3, 4, True))
     (answer,) = loan.pay()
     assert isinstance(answer, Return)
-    assert (len(slabs_in(answer.runs)), answer.persistent, answer.last) == (2, True, True)
+    assert (len(slabs_of(answer.runs)), answer.persistent, answer.last) == (2, True, True)
     assert told == [2]
     assert all(loan.kept.get(1, index) == noise(index) for index in range(2 * SLAB_PAGES))
 
@@ -188,7 +189,7 @@ def test_slabs_that_cross_a_lower_persistent_cap_are_not_given_in_the_place_of_o
     loan.borrower.received(0.0, Limits(256, 0))
     loan.lend(((4, 3),), persistent=True)
     returned = [message for message in loan.pay() if isinstance(message, Return)]
-    assert sum(len(slabs_in(message.runs)) for message in returned) == 4
+    assert sum(len(slabs_of(message.runs)) for message in returned) == 4
     assert told == [3]
 
 
@@ -238,7 +239,7 @@ def test_slabs_that_nothing_used_for_a_tick_go_back(make: Make) -> None:
     for _ in range(3):
         loan.borrower.tick()
         returned += [message for message in loan.borrower.outgoing(0.0) if isinstance(message, Return)]
-    assert sorted(slab for message in returned for slab in slabs_in(message.runs)) == list(range(10))
+    assert sorted(slab for message in returned for slab in slabs_of(message.runs)) == list(range(10))
     assert ({message.answer for message in returned}, loan.borrower.counters.returned_slabs) == ({0}, 10)
 
 
@@ -301,7 +302,7 @@ def test_a_guest_that_comes_again_claims_exactly_what_it_holds(make: Make) -> No
     held: dict[bool, list[int]] = {False: [], True: []}
     for claim in claims:
         assert isinstance(claim, Claim)
-        held[claim.persistent] += slabs_in(claim.runs)
+        held[claim.persistent] += slabs_of(claim.runs)
     assert [claim.last for claim in claims if isinstance(claim, Claim)] == [False, True]
     assert held[True] == [6, 7]
     assert len(held[False]) == 4

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.lending.loans import SLAB_PAGES, noise, slabs_in
+from tests.lending.fakeguest import slabs_of
+from tests.lending.guest.loans import SLAB_PAGES, noise
 from tmem import SLAB_SIZE, Tmem
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.borrower import Borrower
@@ -197,8 +198,8 @@ def test_a_guest_asks_is_lent_is_revoked_and_loses(tmp_path: Path) -> None:
             await lender.say(Revoke(1, 1))
             answer = await lender.hear(Return)
             assert isinstance(answer, Return)
-            assert (len(slabs_in(answer.runs)), answer.answer, answer.last) == (1, 1, True)
-            left = sorted({0, 1, 2, 3} - set(slabs_in(answer.runs)))
+            assert (len(slabs_of(answer.runs)), answer.answer, answer.last) == (1, 1, True)
+            left = sorted({0, 1, 2, 3} - set(slabs_of(answer.runs)))
             await lender.say(Taken(((left[0], 1),), 8))
             assert await lender.hear(Confirm) == Confirm(8)
             assert fixture.source.held(False) == 2
@@ -227,7 +228,7 @@ def test_a_lost_tmemd_is_found_again_and_told_what_is_held(tmp_path: Path) -> No
             assert isinstance(hello, Hello)
             assert hello.again
             assert isinstance(claim, Claim)
-            assert slabs_in(claim.runs) == [0, 1, 2, 3]
+            assert slabs_of(claim.runs) == [0, 1, 2, 3]
             while not fixture.client.connected:
                 await trio.sleep(0.001)
             assert fixture.borrower.counters.reconnects == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lending.churn import Churn
+from tests.lending.lender.churn import Churn
 from tmem.lending.lender.division import DIVISIONS
 
 

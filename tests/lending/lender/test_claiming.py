@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lending.world import Guest, World
+from tests.lending.lender.world import Guest, World
 from tmem.lending.lender.actions import GuestFault, Refusal
 from tmem.lending.lender.lender import Lender
 from tmem.lending.protocol import messages as m

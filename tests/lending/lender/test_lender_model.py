@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.lending.world import Guest, World
+from tests.lending.lender.world import Guest, World
 from tmem.lending.lender.actions import Refusal
 from tmem.lending.lender.division import DIVISIONS
 from tmem.lending.lender.lender import Lender

@@ -12,7 +12,7 @@ from bench import division
 from bench.models import splits
 from bench.models.lent import LentMemory
 from bench.models.slotpool import PAGES_A_SLAB, Stream, stream
-from tests.lending.world import Guest, World
+from tests.lending.lender.world import Guest, World
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
 from tmem.lending.lender.lender import Lender
 from tmem.lending.protocol import messages as m

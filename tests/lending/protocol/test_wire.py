@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lending import samples
+from tests.lending.protocol import samples
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.messages import Answer, FromGuest, Message, Runs, ToGuest, Verb, in_parts
 from tmem.lending.protocol.wire import (

@@ -1,4 +1,4 @@
-"""tmemctl and tmemd's command line as a person meets them: tables, verbs, and errors of one line."""
+"""tmemctl as a person meets it: tables, verbs, and errors of one line."""
 
 from __future__ import annotations
 
@@ -15,21 +15,12 @@ from tests.conftest import run, wait_until
 from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied
 from tests.lending.otheruser import OTHER_UID, as_other
-from tests.lending.tmemd import CHECKED, Tmemd
+from tests.lending.tmemd import Tmemd, one_line
 
 
 def fine(done: subprocess.CompletedProcess[str]) -> str:
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
-
-
-def one_line(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
-    """See that a command failed with one line, and give it."""
-    assert done.returncode == code, done
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(("tmemctl: ", "tmemd: "))
-    return line
 
 
 def test_list_shows_each_guest_and_the_sum(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -221,36 +212,6 @@ def test_the_mode_of_the_socket_decides_who_may_connect(tmemd: Tmemd) -> None:
     tmemd.stop()
     tmemd.start("16M", "--mode", "0660", "--group", str(OTHER_UID))
     as_other(lambda: print(fine(tmemd.ctl("list"))))
-
-
-@pytest.mark.parametrize(
-    ("words", "hint"),
-    [
-        ((), "--size"),
-        (("--size", "none"), "--size"),
-        (("--size", "1K"), "64K"),
-        (("--size", "101%"), "101%"),
-        (("--size", "1000T"), "RAM"),
-        (("--size", "1M", "--mode", "rw"), "mode"),
-        (("--size", "1M", "--group", "no-such-group"), "no-such-group"),
-        (("--size", "1M", "--policy", "best"), "best"),
-        (("--size", "1M", "--socket", "/nonexistent/dir/t.sock"), "/nonexistent/dir/t.sock"),
-        (("--size", "1M", "--uid-cap", "much"), "--uid-cap"),
-        (("--size", "1M", "surplus"), "surplus"),
-    ],
-)
-def test_tmemd_refuses_bad_input_with_one_line(tmp_path: Path, words: tuple[str, ...], hint: str) -> None:
-    socket = () if "--socket" in words else ("--socket", os.fspath(tmp_path / "t.sock"))
-    assert hint in one_line(run(*CHECKED, *words, *socket))
-    assert not (tmp_path / "t.sock").exists()
-
-
-def test_a_second_tmemd_on_the_same_socket_refuses(tmemd: Tmemd, guest: MakeGuest) -> None:
-    tmemd.start("16M")
-    one = guest().join()
-    line = one_line(run(*CHECKED, "--size", "1M", "--socket", tmemd.socket))
-    assert "another tmemd" in line
-    assert one.ask(1), "the first goes on"
 
 
 def test_the_commands_are_installed_and_show_help() -> None:

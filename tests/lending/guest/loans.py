@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
 from typing import TypeVar
 
 from tmem import PAGE_SIZE, SLAB_SIZE, Pool, Tmem
@@ -70,8 +69,3 @@ class Loan:
         """Check all of it."""
         self.borrower.check()
         self.tmem.check()
-
-
-def slabs_in(runs: Sequence[tuple[int, int]]) -> list[int]:
-    """List the slabs of runs."""
-    return [slab for first, count in runs for slab in range(first, first + count)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.lending.conftest import MakeGuest
-from tests.lending.fuzz import Fuzzer
+from tests.lending.daemon.fuzzer import Fuzzer
 from tests.lending.tmemd import Tmemd
 
 

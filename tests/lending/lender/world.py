@@ -10,26 +10,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from tests.lending.fakeguest import slabs_of
+from tmem.lending.guest.borrowed import runs_of
 from tmem.lending.lender.actions import Action, Close, FindHoles, MakeReal, Punch, ReadDry, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.protocol import messages as m
-from tmem.lending.protocol.messages import FromGuest, Runs, ToGuest, in_parts
-
-
-def slabs_of(runs: Iterable[tuple[int, int]]) -> set[int]:
-    """List the slabs of runs."""
-    return {slab for first, count in runs for slab in range(first, first + count)}
-
-
-def runs_of(slabs: Iterable[int]) -> Runs:
-    """Make runs of slabs."""
-    runs: list[list[int]] = []
-    for slab in sorted(slabs):
-        if runs and sum(runs[-1]) == slab:
-            runs[-1][1] += 1
-        else:
-            runs.append([slab, 1])
-    return tuple((first, count) for first, count in runs)
+from tmem.lending.protocol.messages import FromGuest, ToGuest, in_parts
 
 
 @dataclass(eq=False)
@@ -84,7 +70,7 @@ class Guest:
         """Do what an honest guest does."""
         match message:
             case m.Lend(runs, serial, persistent, done):
-                lent = slabs_of(runs)
+                lent = set(slabs_of(runs))
                 assert self.asks[serial].persistent == persistent
                 assert not lent & (self.ephemeral | self.persistent), "lent what the guest holds"
                 taken = (slabs_of(later.runs) for later in self.inbox if isinstance(later, m.Taken))
@@ -99,8 +85,8 @@ class Guest:
                 if not self.refuses:
                     self.give(slabs, persistent, serial)
             case m.Taken(runs, serial):
-                assert not slabs_of(runs) & self.persistent, "took persistent slabs"
-                self.ephemeral -= slabs_of(runs)
+                assert self.persistent.isdisjoint(slabs_of(runs)), "took persistent slabs"
+                self.ephemeral.difference_update(slabs_of(runs))
                 self.say(m.Confirm(serial))
             case m.Limits(_, _, frozen):
                 self.frozen = frozen
@@ -156,7 +142,7 @@ class World:
                 ends = sorted(runs)
                 guest.real -= {slab for slab in guest.real if any(a <= slab < a + n for a, n in ends)}
             case FindHoles(number, runs):
-                self.perform(self.lender.holes(self.now, number, runs_of(slabs_of(runs) - guest.real)))
+                self.perform(self.lender.holes(self.now, number, runs_of(set(slabs_of(runs)) - guest.real)))
             case Close(number):
                 guest.real.clear()
                 del self.guests[number]
@@ -233,10 +219,44 @@ class World:
             return
         for number, guest in self.guests.items():
             holding = self.lender.holding(number)
-            booked = slabs_of(holding.ephemeral) | slabs_of(holding.persistent)
+            booked = {*slabs_of(holding.ephemeral), *slabs_of(holding.persistent)}
             assert guest.persistent <= booked, "a persistent slab is booked no more"
             assert guest.persistent <= guest.real, "a persistent slab lost its memory"
             if guest.connected and not (guest.inbox or guest.outbox):
-                assert guest.ephemeral == slabs_of(holding.ephemeral)
-                assert guest.persistent == slabs_of(holding.persistent)
+                assert guest.ephemeral == set(slabs_of(holding.ephemeral))
+                assert guest.persistent == set(slabs_of(holding.persistent))
                 assert guest.real == booked
+
+
+# What most tests begin with.
+
+
+def world(size: int = 100, **options: object) -> World:
+    """Make a world around a lender of so many slabs."""
+    return World(Lender(size, **options))  # type: ignore[arg-type]
+
+
+def add(here: World, slabs: int = 1000, persistent: int | None = 0, uid: int = 1000) -> Guest:
+    """Let one more guest join."""
+    guest = Guest(len(here.guests).to_bytes(16, "big"), slabs, uid)
+    here.join(guest, persistent)
+    here.settle()
+    return guest
+
+
+def hold(here: World, guest: Guest, slabs: int, persistent: bool = False, age: float | None = None) -> None:
+    """Let a guest ask, and all be done that comes of it."""
+    assert guest.ask(slabs, persistent, age)
+    here.settle()
+
+
+def report(here: World, guest: Guest, age: float | None, **counters: int) -> None:
+    """Let a guest report."""
+    fields = {"pages": 0, "used_bytes": 0, "puts": 0, "hits": 0, "misses": 0, "ghost_hits": 0}
+    guest.say(m.Report(age, **(fields | counters)))
+    here.hear(guest)
+
+
+def counters(here: World) -> dict[str, int]:
+    """Give what the lender has counted."""
+    return here.lender.stats().counters

@@ -1,0 +1,1 @@
+"""tmemctl, as a person meets it."""

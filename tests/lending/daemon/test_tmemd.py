@@ -1,0 +1,68 @@
+"""tmemd's command line as a person meets it, and its end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run, wait_until
+from tests.lending.conftest import MakeGuest
+from tests.lending.tmemd import CHECKED, Tmemd, one_line
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ((), "--size"),
+        (("--size", "none"), "--size"),
+        (("--size", "1K"), "64K"),
+        (("--size", "101%"), "101%"),
+        (("--size", "1000T"), "RAM"),
+        (("--size", "1M", "--mode", "rw"), "mode"),
+        (("--size", "1M", "--group", "no-such-group"), "no-such-group"),
+        (("--size", "1M", "--policy", "best"), "best"),
+        (("--size", "1M", "--socket", "/nonexistent/dir/t.sock"), "/nonexistent/dir/t.sock"),
+        (("--size", "1M", "--uid-cap", "much"), "--uid-cap"),
+        (("--size", "1M", "surplus"), "surplus"),
+    ],
+)
+def test_tmemd_refuses_bad_input_with_one_line(tmp_path: Path, words: tuple[str, ...], hint: str) -> None:
+    socket = () if "--socket" in words else ("--socket", os.fspath(tmp_path / "t.sock"))
+    assert hint in one_line(run(*CHECKED, *words, *socket))
+    assert not (tmp_path / "t.sock").exists()
+
+
+def test_a_second_tmemd_on_the_same_socket_refuses(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    one = guest().join()
+    line = one_line(run(*CHECKED, "--size", "1M", "--socket", tmemd.socket))
+    assert "another tmemd" in line
+    assert one.ask(1), "the first goes on"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_clean_end_from_the_moment_that_the_socket_can_be_seen(tmemd: Tmemd, number: int) -> None:
+    """What older guests hold is read once the socket is there; here that waits for the test."""
+    holdings = tmemd.directory / "tmemd.sock.holdings"
+    os.mkfifo(holdings)
+    tmemd.start()
+    assert tmemd.process is not None
+    tmemd.process.send_signal(number)
+
+    def read_on() -> bool:
+        assert tmemd.process is not None
+        assert tmemd.process.poll() is None, "the signal killed it"
+        try:
+            os.close(os.open(holdings, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError as error:
+            assert error.errno == errno.ENXIO  # noqa: PT017
+            return False
+        return True
+
+    wait_until(read_on, "it comes to what older guests hold")
+    tmemd.finish()
+    assert not tmemd.socket.exists()

@@ -1,0 +1,133 @@
+"""What a person does to the lending: each verb does what it says, or is refused and changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lending.lender.world import add, hold, world
+from tmem.lending.lender.actions import Refusal
+from tmem.lending.lender.stats import Denial
+from tmem.lending.protocol import messages as m
+
+
+def test_resize_takes_back_until_it_fits_and_stays_as_large_as_persistent_slabs_need() -> None:
+    here = world()
+    guest, other = add(here, persistent=30), add(here)
+    hold(here, guest, 30, persistent=True)
+    hold(here, other, 70)
+    size, actions = here.lender.resize(here.now, 50)
+    here.perform(actions)
+    assert here.lender.stats().free == 0
+    here.settle()
+    assert (size, len(other.ephemeral)) == (50, 20)
+    size, actions = here.lender.resize(here.now, 10)
+    here.perform(actions)
+    here.settle()
+    assert (size, len(other.ephemeral), len(guest.persistent)) == (30, 0, 30)
+    size, actions = here.lender.resize(here.now, 200)
+    here.perform(actions)
+    hold(here, other, 100)
+    assert (size, len(other.ephemeral)) == (200, 100)
+
+
+def test_what_nobody_asked_for_gives_way_when_the_size_gets_smaller() -> None:
+    here = world()
+    guest = add(here, slabs=100, persistent=None)
+    assert here.lender.rows(here.now)[0].persistent_cap == 50
+    size, actions = here.lender.resize(here.now, 20)
+    here.perform(actions)
+    assert size == 20
+    assert guest.inbox[-1] == m.Limits(20, 20, False)
+    here.settle()
+
+
+def test_a_frozen_guest_is_lent_nothing_until_it_is_thawed() -> None:
+    here = world()
+    guest, other = add(here), add(here)
+    hold(here, guest, 10)
+    here.perform(here.lender.freeze(here.now, guest.number))
+    hold(here, guest, 10)
+    assert guest.frozen
+    assert (guest.denied, len(guest.ephemeral)) == ([Denial.FROZEN.value], 10)
+    here.perform(here.lender.freeze(here.now, None))
+    late = add(here)
+    hold(here, late, 1)
+    assert late.denied == [Denial.FROZEN.value]
+    here.perform(here.lender.thaw(here.now, None))
+    for each in (guest, other, late):
+        hold(here, each, 5)
+        assert not each.frozen
+    assert len(late.ephemeral) == 5
+
+
+def test_freezing_withdraws_what_is_being_made_real() -> None:
+    here = world()
+    guest = add(here)
+    guest.ask(10)
+    here.hear(guest)
+    here.perform(here.lender.freeze(here.now, guest.number))
+    here.settle()
+    assert guest.ephemeral == set()
+    assert guest.denied == [Denial.FROZEN.value]
+
+
+def test_a_drained_guest_gives_all_ephemeral_slabs_back_and_gets_none() -> None:
+    here = world(300)
+    guest = add(here, persistent=10)
+    hold(here, guest, 200)
+    hold(here, guest, 10, persistent=True)
+    here.perform(here.lender.drain(here.now, guest.number))
+    here.settle()
+    assert (len(guest.ephemeral), len(guest.persistent)) == (0, 10)
+    hold(here, guest, 1)
+    assert guest.denied == [Denial.DRAINING.value]
+    here.perform(here.lender.thaw(here.now, guest.number))
+    hold(here, guest, 1)
+    assert len(guest.ephemeral) == 1
+
+
+def test_a_lower_cap_takes_back_what_is_above_it() -> None:
+    here = world()
+    guest = add(here)
+    hold(here, guest, 80)
+    here.perform(here.lender.set_limits(here.now, guest.number, cap=50))
+    here.settle()
+    assert len(guest.ephemeral) == 50
+
+
+def test_revoking_takes_so_many_slabs_whatever_the_age() -> None:
+    here = world()
+    guest = add(here)
+    hold(here, guest, 80)
+    here.perform(here.lender.revoke(here.now, guest.number, 45))
+    here.settle()
+    assert len(guest.ephemeral) == 35
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"cap": 10, "floor": 20}, "below the floor"),
+        ({"cap": 2000}, "exceeds the arena"),
+        ({"floor": 90}, "can be promised"),
+        ({"persistent_cap": 101}, "can be promised"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused_and_change_nothing(limits: dict[str, int], words: str) -> None:
+    here = world()
+    guest, _ = add(here), add(here, persistent=20)
+    before = here.lender.rows(here.now)
+    with pytest.raises(Refusal, match=words):
+        here.lender.set_limits(here.now, guest.number, **limits)
+    assert here.lender.rows(here.now) == before
+    assert here.lender.stats().counters["refused_limits"] + here.lender.stats().counters["refused_promise"] == 1
+
+
+def test_guests_are_found_by_name_and_number() -> None:
+    here = world()
+    guest = add(here)
+    name = here.lender.rows(0.0)[0].name
+    assert here.lender.find(name) == here.lender.find(str(guest.number)) == guest.number
+    for unknown in ("/mnt/x", "77", "-1", ""):
+        with pytest.raises(Refusal, match="tmemctl list"):
+            here.lender.find(unknown)

@@ -1,0 +1,175 @@
+"""Whose memory comes back: of whom it is asked, from whom it is taken, and what is never taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lending.lender.world import add, counters, hold, report, world
+from tmem.lending.lender.actions import GuestFault
+from tmem.lending.lender.lender import PATIENCE
+from tmem.lending.lender.stats import Denial
+from tmem.lending.protocol import messages as m
+
+# Taking back.
+
+
+def test_the_guest_with_the_oldest_page_is_asked_to_give() -> None:
+    here = world()
+    old, young, asker = add(here), add(here), add(here)
+    hold(here, old, 50)
+    hold(here, young, 50)
+    report(here, old, 100.0)
+    report(here, young, 10.0)
+    hold(here, asker, 20)
+    assert (len(old.ephemeral), len(young.ephemeral), len(asker.ephemeral)) == (30, 50, 20)
+    assert counters(here)["revoked_slabs"] == 20
+    assert counters(here)["taken_slabs"] == 0
+
+
+def test_nobody_gives_way_to_a_guest_whose_own_page_is_older() -> None:
+    here = world()
+    idle, busy = add(here), add(here)
+    hold(here, idle, 50)
+    hold(here, busy, 50)
+    report(here, idle, 100.0)
+    report(here, busy, 10.0)
+    hold(here, idle, 10, age=100.0)
+    assert idle.denied == [Denial.YOUNGER.value]
+    hold(here, busy, 10, age=10.0)
+    assert len(busy.ephemeral) == 60
+
+
+def test_weight_makes_pages_count_as_younger() -> None:
+    here = world()
+    heavy, light, asker = add(here), add(here), add(here)
+    hold(here, heavy, 50)
+    hold(here, light, 50)
+    report(here, heavy, 100.0)
+    report(here, light, 60.0)
+    here.perform(here.lender.set_limits(here.now, heavy.number, weight=2.0))
+    hold(here, asker, 5)
+    assert (len(heavy.ephemeral), len(light.ephemeral)) == (50, 45)
+
+
+def test_a_floor_is_never_cut_into_and_always_granted() -> None:
+    here = world()
+    idle, other = add(here), add(here)
+    here.perform(here.lender.set_limits(here.now, idle.number, floor=30))
+    hold(here, idle, 100)
+    report(here, idle, 1000.0)
+    hold(here, other, 100)
+    assert (len(idle.ephemeral), len(other.ephemeral)) == (30, 70)
+    idle.give(20)
+    here.settle()
+    hold(here, other, 20)
+    report(here, other, 1.0)
+    hold(here, idle, 25, age=50.0)  # older, but below its floor as far as 20 of them go
+    assert (len(idle.ephemeral), len(other.ephemeral)) == (30, 70)
+
+
+def test_a_guest_that_is_stopped_is_taken_from_after_its_patience_and_right_again_when_it_goes_on() -> None:
+    here = world()
+    stopped, asker = add(here), add(here)
+    hold(here, stopped, 100)
+    stopped.stopped = True
+    report(here, stopped, 50.0)
+    asker.ask(40)
+    here.hear(asker)
+    assert here.lender.deadline() == pytest.approx(here.now + PATIENCE)
+    here.settle()
+    assert len(asker.ephemeral) == 40
+    assert counters(here)["unanswered_revokes"] == 1
+    assert counters(here)["taken_slabs"] == 40
+    asker.ask(10)
+    here.hear(asker)
+    assert here.lender.deadline() is None, "a guest that was silent is not waited for again"
+    here.settle()
+    assert len(asker.ephemeral) == 50
+    stopped.real.add(0)  # a late put
+    stopped.stopped = False
+    here.settle()
+    assert len(stopped.ephemeral) == 18, "it also answers the Revoke of 32 that it had not read"
+    hold(here, stopped, 30)
+    assert len(stopped.ephemeral) == 48
+
+
+def test_an_answer_that_lies_in_the_socket_is_read_before_anything_is_taken() -> None:
+    here = world()
+    slow, asker = add(here), add(here)
+    hold(here, slow, 100)
+    report(here, slow, 50.0)
+    asker.ask(10)
+    here.hear(asker)
+    slow.read()
+    here.pass_time(1.0)
+    here.settle()
+    assert counters(here)["taken_slabs"] == counters(here)["late_returns"] == 0
+    assert len(asker.ephemeral) == 10
+
+
+def test_a_guest_that_answers_with_less_is_taken_from() -> None:
+    here = world()
+    miser, asker = add(here), add(here)
+    hold(here, miser, 100)
+    report(here, miser, 50.0)
+    asker.ask(10)
+    here.hear(asker)
+    revoke = miser.inbox.popleft()
+    assert isinstance(revoke, m.Revoke)
+    miser.give(4, answer=revoke.serial)
+    here.settle()
+    assert len(asker.ephemeral) == 10
+    assert counters(here)["taken_slabs"] == 6
+
+
+@pytest.mark.parametrize(
+    "message", [m.Return(((0, 1),)), m.Return(((5000, 1),)), m.Confirm(7), m.Claim((), True, True)]
+)
+def test_who_gives_confirms_or_claims_what_is_not_its_is_at_fault(message: m.FromGuest) -> None:
+    here = world()
+    guest = add(here)
+    guest.say(message)
+    with pytest.raises(GuestFault):
+        here.hear(guest)
+    here.lender.check()
+
+
+# Persistent slabs.
+
+
+def test_a_persistent_request_takes_ephemeral_memory_and_never_persistent() -> None:
+    here = world()
+    ephemeral, persistent, asker = add(here), add(here, persistent=60), add(here, persistent=40)
+    hold(here, persistent, 60, persistent=True)
+    hold(here, ephemeral, 40)
+    report(here, ephemeral, 1.0)
+    hold(here, asker, 40, persistent=True, age=1000.0)
+    assert (len(ephemeral.ephemeral), len(asker.persistent)) == (0, 40)
+    hold(here, ephemeral, 10)
+    assert ephemeral.denied == [Denial.YOUNGER.value]
+
+
+def test_a_persistent_request_takes_the_askers_own_pages_when_they_are_the_oldest() -> None:
+    here = world()
+    asker, other = add(here, persistent=50), add(here)
+    hold(here, asker, 50)
+    hold(here, other, 50)
+    report(here, asker, 100.0)
+    report(here, other, 1.0)
+    hold(here, asker, 10, persistent=True)
+    assert (len(asker.ephemeral), len(asker.persistent), len(other.ephemeral)) == (40, 10, 50)
+
+
+def test_persistent_slabs_are_asked_for_and_not_taken() -> None:
+    here = world()
+    guest = add(here, persistent=50)
+    hold(here, guest, 20, persistent=True)
+    guest.refuses = True
+    here.perform(here.lender.revoke(here.now, guest.number, 5, persistent=True))
+    here.pass_time(60.0)
+    here.settle()
+    assert len(guest.persistent) == 20
+    guest.refuses = False
+    here.perform(here.lender.revoke(here.now, guest.number, 50, persistent=True))
+    here.settle()
+    assert len(guest.persistent) == 0
