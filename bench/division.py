@@ -25,7 +25,7 @@ from typing import Any
 from bench.models import splits
 from bench.models.lent import LentMemory
 from bench.models.slotpool import Stream, stream
-from bench.tools import traces
+from bench.tools import draw, traces
 from bench.tools.children import BenchError
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from bench.tools.verdict import Verdict, judged
@@ -255,6 +255,20 @@ def _at_most(what: str, goal: float, percent: float | None) -> Goal:
     return Goal(what, f"≤ {goal:+.0f} %", result, Verdict.REPORTED if percent is None else judged(percent <= goal))
 
 
+def picture(figures: Figures, path: Path) -> None:
+    """Draw how many more misses each way to divide has than the best fixed parts."""
+    groups = {
+        f"memory of {size['share']:.0%}": {
+            how: change
+            for how, change in size["change_percent"].items()
+            if how not in ("best fixed parts", "lent, static")
+        }
+        for size in figures["sizes"]
+    }
+    title = "Misses of guests that share memory, against the best fixed parts that hindsight finds"
+    draw.bars(path, title, groups, "% more misses (less is better)", form="{:+.1f} %")
+
+
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--traces", type=Path, help="directory with the traces")
@@ -263,4 +277,4 @@ if __name__ == "__main__":
     asked = command.parse_args()
     if asked.limit < 0:
         raise BenchError("--limit is a number of requests")
-    main(asked, lambda: measure(asked.traces, asked.only, asked.limit))
+    main(asked, lambda: measure(asked.traces, asked.only, asked.limit), picture)

@@ -22,7 +22,17 @@ from bench.tools.verdict import Verdict
 RESULTS = Path(__file__).parent / "results"
 RUN = "run.json"  # about the run as a whole
 
-_CLASSES = {Verdict.MET: "met", Verdict.MISSED: "missed", Verdict.OPEN: "undecided"}
+_CLASSES: dict[str, str] = {Verdict.MET: "met", Verdict.MISSED: "missed", Verdict.OPEN: "undecided"}
+_INTRODUCTION = (
+    "<p>tmemfs puts a page cache, and behind it a pool of memory, before a slow directory; tmemd lends one pool "
+    "to many mounts. Does that help, and what does it cost?</p>"
+    "<p>Every comparison runs its sides in turn, in one run, on the same machine. Inputs are seeded. A figure that "
+    "varies is a median, and behind it in brackets is the interval in which the true one is with 95 % confidence "
+    "(of fewer than six, the lowest and the highest). A goal is <b>met</b> or <b>missed</b> when all of the "
+    "interval is on one side of it, else <b>not decided</b>. The load before a measure is the machine's average of "
+    "the last minute, other people's work included. The commands are run in the project's directory, with "
+    "<code>.venv/bin/python</code>.</p>"
+)
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
 h1 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1.2rem; }
@@ -30,8 +40,8 @@ table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #ddd; }
 pre { background: #f4f4f2; padding: .6rem .8rem; overflow-x: auto; } img { max-width: 100%; }
 .met { color: #1d6b2f; font-weight: bold; } .missed { color: #a8281c; font-weight: bold; }
-.undecided { color: #8a5a00; font-weight: bold; } .plain { color: #666; } code { background: #f4f4f2; }
-nav { columns: 2; }
+.undecided { color: #8a5a00; font-weight: bold; } code { background: #f4f4f2; }
+nav { columns: 2; } td:last-child { white-space: nowrap; }
 .note { background: #fdf3dc; padding: .6rem .8rem; }
 """
 
@@ -44,6 +54,7 @@ def build(directory: Path) -> Path:
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>tmemfs: what was measured</title><style>{_STYLE}</style>",
         "<h1>tmemfs: what was measured</h1>",
+        _INTRODUCTION,
         *_about(run),
         "<h2>What has a goal</h2>",
         *_judged(goal | {"link": name} for name, result in found.items() for goal in (result or {}).get("goals", [])),
@@ -89,16 +100,6 @@ def _about(run: dict[str, Any]) -> Iterable[str]:
             facts[name] = value
     rows = (f"<tr><th>{_text(name)}<td>{_text(value)}" for name, value in facts.items() if value is not None)
     yield "<table>" + "".join(rows) + "</table>"
-    yield (
-        "<p>tmemfs puts a page cache, and behind it a pool of memory, before a slow directory; tmemd lends one pool "
-        "to many mounts. Does that help, and what does it cost?</p>"
-        "<p>Every comparison runs its sides in turn, in one run, on the same machine. Inputs are seeded. A figure that "
-        "varies is a median, and behind it in brackets is the interval in which the true one is with 95 % confidence "
-        "(of fewer than six, the lowest and the highest). A goal is <b>met</b> or <b>missed</b> when all of the "
-        "interval is on one side of it, else <b>not decided</b>. The load before a measure is the machine's average of "
-        "the last minute, other people's work included. The commands are run in the project's directory, with "
-        "<code>.venv/bin/python</code>.</p>"
-    )
 
 
 def _judged(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
@@ -116,9 +117,9 @@ def _goals(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
         what = _text(goal["what"])
         if "link" in goal:
             what = f"<a href='#{goal['link']}'>{what}</a>"
-        kind = _CLASSES.get(goal["verdict"], "plain")
-        shown = f"<span class={kind}>{_text(goal['verdict'])}</span>"
-        yield f"<tr><td>{what}<td>{_text(goal['goal'])}<td><b>{_text(goal['result'])}</b><td>{shown}"
+        verdict = goal["verdict"] if goal["verdict"] in _CLASSES else ""
+        shown = f"<td class={_CLASSES[verdict]}>{verdict}" if verdict else "<td>"
+        yield f"<tr><td>{what}<td>{_text(goal['goal'])}<td><b>{_text(goal['result'])}</b>{shown}"
     yield "</table>"
 
 
@@ -146,7 +147,7 @@ def _section(measure: Measure, result: dict[str, Any] | None, drawn: list[Path])
         return
     doc = importlib.import_module(f"bench.{measure.name}").__doc__ or ""
     for paragraph in doc.split("\n\n"):
-        if paragraph.strip() and not paragraph.startswith("    "):
+        if paragraph.strip(".\n") not in ("", measure.title) and not paragraph.startswith("    "):
             yield f"<p>{_marked(paragraph)}</p>"
     if "command" in result:
         yield f"<pre>{_text(result['command'])}</pre>"

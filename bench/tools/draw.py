@@ -103,10 +103,10 @@ def bars(
     axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
     axes.set_ylim(place - 0.7, -0.8)
     axes.set_xlabel(unit)
+    axes.margins(x=0.12)
     if log:
         axes.set_xscale("log")
     else:
-        axes.margins(x=0.12)
         axes.axvline(0, color="#3a3a3a", linewidth=0.8)
     if goal is not None:
         axes.axvline(goal, color="#b5473c", linestyle="--", linewidth=1.2, label=f"goal: {goal:g}")

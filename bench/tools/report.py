@@ -32,13 +32,14 @@ class Goal:
 
     def line(self) -> str:
         """Render as text."""
-        if self.verdict is Verdict.REPORTED:
+        if self.verdict in (Verdict.REPORTED, Verdict.UNJUDGED):
             return f"{self.what}: {self.result}"
         return f"{self.what}: {self.result} (goal {self.goal}): {self.verdict}"
 
     def row(self) -> str:
         """Render as a row of a Markdown table."""
-        return f"| {self.what} | {self.goal} | {self.result} | {self.verdict} |"
+        verdict = "–" if self.verdict in (Verdict.REPORTED, Verdict.UNJUDGED) else self.verdict
+        return f"| {self.what} | {self.goal} | {self.result} | {verdict} |"
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def test_the_page_shows_what_is_met_and_what_is_missed_alike_and_names_what_was_
     (tmp_path / page.RUN).write_text(json.dumps({"command": "make bench", "machine": {"memory_bytes": 1 << 30}}))
     text = page.build(tmp_path).read_text()
     assert "reads &lt;fast&gt;" in text
-    assert text.count("class=met>met") == text.count("class=missed>missed") == 2, (
+    assert text.count("<td class=met>met") == text.count("<td class=missed>missed") == 2, (
         "in the table of all and in its section"
     )
     assert "python -m bench.hits" in text
