@@ -15,25 +15,14 @@ Nothing in here awaits: between two awaits of its users the cache does not chang
 
 from __future__ import annotations
 
-import mmap
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
-from tmemfs import memory
+from tmemfs.cache.frames import FREE, IDLE, PAGE_SHIFT, PAGE_SIZE, QUEUED, USED, Frames, PageOwner
 
-PAGE_SIZE = 4096
-PAGE_SHIFT = 12
+__all__ = ["FREE", "IDLE", "PAGE_SHIFT", "PAGE_SIZE", "QUEUED", "USED", "PageCache", "PageOwner"]
 
-# Reference bytes. A hit stores USED whatever was there; dirty frames are known by a byte of their own.
-IDLE, USED, QUEUED, FREE = 0, 1, 2, 3
 _AGED = bytes([IDLE, IDLE, QUEUED, FREE]) + bytes(range(4, 256))
-
-# Frames lie this far off page boundaries. The kernel copies a reply with `rep movsb`, which is three times slower where
-# source and target have the same place in their pages (measured with a null filesystem, 1-MiB reads into a page-aligned
-# buffer: 713 against 2362 MiB/s on an AMD EPYC).
-SKEW = 64
 
 MAX_RESERVE = 512
 MAX_AHEAD = 4096
@@ -42,28 +31,11 @@ EXTRA = 32  # pages queued at once beyond what is missing: one wake-up of the dr
 Buffer = bytes | bytearray | memoryview
 
 
-class PageOwner(Protocol):
-    """A file, as the cache sees it: a table from page number to frame."""
-
-    pages: dict[int, int]
-
-
-class PageCache:
+class PageCache(Frames):
     """Keep at most `capacity` bytes of pages; `limit` bounds what a later resize may ask for."""
 
     def __init__(self, capacity: int, *, limit: int, queueing: bool) -> None:
-        self.frames = capacity >> PAGE_SHIFT
-        self._limit = max(limit >> PAGE_SHIFT, self.frames)
-        size = (self._limit + 1) << PAGE_SHIFT
-        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-        self._map.madvise(mmap.MADV_HUGEPAGE)  # what is resident is what is accounted
-        self.view = memoryview(self._map)[SKEW : SKEW + (self._limit << PAGE_SHIFT)]
-        self.ref = bytearray([FREE]) * self.frames
-        self.pool_bit = bytearray(self.frames)
-        self.passing = bytearray(self.frames)  # set by the admission: evicted without being queued for the pool
-        self.dirty = bytearray(self.frames)
-        self._owner: list[PageOwner | None] = [None] * self.frames
-        self._index = array("Q", bytes(8 * self.frames))
+        super().__init__(capacity, limit)
         self._free: deque[int] = deque(range(self.frames))
         self._announced = 0  # pages of fills in flight, which will want frames
         self._hand = 0
@@ -81,21 +53,6 @@ class PageCache:
         self.reserve_frames = max(1, min(MAX_RESERVE, self.frames // 32)) if self._queueing else 0
         self._extra = min(EXTRA, self.reserve_frames // 2)
         self._ahead_limit = max(self.reserve_frames, min(MAX_AHEAD, self.frames // 4))
-
-    @property
-    def capacity(self) -> int:
-        """Bytes that the cache may hold."""
-        return self.frames << PAGE_SHIFT
-
-    def page(self, frame: int) -> memoryview:
-        """Give the bytes of a frame; valid until the next await."""
-        return self.view[frame << PAGE_SHIFT : (frame + 1) << PAGE_SHIFT]
-
-    def describe(self, frame: int) -> tuple[PageOwner, int]:
-        """Tell whose page a used frame holds, and which."""
-        owner = self._owner[frame]
-        assert owner is not None
-        return owner, self._index[frame]
 
     # -- filling -------------------------------------------------------------------------------------------------
 
@@ -272,14 +229,7 @@ class PageCache:
         frames = capacity >> PAGE_SHIFT
         if frames > self._limit:
             raise ValueError(f"the cache can grow to {self._limit << PAGE_SHIFT} bytes at most")
-        known = len(self.ref)
-        if frames > known:
-            grown = frames - known
-            self.ref.extend(bytes([FREE]) * grown)
-            for marks in (self.pool_bit, self.passing, self.dirty):
-                marks.extend(bytes(grown))
-            self._owner.extend([None] * grown)
-            self._index.extend([0] * grown)
+        self._extend(frames)
         self.frames = frames
         self._free = deque(frame for frame in range(frames) if self.ref[frame] == FREE)
         self._set_bounds()
@@ -304,10 +254,7 @@ class PageCache:
                 self._move(frame)
         if any(self.ref[frame] != FREE for frame in range(self.frames, known)):
             return  # dirty pages fill the cache: the next call settles
-        start = (self.frames + 1) << PAGE_SHIFT  # the page before is shared with the last frame, because of SKEW
-        memory.give_back(self._map, start, (known - self.frames) << PAGE_SHIFT)
-        for table in (self.ref, self.pool_bit, self.passing, self.dirty, self._owner, self._index):
-            del table[self.frames :]
+        self._cut_off()
         self.victims = deque(frame for frame in self.victims if frame < self.frames)
         self._hand = 0
 
@@ -319,16 +266,9 @@ class PageCache:
                 self.dropped += self._queueing
                 self.evict(frame)
             return
-        owner, index = self.describe(frame)
-        self.page(target)[:] = self.page(frame)
-        for table in (self.ref, self.pool_bit, self.passing, self.dirty):
-            table[target] = table[frame]
+        self._copy(frame, target)
         if self.ref[target] == QUEUED:
             self.victims.append(target)
-        self._owner[target], self._index[target] = owner, index
-        owner.pages[index] = target
-        self._owner[frame] = None
-        self.ref[frame], self.dirty[frame] = FREE, 0
 
     # -- check ---------------------------------------------------------------------------------------------------
 
@@ -352,11 +292,3 @@ class PageCache:
             owner, index = self.describe(frame)
             assert owner.pages[index] == frame
             assert self.ref[frame] != QUEUED or frame in self.victims
-
-    def close(self) -> None:
-        """Give the mapping back. Every view that was handed out must be gone."""
-        self.view.release()
-        self._map.close()
-
-
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
