@@ -176,6 +176,26 @@ async def test_a_file_that_shrank_underneath_gives_a_short_read_and_its_new_size
 
 
 @in_trio
+async def test_a_reader_that_joins_a_fill_of_a_shorter_file_reads_on_to_the_new_end(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", b"x" * 5000)
+    parts.backing.after_read.shut = True
+    answers: list[bytes] = []
+
+    async def read(size: int) -> None:
+        answers.append(await parts.read(file, 0, size))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, 5000)
+        await parts.backing.after_read.holds(1)
+        await parts.writer.write(file, 2 * PAGE_SIZE, b"end")  # no page that is being read
+        nursery.start_soon(read, 3 * PAGE_SIZE)
+        await trio.testing.wait_all_tasks_blocked()
+        parts.backing.after_read.open()
+    assert answers == [b"x" * 5000, parts.bytes_on_disk(file)]
+
+
+@in_trio
 async def test_a_file_that_grows_underneath_is_read_on_after_the_attribute_timeout(make_parts: MakeParts) -> None:
     parts = make_parts(attr_timeout=1.0)
     file = parts.make("f", b"a" * 5000)

@@ -134,14 +134,14 @@ class Reader:
 
     # -- everything else -----------------------------------------------------------------------------------------
 
-    async def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
+    async def read(self, file: OpenFile, offset: int, size: int, *, again: bool = False) -> memoryview | bytes:
         """Return up to `size` bytes, fewer only at the end of the file. Raise the backing's OSError."""
         inode = file.inode
         if offset + size > inode.size:
             await self._look_again(file)
             size = min(size, inode.size - offset)
-            if size <= 0:
-                return b""
+        if size <= 0:
+            return b""
         first, last = offset >> PAGE_SHIFT, (offset + size - 1) >> PAGE_SHIFT
         out = bytearray((last - first + 1) << PAGE_SHIFT)
         limit = offset + size  # the end of the file may turn out to be before it
@@ -165,9 +165,14 @@ class Reader:
         if missing and not ahead:
             stream.miss(first, last)
         stream.next_page = last + 1
+        limit = max(limit, offset)
+        found = memoryview(out)[offset & _OFFSET : limit - (first << PAGE_SHIFT)]
         if limit < offset + size:
             await self._look_again(file, force=True)
-        return memoryview(out)[offset & _OFFSET : max(limit - (first << PAGE_SHIFT), offset & _OFFSET)]
+            if inode.size > limit and not again:  # it grew while a read that began before was under way
+                rest = await self.read(file, limit, offset + size - limit, again=True)
+                return b"".join((found, rest))
+        return found
 
     def _scan(self, inode: Inode, first: int, last: int, out: bytearray) -> tuple[list[Run], list[tuple[Fill, Run]]]:
         """Copy what is here into `out`; return the runs of missing pages, and the fills to wait for."""
