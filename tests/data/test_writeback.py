@@ -23,9 +23,7 @@ __all__ = ["make_parts"]
 async def flush(parts: Parts, file: OpenFile) -> None:
     """Do what close(2) does."""
     assert parts.writeback is not None
-    async with file.inode.lock():
-        await parts.writeback.flush(file.inode)
-    parts.writeback.raise_owed(file.inode)
+    await parts.writeback.sync(file, closing=True)
 
 
 @in_trio

@@ -19,6 +19,7 @@ class OpenFile:
     __slots__ = (
         "appends",
         "closing",
+        "errors_known",
         "fd",
         "inode",
         "number",
@@ -40,6 +41,7 @@ class OpenFile:
         self.sync = bool(flags & os.O_DSYNC)  # O_SYNC includes its bit
         self.strips_privileges = False  # its writes take set-user-ID and set-group-ID away
         self.stream = Readahead(readahead_pages)
+        self.errors_known = inode.errors.told  # of those of write-backs
         self.users = 0
         self.closing = False
 

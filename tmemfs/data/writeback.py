@@ -4,12 +4,13 @@ Dirty pages stay in their frames (they are not evicted, a quarter of the cache a
 on fsync, on close, before any change of the file's attributes, and when they become too many. Store and flush both
 run under the inode's write lock, so a page does not become dirty again while it is being written.
 
-A write-back that fails leaves the pages dirty: they are tried again, and the error is owed to the next fsync or
-close, as a kernel filesystem does. After a crash exactly what was fsynced is guaranteed.
+A write-back that fails leaves the pages dirty: they are tried again, and the error is owed to every open file
+(`writeerrors.py`). After a crash exactly what was fsynced is guaranteed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -57,8 +58,8 @@ class Writeback:
         """Take bytes into dirty pages (write lock held); False when they must be written through."""
         inode = file.inode
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
-        if not (file.readable and file.writable) or last - first + 1 > self.limit:
-            return False
+        if file.sync or not (file.readable and file.writable) or last - first + 1 > self.limit:
+            return False  # (whose descriptor writes a page back is not said to be one of O_SYNC)
         for edge in self._missing_edges(inode, offset, offset + len(data)):
             start = edge << PAGE_SHIFT
             await self._read(file, start, min(PAGE_SIZE, inode.size - start))
@@ -71,9 +72,6 @@ class Writeback:
         self._mark(file, first, last)
         self._content.overwrite(inode, offset, data)
         inode.size = max(inode.size, offset + len(data))
-        if file.sync:
-            await self.flush(inode)
-            self.raise_owed(inode)
         return True
 
     def _fits(self, pages: int) -> bool:
@@ -130,11 +128,11 @@ class Writeback:
 
     # -- writing back --------------------------------------------------------------------------------------------
 
-    async def flush(self, inode: Inode) -> None:
-        """Write back the inode's dirty pages (write lock held). A failure is kept, and raised by `raise_owed`."""
+    async def flush(self, inode: Inode) -> OSError | None:
+        """Write back the inode's dirty pages (write lock held). Return the error if that failed; it is owed, too."""
         if not inode.dirty:
             self.forget(inode)
-            return
+            return None
         file, touched_ns, befores = self._file[inode], self.touched_ns[inode], []
         inode.writers += 1
         try:
@@ -145,9 +143,9 @@ class Writeback:
                 after = await self._backing.data(inode, 0, _finish, fd, touched_ns)
         except OSError as error:
             log.warning("write-back of inode %d failed: %s; it will be tried again", inode.number, error.strerror)
-            inode.error = error
+            inode.errors.failed(error)
             self._since[inode] = trio.current_time()
-            return
+            return error
         finally:
             inode.writers -= 1
             self._inodes.touch(inode)
@@ -157,6 +155,7 @@ class Writeback:
         self._inodes.record(inode, after)
         if not self._cache.settled:  # a shrink waited for these pages
             await self._content.precache.resize(self._cache.capacity)
+        return None
 
     async def _write_run(self, inode: Inode, fd: int, first: int, last: int) -> os.stat_result:
         """Write back a run of pages; return the file's stat of just before."""
@@ -173,17 +172,26 @@ class Writeback:
 
     def forget(self, inode: Inode) -> None:
         """Take a clean (or dropped) inode off the books."""
+        inode.errors.succeeded()
         self._since.pop(inode, None)
         self.touched_ns.pop(inode, None)
         file = self._file.pop(inode, None)
         if file is not None:
             file.release()
 
-    def raise_owed(self, inode: Inode) -> None:
-        """Raise the error that a write-back left behind, once."""
-        error, inode.error = inode.error, None
+    async def sync(self, file: OpenFile, *, closing: bool = False) -> None:
+        """Write back the file's dirty pages. Raise why that failed, or what an earlier write-back owes this open file.
+
+        A close tells and still owes: it may be that of a copy of the descriptor, in a child that does not look.
+        """
+        inode, errors = file.inode, file.inode.errors
+        async with inode.lock():
+            failure = await self.flush(inode)
+        error = errors.owed(file.errors_known) or failure
+        if not closing:
+            file.errors_known = errors.count
         if error is not None:
-            raise error
+            raise OSError(error.errno, error.strerror)
 
     async def run(self) -> None:
         """Write back by age, or at once under pressure; a task a file: one that hangs must not stop the others."""
@@ -235,6 +243,7 @@ def _write_all(fd: int, data: bytes, offset: int) -> os.stat_result:
 
 
 def _finish(fd: int, touched_ns: int) -> os.stat_result:
-    """Give the file the time of its last write, not that of its write-back."""
-    os.utime(fd, ns=(os.fstat(fd).st_atime_ns, touched_ns))
+    """Give the file the time of its last write, not that of its write-back, where we may: it may be another user's."""
+    with contextlib.suppress(PermissionError):
+        os.utime(fd, ns=(os.fstat(fd).st_atime_ns, touched_ns))
     return os.fstat(fd)

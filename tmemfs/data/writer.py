@@ -62,16 +62,19 @@ class Writer:
                 )
         finally:  # an error or a cancellation too leaves an unknown range behind
             inode.writers -= 1
-            self._inodes.touch(inode)
-            if written == len(data):
-                content.overwrite(inode, offset, data)
-            elif inode.dirty:  # acknowledged pages whose write-back fails: they stay, the clean ones go
-                content.renew(inode)
-            else:
-                content.drop(inode, first, last)
+            self._inodes.expire(inode)
+            if written:
+                content.overwrite(inode, offset, data[:written])
+            if written < len(data):
+                if inode.dirty:  # acknowledged pages whose write-back fails: they stay, the clean ones go
+                    content.renew(inode)
+                else:
+                    content.drop(inode, (offset + written) >> PAGE_SHIFT, last)
         if self._inodes.changed_since_recorded(inode, before):
             self._inodes.others_changed(inode)
         self._inodes.record(inode, after)
+        if inode.dirty:  # else it is recorded
+            inode.size = max(inode.size, offset + written)
         if after.st_mode != before.st_mode:
             self._inodes.on_mismatch(inode)  # the kernel forgets times and size after a write, not the mode
         return written
@@ -89,7 +92,7 @@ class Writer:
             before, result, after = await self._backing.meta(_call_between_stats, call, stat_of)
         finally:
             inode.writers -= 1
-            self._inodes.touch(inode)
+            self._inodes.expire(inode)  # what failed may have changed something
         if self._inodes.changed_since_recorded(inode, before):
             self._inodes.others_changed(inode)
         self._inodes.record(inode, after)
@@ -117,13 +120,10 @@ class Writer:
 
     async def sync(self, file: OpenFile, *, data_only: bool) -> None:
         """Make the file's bytes survive a crash. Raise the OSError of an earlier write-back that failed."""
-        inode = file.inode
         if self.writeback is not None:
-            async with inode.lock():
-                await self.writeback.flush(inode)
-            self.writeback.raise_owed(inode)
+            await self.writeback.sync(file)
         with file.borrowed() as fd:
-            await self._backing.data(inode, 0, os.fdatasync if data_only else os.fsync, fd)
+            await self._backing.data(file.inode, 0, os.fdatasync if data_only else os.fsync, fd)
 
 
 def _write_between_stats(fd: int, data: bytes, offset: int, strip: bool) -> tuple[os.stat_result, int, os.stat_result]:

@@ -7,6 +7,7 @@ import os
 import trio
 
 from tmemfs.cache.content import Fill, next_object_number
+from tmemfs.inodes.writeerrors import WriteErrors
 
 Version = tuple[int, ...]
 Absent = tuple[tuple[bytes, int], ...]
@@ -23,7 +24,7 @@ class Inode:
         "attr_until",
         "changed_underneath",
         "dirty",
-        "error",
+        "errors",
         "fills",
         "generation",
         "io_slots",
@@ -71,7 +72,7 @@ class Inode:
         self.pages: dict[int, int] = {}
         self.fills: dict[int, Fill] = {}
         self.dirty: set[int] = set()  # page numbers
-        self.error: OSError | None = None  # of a write-back, owed to the next fsync or close
+        self.errors = WriteErrors()  # of write-backs, owed to fsync and close
         self.size = 0
         self.changed_underneath = False  # by others, some time
         self.size_in_doubt = False  # changed underneath since the kernel was told of the size

@@ -73,13 +73,10 @@ class Opener:
 
     async def flush(self, file: OpenFile) -> None:
         """Do what a close(2) waits for; raise what a write-back owes."""
-        inode, writeback = file.inode, self._writer.writeback
         if not file.writable:
             return
-        if writeback is not None:
-            async with inode.lock():
-                await writeback.flush(inode)
-            writeback.raise_owed(inode)
+        if self._writer.writeback is not None:
+            await self._writer.writeback.sync(file, closing=True)
         if not self._backing.local:  # a network filesystem reports at close what it could not write
             with file.borrowed() as fd:
                 await self._backing.meta(_close_copy, fd)
