@@ -26,18 +26,9 @@ def holding(size: int = 100, ephemeral: int = 40, persistent: int = 10) -> tuple
 
 
 def restarted(here: World, size: int = 100, forget: bool = False) -> World:
-    """Kill tmemd and start it anew; its guests go on with what they hold and know."""
-    there = World(Lender(size, holdings=[] if forget else here.lender.holdings()))
-    there.now = here.now
-    if not forget:
-        numbers = {each.token: number for number, each in there.lender.guests_away().items()}
-        for guest in here.guests.values():
-            there.guests[numbers[guest.token]] = guest
-    for guest in here.guests.values():
-        guest.connected = False
-        guest.inbox.clear()
-        guest.outbox.clear()
-    return there
+    """Kill tmemd and start it anew."""
+    here.restart(lambda holdings: Lender(size, holdings=holdings), forget)
+    return here
 
 
 def test_a_guest_that_comes_back_holds_what_it_held() -> None:
@@ -85,6 +76,22 @@ def test_a_guest_without_a_connection_is_taken_from_and_told_when_it_comes_back(
     here.settle()
     assert (len(guest.ephemeral), len(guest.persistent)) == (30, 10)
     assert here.lender.stats().counters["lost_slabs"] == 10
+
+
+def test_a_guest_that_never_ends_its_claims_is_taken_from_as_if_it_were_away() -> None:
+    here, guest = holding()
+    here.hang_up(guest)
+    here.join(guest, 20, again=True)
+    last = guest.outbox.pop()
+    here.hear(guest)
+    other = guest_of(number=2)
+    here.join(other)
+    other.ask(60)
+    here.settle()
+    assert len(other.ephemeral) == 60
+    guest.say(last)
+    here.settle()
+    assert (len(guest.ephemeral), len(guest.persistent)) == (30, 10)
 
 
 def test_a_token_that_is_known_is_let_in_once_and_only_as_its_guest() -> None:
@@ -178,6 +185,47 @@ def test_holes_that_are_found_while_the_guest_comes_back_once_more_are_no_fault_
     there.work()
     there.settle()
     assert guest.ephemeral == set(range(40)) - {3, 4}
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_nothing_is_taken_from_a_guest_before_it_has_said_which_slabs_it_holds(forget: bool) -> None:
+    here, guest = holding(ephemeral=0, persistent=10)  # the lowest slabs, where holdings have ephemeral ones
+    guest.ask(40)
+    here.settle()
+    there = restarted(here, forget=forget)
+    claims = guest.outbox
+    there.join(guest, 20, again=True)
+    last = claims.pop()
+    there.hear(guest)
+    there.hang_up(guest)
+    other = guest_of(number=2)
+    there.join(other)
+    other.ask(90)
+    there.settle()
+    for _ in range(4):
+        there.perform(there.lender.audited(there.now, guest.number, len(guest.real) * 65536))
+        there.settle()
+    assert guest.persistent <= guest.real, "a persistent page is lost"
+    assert isinstance(last, m.Claim)
+    there.join(guest, 20, again=True)
+    there.settle()
+    assert guest.persistent == set(range(10))
+    assert there.lender.stats().counters["barred_guests"] == 0
+
+
+def test_slabs_that_holdings_had_as_the_other_kind_stay_the_guests() -> None:
+    here, guest = holding(ephemeral=0, persistent=10)
+    guest.ask(40)
+    here.settle()
+    there = restarted(here)
+    newcomer = guest_of(number=2)
+    there.join(newcomer)
+    newcomer.ask(50)
+    there.settle()
+    there.join(guest, 20, again=True)
+    there.settle()
+    assert (len(guest.ephemeral), len(guest.persistent)) == (40, 10)
+    assert there.lender.stats().counters["refused_claims"] == 0
 
 
 def test_a_smaller_size_takes_back_ephemeral_slabs_until_it_fits() -> None:

@@ -95,6 +95,37 @@ def test_a_lower_cap_takes_back_what_is_above_it() -> None:
     assert len(guest.ephemeral) == 50
 
 
+def test_what_was_being_made_real_when_the_cap_was_lowered_comes_back_too() -> None:
+    here = world()
+    guest = add(here)
+    guest.ask(64)
+    here.hear(guest)
+    here.perform(here.lender.set_limits(here.now, guest.number, cap=16))
+    here.settle()
+    assert len(guest.ephemeral) == 16
+
+
+def test_what_was_being_made_real_when_the_size_was_made_smaller_comes_back_too() -> None:
+    here = world()
+    guest = add(here)
+    guest.ask(64)
+    here.hear(guest)
+    here.perform(here.lender.resize(here.now, 16)[1])
+    here.booked = 64
+    here.settle()
+    assert len(guest.ephemeral) == 16
+
+
+def test_slabs_that_come_back_for_a_smaller_size_answer_no_ask() -> None:
+    here = world()
+    guest, other = add(here), add(here, persistent=20)
+    hold(here, guest, 100)
+    guest.stopped = True
+    here.perform(here.lender.resize(here.now, 60)[1])
+    hold(here, other, 20, persistent=True)
+    assert (len(other.persistent), other.denied) == (20, [])
+
+
 def test_revoking_takes_so_many_slabs_whatever_the_age() -> None:
     here = world()
     guest = add(here)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lending.lender.world import add, counters, hold, world
+from tests.lending.lender.world import World, add, counters, hold, world
 from tmem.lending.guest.borrowed import runs_of
 from tmem.lending.lender.actions import Refusal
-from tmem.lending.lender.lender import BATCH, EXCESS_AUDITS
+from tmem.lending.lender.lender import BATCH, EXCESS_AUDITS, Lender
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
 
@@ -31,6 +31,55 @@ def test_a_cap_that_was_not_asked_for_gives_way_to_one_that_was() -> None:
     add(here, slabs=160, persistent=None)
     add(here, persistent=60)
     assert [row.persistent_cap for row in here.lender.rows(0.0)] == [40, 60]
+
+
+def caps(here: World) -> list[int]:
+    return [row.persistent_cap for row in here.lender.rows(here.now)]
+
+
+def test_persistent_caps_that_nobody_asked_for_share_what_is_left_evenly() -> None:
+    here = world()
+    first = add(here, persistent=None)
+    assert caps(here) == [100]
+    hold(here, first, 40, persistent=True)
+    second = add(here, persistent=None)
+    assert caps(here) == [70, 30]
+    assert first.inbox == second.inbox == type(first.inbox)()
+    add(here, slabs=20, persistent=None)
+    assert caps(here) == [65, 25, 10]
+
+
+def test_a_persistent_cap_that_gave_way_grows_back_when_there_is_room() -> None:
+    here = world()
+    first, second = add(here, slabs=120, persistent=None), add(here, persistent=80)
+    assert caps(here) == [20, 80]
+    here.perform(here.lender.set_limits(here.now, second.number, persistent_cap=70))
+    assert caps(here) == [30, 70]
+    here.perform(here.lender.resize(here.now, 110)[1])
+    assert caps(here) == [40, 70]
+    here.kill(second)
+    here.work()
+    assert caps(here) == [60], "half of its arena"
+    assert first.inbox[-1] == m.Limits(110, 60, False)
+    here.settle()
+
+
+def test_persistent_caps_that_nobody_asked_for_stay_within_the_users_cap() -> None:
+    here = world(uid_cap=30)
+    add(here, persistent=None), add(here, persistent=None)
+    add(here, persistent=None, uid=0)
+    assert caps(here) == [15, 15, 70]
+
+
+def test_a_limit_may_be_lowered_even_where_more_is_promised_than_could_be_now() -> None:
+    here = world()
+    guest = add(here, persistent=60)
+    here.perform(here.lender.set_limits(here.now, guest.number, floor=30))
+    there = World(Lender(100, uid_cap=20, holdings=here.lender.holdings()))
+    (number,) = there.lender.guests_away()
+    there.lender.set_limits(0.0, number, floor=10)
+    with pytest.raises(Refusal, match="can be promised"):
+        there.lender.set_limits(0.0, number, floor=11)
 
 
 def test_another_version_is_refused() -> None:

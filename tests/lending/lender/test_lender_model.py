@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.lending.lender.world import Guest, World
-from tmem.lending.lender.actions import Refusal
+from tmem.lending.lender.actions import Holding, Refusal
 from tmem.lending.lender.division import DIVISIONS
 from tmem.lending.lender.lender import Lender
 from tmem.lending.protocol import messages as m
@@ -22,7 +24,10 @@ class LenderMachine(RuleBasedStateMachine):
 
     @initialize(policy=st.sampled_from(sorted(DIVISIONS)))
     def start(self, policy: str) -> None:
-        self.world = World(Lender(24, division=policy, uid_cap=20))
+        self.lender: Callable[[Sequence[Holding]], Lender] = lambda kept: Lender(
+            24, division=policy, uid_cap=20, holdings=kept
+        )
+        self.world = World(self.lender([]))
         self.known: list[Guest] = []
         self.tokens = 0
 
@@ -87,6 +92,25 @@ class LenderMachine(RuleBasedStateMachine):
     def come_back(self, place: int) -> None:
         if place < len(self.known) and not self.known[place].connected:
             self.world.join(self.known[place], again=True)
+
+    @rule(place=guests)
+    def come_back_and_hang_up(self, place: int) -> None:
+        if place < len(self.known) and not self.known[place].connected:
+            guest = self.known[place]
+            self.world.join(guest, again=True)
+            guest.outbox.pop()
+            self.world.hang_up(guest)
+
+    @rule()
+    def restart(self) -> None:
+        self.world.restart(self.lender)
+
+    @rule(place=guests)
+    def audit(self, place: int) -> None:
+        guest = self.known[place] if place < len(self.known) else None
+        if guest is not None and guest.number in self.world.guests and not self.world.queue:
+            real = len(guest.real) * 65536
+            self.world.perform(self.world.lender.audited(self.world.now, guest.number, real))
 
     @rule(place=guests)
     def kill(self, place: int) -> None:

@@ -36,8 +36,7 @@ class Account:
     standing: Standing = field(default_factory=Standing)
     connected: bool = False
     ended: bool = False
-    reachable: bool = False  # its memfd is here, so that its slabs can be punched
-    from_before: bool = False  # what is booked is from before a restart; its claims are more recent
+    from_before: bool = False  # so much is booked from before a restart, but which slabs it is only its claims tell
     frozen: bool = False
     draining: bool = False
     barred: bool = False  # wrote to more than it was lent, again and again
@@ -74,11 +73,24 @@ class Account:
         return self.floor + max(self.persistent_cap, self.persistent)
 
     @property
+    def firm(self) -> int:
+        """Slabs of these that no other promise is made of: promised on request, or held."""
+        return self.reserved if self.persistent_set else self.floor + self.persistent
+
+    @property
     def takeable(self) -> int:
         """Ephemeral slabs that may be made to come back, beyond those that are to already."""
-        if not self.reachable or self.ended or self.claims is not None:
-            return 0
-        return max(0, self.map.counts[State.EPHEMERAL] - self.floor - self.debt)
+        return max(0, self.gettable - self.floor - self.debt)
+
+    @property
+    def gettable(self) -> int:
+        """Ephemeral slabs that can be got at: none before it is known which they are, lest others are punched."""
+        return 0 if self.from_before or self.ended else self.map.counts[State.EPHEMERAL]
+
+    @property
+    def listens(self) -> bool:
+        """Tell whether it is asked and told; one that is away or has not finished its claims is taken from silently."""
+        return self.connected and self.claims is None
 
     @property
     def state(self) -> str:

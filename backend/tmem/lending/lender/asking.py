@@ -142,7 +142,8 @@ class Asking:
     def _demand(self, now: float, ask: OpenAsk) -> None:
         """Make others give up what is missing for an Ask."""
         account, others = ask.account, sum(other.missing for other in self._open.values() if other is not ask)
-        want = min(ask.missing, self._room(ask)) - max(0, self._taking.debts - others)
+        coming = self._taking.debts - max(0, self._ledger.booked - self._ledger.size) - others
+        want = min(ask.missing, self._room(ask)) - max(0, coming)
         below = 0 if ask.persistent else max(0, account.floor - account.ephemeral)
         forced = want if ask.persistent else min(want, below)
         self._take_back(now, forced, None, None if ask.persistent else account)

@@ -2,9 +2,10 @@
 
 It says all that it holds; what it does not name is punched. As long as tmemd ran all the time, the ledger knows
 better: an ephemeral slab that was taken meanwhile is answered with Taken, and a claim to what was never lent is a
-fault. After a restart the guest knows better than the old holdings: what it claims is booked, persistent slabs up to
-its persistent cap, ephemeral ones that are new to the ledger as far as there is room. Ephemeral slabs that turn out
-to be holes, because the old tmemd had just taken them, are answered with Taken too.
+fault. After a restart the guest knows better than the old holdings, which say how many slabs it has and not which: what
+it claims is booked, persistent slabs up to its persistent cap, ephemeral ones as many as the holdings and free memory
+have room for. Ephemeral slabs that turn out to be holes, because the old tmemd had just taken them, are answered with
+Taken too. Until then none of its slabs is touched: any might be a persistent one.
 """
 
 from __future__ import annotations
@@ -79,18 +80,12 @@ class Claiming:
         persistent = claimed.runs(State.PERSISTENT)
         if count(persistent) > max(account.persistent_cap, account.persistent):
             raise GuestFault("it claims more persistent slabs than its persistent cap")
-        ephemeral = account.map.split(claimed.runs(State.EPHEMERAL))
-        known = ephemeral.pop(State.EPHEMERAL, ())
-        new = sorted(run for runs in ephemeral.values() for run in runs)
-        growth = max(0, count(persistent) - account.persistent)
-        room = min(self._ledger.free, self._ledger.room(account, False)) - growth
-        fits = clip(new, room)
-        unbooked = SlabMap(account.map.total)
-        unbooked.set(new, State.TAKEN)
-        unbooked.set(fits, State.FREE)
-        refused = unbooked.runs(State.TAKEN)
+        room = account.held + min(self._ledger.free, self._ledger.room(account, False)) - count(persistent)
+        fits = clip(claimed.runs(State.EPHEMERAL), room)
+        claimed.set(fits, State.FREE)
+        refused = claimed.runs(State.EPHEMERAL)
         self._counters.refused_claims += count(refused)
-        return {State.EPHEMERAL: tuple(sorted([*known, *fits])), State.PERSISTENT: persistent}, refused
+        return {State.EPHEMERAL: fits, State.PERSISTENT: persistent}, refused
 
     def holes(self, now: float, account: Account, runs: Runs) -> None:
         """Tell of booked ephemeral slabs that have no memory; whatever else they are meanwhile is left alone."""
@@ -98,7 +93,7 @@ class Claiming:
         if not holes:
             return
         self._counters.lost_slabs += count(holes)
-        if account.connected and account.claims is None:  # else the claims that are on their way tell of them
+        if account.listens:  # else the claims that are on their way tell of them
             self._taking.tell_taken(account, holes)
         else:
             self._taking.free(account, holes)

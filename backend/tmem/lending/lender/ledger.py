@@ -8,7 +8,7 @@ Its rules, in slabs:
    its persistent cap can get memory: either it is free, or somebody has ephemeral slabs above a floor.
 3. A guest holds at most its cap; the guests of one uid other than 0 hold, and are promised, at most the uid's cap.
 4. A floor is at most the cap. The persistent cap is half of the arena unless it was asked for; what was not asked
-   for gives way to what is, down to what is held.
+   for gives way to what is, down to what is held, shares evenly what is left, and grows back when that is more.
 5. The size is what is wanted, but never smaller than what rule 2 and the persistent slabs that are held need. (What
    guests from before a restart hold is not known exactly until they claim it: it may need more for a while.)
 """
@@ -108,24 +108,22 @@ class Ledger:
         ):
             raise Refusal("tmemd has as many guests as it may: unmount one first", Why.GUESTS, retry=True)
         wanted = hello.persistent_slabs
-        most = hello.slabs // 2 if wanted is None else min(wanted, hello.slabs)
+        most = min(wanted or 0, hello.slabs)
         promisable = self._promisable(uid)
-        if wanted is not None and most > promisable:
+        if most > promisable:
             raise Refusal(
                 f"{as_bytes(most)} of persistent memory cannot be promised, only {as_bytes(promisable)}: "
                 "take a smaller --hswap, or give tmemd more (tmemctl resize)",
                 Why.PROMISE,
                 retry=True,
             )
-        if wanted is None:
-            most = min(most, promisable, max(0, self.size - self.reserved))
-        account = self._open(Holding(hello.token, hello.name, uid, pid, hello.slabs, (), (), persistent_cap=wanted))
-        account.persistent_cap = most
-        return account, self._squeeze()
+        promised = None if wanted is None else most
+        account = self._open(Holding(hello.token, hello.name, uid, pid, hello.slabs, (), (), persistent_cap=promised))
+        return account, [other for other in self._share() if other is not account]
 
     def _open(self, holding: Holding) -> Account:
         self._numbers += 1
-        slabs, wanted = holding.slabs, holding.persistent_cap
+        slabs = holding.slabs
         account = Account(
             self._numbers,
             holding.token,
@@ -134,8 +132,8 @@ class Ledger:
             holding.pid,
             SlabMap(slabs),
             cap=slabs if holding.cap is None else holding.cap,
-            persistent_cap=slabs // 2 if wanted is None else wanted,
-            persistent_set=wanted is not None,
+            persistent_cap=holding.persistent_cap or 0,
+            persistent_set=holding.persistent_cap is not None,
             floor=holding.floor,
         )
         account.standing.weight = holding.weight
@@ -158,42 +156,49 @@ class Ledger:
             if (over := self._firm() - self.size) > 0:
                 account.floor = max(0, account.floor - over)
         self.size = max(self.size, self._firm())
-        self._squeeze()
+        self._share()
 
-    def close(self, account: Account) -> None:
-        """Forget a guest; what it held is free."""
+    def close(self, account: Account) -> list[Account]:
+        """Forget a guest; what it held is free. Gives the accounts whose limits changed."""
         for state in State:
             self.totals[state] -= account.map.counts[state]
         self.held_by[account.uid] -= account.held
         del self.accounts[account.number]
+        return self._share()
 
     # Promises.
 
-    def _firm(self, but: Account | None = None) -> int:
-        """Give what was promised on request, and the persistent slabs that are held."""
-        return sum(
-            account.reserved if account.persistent_set else account.floor + account.persistent
-            for account in self.accounts.values()
-            if account is not but
-        )
+    def _firm(self, but: Account | None = None, uid: int | None = None) -> int:
+        """Give what was promised on request, and the persistent slabs that are held; of one uid, or of all."""
+        accounts = (account for account in self.accounts.values() if uid in (None, account.uid))
+        return sum(account.firm for account in accounts if account is not but)
 
     def _promisable(self, uid: int, but: Account | None = None) -> int:
         """Give how much may be promised on request to a guest of that uid."""
         room = self.size - self._firm(but)
         if self.uid_cap is not None and uid != 0:
-            room = min(room, self.uid_cap - sum(other.reserved for other in self._of(uid) if other is not but))
+            room = min(room, self.uid_cap - self._firm(but, uid))
         return max(0, room)
 
-    def _squeeze(self) -> list[Account]:
-        """Lower persistent caps that nobody asked for until all promises fit; give the accounts that changed."""
-        over = self.reserved - self.size
+    def _share(self) -> list[Account]:
+        """Divide what was not promised on request into the persistent caps that nobody asked for; give who changed.
+
+        Each has what it holds, and on top an even part of the rest, to half of its arena at most.
+        """
         loose = [account for account in self.accounts.values() if not account.persistent_set]
+        loose.sort(key=lambda account: account.map.total // 2 - account.persistent)
+        left = self.size - self._firm()
+        peers = Counter(account.uid for account in loose)
+        rooms = {uid: self._promisable(uid) for uid in peers}
         changed = []
-        for account in sorted(loose, key=lambda account: account.persistent - account.persistent_cap):
-            yields = min(over, account.persistent_cap - account.persistent)
-            if yields > 0:
-                account.persistent_cap -= yields
-                over -= yields
+        for place, account in enumerate(loose):
+            wanted = account.map.total // 2 - account.persistent
+            part = max(0, min(wanted, left // (len(loose) - place), rooms[account.uid] // peers[account.uid]))
+            left -= part
+            rooms[account.uid] -= part
+            peers[account.uid] -= 1
+            if account.persistent_cap != account.persistent + part:
+                account.persistent_cap = account.persistent + part
                 changed.append(account)
         return changed
 
@@ -216,7 +221,7 @@ class Ledger:
         firm = account.persistent_set or persistent_cap is not None
         wanted = new_floor + (max(promised, account.persistent) if firm else account.persistent)
         promisable = self._promisable(account.uid, account)
-        if wanted > promisable and (floor is not None or persistent_cap is not None):
+        if wanted > max(promisable, account.firm):
             raise Refusal(
                 f"floor and persistent cap would need {as_bytes(wanted)}, and {as_bytes(promisable)} can be promised: "
                 "lower those of others, or resize",
@@ -225,20 +230,20 @@ class Ledger:
         account.cap, account.floor, account.persistent_cap, account.persistent_set = new_cap, new_floor, promised, firm
         if weight is not None:
             account.standing.weight = weight
-        return [account, *self._squeeze()]
+        return [account, *(other for other in self._share() if other is not account)]
 
     def resize(self, size: int) -> None:
         """Change the size, to no less than rule 5 allows; the limits of any account may change with it."""
         self._wanted = size
         self.size = max(size, self._firm())
-        self._squeeze()
+        self._share()
 
     def shrink(self) -> bool:
         """Come down to the wanted size as far as rule 5 allows by now; True when that changed anything."""
         if self.size <= self._wanted or (size := max(self._wanted, self._firm())) >= self.size:
             return False
         self.size = size
-        self._squeeze()
+        self._share()
         return True
 
     def check(self) -> None:

@@ -69,7 +69,7 @@ class Lender(Governor):
         except Refusal as refusal:
             self._counters.refuse(refusal.why)
             raise
-        account.connected = account.reachable = True
+        account.connected = True
         account.claims = SlabMap(account.map.total) if hello.again else None
         welcome = Welcome(account.number, self._most(account), account.persistent_cap, account.frozen)
         self._actions.append(Send(account.number, welcome))
@@ -142,7 +142,7 @@ class Lender(Governor):
         """Note that the memfd is closed: the guest's slabs are free and its number is forgotten."""
         account = self._accounts[guest]
         self._asking.closed(account)
-        self._ledger.close(account)
+        self._tell_limits(self._ledger.close(account))
         self._counters.ends += 1
         return self._decided(now)
 
@@ -156,6 +156,7 @@ class Lender(Governor):
         account = self._accounts.get(guest)
         if account is not None:
             self._asking.made(now, batch, account, runs)
+            self._enforce(now, account)  # a limit may have been lowered meanwhile
         return self._decided(now)
 
     def holes(self, now: float, guest: int, runs: Runs) -> list[Action]:
@@ -179,8 +180,10 @@ class Lender(Governor):
         """
         account = self._accounts[guest]
         self._counters.audits += 1
+        if account.from_before:
+            return []  # which slabs it holds is not known yet
         excess = real_bytes - account.held * SLAB_SIZE
-        if excess > 0 and account.claims is None:
+        if excess > 0:
             self._counters.excess_audits += 1
             self._counters.excess_bytes += excess
             self._actions.append(Punch(guest, account.map.runs(State.FREE)))

@@ -3,7 +3,8 @@
 A guest that is to give memory up has a debt. It is asked for a step of it at a time, so that it can find its coldest
 pages within PATIENCE; the answer brings the next step. Where no answer comes, its socket is read dry first (it may
 have answered and the executor been late), then what is outstanding is taken: punched, and told as Taken. A guest
-that was silent once is not waited for again until it speaks. A guest without a connection is taken from at once.
+that was silent once is not waited for again until it speaks. A guest without a connection is taken from at once, and so
+is one whose claims are not complete: it hears of that once they are.
 
 A slab that was taken is not lent again until the guest confirmed that it knows. So a Return on its way cannot be
 mistaken for the return of a later lend, and what a late put made real again is punched when the guest confirms.
@@ -57,15 +58,14 @@ class Taking:
 
     def owe(self, now: float, account: Account, slabs: int) -> None:
         """Add to what a guest is to give back, at most what it holds and can be got at."""
-        if account.reachable and not account.ended and account.claims is None:
-            account.debt = min(account.debt + slabs, account.map.counts[State.EPHEMERAL])
-            self._go_on(now, account)
+        account.debt = min(account.debt + slabs, account.gettable)
+        self._go_on(now, account)
 
     def _go_on(self, now: float, account: Account) -> None:
         """Ask for the next step of a debt, unless one is open; nobody is asked who does not answer."""
         if account.revocation is not None or not account.debt:
             return
-        if not account.connected:
+        if not account.listens:
             self.take(account, account.debt)
             return
         serial, slabs = account.next_serial(), account.debt if account.silent else min(account.debt, STEP)
@@ -134,7 +134,7 @@ class Taking:
         self._counters.taken_slabs += taken
         if account.revocation is not None:
             account.revocation.outstanding -= taken
-        if account.connected:
+        if account.listens:
             self.tell_taken(account, runs)
             self._act(Punch(account.number, runs))
         else:
