@@ -44,7 +44,7 @@ CATALOGUE = (
     Measure(
         "policies",
         "Which page goes first",
-        whole="--limit 250000",
+        whole="--limit 150000",
         quick="--limit 4000",
         bound=240,
         needs=("traces",),
@@ -52,7 +52,7 @@ CATALOGUE = (
     Measure(
         "division",
         "How memory is divided between guests",
-        whole="--limit 60000",
+        whole="--limit 40000",
         quick="--limit 2000",
         bound=400,
         needs=("traces",),
@@ -68,6 +68,7 @@ CATALOGUE = (
     Measure(
         "cost",
         "What the pool costs where it cannot help",
+        whole="--pairs 11",
         quick="--pairs 1 --cache 8",
         bound=300,
     ),
@@ -86,6 +87,7 @@ CATALOGUE = (
     Measure(
         "borrowed",
         "What a hit on borrowed memory costs against one on the mount's own",
+        whole="--size 8",
         quick="--mounts 1 --size 4",
     ),
     Measure(
@@ -104,6 +106,7 @@ CATALOGUE = (
     Measure(
         "swap",
         "Paging four times the memory of a process: hswap, zram, a slow file, a null filesystem",
+        whole="--rounds 2 --limit 8",
         quick="--rounds 1 --slow-rounds 0",
         bound=400,
         needs=("fuse", "root"),
@@ -111,12 +114,13 @@ CATALOGUE = (
     Measure(
         "secondpass",
         "The second pass over more than the cache holds",
+        whole="--large 32",
         quick="--rounds 1 --large 4 --latency 1ms",
     ),
     Measure(
         "hits",
         "What a hit costs",
-        whole="--seconds 0.5",
+        whole="--seconds 0.4",
         quick="--pairs 1 --seconds 0.2 --size 8",
         needs=("fuse", "fio"),
     ),

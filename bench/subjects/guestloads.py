@@ -116,8 +116,9 @@ def _replay(order: Path, file: Path) -> None:
 _PACKAGES = ("json", "email", "logging", "importlib", "unittest")
 _IMPORTS = "import json, email.mime.text, email.parser, logging.handlers, importlib.metadata"
 _HEADERS = 300
+_SOURCES = 1
 _ROWS = 24_000
-_QUERIES = 150
+_QUERIES = 80
 _PASSES = 2  # of everything, in a step: people build, search and query again
 
 
@@ -130,7 +131,7 @@ def make_programs(source: Path, seed: int) -> None:
     (source / "include").mkdir()
     for header in sorted(Path("/usr/include").glob("*.h"))[:_HEADERS]:
         shutil.copyfile(header, source / "include" / header.name)
-    for number in range(2):
+    for number in range(_SOURCES):
         lines = [f"#include <{name}.h>" for name in ("stdio", "string", "errno")]
         body = "\n".join(
             f'int f{number}_{at}(int x) {{ return x * {at} + (int) strlen("{at}"); }}' for at in range(200)
@@ -157,7 +158,7 @@ def programs(places: Sequence[Path], seed: int) -> Done:
     commands = []
     for place in places:
         compiles = " && ".join(
-            f"cc -c -I '{place}/include' -o /dev/null '{place}/part{number}.c'" for number in range(2)
+            f"cc -c -I '{place}/include' -o /dev/null '{place}/part{number}.c'" for number in range(_SOURCES)
         )
         grep = f"grep -r -c import '{place}/library' > /dev/null"
         imports = f"PYTHONDONTWRITEBYTECODE=1 PYTHONPATH='{place}/library' '{sys.executable}' -S -c '{_IMPORTS}'"
