@@ -207,6 +207,30 @@ def test_a_guest_asks_is_lent_is_revoked_and_loses(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
+def test_requests_are_answered_between_two_steps_of_what_was_taken(tmp_path: Path) -> None:
+    async def test(fixture: Fixture) -> None:
+        async with fixture.connected() as lender, trio.open_nursery() as nursery:
+            fixture.pool.put(1, 0, noise(0))
+            ask = await lender.hear(Ask)
+            assert isinstance(ask, Ask)
+            await lender.lend(0, 4, ask.serial)
+            while fixture.source.held(False) < 4:
+                await trio.sleep(0.001)
+            held: list[int] = []
+
+            async def request() -> None:
+                while not held or held[-1]:
+                    held.append(fixture.source.held(False))
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(request)
+            await lender.say(Taken(((0, 2),), 8), Taken(((2, 2),), 9))
+            assert [await lender.hear(Confirm), await lender.hear(Confirm)] == [Confirm(8), Confirm(9)]
+        assert list(dict.fromkeys(held)) == [4, 2, 0]
+
+    run(test, tmp_path)
+
+
 def test_a_lost_tmemd_is_found_again_and_told_what_is_held(tmp_path: Path) -> None:
     async def test(fixture: Fixture) -> None:
         async with fixture.connected() as lender:

@@ -107,6 +107,21 @@ def test_an_answer_that_lies_in_the_socket_is_read_before_anything_is_taken() ->
     assert len(asker.ephemeral) == 10
 
 
+def test_a_guest_is_told_in_steps_what_was_taken() -> None:
+    here = world(200)
+    stopped, asker = add(here), add(here)
+    hold(here, stopped, 200)
+    stopped.stopped = True
+    report(here, stopped, 50.0)
+    asker.ask(150)
+    here.hear(asker)
+    here.pass_time(PATIENCE)
+    told = [message for message in stopped.inbox if isinstance(message, m.Taken)]
+    assert [sum(count for _, count in taken.runs) for taken in told] == [32, 32, 32, 32, 22]
+    stopped.stopped = False
+    here.settle()
+
+
 def test_a_guest_that_answers_with_less_is_taken_from() -> None:
     here = world()
     miser, asker = add(here), add(here)

@@ -16,7 +16,7 @@ from tmem.arena import SLAB_SIZE, punch
 from tmem.lending.daemon import memfds
 from tmem.lending.daemon.headroom import Headroom
 from tmem.lending.lender.actions import FindHoles, MakeReal, Punch
-from tmem.lending.lender.slabmap import count
+from tmem.lending.lender.slabmap import count, in_steps
 from tmem.lending.protocol.messages import Runs
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Arenas:
     def _make_real(self, arena: Arena, runs: Runs) -> Runs:
         """Make slabs real step by step, each within the headroom; punch what a step that failed left."""
         made: list[tuple[int, int]] = []
-        steps = list(_steps(runs))
+        steps = list(in_steps(runs, memfds.STEP_SLABS))
         for number, step in enumerate(steps):
             shortage = self._step(arena.fd, step)
             if shortage and not self._shortage:
@@ -127,23 +127,6 @@ def joined(runs: list[tuple[int, int]]) -> Runs:
         else:
             whole.append((first, length))
     return tuple(whole)
-
-
-def _steps(runs: Runs) -> Iterator[Runs]:
-    """Cut runs into steps of at most STEP_SLABS slabs together."""
-    step: list[tuple[int, int]] = []
-    room = memfds.STEP_SLABS
-    for start, length in runs:
-        first, left = start, length
-        while left:
-            taken = min(room, left)
-            step.append((first, taken))
-            first, left, room = first + taken, left - taken, room - taken
-            if not room:
-                yield tuple(step)
-                step, room = [], memfds.STEP_SLABS
-    if step:
-        yield tuple(step)
 
 
 def _punch(arena: Arena, runs: Runs) -> None:

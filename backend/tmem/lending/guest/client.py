@@ -16,7 +16,7 @@ import trio
 
 from tmem.lending.guest.borrower import TICK, Borrower
 from tmem.lending.guest.handshake import CHUNK, Declined, Registered, Unreachable, register
-from tmem.lending.protocol.messages import ToGuest
+from tmem.lending.protocol.messages import Taken, ToGuest
 from tmem.lending.protocol.wire import ProtocolError, encode
 
 log = logging.getLogger(__name__)
@@ -102,16 +102,20 @@ class Client:
         registered.connection.setblocking(False)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(registered.connection))
         async with stream, trio.open_nursery() as nursery:
-            self._take_in(registered.messages)
+            await self._take_in(registered.messages)
             nursery.start_soon(self._pump, stream)
             while data := await stream.receive_some(CHUNK):
-                self._take_in(registered.decoder.feed(data))
+                await self._take_in(registered.decoder.feed(data))
             registered.decoder.end()
             raise ConnectionResetError(f"tmemd ended it ({os.fspath(self.path)})")
 
-    def _take_in(self, messages: Sequence[ToGuest]) -> None:
+    async def _take_in(self, messages: Sequence[ToGuest]) -> None:
         for message in messages:
             self.borrower.received(trio.current_time(), message)
+            if isinstance(message, Taken):
+                # Its pages took some ms to lose, and many may follow after a stop: the mount's requests are next. What
+                # they find in slabs that a later Taken names is a miss, and what they put there is lost with it.
+                await trio.lowlevel.checkpoint()
         self._poke()
 
     async def _pump(self, stream: trio.SocketStream) -> None:

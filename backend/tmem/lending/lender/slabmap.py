@@ -10,7 +10,7 @@ lent, the worst there is: the lowest 64 free ones 15 us, all runs of one state 6
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 from tmem.lending.protocol.messages import Runs
@@ -46,6 +46,23 @@ def clip(runs: Sequence[tuple[int, int]], most: int) -> Runs:
         kept.append((first, min(length, most)))
         most -= length
     return tuple(kept)
+
+
+def in_steps(runs: Sequence[tuple[int, int]], most: int) -> Iterator[Runs]:
+    """Cut runs into steps of at most so many slabs together; nothing gives none."""
+    step: list[tuple[int, int]] = []
+    room = most
+    for start, length in runs:
+        first, left = start, length
+        while left:
+            taken = min(room, left)
+            step.append((first, taken))
+            first, left, room = first + taken, left - taken, room - taken
+            if not room:
+                yield tuple(step)
+                step, room = [], most
+    if step:
+        yield tuple(step)
 
 
 class SlabMap:

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from tmem.lending.lender.account import Account, Revocation
 from tmem.lending.lender.actions import Action, GuestFault, Punch, ReadDry, Send
 from tmem.lending.lender.ledger import Ledger
-from tmem.lending.lender.slabmap import State, count
+from tmem.lending.lender.slabmap import State, count, in_steps
 from tmem.lending.lender.stats import Counters
-from tmem.lending.protocol.messages import Return, Revoke, Runs, Taken, in_parts
+from tmem.lending.protocol.messages import Return, Revoke, Runs, Taken
 
 PATIENCE = 0.020  # seconds that a guest has to answer a Revoke
-STEP = 32  # slabs in one Revoke of ephemeral ones
+STEP = 32  # slabs in one Revoke of ephemeral ones, and in one Taken
 
 
 class Taking:
@@ -141,13 +141,12 @@ class Taking:
             self.free(account, runs)
 
     def tell_taken(self, account: Account, runs: Runs) -> None:
-        """Tell a connected guest which slabs are not its any more."""
-        for part, _ in in_parts(runs):
-            if part:
-                serial = account.next_serial()
-                self._ledger.move(account, part, State.TAKEN)
-                account.unconfirmed[serial] = part
-                self._act(Send(account.number, Taken(part, serial)))
+        """Tell a connected guest which slabs are not its any more: in steps, for the guest loses one at a time."""
+        for step in in_steps(runs, STEP):
+            serial = account.next_serial()
+            self._ledger.move(account, step, State.TAKEN)
+            account.unconfirmed[serial] = step
+            self._act(Send(account.number, Taken(step, serial)))
 
     def confirmed(self, account: Account, serial: int) -> None:
         """Make slabs lendable to the guest again, without what a late put may have left there."""
