@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.conftest import REPOSITORY, Place
 
@@ -103,6 +106,12 @@ def mounting(place: Place) -> Iterator[Mounted]:
         made.end()
     finally:
         made.stop_watchdog()
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    """Skip a test where a program is missing, and say which."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}")
 
 
 def same_bytes(mounted: Mounted, name: str) -> None:

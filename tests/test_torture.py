@@ -28,7 +28,7 @@ from tests.torture.run import MODES, Torture, TortureError
 from tests.torture.side import PAGE, Side, content
 from tests.torture.trees import first_difference
 
-EXAMPLE_SECONDS = 60.0
+EXAMPLE_SECONDS = 120.0
 BOUNDED = settings(
     max_examples=40,
     stateful_step_count=100,

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 from pathlib import Path
 
-import pytest
-
 Options = tuple[str, ...]
 Node = tuple[object, ...]
-
-
-def needs(*programs: str) -> pytest.MarkDecorator:
-    """Skip a test where a program is missing, and say which."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}")
 
 
 def snapshot(top: Path, *, ignored: tuple[str, ...] = ()) -> dict[str, Node]:

@@ -29,8 +29,8 @@ def data_of(writer: int, number: int) -> bytes:
 
 def connect(path: str | os.PathLike[str], journal: str) -> sqlite3.Connection:
     """Open the database with a cache so small that a transaction spills before its commit."""
-    base = sqlite3.connect(path, timeout=30, isolation_level=None)
-    base.execute("pragma busy_timeout=30000")
+    base = sqlite3.connect(path, timeout=120, isolation_level=None)
+    base.execute("pragma busy_timeout=120000")  # a busy machine with a busy disk takes its time
     mode = base.execute(f"pragma journal_mode={journal}").fetchone()[0]
     assert mode == journal, mode
     base.execute("pragma synchronous=full")

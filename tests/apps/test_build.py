@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.programs import Options, needs, snapshot
-from tests.mounted import Mounted, shell
+from tests.apps.programs import Options, snapshot
+from tests.mounted import Mounted, needs, shell
 
 pytestmark = [pytest.mark.mount, needs("gcc", "make")]
 UNITS = 40

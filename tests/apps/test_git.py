@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.programs import Options, needs
-from tests.mounted import Mounted, shell
+from tests.apps.programs import Options
+from tests.mounted import Mounted, needs, shell
 
 pytestmark = [pytest.mark.mount, needs("git")]
 FILES = 100

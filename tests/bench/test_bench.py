@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,9 +16,10 @@ import pytest
 from bench import hits, memory, policies, poolalone, poolhit, secondpass
 from bench.models.replay import PAGES_A_SLAB, Sizes, replay_baseline, replay_real
 from bench.tools import content, fio, harness, pages, procmem, report, traces
-from bench.tools.children import BenchError, environment, run
+from bench.tools.children import BenchError, run
 from bench.tools.harness import mounts_under
 from bench.tools.verdict import Verdict
+from tests.bench.interrupting import interrupt
 
 MIB = content.MIB
 
@@ -270,20 +269,7 @@ def test_every_page_is_read_once_in_either_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_measurement_leaves_no_mount_and_no_files(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "bench.poolhit", "--pairs", "500", "--size", "4"]
-    child = subprocess.Popen(command, env=environment() | {"TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL)
-    try:
-        limit = time.monotonic() + 60
-        while not mounts_under(tmp_path) and time.monotonic() < limit:
-            time.sleep(0.05)
-        assert mounts_under(tmp_path)
-        child.send_signal(number)
-        assert child.wait(60) == 130
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        child.wait()
-    assert mounts_under(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    interrupt(command, tmp_path, number)
 
 
 @pytest.fixture

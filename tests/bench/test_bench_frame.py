@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from bench import cost, page
 from bench.catalogue import CATALOGUE, missing
 from bench.tools.children import environment, run
 from bench.tools.content import MIB
-from bench.tools.harness import mounts_under
+from tests.bench.interrupting import interrupt
 
 BENCH = [sys.executable, "-m", "bench"]
 
@@ -93,23 +91,10 @@ def test_an_interrupted_run_leaves_its_page_and_no_mount(tmp_path: Path, number:
     out, space = tmp_path / "out", tmp_path / "space"
     space.mkdir()
     command = [*BENCH, "--only", "policies", "poolhit", "--out", str(out)]
-    child = subprocess.Popen(command, env=environment() | {"TMPDIR": str(space)}, stdout=subprocess.DEVNULL)
-    try:
-        limit = time.monotonic() + 60
-        while not mounts_under(space) and time.monotonic() < limit:
-            time.sleep(0.05)
-        assert mounts_under(space)
-        child.send_signal(number)
-        assert child.wait(60) == 130
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        child.wait()
+    interrupt(command, space, number)
     text = (out / "index.html").read_text()
     assert "interrupted" in text
     assert "no traces were given" in text, "what ended before is there"
-    assert mounts_under(space) == []
-    assert list(space.iterdir()) == []
 
 
 @pytest.mark.mount

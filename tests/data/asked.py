@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import trio
 
 from tests.parts import Parts
@@ -32,6 +35,13 @@ class Asked:
             self.answers[name] = data
 
         self.nursery.start_soon(run)
+
+
+@asynccontextmanager
+async def asking(parts: Parts) -> AsyncIterator[Asked]:
+    """Give requests that run at the same time; the block ends when all are answered."""
+    async with trio.open_nursery() as nursery:
+        yield Asked(parts, nursery)
 
 
 def pages_from(data: bytes | bytearray, first: int, count: int = 1) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.data.asked import Asked, pages_from, random_stream
+from tests.data.asked import asking, pages_from, random_stream
 from tests.parts import MIB, MakeParts, in_trio, make_parts, pages_of
 from tmemfs.cache.pagecache import PAGE_SIZE
 
@@ -21,8 +21,7 @@ async def test_a_fill_that_a_write_overtook_is_not_cached(make_parts: MakeParts,
     file = parts.make("f", bytes(data))
     random_stream(file)
     parts.backing.after_read.shut = True
-    async with trio.open_nursery() as nursery:
-        asked = Asked(parts, nursery)
+    async with asking(parts) as asked:
         asked.read("before", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
         await parts.backing.after_read.holds(1)  # it has the old bytes
         old = bytes(data)
@@ -47,8 +46,7 @@ async def test_a_second_fill_of_a_page_that_is_in_flight_is_poisoned_too(make_pa
     file = parts.make("f", bytes(data))
     latch = parts.backing.after_read
     latch.shut = True
-    async with trio.open_nursery() as nursery:
-        asked = Asked(parts, nursery)
+    async with asking(parts) as asked:
         random_stream(file)
         asked.read("first", file, 5 * PAGE_SIZE, PAGE_SIZE)
         await latch.holds(1)
@@ -73,8 +71,7 @@ async def test_a_fill_that_a_truncate_overtook_is_not_cached(make_parts: MakePar
     file = parts.make("f", data)
     random_stream(file)
     parts.backing.after_read.shut = True
-    async with trio.open_nursery() as nursery:
-        asked = Asked(parts, nursery)
+    async with asking(parts) as asked:
         asked.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
         await parts.backing.after_read.holds(1)
         await parts.truncate(file, 6 * PAGE_SIZE + 10)
@@ -90,8 +87,7 @@ async def test_a_fill_that_a_mismatch_overtook_is_not_cached(make_parts: MakePar
     file = parts.make("f", pages_of(1, 50))
     random_stream(file)
     parts.backing.after_read.shut = True
-    async with trio.open_nursery() as nursery:
-        asked = Asked(parts, nursery)
+    async with asking(parts) as asked:
         asked.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
         await parts.backing.after_read.holds(1)
         (parts.directory / "f").write_bytes(pages_of(2, 51))  # by somebody else
@@ -109,8 +105,7 @@ async def test_an_old_page_brought_back_during_a_write_is_brought_up_to_date(mak
     await parts.read(file, 0, len(data))
     parts.evict_all()  # all in the pool
     parts.backing.before_write.shut = True
-    async with trio.open_nursery() as nursery:
-        asked = Asked(parts, nursery)
+    async with asking(parts) as asked:
         asked.write("write", file, 3 * PAGE_SIZE + 7, b"n" * 5000)
         await parts.backing.before_write.holds(1)
         assert await parts.read(file, 2 * PAGE_SIZE, 4 * PAGE_SIZE) == pages_from(data, 2, 4)

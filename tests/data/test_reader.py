@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.data.asked import Asked, pages_from, random_stream
+from tests.data.asked import Asked, asking, pages_from, random_stream
 from tests.parts import MIB, MakeParts, in_trio, make_parts, pages_of
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.data.readahead import MIN_PAGES
@@ -66,8 +66,7 @@ async def test_two_readers_of_one_missing_page_share_one_backing_read(make_parts
     file = parts.make("f", data)
     random_stream(file)
     parts.backing.after_read.shut = True
-    async with trio.open_nursery() as nursery:
-        asked = Asked(parts, nursery)
+    async with asking(parts) as asked:
         asked.read("one", file, 10 * PAGE_SIZE, 3 * PAGE_SIZE)
         await parts.backing.after_read.holds(1)
         for name in ("two", "three"):
@@ -102,8 +101,7 @@ async def test_several_runs_are_read_at_the_same_time(make_parts: MakeParts) -> 
         await parts.read(file, page * PAGE_SIZE, PAGE_SIZE)
     random_stream(file)
     parts.backing.after_read.shut = True
-    async with trio.open_nursery() as nursery:
-        asked = Asked(parts, nursery)
+    async with asking(parts) as asked:
         asked.read("all", file, 10 * PAGE_SIZE, 12 * PAGE_SIZE)
         await parts.backing.after_read.holds(4)
         parts.backing.after_read.open()
@@ -121,8 +119,7 @@ async def test_an_error_reaches_every_reader_is_counted_and_never_cached(make_pa
     random_stream(file)
     parts.backing.before_read.shut = True
     parts.backing.read_error = OSError(errno.EIO, "")
-    async with trio.open_nursery() as nursery:
-        asked = Asked(parts, nursery)
+    async with asking(parts) as asked:
         asked.read("one", file, 5 * PAGE_SIZE, PAGE_SIZE)
         await parts.backing.before_read.holds(1)
         asked.read("two", file, 5 * PAGE_SIZE, 2 * PAGE_SIZE)

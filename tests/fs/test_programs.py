@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.mounted import Mounted, shell
+from tests.mounted import Mounted, needs, shell
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]
-
-
-def needs(*programs: str) -> pytest.MarkDecorator:
-    missing = [program for program in programs if shutil.which(program) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}")
 
 
 CHECKSUMS = "find . -type f -print0 | sort -z | xargs -0 sha256sum"
@@ -120,7 +114,7 @@ def test_a_c_program_builds_and_runs_on_the_mount(mounted: Mounted, variant: Opt
 
 SQL = """
 import random, sqlite3, sys
-base = sqlite3.connect("data.db", timeout=30)
+base = sqlite3.connect("data.db", timeout=120)
 mode = base.execute(f"pragma journal_mode={sys.argv[1]}").fetchone()[0]
 assert mode == sys.argv[1], mode
 base.execute("create table if not exists t (k integer primary key, v blob)")

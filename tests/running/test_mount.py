@@ -243,11 +243,11 @@ mknod -m 666 {dir}/dev/fuse c 10 229
 mount --bind {dir}/dev/fuse /dev/fuse
 cd {dir}
 exec setpriv --reuid=65534 --regid=65534 --clear-groups env HOME={dir}/home bash -eu -c '
-tiny() {{ timeout 60 {python} {tiny} "$@"; }}
+tiny() {{ timeout 120 {python} {tiny} "$@"; }}
 tiny mount source mnt
 grep -q " {dir}/mnt .*fuse.tmemfs" /proc/self/mountinfo
 head -c 4 mnt/data
-timeout 60 {python} -c "{mmap}"
+timeout 120 {python} -c "{mmap}"
 tiny umount mnt
 if grep -q " {dir}/mnt " /proc/self/mountinfo; then exit 9; fi
 tiny mount source mnt
@@ -288,7 +288,7 @@ def test_an_ordinary_user_mounts_through_fusermount(place: Place) -> None:
             pytest.skip(f"{REPOSITORY} or its Python cannot be read by other users")
         mmap = "import mmap; f = open('mnt/data', 'r+b'); m = mmap.mmap(f.fileno(), 4096); m[:4] = b'user'"
         script = USER_SCRIPT.format(dir=base, python=sys.executable, tiny=TINY[1], mmap=mmap.replace("'", "'\\''"))
-        done = run("unshare", "-m", "--propagation", "private", "bash", "-c", script, seconds=120)
+        done = run("unshare", "-m", "--propagation", "private", "bash", "-c", script, seconds=240)
         assert done.returncode == 0, done
         assert done.stdout.startswith("tiny")
         assert done.stdout.count("code 2") == 2
