@@ -35,6 +35,20 @@ for thread in threads:
     thread.join()
 """
 
+# Each child says so before it touches a window of its own of the mapping.
+MAPPER = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+mapping = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+for number in range(int(sys.argv[2])):
+    if os.fork() == 0:
+        os.write(1, b"%d\\n" % os.getpid())
+        mapping[number << 17]
+        os._exit(0)
+for number in range(int(sys.argv[2])):
+    os.wait()
+"""
+
 
 class Hanging:
     """A backing whose file `stuck` hangs while it is told to."""
@@ -132,3 +146,27 @@ def test_a_mount_with_200_stuck_readers_is_taken_away_by_the_command(place: Plac
     readers.communicate(timeout=60)  # they got an error: their threads say so and end
     hanging.order()
     wait_until(lambda: "ended" in place.log_text().splitlines()[-1], "the guest has ended")
+
+
+def test_faults_of_mappings_that_hang_do_not_hold_up_those_of_other_files(place: Place, hanging: Hanging) -> None:
+    """The kernel bounds the requests that it makes in the background, for all files together."""
+    mappers = 24
+    (hanging.directory / "stuck").write_bytes(pages_of(1, mappers * 32))
+    mounted = Mounted(place)
+    mounted.start("--attr-timeout", "60")
+    mounted.stop_watchdog()
+    assert len(os.listdir(place.mountpoint)) == 3
+    hanging.order("read stuck hang")
+    process = place.start(sys.executable, "-c", MAPPER, os.fspath(place.mountpoint / "stuck"), str(mappers))
+    assert process.stdout is not None
+    pids = [int(process.stdout.readline()) for _ in range(mappers)]
+
+    def all_wait() -> bool:
+        return all(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D" for pid in pids)
+
+    wait_until(all_wait, "all of them wait for their page")
+    code = "import mmap; fd = os.open('cold', os.O_RDONLY); m = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)\n"
+    in_time(30, place, code + "assert len(m[:]) == 50 * 4096")
+    hanging.order()
+    process.communicate(timeout=60)
+    assert process.returncode == 0

@@ -51,8 +51,14 @@ def test_everything_else_in_the_reply_stays_as_it_is() -> None:
     before = reply(1)
     after, _ = patch_init(request(INIT_EXT, ALLOW_MMAP), before)
     assert after[:28] == before[:28]
-    assert after[32:48] == before[32:48]
+    assert after[36:48] == before[36:48]
     assert after[52:] == before[52:]
+
+
+def test_background_requests_that_hang_leave_room_for_hundreds_of_others() -> None:
+    patched, _ = patch_init(request(INIT_EXT, ALLOW_MMAP), reply(1))
+    most, congested = struct.unpack_from("=HH", patched, 16 + 16)
+    assert most > congested > 1000
 
 
 @pytest.mark.parametrize("bad", [reply(1, error=-22), reply(1)[:40], reply(1) + b"x"])

@@ -39,7 +39,7 @@ _OPCODE_INIT = 26
 _IN_HEADER = struct.Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
 _INIT_IN = struct.Struct("=IIIII")  # major minor max_readahead flags flags2
 _OUT_HEADER = struct.Struct("=IiQ")  # len error unique
-_INIT_OUT = struct.Struct("=IIIIHHIIHHI")  # major minor max_readahead flags ... flags2
+_INIT_OUT = struct.Struct("=IIIIHHIIHHI")  # major minor max_readahead flags max_background congestion ... flags2
 _DONT_MASK = 1 << 6
 _HANDLE_KILLPRIV = 1 << 19
 _INIT_EXT = 1 << 30
@@ -48,8 +48,11 @@ _DIRECT_IO_ALLOW_MMAP = 1 << 4  # in flags2
 _SENTINEL_INODE = (1 << 64) - 2
 _MESSAGE_BYTES = 1 << 16
 _HANDSHAKE_SECONDS = 15.0
-# A stuck request holds a task: a few hundred readers of a hanging server must not stop the others.
+# A stuck request holds a task: a few hundred readers of a hanging server must not stop the others. Nor may it be the
+# kernel that stops them: of background requests (faults of mappings, asynchronous I/O, so also what a loop device does
+# for swap) it has 12 under way by default, and all others wait for these.
 _MAX_TASKS = 4096
+_CONGESTION = _MAX_TASKS * 3 // 4
 _MIN_TASKS = 2
 _ALIVE_SECONDS = 1.0
 _GRACE_SECONDS = 1.0
@@ -234,7 +237,7 @@ def _receive_init(device: int) -> bytes:
 
 
 def patch_init(request: bytes, reply: bytes) -> tuple[bytes, bool]:
-    """Set our flags in libfuse's reply to INIT; tell whether shared mmap is on.
+    """Set our flags and bounds in libfuse's reply to INIT; tell whether shared mmap is on.
 
     Only what the kernel offered may be set. FUSE_DONT_MASK: handlers see the mode as the caller gave it and
     the umask next to it, because default ACLs take the umask's place. FUSE_HANDLE_KILLPRIV off: the kernel
@@ -249,6 +252,7 @@ def patch_init(request: bytes, reply: bytes) -> tuple[bytes, bool]:
         offered2 = _INIT_IN.unpack_from(request, _IN_HEADER.size)[4]
     fields = list(_INIT_OUT.unpack_from(reply, _OUT_HEADER.size))
     fields[3] = fields[3] & ~_HANDLE_KILLPRIV | offered & _DONT_MASK
+    fields[4:6] = _MAX_TASKS, _CONGESTION  # max_background, congestion_threshold
     shared_mmap = bool(offered2 & _DIRECT_IO_ALLOW_MMAP)
     if shared_mmap:
         fields[3] |= _INIT_EXT
