@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 
 from tmem.policy import FIRST
 from tmem.stats import PoolCounters
@@ -43,15 +44,20 @@ class EntryTable:
         self.pages: list[ObjectPages | None] = [None] * FIRST
         self.free = array("I")
 
-    def grow(self) -> int:
-        """Add a chunk of free entries; give how many."""
+    def grow(self, reach: Callable[[int], None]) -> None:
+        """Add a chunk of free entries; `reach` makes other tables so long. Where memory ends, none is free."""
         start = len(self.pages)
-        chunk = max(_CHUNK_MIN, start // 8)
-        for facts, size in ((self.offset, 8), (self.length, 2), (self.checksum, 8), (self.index, 8)):
-            facts.frombytes(bytes(size * chunk))
-        self.pages.extend([None] * chunk)
-        self.free.extend(range(start + chunk - 1, start - 1, -1))
-        return chunk
+        end = start + max(_CHUNK_MIN, start // 8)
+        reach(end)
+        for facts in (self.offset, self.length, self.checksum, self.index):
+            facts.frombytes(bytes(facts.itemsize * (end - len(facts))))
+        free = array("I", range(end - 1, start - 1, -1))
+        self.pages.extend([None] * (end - start))
+        try:
+            self.free.extend(free)
+        except BaseException:
+            del self.pages[start:]
+            raise
 
     def check(self) -> None:
         """Raise AssertionError unless free entries are free and the others are in their object."""

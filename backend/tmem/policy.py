@@ -57,12 +57,11 @@ class TwoQueue:
         probation, main, _ = self.sizes
         return probation + main
 
-    def grow(self, entries: int) -> None:
-        """Make room for that many more entries."""
-        self._next.extend(array("I", bytes(4 * entries)))
-        self._prev.extend(array("I", bytes(4 * entries)))
-        self._stamp.extend(array("d", bytes(8 * entries)))
-        self.where.extend(array("B", bytes([NOWHERE]) * entries))
+    def reach(self, end: int) -> None:
+        """Make room for entries up to `end`; what an earlier try had no memory for is made up."""
+        for facts in (self._next, self._prev, self._stamp):
+            facts.frombytes(bytes(facts.itemsize * (end - len(facts))))
+        self.where.frombytes(bytes([NOWHERE]) * (end - len(self.where)))
 
     def insert(self, entry: int, queue: int, now: float) -> None:
         """Link an entry as the newest of a queue; `now` is seconds on any one clock."""

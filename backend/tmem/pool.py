@@ -74,14 +74,17 @@ class Pool:
                 raise Refused(Reason.FROZEN)
             hot = pool_bit or (not self.persistent and self._came_back(obj, index))
             entry = store.put(copy, self.persistent, hot)
+            # Only now: eviction for this very page may have removed the object.
+            pages = self._objects.get(obj)
+            if pages is None:
+                pages = ObjectPages(self._objects, self._number, obj, counters)
+            store.link(entry, pages, index)
         except Refused as refusal:
             counters.refuse(refusal.reason)
             return False
-        # Only now: eviction for this very page may have removed the object.
-        pages = self._objects.get(obj)
-        if pages is None:
-            pages = self._objects[obj] = ObjectPages(self._objects, self._number, obj, counters)
-        store.link(entry, pages, index)
+        except MemoryError:
+            counters.refuse(Reason.MEMORY)
+            return False
         return True
 
     def _came_back(self, obj: int, index: int) -> bool:

@@ -14,6 +14,7 @@ source that raises OSError counts as one that has no slab to give.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -154,7 +155,10 @@ class Room:
         return bool(space.spares)
 
     def _move_pages(self, space: SlotSpace, slab: Slab) -> None:
-        """Move every page of a detached slab; OSError leaves the page at hand and the rest in place."""
+        """Move every page of a detached slab; OSError leaves the page at hand and the rest in place.
+
+        Short of memory, the kernel may read or write a part only.
+        """
         offsets, lengths = self._entries.offset, self._entries.length
         for slot, entry in enumerate(slab.entries):
             if entry == FREE:
@@ -162,7 +166,8 @@ class Room:
             stored = os.pread(self._fd, lengths[entry], offsets[entry])
             offset = space.take(slab.size_class, entry)
             try:
-                os.pwrite(self._fd, stored, offset)
+                if not len(stored) == lengths[entry] == os.pwrite(self._fd, stored, offset):
+                    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
             except OSError:
                 space.drop(offset)
                 raise

@@ -101,9 +101,10 @@ class SlotSpace:
         """Cut a spare slab into slots of the class and take one; -1 when there is no spare."""
         if not self.spares:
             return -1
-        slab = Slab(self.spares.pop(), size_class)
+        slab = Slab(self.spares[-1], size_class)
         self.slabs[slab.number] = slab
         self.attach(slab)
+        self.spares.pop()  # not before there was memory for all of that: a slab must not get lost
         return self.take(size_class, entry)
 
     def drop(self, offset: int) -> None:

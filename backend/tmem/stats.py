@@ -14,7 +14,7 @@ class Reason(Enum):
     SAME_FILLED = "rejected_same_filled"  # the bound on same-filled pages is used up by persistent ones
     SOURCE = "rejected_source"  # the slab source failed, and no slot was found without it
     CODEC = "rejected_codec"  # the compressor failed
-    MEMORY = "rejected_memory"  # the memfd could not be written
+    MEMORY = "rejected_memory"  # the memfd could not be written, or there was no memory for the index
 
 
 class Refused(Exception):

@@ -47,7 +47,7 @@ class Store:
             raise Refused(Reason.CODEC) from error
         entries = self.entries
         if not entries.free:
-            self.queue.grow(entries.grow())
+            entries.grow(self.queue.reach)
         entry = entries.free.pop()
         try:
             if stored:
@@ -71,10 +71,18 @@ class Store:
         return entry
 
     def link(self, entry: int, pages: ObjectPages, index: int) -> None:
-        """Name the entry: from here on it can be found and evicted."""
+        """Name the entry: from here on it can be found and evicted. What raises leaves nothing of it behind."""
+        try:
+            if not pages:
+                pages.home[pages.obj] = pages
+            pages[index] = entry
+        except BaseException:  # these tables grow: they are what there may be no memory for
+            if not pages:
+                pages.home.pop(pages.obj, None)
+            self._drop(entry)
+            raise
         self.entries.pages[entry] = pages
         self.entries.index[entry] = index
-        pages[index] = entry
         pages.counters.pages += 1
 
     def read(self, entry: int) -> bytes | None:
@@ -91,7 +99,7 @@ class Store:
 
     def remove(self, entry: int) -> None:
         """Remove an entry from its object, its queue and its slot."""
-        entries, queue = self.entries, self.queue
+        entries = self.entries
         pages = entries.pages[entry]
         assert pages is not None
         del pages[entries.index[entry]]
@@ -99,6 +107,11 @@ class Store:
             del pages.home[pages.obj]
         pages.counters.pages -= 1
         entries.pages[entry] = None
+        self._drop(entry)
+
+    def _drop(self, entry: int) -> None:
+        """Take an entry without a name out of its queue and its slot, and free it."""
+        entries, queue = self.entries, self.queue
         ephemeral = queue.where[entry] != NOWHERE
         if ephemeral:
             queue.remove(entry)

@@ -60,7 +60,7 @@ class SlotPool:
     def __init__(self, footprint: int, slots: int, number: int = 0) -> None:
         self.slots = slots
         self.queue = TwoQueue()
-        self.queue.grow(footprint)
+        self.queue.reach(FIRST + footprint)
         self.puts = self.hits = self.misses = self.ghost_hits = 0
         self._tags = array("I", (tag_of(0, number, page) for page in range(footprint)))
         self._pool_bit = bytearray(footprint)

@@ -7,7 +7,7 @@ from tmem.policy import FIRST, MAIN, NOWHERE, PROBATION, SAME, TwoQueue
 
 def queue_of_entries(count: int) -> TwoQueue:
     queue = TwoQueue()
-    queue.grow(count)
+    queue.reach(FIRST + count)
     return queue
 
 

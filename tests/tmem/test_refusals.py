@@ -46,6 +46,19 @@ def refuse_short_write(source: FaultySource, pool: Pool, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "pwrite", lambda *_: 1)
 
 
+class FullTable(dict[int, Any]):
+    """A table that there is no memory for when it is to grow."""
+
+    def __setitem__(self, key: int, value: object) -> None:
+        raise MemoryError
+
+
+def refuse_index(source: FaultySource, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool._objects = FullTable(pool._objects)
+    for pages in pool._objects.values():
+        pages.home = pool._objects
+
+
 REFUSALS = [
     (refuse_frozen, "frozen"),
     (refuse_no_slab, "no_slot"),
@@ -53,6 +66,7 @@ REFUSALS = [
     (refuse_codec, "codec"),
     (refuse_write, "memory"),
     (refuse_short_write, "memory"),
+    (refuse_index, "memory"),
 ]
 
 
@@ -134,3 +148,27 @@ def test_clause_4_an_accepted_put_replaces_the_page(make: Make, kind: dict[str, 
     assert pool.put(1, 1, filled(2))
     assert pool.get(1, 1) == filled(2)
     assert pool.stats.pages == (0 if kind == KINDS[0] else 1)
+
+
+def test_a_put_that_finds_no_memory_for_larger_tables_is_refused_and_the_next_one_is_not(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, backend = make(8)
+    pool = backend.new_pool()
+    entries, queue = backend._store.entries, backend._store.queue
+    index = 0
+    while entries.free or not index:
+        assert index < 10_000
+        assert pool.put(1, index, page_of(index, 40))
+        index += 1
+
+    def fail(end: int) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "reach", fail)
+        assert not pool.put(1, index, page_of(index, 40))
+        assert pool.stats.rejected_memory == 1
+        backend.check()
+    assert pool.put(1, index, page_of(index, 40))
+    backend.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tmem_pages import FaultySource, page_of
@@ -104,6 +105,30 @@ def test_a_failing_compaction_loses_no_persistent_page(make: Make, monkeypatch: 
     monkeypatch.undo()
     tmem.check()
     assert all(kept.get(1, index) == page_of(index, 1000) for index in range(1, index, 2))
+
+
+@pytest.mark.parametrize("call", ["pread", "pwrite"])
+def test_a_compaction_that_moves_a_part_only_leaves_the_page_where_it_was(
+    make: Make, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The kernel reads and writes less than asked for when it is short of memory on the way."""
+    _, tmem = make(16)
+    kept = tmem.new_pool(persistent=True)
+    index = 0
+    while kept.put(1, index, page_of(index, 1000)):
+        index += 1
+    for gone in range(0, index, 2):
+        kept.flush_page(1, gone)
+    whole = getattr(os, call)
+
+    def part(fd: int, what: Any, offset: int) -> Any:
+        return whole(fd, what[:10] if call == "pwrite" else 10, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, part)
+        assert tmem.give_up(1) == 0
+    tmem.check()
+    assert all(kept.get(1, left) == page_of(left, 1000) for left in range(1, index, 2))
 
 
 def test_give_up_releases_spares_first_then_the_coldest_pages(make: Make) -> None:
