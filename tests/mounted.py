@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, Place
+from tests.conftest import REPOSITORY, SECONDS, Place
 
 CHECKED = (sys.executable, os.fspath(REPOSITORY / "tests" / "fs" / "checkedguest.py"))
 SMALL = ("--cache", "1M", "--pool", "8M")
@@ -57,7 +57,7 @@ class Mounted:
         self._watchdog.start()
         return self.root
 
-    def end(self, *, dirty: str = "[]") -> None:
+    def end(self, *, dirty: str = "[]", seconds: float = SECONDS) -> None:
         """Unmount, and see that the guest found itself consistent."""
         process, self.process = self.process, None
         if process is None:
@@ -65,7 +65,7 @@ class Mounted:
         assert process.poll() is None, f"the mount ended by itself: {self._place.log_text()[-4000:]}"
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=60)
+            process.communicate(timeout=seconds)
         finally:
             process.kill()
             self.stop_watchdog()

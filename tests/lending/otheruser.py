@@ -15,6 +15,7 @@ def as_other(call: Callable[[], None]) -> None:
     child = os.fork()
     if child == 0:
         status = 1
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             os.setgroups([])
             os.setgid(OTHER_UID)
@@ -28,7 +29,7 @@ def as_other(call: Callable[[], None]) -> None:
     try:
         _, status = os.waitpid(child, 0)
     except BaseException:
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, signal.SIGINT)  # it ends what it has started
         os.waitpid(child, 0)
         raise
     assert status == 0, "the other user's part failed: see what it printed"

@@ -57,8 +57,8 @@ class SwappedMount:
         assert not self.overflow.exists()
 
     def end_by_signal(self) -> None:
-        """End the mount with a signal while it is swapped to."""
-        self.mounted.end()
+        """End the mount with a signal while it is swapped to: everything has to come back first."""
+        self.mounted.end(seconds=ROUND_SECONDS)
         assert not swapfile.loops_of(self.file)
 
     def clean(self) -> None:

@@ -18,7 +18,7 @@ def mapped_bytes(fd: int) -> int:
     total, within = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            within = line.split()[4] == str(inode)
+            within = line.split()[4] == str(inode) and "/memfd:" in line
         elif within and line.startswith("Rss:"):
             total += int(line.split()[1]) << 10
     return total

@@ -132,7 +132,9 @@ def test_a_process_that_has_ended_is_not_known_again() -> None:
     pidfd = os.pidfd_open(child)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     assert processes.has_ended(pidfd), "also before its parent waits for it"
-    assert processes.reopen(Process(child, processes.start_time(child) or 0, 0)) is None
+    started = processes.start_time(child)
+    assert started is not None
+    assert processes.reopen(Process(child, started, 0)) is None
     os.waitpid(child, 0)
     os.close(pidfd)
-    assert processes.start_time(child) is None
+    assert processes.start_time(child) != started, "nobody has its pid, or another process"
