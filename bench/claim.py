@@ -8,16 +8,16 @@ here are short; (c) tmemd lending greedily, pages uncompressed; (d) tmemd by its
 as shipped, compressed; (f) the limit, one cache of all the memory in one process.
 
 Measured, in every arm with the same seeded work: *zipf*, fio reading 16-KiB blocks of a working set of eight times X,
-in steps; in each two of the guests are busy and the others idle, and the next step begins when both are done. Every
-guest's turn comes twice, for whoever gives up at once what an idle guest had would look best where none comes back.
-*programs*, one step with C builds, grep, sqlite queries and python imports, each twice. *traces*, six
-traces replayed as file reads by all guests at the same time. The backings take 5 ms or 0.5 ms a request. Reported:
-pages read from the backings, the time of each step (fio's own, without its start) and its ratio to the other arm's same
-step, with the interval of bench/tools/verdict.py, the processor time of the mounts, p50 and p99 of fio's requests, and
-for the steps after the first how long the busy guests take until they hold half of their working set in memory. The
-arms run one after the other: pages are what is judged, times of single steps vary by a quarter on a shared machine.
+in steps; in each two of the guests are busy and the others idle, and the next step begins when both are done. In the
+last step the first two are busy again: who gives up at once all that an idle guest had pays for it there. *programs*,
+one step with C builds, grep, sqlite queries and python imports, each twice. *traces*, six traces replayed as file reads
+by all guests at the same time. The backings take 5 ms or 0.5 ms a request. Reported: pages read from the backings, the
+time of each step (fio's own, without its start) and its ratio to the other arm's same step (lowest to highest), the
+processor time of the mounts, p50 and p99 of fio's requests, and for the steps after the first how long the busy guests
+take until they hold half of their working set in memory. The arms run one after the other: pages are what is judged,
+times of single steps vary by a quarter on a shared machine.
 
-    python -m bench.claim [--requests 1500] [--steps 6] [--cache 2] [--traces DIR] [--only LOAD …] [--out FILE]
+    python -m bench.claim [--requests 2400] [--steps 4] [--cache 2] [--traces DIR] [--only LOAD …] [--out FILE]
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ Step = Callable[[Sequence[Path], int], Done]
 
 
 def measure(
-    requests: int = 1500,
-    steps: int = 6,
+    requests: int = 2400,
+    steps: int = 4,
     cache: int = 2 * MIB,
     directory: Path | None = None,
     only: Sequence[str] = (),
@@ -222,8 +222,8 @@ def picture(figures: Figures, path: Path) -> None:
 
 if __name__ == "__main__":
     command = parser(__doc__)
-    command.add_argument("--requests", type=int, default=1500, help="of fio, a busy guest and step")
-    command.add_argument("--steps", type=int, default=6)
+    command.add_argument("--requests", type=int, default=2400, help="of fio, a busy guest and step")
+    command.add_argument("--steps", type=int, default=4)
     command.add_argument("--cache", type=int, default=2, help="MiB of each guest's cache, its X")
     command.add_argument("--guests", type=int, default=GUESTS, help="other than six for a small run; traces take six")
     command.add_argument("--fast", action="store_true", help="only the backing with 0.5 ms")
