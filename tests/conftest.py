@@ -1,7 +1,7 @@
 """Fixtures: mounts that are always taken away again.
 
 A FUSE mount that hangs hangs whatever touches it. So every wait here is bounded, whatever looks into a mount
-does so in a process that can be killed, and the teardown aborts, detaches and kills by pid.
+does so in a process that can be killed, and the teardown detaches and kills by pid.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tmemfs.kernel.kernelmount import abort, top_mount, unmount
+from tmemfs.kernel.kernelmount import top_mount, unmount
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = (sys.executable, os.fspath(REPOSITORY / "tests" / "tinyguest.py"))
@@ -100,7 +100,6 @@ class Place:
         self.source.mkdir()
         self.mountpoint.mkdir()
         self._processes: list[subprocess.Popen[str]] = []
-        self._devices: set[str] = set()
         self._pids: set[int] = set()
 
     def mount(
@@ -109,7 +108,6 @@ class Place:
         """Mount in the background."""
         at = mountpoint or self.mountpoint
         done = run(*command, "mount", self.source, at, "--log", self.log, *options)
-        self.note(at)
         if done.returncode == 0:
             self._pids.add(self.logged_pid())
         return done
@@ -120,10 +118,9 @@ class Place:
         """Mount in the foreground and wait until it works."""
         at = mountpoint or self.mountpoint
         words = [*command, "mount", os.fspath(self.source), os.fspath(at), "-f", "--log", os.fspath(self.log)]
-        process = self.start(*words, *options)
         before = self.log_text().count("shared mmap o")
+        process = self.start(*words, *options)
         wait_until(lambda: self._works(process, before), "the mount works")
-        self.note(at)
         return process
 
     def _works(self, process: subprocess.Popen[str], before: int) -> bool:
@@ -160,28 +157,25 @@ class Place:
         """Find the pid that the last mount logged."""
         return int(self.log_text().rpartition(", pid ")[2].partition(",")[0])
 
-    def note(self, mountpoint: Path) -> None:
-        """Remember a mount for the teardown."""
-        entry = top_mount(mountpoint)
-        if entry is not None:
-            self._devices.add(entry.device)
-
     def is_mounted(self, mountpoint: Path | None = None) -> bool:
         """Tell whether the mountpoint shows a mount."""
         return top_mount(mountpoint or self.mountpoint) is not None
 
     def clean(self) -> None:
-        """Take everything away, whatever state it is in."""
-        for device in self._devices:
-            abort(device)
+        """Take everything away, whatever state it is in.
+
+        Who waits for a mount can be killed only once that mount's process is gone, so all are killed before any is
+        waited for. (Not aborted: the number of a connection that has ended may be another test's by now.)
+        """
         for at in (self.mountpoint, self.source):
             while top_mount(at) is not None:
                 unmount(at, lazy=True)
-        for process in self._processes:
-            process.kill()
-            process.communicate(timeout=SECONDS)
         for pid in self._pids:
             self._kill(pid)
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.communicate(timeout=SECONDS)
 
     def _kill(self, pid: int) -> None:
         """Kill a mount in the background, if it is still ours."""

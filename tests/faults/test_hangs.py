@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import REPOSITORY, Place, run, wait_until
 from tests.mounted import Mounted
 from tests.parts import pages_of
-from tmemfs.kernel.kernelmount import abort, top_mount, unmount
+from tmemfs.kernel.kernelmount import top_mount
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 READERS = 200
@@ -61,7 +61,6 @@ class Hanging:
         words = [sys.executable, os.fspath(REPOSITORY / "tests" / "fs" / "faultfs.py")]
         self.process = place.start(*words, os.fspath(self.directory), os.fspath(place.source), os.fspath(self.faults))
         wait_until(lambda: top_mount(place.source) is not None, "the backing is mounted")
-        place.note(place.source)
 
     def order(self, *lines: str) -> None:
         """Say what is wrong from now on, in one step."""
@@ -78,11 +77,7 @@ def hanging(place: Place, tmp_path: Path) -> Iterator[Hanging]:
     (made.directory / "warm").write_bytes(pages_of(2, 50))
     (made.directory / "cold").write_bytes(pages_of(3, 50))
     yield made
-    for at in (place.mountpoint, place.source):
-        entry = top_mount(at)
-        if entry is not None:
-            abort(entry.device)
-            unmount(at, lazy=True)
+    made.order()
 
 
 def stuck_readers(place: Place, hanging: Hanging, options: tuple[str, ...]) -> subprocess.Popen[str]:

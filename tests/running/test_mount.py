@@ -153,6 +153,33 @@ def test_an_external_umount_ends_the_process_cleanly(place: Place) -> None:
     assert "Traceback" not in place.log_text()
 
 
+# A guest to whom every mount has the same number, as the next one may well get that of a connection that has ended.
+SAME_NUMBER = """
+import dataclasses, sys
+sys.argv[0] = {tiny!r}
+import tmemfs.running.mount as mount
+top_mount = mount.top_mount
+def same_number(at):
+    entry = top_mount(at)
+    return entry and dataclasses.replace(entry, device='0:1')
+mount.top_mount = same_number
+exec(compile(open({tiny!r}).read(), {tiny!r}, 'exec'), {{'__name__': '__main__'}})
+"""
+
+
+def test_a_mount_that_is_still_writing_back_leaves_the_next_one_at_its_place_alone(place: Place) -> None:
+    os.mkfifo(place.source / "written")  # the end waits for a reader
+    process = place.serve(command=(sys.executable, "-c", SAME_NUMBER.format(tiny=TINY[1])))
+    assert run("umount", place.mountpoint).returncode == 0
+    again = place.serve(command=TINY)
+    assert process.poll() is None
+    assert len((place.source / "written").read_bytes()) == FILE_BYTES
+    assert end(process) == 0
+    assert place.is_mounted()
+    assert place.python("assert open('data').read(4) == 'tiny'").returncode == 0
+    assert again.poll() is None
+
+
 def test_after_kill_9_a_new_mount_takes_the_place_of_the_dead_one(place: Place) -> None:
     process = place.serve(command=TINY)
     process.kill()

@@ -108,6 +108,8 @@ class _Mount:
             self._announce(session)
             nursery.start_soon(self._obey, signals, session, nursery)
             await session.ended.wait()
+            self._take_away()
+            self._device = ""  # its number may be that of anybody's next mount while dirty pages are written back
             await self._finish()
             timer = threading.Timer(_STUCK_SECONDS, os._exit, (self._status,))
             timer.daemon = True
