@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import trio
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -170,10 +170,4 @@ class HswapMachine(RuleBasedStateMachine):
 
 
 TestHswapMachine = HswapMachine.TestCase
-TestHswapMachine.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
+TestHswapMachine.settings = settings(max_examples=60, stateful_step_count=40)

@@ -28,6 +28,23 @@ def fill_up(pool: Pool, obj: int, pages: list[bytes], count: int) -> None:
         assert pool.put(obj, index, pages[index % len(pages)])
 
 
+class Thinned:
+    """A persistent pool that was filled with small pages, of which every other one was flushed."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        count = 0
+        while pool.put(1, count, page_of(count, 1000)):
+            count += 1
+        for gone in range(0, count, 2):
+            pool.flush_page(1, gone)
+        self._left = range(1, count, 2)
+
+    def check(self) -> None:
+        """See that the others are there."""
+        assert all(self._pool.get(1, index) == page_of(index, 1000) for index in self._left)
+
+
 @pytest.mark.parametrize("slabs", [64, 1024])
 def test_a_pool_stays_full_of_pages_when_their_size_changes(make: Make, slabs: int) -> None:
     _, tmem = make(slabs)
@@ -73,25 +90,17 @@ def test_in_a_tiny_pool_no_put_costs_more_than_half_of_the_pages(
 def test_compaction_moves_pages_and_loses_none(make: Make) -> None:
     _, tmem = make(16)
     kept = tmem.new_pool(persistent=True)
-    index = 0
-    while kept.put(1, index, page_of(index, 1000)):
-        index += 1
-    for gone in range(0, index, 2):
-        kept.flush_page(1, gone)
+    thinned = Thinned(kept)
     assert kept.put(2, 0, page_of(9, 4096))
     tmem.check()
-    assert all(kept.get(1, left) == page_of(left, 1000) for left in range(1, index, 2))
+    thinned.check()
     assert kept.get(2, 0) == page_of(9, 4096)
 
 
 def test_a_failing_compaction_loses_no_persistent_page(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     _, tmem = make(16)
     kept = tmem.new_pool(persistent=True)
-    index = 0
-    while kept.put(1, index, page_of(index, 1000)):
-        index += 1
-    for gone in range(0, index, 2):
-        kept.flush_page(1, gone)
+    thinned = Thinned(kept)
     write, left = os.pwrite, [5]
 
     def fail(fd: int, data: bytes, offset: int) -> int:
@@ -104,7 +113,7 @@ def test_a_failing_compaction_loses_no_persistent_page(make: Make, monkeypatch: 
     assert not kept.put(2, 0, page_of(9, 4096))
     monkeypatch.undo()
     tmem.check()
-    assert all(kept.get(1, index) == page_of(index, 1000) for index in range(1, index, 2))
+    thinned.check()
 
 
 @pytest.mark.parametrize("call", ["pread", "pwrite"])
@@ -114,11 +123,7 @@ def test_a_compaction_that_moves_a_part_only_leaves_the_page_where_it_was(
     """The kernel reads and writes less than asked for when it is short of memory on the way."""
     _, tmem = make(16)
     kept = tmem.new_pool(persistent=True)
-    index = 0
-    while kept.put(1, index, page_of(index, 1000)):
-        index += 1
-    for gone in range(0, index, 2):
-        kept.flush_page(1, gone)
+    thinned = Thinned(kept)
     whole = getattr(os, call)
 
     def part(fd: int, what: Any, offset: int) -> Any:
@@ -128,7 +133,7 @@ def test_a_compaction_that_moves_a_part_only_leaves_the_page_where_it_was(
         patch.setattr(os, call, part)
         assert tmem.give_up(1) == 0
     tmem.check()
-    assert all(kept.get(1, left) == page_of(left, 1000) for left in range(1, index, 2))
+    thinned.check()
 
 
 def test_give_up_releases_spares_first_then_the_coldest_pages(make: Make) -> None:

@@ -185,7 +185,7 @@ class Places(RuleBasedStateMachine):
 
 
 TestPlaces = Places.TestCase
-TestPlaces.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPlaces.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_what_may_ever_be_lent_is_what_the_lender_said(make: Make) -> None:
