@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,22 @@ def test_a_mount_at_a_path_that_is_no_text_changes_nothing(machine: Machine) -> 
     machine.legacy("/mine")
     machine.mount_at(b"/home/a\rb\xe2\x80\xa8c\xfe")
     assert Headroom(0, machine.root).refusal(MIB) is None
+
+
+@pytest.mark.parametrize("file", ["proc/meminfo", "proc/self/cgroup", "cg/a/memory.max", "cg/a/memory.current"])
+def test_nothing_is_given_while_no_descriptor_is_left_to_look(
+    machine: Machine, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.unified("/a")
+    machine.cgroup("a", ROOM, 0)
+    headroom = Headroom(0, machine.root)
+    assert headroom.refusal(MIB) is None
+    read = Path.read_text
+
+    def read_text(path: Path, *arguments: str) -> str:
+        if path == machine.root / file:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return read(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert "cannot be read" in str(headroom.refusal(MIB))

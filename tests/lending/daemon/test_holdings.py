@@ -92,6 +92,21 @@ def test_a_file_of_somebody_else_is_nothing_held(
     assert "cannot be read" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["link", "fifo", pytest.param("other", marks=pytest.mark.root)])
+def test_what_is_no_file_of_this_users_is_not_read(
+    holdings: Holdings, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    holdings.write(records(10))
+    path = tmp_path / "holdings"
+    if kind == "other":
+        os.chown(path, 65534, -1)
+    else:
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to("elsewhere") if kind == "link" else os.mkfifo(path)
+    assert holdings.load() == []
+    assert "cannot be read" in caplog.text
+
+
 def test_a_file_that_cannot_be_written_is_counted_and_stops_nothing(tmp_path: Path) -> None:
     holdings = Holdings(tmp_path / "missing" / "holdings", CREDIT)
     for held in range(1, 200):

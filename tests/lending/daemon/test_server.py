@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -227,6 +228,24 @@ def test_a_guest_is_not_registered_twice(tmemd: Tmemd, guest: MakeGuest) -> None
     with pytest.raises(GuestRefused, match="arena"):
         two.join()
     assert len(tmemd.rows()) == 1
+
+
+@pytest.mark.root  # nobody else may change the limits of a process that is not dumpable
+def test_a_tmemd_without_descriptors_refuses_guests_and_serves_the_others(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M")
+    calm = guest().join()
+    assert calm.ask(4)
+    _, most = resource.prlimit(tmemd.pid, resource.RLIMIT_NOFILE)
+    used = set(map(int, os.listdir(f"/proc/{tmemd.pid}/fd")))
+    free = [number for number in range(1000) if number not in used]
+    for spare in (1, 2, 3):  # a fourth is needed
+        resource.prlimit(tmemd.pid, resource.RLIMIT_NOFILE, (free[spare], most))
+        with pytest.raises((GuestRefused, OSError)):
+            guest().join()
+        wait_until(lambda: set(map(int, os.listdir(f"/proc/{tmemd.pid}/fd"))) <= used, "all are closed again")
+    resource.prlimit(tmemd.pid, resource.RLIMIT_NOFILE, (most, most))
+    assert calm.ask(4)
+    assert guest().join().ask(4)
 
 
 def test_the_table_and_the_totals_tell_the_same(tmemd: Tmemd, guest: MakeGuest) -> None:

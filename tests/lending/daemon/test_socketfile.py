@@ -154,7 +154,7 @@ from tmem.lending.daemon.socketfile import SocketFile
 from tmem.sizes import ConfigError
 kind, listening, path, count = sys.argv[1], sys.argv[2] == 'yes', sys.argv[3], sys.argv[4]
 made = socket.socket(socket.AF_UNIX, getattr(socket, kind))
-made.bind(path)
+made.bind(path.replace('@', chr(0)))
 if listening:
     made.listen()
 os.dup2(made.fileno(), 3)
@@ -199,6 +199,10 @@ def test_a_passed_socket_of_another_kind_is_refused(
     path: Path, kind: str, listening: str, count: str, reason: str
 ) -> None:
     assert reason in passed(path, kind, listening, count)
+
+
+def test_a_passed_socket_without_a_path_is_refused_as_it_has_no_mode(path: Path) -> None:
+    assert "no absolute path" in passed(Path(f"@{path}"))
 
 
 def test_without_systemd_nothing_was_passed() -> None:

@@ -22,7 +22,7 @@ from tmem.lending.daemon.arenas import Arenas, Found
 from tmem.lending.daemon.connection import Connection, CutOff, Ended
 from tmem.lending.daemon.executor import Executor
 from tmem.lending.daemon.holdings import Holdings, Record
-from tmem.lending.daemon.processes import Process
+from tmem.lending.daemon.processes import Process, duplicate
 from tmem.lending.daemon.waiting import flush, hang_up
 from tmem.lending.lender import verbs
 from tmem.lending.lender.actions import Action, GuestFault, MakeReal, ReadDry, Refusal, Send
@@ -84,20 +84,22 @@ class Broker:
         fd = connection.take_descriptor()
         if fd is None:
             raise Refusal("no arena came with the Hello")
+        surplus = [fd]
         try:
             self._inspect(fd, process, hello)
+            surplus.append(watched := duplicate(pidfd))
             number, actions = self._lender.join(time.monotonic(), hello, process.uid, process.pid)
-        except BaseException:
-            os.close(fd)
-            raise
-        if self._arenas.get(number) is None:
-            self._arenas.adopt(number, fd, hello.slabs)
-        else:
-            os.close(fd)
-        assert self._nursery is not None
-        if number not in self._guests:
-            self._guests[number] = Guest(hello.token, process)
-            self._nursery.start_soon(self._watch, number, os.dup(pidfd))
+            if self._arenas.get(number) is None:
+                self._arenas.adopt(number, fd, hello.slabs)
+                surplus.remove(fd)
+            assert self._nursery is not None
+            if number not in self._guests:
+                self._guests[number] = Guest(hello.token, process)
+                self._nursery.start_soon(self._watch, number, watched)
+                surplus.remove(watched)
+        finally:
+            for descriptor in surplus:
+                os.close(descriptor)
         self._guests[number].connection = connection
         # The name is somebody else's text: quoted, it stays on its line.
         log.info("guest %d has joined: %r, pid %d, uid %d", number, hello.name, process.pid, process.uid)

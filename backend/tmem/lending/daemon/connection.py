@@ -141,7 +141,8 @@ class Connection:
         for number in numbers:
             with contextlib.suppress(OSError):
                 os.close(number)
-        raise CutOff("foreign_descriptors", "descriptors were sent that nobody asked for")
+        reason = "descriptors were sent that nobody asked for" if numbers else "there is none left for its descriptor"
+        raise CutOff("foreign_descriptors", reason)
 
     def _spend(self, frames: int, now: float) -> None:
         """Count frames against what a peer may send."""

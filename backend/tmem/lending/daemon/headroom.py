@@ -6,6 +6,7 @@ kills. So this is asked before every step, and its answer is a reason that a per
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,10 @@ class _Level:
         return spare if spare >= enough else spare + self._idle_file_pages()
 
     def _idle_file_pages(self) -> int:
-        try:
-            for line in (self.path / "memory.stat").read_text().splitlines():
-                name, _, value = line.partition(" ")
-                if name == self.reclaimable:
-                    return int(value)
-        except OSError:
-            pass
+        for line in (_read(self.path / "memory.stat") or "").splitlines():
+            name, _, value = line.partition(" ")
+            if name == self.reclaimable:
+                return int(value)
         return 0
 
 
@@ -60,6 +58,12 @@ class Headroom:
 
     def refusal(self, wanted: int) -> str | None:
         """Give the reason why `wanted` bytes may not be made real, in one line; None when they may."""
+        try:
+            return self._refusal(wanted)
+        except OSError as error:
+            return f"how much memory is left cannot be read: {error.strerror}"
+
+    def _refusal(self, wanted: int) -> str | None:
         available = self._available()
         if available is not None and available - wanted < self._reserve:
             return f"the machine has {available // MIB} MiB left, of which {self._reserve // MIB} MiB are reserved"
@@ -71,18 +75,16 @@ class Headroom:
 
     def _available(self) -> int | None:
         """Read MemAvailable; None where the kernel does not tell."""
-        try:
-            text = (self._root / "proc/meminfo").read_text()
-        except OSError:
+        text = _read(self._root / "proc/meminfo")
+        if text is None:
             return None
         _, found, rest = text.partition("MemAvailable:")
         return int(rest.split(maxsplit=1)[0]) * 1024 if found else None
 
     def _bounds(self) -> list[_Level]:
         """Find the cgroups again when this process was moved."""
-        try:
-            membership = (self._root / "proc/self/cgroup").read_text()
-        except OSError:
+        membership = _read(self._root / "proc/self/cgroup")
+        if membership is None:
             return []
         if membership != self._membership:
             self._membership = membership
@@ -126,8 +128,15 @@ def _is_below(path: str, top: str) -> bool:
 
 def _number(path: Path) -> int:
     """Read a bound; one that is missing or that says max bounds nothing."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return _UNLIMITED
+    text = (_read(path) or "").strip()
     return int(text) if text.isdecimal() else _UNLIMITED
+
+
+def _read(path: Path) -> str | None:
+    """Read a file of the kernel's; None when there is none for us. OSError without descriptors or memory for it."""
+    try:
+        return path.read_text()
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        return None

@@ -8,8 +8,10 @@ real. It is replaced atomically and not synced: it need not outlive the machine,
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -94,12 +96,21 @@ class Holdings:
     def load(self) -> list[Record]:
         """Read what the tmemd before left; nothing when there is no such file, or not one of ours."""
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[Record])
+            return msgspec.json.decode(self._read(), type=list[Record])
         except FileNotFoundError:
             pass
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("what older guests hold is not known: %s cannot be read: %s", self._path, error)
         return []
+
+    def _read(self) -> bytes:
+        """Read the file; beside a socket in /tmp it may be anything of anybody's."""
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            about = os.fstat(fd)
+            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "it is not a file of this user's")
+            return file.read()
 
     def cover(self, token: bytes, persistent: bool, slabs: int, records: Callable[[], Iterable[Record]]) -> None:
         """Have the file say at least what is held once `slabs` more are; `records` gives that, with them."""

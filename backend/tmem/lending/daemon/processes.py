@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmem.lending.lender.actions import Refusal
+
 _SO_PEERPIDFD = 77  # since Linux 6.5; not named by this Python
 _CREDENTIALS = struct.Struct("iII")
 
@@ -51,6 +53,15 @@ def reopen(process: Process) -> int | None:
         return pidfd
     os.close(pidfd)
     return None
+
+
+def duplicate(pidfd: int) -> int:
+    """Duplicate a pidfd. Raises Refusal when there is no descriptor left for it."""
+    try:
+        return os.dup(pidfd)
+    except OSError as error:
+        reason = f"tmemd cannot take another guest: {error.strerror}; unmount one first, or raise its limit (ulimit -n)"
+        raise Refusal(reason, retry=True) from None
 
 
 def start_time(pid: int) -> int | None:

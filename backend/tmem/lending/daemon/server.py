@@ -71,12 +71,15 @@ class Server:
         found = processes.peer(stream)
         if found is None:
             self._counters["connections_refused"] += 1
+            # A guest hears nothing but the end of its connection, so this is where one finds out why.
+            log.warning("a connection is refused: its process has ended, or /proc hides it (hidepid, a container)")
             stream.close()
             return
         process, pidfd = found
         # Nobody takes the room of the other users, not even root's guests.
         if self._of_user[process.uid] >= MAX_CONNECTIONS_OF_ONE_USER or self._of_user.total() >= MAX_CONNECTIONS:
             self._counters["connections_refused"] += 1
+            log.warning("a connection (pid %d, uid %d) is refused: too many are open", process.pid, process.uid)
             os.close(pidfd)
             stream.close()
             return
@@ -136,10 +139,10 @@ class Server:
                     raise CutOff("malformed", "a message of a guest without a Hello")
                 for answer in self._broker.answer(message, uid):
                     connection.send(answer)
-                with trio.move_on_after(ANSWER_SECONDS):
-                    await flush(connection)
-                if connection.queued_bytes:
-                    raise CutOff("slow", "an answer is not read")
+                    with trio.move_on_after(ANSWER_SECONDS):
+                        await flush(connection)
+                    if connection.queued_bytes:
+                        raise CutOff("slow", "an answer is not read")
             messages = await _receive(connection, SILENT_SECONDS)
 
 

@@ -95,6 +95,9 @@ class SocketFile:
         if (listener.family, listener.type, listening) != (socket.AF_UNIX, socket.SOCK_STREAM, 1):
             listener.detach()
             raise ConfigError("the passed socket is not a listening Unix stream socket: use ListenStream=PATH")
+        if not os.path.isabs(listener.getsockname()):  # a name has no mode and no group: anybody may connect
+            listener.detach()
+            raise ConfigError("the passed socket has no absolute path: use ListenStream=PATH")
         listener.setblocking(False)
         os.set_inheritable(listener.fileno(), False)
         return cls(listener, Path(os.fsdecode(listener.getsockname())), None, None)
