@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -49,6 +50,11 @@ def page_of(seed: int, size: int = PAGE_SIZE) -> bytes:
 def pages_of(seed: int, count: int) -> bytes:
     """Make that many different pages."""
     return b"".join(page_of(seed * 100_003 + index) for index in range(count))
+
+
+def pass_ticks() -> None:
+    """Let several ticks of a coarse clock pass: before Linux 6.13, two changes within one have the same times."""
+    time.sleep(0.02)
 
 
 def in_trio(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:

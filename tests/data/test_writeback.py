@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, page_of, pages_of
+from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, page_of, pages_of, pass_ticks
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.data.files import OpenFile
 from tmemfs.data.writeback import MAX_AGE
@@ -237,6 +237,7 @@ async def test_what_others_changed_while_pages_were_dirty_is_seen_at_the_next_op
     file = parts.make("f", pages_of(1, 20))
     await parts.read(file, 0, 20 * PAGE_SIZE)
     await parts.writer.write(file, 0, b"own")
+    pass_ticks()
     with (parts.directory / "f").open("r+b") as others:
         others.seek(5 * PAGE_SIZE)
         others.write(page_of(77))

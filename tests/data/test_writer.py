@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
+from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of, pass_ticks
 from tmemfs.cache.pagecache import PAGE_SIZE
 
 __all__ = ["make_parts"]
@@ -83,6 +83,7 @@ async def test_a_change_by_others_just_before_an_own_write_is_noticed(make_parts
     parts = make_parts()
     file = parts.make("f", pages_of(1, 10))
     await parts.read(file, 0, 10 * PAGE_SIZE)
+    pass_ticks()
     (parts.directory / "f").write_bytes(pages_of(2, 10))
     await parts.writer.write(file, 0, b"own")
     assert await parts.read(file, 0, 10 * PAGE_SIZE) == b"own" + pages_of(2, 10)[3:]

@@ -94,6 +94,7 @@ def places(tmp_path: Path) -> Iterator[dict[str, Place]]:
             place.clean()
 
 
+@pytest.mark.timeout(900)  # each mount is a start of Python
 @pytest.mark.parametrize("kills", [50])
 def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(places: dict[str, Place], kills: int) -> None:
     """Both ways of writing in turn; each mount takes the place of the dead one before it."""

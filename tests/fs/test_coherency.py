@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.mounted import Mounted, shell
-from tests.parts import page_of, pages_of
+from tests.parts import page_of, pages_of, pass_ticks
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]
@@ -27,6 +27,7 @@ def test_a_change_of_the_backing_is_seen_at_the_next_open(mounted: Mounted, vari
     root = mounted.start(*variant)
     for number in range(3):
         assert (root / "f").read_bytes() == path.read_bytes()
+        pass_ticks()
         if change == "grow":
             with path.open("ab") as others:
                 others.write(page_of(number, 12_345))

@@ -8,7 +8,7 @@ import os
 import pytest
 import trio
 
-from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
+from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of, pass_ticks
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import OWN_NUMBERS, PARKED_MIN, ROOT
@@ -60,6 +60,7 @@ async def test_what_others_change_drops_the_pages_at_the_next_open(make_parts: M
     await parts.read(file, 0, 8 * PAGE_SIZE)
     seen: list[Inode] = []
     parts.inodes.on_mismatch = seen.append
+    pass_ticks()
     if change == "size":
         os.truncate(path, 3 * PAGE_SIZE)
     elif change == "content":
@@ -111,6 +112,7 @@ async def test_a_change_by_others_under_dirty_pages_takes_the_clean_ones_only(ma
     file = parts.make("f", pages_of(1, 8))
     await parts.read(file, 0, 8 * PAGE_SIZE)
     await parts.writer.write(file, 0, b"own")
+    pass_ticks()
     with (parts.directory / "f").open("r+b") as others:
         others.seek(3 * PAGE_SIZE)
         others.write(page_of(9))
