@@ -13,9 +13,7 @@ out unless they are named. Everything is exact to the page and nothing is random
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,9 +24,9 @@ from bench.models import splits
 from bench.models.lent import LentMemory
 from bench.models.slotpool import Stream, stream
 from bench.tools import draw, traces
-from bench.tools.children import BenchError
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from bench.tools.verdict import Verdict, judged
+from bench.tools.workers import on_all_cores
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
 
 SHARES = (0.05, 0.10, 0.20)
@@ -157,11 +155,6 @@ def _work(task: Task) -> tuple[Task, Any]:
     return task, task.run()
 
 
-def _ignore_interrupts() -> None:
-    """Leave a Ctrl-C to the parent, which terminates its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) -> Outcome:
     """Divide memory between the traces of a directory, in all ways."""
     paths = traces.names(directory) if directory is not None and directory.is_dir() else []
@@ -180,10 +173,9 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
     tasks += [Task(busy_in_turn, phased, how) for how in (*DIVISIONS, "one two-queue")]
     say(f"division: {len(tasks)} counts over {len(paths)} guests on {os.cpu_count()} cores")
     found: dict[tuple[str, float, str], Any] = {}
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _ignore_interrupts) as workers:
-        for task, result in workers.imap_unordered(_work, tasks):
-            found[task.count.__name__, task.setting.share, task.how] = result
-            say(f"  {task.count.__name__:<13} {task.setting.share:4.0%}  {task.how}")
+    for task, result in on_all_cores(_work, tasks):
+        found[task.count.__name__, task.setting.share, task.how] = result
+        say(f"  {task.count.__name__:<13} {task.setting.share:4.0%}  {task.how}")
     figures: Figures = {
         "guests": [traces.title(path) for path in paths],
         "default": DEFAULT,
@@ -271,10 +263,6 @@ def picture(figures: Figures, path: Path) -> None:
 
 if __name__ == "__main__":
     command = parser(__doc__)
-    command.add_argument("--traces", type=Path, help="directory with the traces")
-    command.add_argument("--only", nargs="*", default=[], help="names of traces, without suffixes")
-    command.add_argument("--limit", type=int, default=0, help="replay only the first so many requests of each")
+    traces.arguments(command)
     asked = command.parse_args()
-    if asked.limit < 0:
-        raise BenchError("--limit is a number of requests")
     main(asked, lambda: measure(asked.traces, asked.only, asked.limit), picture)

@@ -13,9 +13,7 @@ of the pages, which is seeded.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,9 @@ from pathlib import Path
 from bench.models import classic
 from bench.models.replay import Sizes, replay_baseline, replay_real
 from bench.tools import draw, traces
-from bench.tools.children import BenchError
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from bench.tools.verdict import Verdict, judged
+from bench.tools.workers import on_all_cores
 
 SHARES = ((0.01, 0.02), (0.025, 0.05), (0.05, 0.10), (0.10, 0.20))
 OURS, BASELINE = "ours", "LRU + FIFO"
@@ -78,21 +76,15 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
     tasks = [Task(path, shares, limit) for path in reversed(paths) for shares in reversed(SHARES)]
     say(f"policies: {len(tasks)} replays of {len(paths)} traces on {os.cpu_count()} cores")
     results: list[Result] = []
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _ignore_interrupts) as workers:
-        for result in workers.imap_unordered(replay, tasks):  # the longest first, so that the cores end together
-            results.append(result)
-            cache, pool = result.shares
-            say(
-                f"  {result.trace:<16} cache {cache:5.1%} pool {pool:5.1%}"
-                f"  {result.misses[OURS]:>8} misses, {result.misses[BASELINE]:>8} by {BASELINE}:"
-                f" {result.change(OURS):+6.1f} %"
-            )
+    for result in on_all_cores(replay, tasks):  # the longest first, so that the cores end together
+        results.append(result)
+        cache, pool = result.shares
+        say(
+            f"  {result.trace:<16} cache {cache:5.1%} pool {pool:5.1%}"
+            f"  {result.misses[OURS]:>8} misses, {result.misses[BASELINE]:>8} by {BASELINE}:"
+            f" {result.change(OURS):+6.1f} %"
+        )
     return _summarize(sorted(results, key=lambda result: (result.trace, result.shares)))
-
-
-def _ignore_interrupts() -> None:
-    """Leave a Ctrl-C to the parent, which terminates its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _summarize(results: Sequence[Result]) -> Outcome:
@@ -159,10 +151,6 @@ def picture(figures: Figures, path: Path) -> None:
 
 if __name__ == "__main__":
     command = parser(__doc__)
-    command.add_argument("--traces", type=Path, help="directory with the traces")
-    command.add_argument("--only", nargs="*", default=[], help="names of traces, without suffixes")
-    command.add_argument("--limit", type=int, default=0, help="replay only the first so many requests of each")
+    traces.arguments(command)
     asked = command.parse_args()
-    if asked.limit < 0:
-        raise BenchError("--limit is a number of requests")
     main(asked, lambda: measure(asked.traces, asked.only, asked.limit), picture)

@@ -7,6 +7,7 @@ others, which are left alone.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import importlib
 import shutil
@@ -25,6 +26,19 @@ def names(directory: Path) -> list[Path]:
     """Return the traces of a directory that can be read here, smallest file first."""
     found = [*directory.glob("*.trace.gz"), *directory.glob("*.lis.zst"), *directory.glob("*.lis")]
     return sorted(found, key=lambda path: (path.stat().st_size, path.name))
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+    """Add what measures that replay traces have in common to a command line."""
+    command.add_argument("--traces", type=Path, help="directory with the traces")
+    command.add_argument("--only", nargs="*", default=[], help="names of traces, without suffixes")
+    command.add_argument("--limit", type=_natural, default=0, help="replay only the first so many requests of each")
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError("it is a number of requests")
+    return int(text)
 
 
 def title(path: Path) -> str:
