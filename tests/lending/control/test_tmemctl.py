@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,12 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.conftest import run, wait_until
 from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied
 from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd, one_line
+from tmem.lending.control.tables import table
+from tmem.lending.protocol.messages import Row
 
 
 def fine(done: subprocess.CompletedProcess[str]) -> str:
@@ -29,13 +33,27 @@ def test_list_shows_each_guest_and_the_sum(tmemd: Tmemd, guest: MakeGuest) -> No
     guest(name="/mnt/mail", persistent=16).join().ask_until(16, persistent=True)
     text = fine(tmemd.ctl("list"))
     photos, mail = (next(line for line in text.splitlines() if name in line) for name in ("/mnt/photos", "/mnt/mail"))
-    assert re.search(r"connected\s+2M\s+0\s", photos)
-    assert re.search(r"connected\s+1M\s+1M\s", mail)
+    assert re.search(r"connected\s+2M\s+-\s", photos)
+    assert re.search(r"connected\s+1M\s+1M/1M\s", mail)
     assert text.index("/mnt/photos") < text.index("/mnt/mail"), "who holds most is first"
     assert "3M of 16M" in text
     rows = {row["name"]: row for row in json.loads(fine(tmemd.ctl("list", "--json")))}
     assert rows["/mnt/photos"]["ephemeral_bytes"] == 32 << 16
     assert rows["/mnt/mail"]["pid"] == os.getpid()
+
+
+def test_a_narrow_terminal_shows_less_and_all_of_it() -> None:
+    row = Row(7, "/mnt/photos", 0, 12345, "connected", *(1000, 64, 16), 1.0, 1000, 0, 500, 4.5, *[9000] * 7)
+    shown = {}
+    for width in (80, 200):
+        console = Console(width=width, file=io.StringIO())
+        console.print(table([row] * 2, console))
+        assert isinstance(console.file, io.StringIO)
+        shown[width] = console.file.getvalue()
+        assert "\N{HORIZONTAL ELLIPSIS}" not in shown[width]
+        assert re.search(r" 7 .*/mnt/photos .*connected +5M +1M/31.2M .*4.5s", shown[width])
+    assert "weight" in shown[200]
+    assert "weight" not in shown[80]
 
 
 def test_list_is_a_table_also_without_guests(tmemd: Tmemd) -> None:
@@ -98,8 +116,9 @@ def test_revoke_and_drain_take_back(tmemd: Tmemd, guest: MakeGuest) -> None:
     wait_until(lambda: one.real_slabs() == 0, "all is taken back")
     with pytest.raises(Denied, match="drained"):
         one.ask(1)
-    fine(tmemd.ctl("thaw", "/mnt/a"))
+    fine(tmemd.ctl("thaw", os.path.relpath("/mnt/a")))
     assert one.ask(1)
+    assert "Drain(guest='/mnt/a')" in tmemd.log_text()
 
 
 def test_a_persistent_slab_is_asked_for_and_not_taken(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -158,6 +177,7 @@ BAD_INPUT = (
     (("set", "99", "--weight", "2"), 1, "99"),
     (("drain", "/mnt/none"), 1, "tmemctl list"),
     (("set", "/mnt/a"), 2, "--weight"),
+    (("freeze", ""), 2, "no guest is named"),
     (("set", "/mnt/a", "--weight", "0"), 2, "weight"),
     (("set", "/mnt/a", "--weight", "nan"), 2, "weight"),
     (("set", "/mnt/a", "--weight", "lots"), 2, "weight"),

@@ -265,9 +265,16 @@ def test_a_size_that_persistent_slabs_kept_larger_comes_down_when_they_turn_out_
 def test_limits_outlive_a_restart() -> None:
     here, guest = holding()
     here.perform(here.lender.set_limits(0.0, guest.number, weight=3.0, cap=70, floor=11))
+    here.perform(here.lender.freeze(0.0, guest.number))
+    here.perform(here.lender.drain(0.0, guest.number))
+    here.settle()
     there = restarted(here)
     row = there.lender.rows(0.0)[0]
     assert (row.weight, row.cap, row.floor, row.persistent_cap) == (3.0, 70, 11, 20)
+    there.join(guest, 20, again=True)
+    assert guest.inbox[-1] == m.Welcome(guest.number, 70, 20, frozen=True)
+    there.settle()
+    assert there.lender.rows(0.0)[0].state == "draining"
 
 
 def test_without_holdings_claims_are_believed_as_far_as_there_is_room() -> None:

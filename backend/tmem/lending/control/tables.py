@@ -6,6 +6,7 @@ import pwd
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -14,35 +15,57 @@ from tmem.lending.protocol.messages import Row
 from tmem.sizes import format_size
 
 _LEFT = ("name", "user", "state")
+_WIDE = (
+    *("guest", "name", "user", "pid", "state", "held", "persistent", "floor", "cap", "weight"),
+    *("age", "used", "hits", "revoked", "taken"),
+)
+_NARROW = ("guest", "name", "state", "held", "persistent", "age", "used", "hits")
+_NAME = 20  # columns that a name has at least before others are left out
 _STYLES = {"connected": "green", "away": "yellow", "frozen": "cyan", "draining": "cyan", "barred": "red"}
 
 
-def table(rows: Sequence[Row], caption: str | None = None) -> Table:
-    """Lay out the guests, those that hold most first."""
-    made = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-    columns = ("guest", "name", "user", "pid", "state", "held", "persistent", "floor", "cap", "weight")
-    for column in (*columns, "age", "used", "hits", "revoked", "taken"):
-        made.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=column != "name")
-    for row in sorted(rows, key=lambda row: -row.ephemeral - row.persistent):
-        style = _STYLES.get(row.state, "")
-        made.add_row(
-            str(row.guest),
-            Text(printable(row.name)),
-            _user(row.uid),
-            str(row.pid),
-            f"[{style}]{row.state}[/]" if style else row.state,
-            _size(row.ephemeral + row.persistent),
-            _size(row.persistent),
-            _size(row.floor),
-            _size(row.cap),
-            f"{row.weight:g}",
-            "-" if row.age is None else _duration(row.age),
-            _share(row.used_bytes, (row.ephemeral + row.persistent) * SLAB_SIZE),
-            _share(row.hits, row.hits + row.misses),
-            _size(row.revoked),
-            _size(row.taken),
-        )
+def table(rows: Sequence[Row], console: Console, caption: str | None = None) -> Table:
+    """Lay out the guests, those that hold most first, with what there is room for."""
+    cells = [_cells(row) for row in sorted(rows, key=lambda row: -row.ephemeral - row.persistent)]
+    made = _table(cells, _WIDE, caption)
+    name = max((len(row.name) for row in rows), default=0)
+    wanted = console.measure(made, options=console.options.update(width=10_000)).maximum
+    if wanted - max(0, name - _NAME) > console.width:
+        made = _table(cells, _NARROW, caption)
     return made
+
+
+def _table(cells: Sequence[dict[str, str | Text]], columns: Sequence[str], caption: str | None) -> Table:
+    made = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    for column in columns:
+        justify: JustifyMethod = "left" if column in _LEFT else "right"
+        made.add_column(column, justify=justify, no_wrap=column != "name", overflow="fold")
+    for row in cells:
+        made.add_row(*(row[column] for column in columns))
+    return made
+
+
+def _cells(row: Row) -> dict[str, str | Text]:
+    """Write what is known of a guest, by column."""
+    held = row.ephemeral + row.persistent
+    style = _STYLES.get(row.state, "")
+    return {
+        "guest": str(row.guest),
+        "name": Text(printable(row.name)),
+        "user": _user(row.uid),
+        "pid": str(row.pid),
+        "state": f"[{style}]{row.state}[/]" if style else row.state,
+        "held": _size(held),
+        "persistent": f"{_size(row.persistent)}/{_size(row.persistent_cap)}" if row.persistent_cap else "-",
+        "floor": _size(row.floor) if row.floor else "-",
+        "cap": _size(row.cap) if row.cap < row.slabs else "-",
+        "weight": f"{row.weight:g}",
+        "age": "-" if row.age is None else _duration(row.age),
+        "used": _share(row.used_bytes, held * SLAB_SIZE),
+        "hits": _share(row.hits, row.hits + row.misses),
+        "revoked": _size(row.revoked),
+        "taken": _size(row.taken),
+    }
 
 
 def summary(counters: dict[str, int | float]) -> str:
@@ -54,7 +77,7 @@ def summary(counters: dict[str, int | float]) -> str:
     return (
         f"{sizes[0]} of {sizes[1]} lent to {guests}"
         + (f", {away:.0f} of them away" if away else "")
-        + f"; {sizes[2]} persistent, {sizes[3]} promised as floors and persistent caps"
+        + f"; {sizes[2]} persistent, {sizes[3]} promised on request"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -59,11 +60,19 @@ def parse_weight(text: str) -> float:
     return weight
 
 
+def parse_guest(text: str) -> str:
+    """Take a guest's number, or its mountpoint, which may be relative as in other commands."""
+    if not text:
+        raise ConfigError("no guest is named: give a number or a mountpoint that tmemctl list shows")
+    return text if text.isdecimal() else os.path.abspath(text)
+
+
 SLABS = Text("SIZE", parse_slabs)
 LIMIT = Text("SIZE", parse_limit)
 WEIGHT = Text("WEIGHT", parse_weight)
-guest_argument = click.argument("guest")
-all_argument = click.argument("guest", default="")
+GUEST = Text("GUEST", parse_guest)
+guest_argument = click.argument("guest", type=GUEST)
+all_argument = click.argument("guest", type=GUEST, required=False)
 json_option = click.option("--json", "as_text", is_flag=True, help="Print JSON.")
 
 
@@ -95,7 +104,7 @@ def list_command(connect: Connect, as_text: bool) -> int:
         print(json.dumps([as_json(row) for row in rows], indent=2))
     else:
         console = _console()
-        console.print(table(rows))
+        console.print(table(rows, console))
         console.print(summary(control.totals()), highlight=False)
     return 0
 
@@ -124,17 +133,17 @@ def set_command(
 @command.command("freeze")
 @all_argument
 @click.pass_obj
-def freeze_command(connect: Connect, guest: str) -> int:
-    """Freeze the pools of a guest, or of all: no new pages, no new slabs."""
-    return _do(connect, Freeze(guest))
+def freeze_command(connect: Connect, guest: str | None) -> int:
+    """Let a guest, or all, take no new pages and slabs."""
+    return _do(connect, Freeze(guest or ""))
 
 
 @command.command("thaw")
 @all_argument
 @click.pass_obj
-def thaw_command(connect: Connect, guest: str) -> int:
+def thaw_command(connect: Connect, guest: str | None) -> int:
     """End what freeze or drain did to a guest, or to all."""
-    return _do(connect, Thaw(guest))
+    return _do(connect, Thaw(guest or ""))
 
 
 @command.command("revoke")
@@ -151,7 +160,7 @@ def revoke_command(connect: Connect, guest: str, slabs: int, persistent: bool) -
 @guest_argument
 @click.pass_obj
 def drain_command(connect: Connect, guest: str) -> int:
-    """Take all ephemeral memory back from a guest, and lend it none until it is thawed."""
+    """Take all ephemeral memory back; lend none until thaw."""
     return _do(connect, Drain(guest))
 
 
@@ -184,10 +193,10 @@ def stats_command(connect: Connect, as_text: bool) -> int:
 @click.pass_obj
 def watch_command(connect: Connect, interval: float, count: int | None) -> int:
     """Show the list again and again."""
-    control, looks = connect(), 0
-    with Live(console=_console(), auto_refresh=False) as live:
+    control, looks, console = connect(), 0, _console()
+    with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(table(control.rows(), summary(control.totals())), refresh=True)
+            live.update(table(control.rows(), console, summary(control.totals())), refresh=True)
             looks += 1
             if count is not None and looks >= count:
                 return 0

@@ -28,7 +28,7 @@ from tmem.lending.lender import verbs
 from tmem.lending.lender.actions import Action, GuestFault, MakeReal, ReadDry, Refusal, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import count
-from tmem.lending.protocol.messages import Answer, FromGuest, Hello, Totals, Verb
+from tmem.lending.protocol.messages import Answer, Done, FromGuest, Hello, Totals, Verb
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +135,11 @@ class Broker:
         """Carry out what somebody asked for with tmemctl."""
         trusted = uid in (0, os.geteuid())
         answers, actions = verbs.answer(self._lender, time.monotonic(), verb, uid, trusted)
-        self._unwritten = True
         self._perform(actions)
+        if isinstance(answers[-1], Done):
+            log.info("uid %d: %r", uid, verb)
+            self._unwritten = True
+            self.flush_holdings()  # what was set outlives us
         return [self._with_counters(answer) if isinstance(answer, Totals) else answer for answer in answers]
 
     def flush_holdings(self) -> None:

@@ -39,6 +39,8 @@ class Record(msgspec.Struct, frozen=True):
     cap: int | None
     floor: int
     persistent_cap: int | None
+    frozen: bool = False
+    draining: bool = False
 
     @classmethod
     def of(cls, holding: Holding, process: Process, credit: int) -> Record:
@@ -60,6 +62,8 @@ class Record(msgspec.Struct, frozen=True):
             cap=holding.cap,
             floor=holding.floor,
             persistent_cap=holding.persistent_cap,
+            frozen=holding.frozen,
+            draining=holding.draining,
         )
 
     @property
@@ -81,6 +85,8 @@ class Record(msgspec.Struct, frozen=True):
             cap=self.cap,
             floor=self.floor,
             persistent_cap=self.persistent_cap,
+            frozen=self.frozen,
+            draining=self.draining,
         )
 
 

@@ -34,6 +34,7 @@ from tmem.sizes import MIB, ConfigError, ram_bytes
 log = logging.getLogger(__name__)
 
 MODE = Text("MODE", parse_mode)
+_WHERE = "Where to listen. [default: /run/tmemd.sock for root, tmemd.sock in XDG_RUNTIME_DIR for others]"
 _PR_SET_DUMPABLE = 4
 _CREDITS = 256  # parts of the size: what the holdings file may say too much of each guest
 _LEAST_CREDIT = 64  # slabs: one batch
@@ -41,12 +42,12 @@ _LEAST_CREDIT = 64  # slabs: one batch
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--size", type=SIZE, required=True, help="Memory to lend: 4G, 512M, 25% of RAM …")
-@click.option("--socket", "socket_path", metavar="PATH", default=None, help="Where to listen. [default: per user]")
+@click.option("--socket", "socket_path", metavar="PATH", default=None, help=_WHERE)
 @click.option(
     "--policy", type=click.Choice(tuple(DIVISIONS)), default=DEFAULT, show_default=True, help="Who gives way to whom."
 )
 @click.option("--mode", type=MODE, default=0o660, help="Mode of the socket: who may borrow. [default: 0660]")
-@click.option("--group", default=None, help="Group of the socket.")
+@click.option("--group", metavar="NAME", default=None, help="Group of the socket.")
 @click.option("--uid-cap", type=SIZE, default=None, help="Most that the guests of one user other than root may hold.")
 @click.option("--reserve", type=SIZE, default=None, help="Memory of the machine to leave alone. [default: 2% of RAM]")
 @click.option("--debug", is_flag=True, help="Log everything.")
@@ -63,6 +64,8 @@ def command(
     """Lend memory to the pools of many mounts, and take it back from those that need it least."""
     if size < SLAB_SIZE:
         raise ConfigError(f"--size: {size} bytes are less than one slab: give at least 64K")
+    if uid_cap is not None and uid_cap < SLAB_SIZE:
+        raise ConfigError(f"--uid-cap: {uid_cap} bytes are less than one slab: give at least 64K")
     if size > ram_bytes():
         raise ConfigError(f"--size: {size // MIB} MiB are more than the {ram_bytes() // MIB} MiB of RAM: give less")
     prepare_process()

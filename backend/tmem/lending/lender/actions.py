@@ -88,3 +88,5 @@ class Holding:
     cap: int | None = None
     floor: int = 0
     persistent_cap: int | None = None
+    frozen: bool = False
+    draining: bool = False

@@ -191,7 +191,7 @@ class Governor:
             ephemeral=totals[State.EPHEMERAL],
             persistent=totals[State.PERSISTENT],
             promised=totals[State.MAKING_EPHEMERAL] + totals[State.MAKING_PERSISTENT],
-            reserved=ledger.reserved,
+            reserved=ledger.firm(),
             guests=len(accounts),
             connected=sum(account.connected for account in accounts),
             map_bytes=sum(account.map.bytes for account in accounts),

@@ -135,6 +135,8 @@ class Ledger:
             persistent_cap=holding.persistent_cap or 0,
             persistent_set=holding.persistent_cap is not None,
             floor=holding.floor,
+            frozen=holding.frozen,
+            draining=holding.draining,
         )
         account.standing.weight = holding.weight
         self.accounts[account.number] = account
@@ -150,12 +152,12 @@ class Ledger:
             self.move(account, holding.persistent, State.PERSISTENT)
         accounts = self.accounts.values()
         for account in sorted(accounts, key=lambda account: account.persistent - account.persistent_cap):
-            if (over := self._firm() - self.size) > 0:
+            if (over := self.firm() - self.size) > 0:
                 account.persistent_cap = max(account.persistent, account.persistent_cap - over)
         for account in accounts:
-            if (over := self._firm() - self.size) > 0:
+            if (over := self.firm() - self.size) > 0:
                 account.floor = max(0, account.floor - over)
-        self.size = max(self.size, self._firm())
+        self.size = max(self.size, self.firm())
         self._share()
 
     def close(self, account: Account) -> list[Account]:
@@ -168,16 +170,16 @@ class Ledger:
 
     # Promises.
 
-    def _firm(self, but: Account | None = None, uid: int | None = None) -> int:
+    def firm(self, but: Account | None = None, uid: int | None = None) -> int:
         """Give what was promised on request, and the persistent slabs that are held; of one uid, or of all."""
         accounts = (account for account in self.accounts.values() if uid in (None, account.uid))
         return sum(account.firm for account in accounts if account is not but)
 
     def _promisable(self, uid: int, but: Account | None = None) -> int:
         """Give how much may be promised on request to a guest of that uid."""
-        room = self.size - self._firm(but)
+        room = self.size - self.firm(but)
         if self.uid_cap is not None and uid != 0:
-            room = min(room, self.uid_cap - self._firm(but, uid))
+            room = min(room, self.uid_cap - self.firm(but, uid))
         return max(0, room)
 
     def _share(self) -> list[Account]:
@@ -187,7 +189,7 @@ class Ledger:
         """
         loose = [account for account in self.accounts.values() if not account.persistent_set]
         loose.sort(key=lambda account: account.map.total // 2 - account.persistent)
-        left = self.size - self._firm()
+        left = self.size - self.firm()
         peers = Counter(account.uid for account in loose)
         rooms = {uid: self._promisable(uid) for uid in peers}
         changed = []
@@ -235,12 +237,12 @@ class Ledger:
     def resize(self, size: int) -> None:
         """Change the size, to no less than rule 5 allows; the limits of any account may change with it."""
         self._wanted = size
-        self.size = max(size, self._firm())
+        self.size = max(size, self.firm())
         self._share()
 
     def shrink(self) -> bool:
         """Come down to the wanted size as far as rule 5 allows by now; True when that changed anything."""
-        if self.size <= self._wanted or (size := max(self._wanted, self._firm())) >= self.size:
+        if self.size <= self._wanted or (size := max(self._wanted, self.firm())) >= self.size:
             return False
         self.size = size
         self._share()

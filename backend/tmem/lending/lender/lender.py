@@ -49,6 +49,8 @@ class Lender(Governor):
             account.cap,
             account.floor,
             account.persistent_cap if account.persistent_set else None,
+            account.frozen,
+            account.draining,
         )
 
     def join(self, now: float, hello: Hello, uid: int, pid: int) -> tuple[int, list[Action]]:

@@ -99,7 +99,7 @@ class LenderStats:
     ephemeral: int
     persistent: int
     promised: int  # being made real
-    reserved: int  # floors and persistent caps
+    reserved: int  # floors, persistent caps that were asked for, and persistent slabs
     guests: int
     connected: int
     map_bytes: int  # memory of the maps of slabs
