@@ -201,6 +201,40 @@ def test_room_is_reserved_for_every_page_or_for_those_beyond_the_pool(area: Area
     assert area.overflow.reserved == 24
     with pytest.raises(OSError, match="No space"):
         trio.run(area.hswap.reserve, 10 * PAGE_SIZE)
+    trio.run(area.hswap.reserve, 100 * PAGE_SIZE)
+    assert area.overflow.reserved == 0, "a pool that holds every page needs no disk"
+
+
+def test_a_page_that_is_overwritten_whole_need_not_be_readable(area: Area) -> None:
+    write(area, 0, raw_page(1))
+    for page in (1, 2):
+        area.hswap.places.move(page, LOST)
+    data = raw_page(2) + raw_page(3)[:-10]
+    assert trio.run(area.hswap.write, 10, data) == len(data)
+    assert read(area, 0) + read(area, 1) == raw_page(1)[:10] + data
+    assert trio.run(area.hswap.write, 2 * PAGE_SIZE, raw_page(4) + b"x") == PAGE_SIZE + 1
+    assert read(area, 2) + read(area, 3) == raw_page(4) + b"x" + bytes(PAGE_SIZE - 1)
+
+
+def test_a_file_that_is_opened_while_it_waits_to_be_emptied_keeps_its_pages(area: Area) -> None:
+    """So a swapon that follows a swapoff closely never has its area emptied under it."""
+    write(area, 0, raw_page(1))
+    area.overflow.turns = 3
+    area.hswap.places.move(1, trio.run(area.overflow.write, [raw_page(2)])[0])
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(area.hswap.read, PAGE_SIZE, PAGE_SIZE)
+            await trio.lowlevel.checkpoint()
+            area.hswap.opened()
+            with pytest.raises(OSError, match="is open"):
+                await area.hswap.clear()
+
+    trio.run(main)
+    assert read(area, 0) + read(area, 1) == raw_page(1) + raw_page(2)
+    area.hswap.closed()
+    trio.run(area.hswap.clear)
+    assert read(area, 0) == ZEROS
 
 
 def test_writers_readers_and_moves_at_once_never_show_a_wrong_byte(area: Area) -> None:

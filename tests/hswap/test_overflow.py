@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -123,6 +124,23 @@ def test_space_is_reserved(file: Overflow, path: Path) -> None:
     assert (path.stat().st_blocks - before) * 512 >= 500 * PAGE
 
 
+def test_space_that_is_not_there_is_refused_before_the_rest_of_the_disk_is_taken(
+    file: Overflow, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = os.statvfs(path)
+    before = path.stat().st_blocks
+    with pytest.raises(OSError, match="No space"):
+        trio.run(file.reserve, 2 * disk.f_blocks * disk.f_frsize // PAGE)
+    assert path.stat().st_blocks == before
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match="not supported"):
+        trio.run(file.reserve, 10)
+
+
 def test_the_file_is_its_owners_and_its_name_is_not_taken_twice(file: Overflow, path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(ConfigError, match="in use by another mount: give another --hswap-overflow"):
@@ -146,6 +164,22 @@ def test_the_file_is_removed_even_when_its_path_leads_elsewhere(tmp_path: Path) 
     directory.rename(tmp_path / "moved")
     made.close()
     assert not list((tmp_path / "moved").iterdir())
+
+
+def test_of_two_who_find_a_leftover_one_gets_the_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_bytes(HEADER)
+    lock, made = fcntl.flock, []
+
+    def be_slow(fd: int, how: int) -> None:
+        monkeypatch.undo()
+        made.append(overflow.create(path))  # the other one is faster
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", be_slow)
+    with pytest.raises(ConfigError, match="in use by another mount"):
+        overflow.create(path)
+    assert path.exists()
+    made[0].close()
 
 
 def _precious(path: Path) -> None:

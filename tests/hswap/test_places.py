@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from tmemfs.hswap.places import FIRST_SLOT, LOST, NOWHERE, POOL, Places
 
@@ -62,3 +63,43 @@ def test_pages_that_left_the_pool_are_not_among_the_coldest() -> None:
     for page, place in ((0, NOWHERE), (1, LOST), (2, FIRST_SLOT)):
         places.move(page, place)
     assert sorted(places.coldest(8)) == [3, 4, 5, 6, 7]
+
+
+def test_the_coldest_are_the_same_as_if_all_pages_were_looked_at() -> None:
+    chance, places = random.Random(2), Places(300)
+    for _ in range(3000):  # some generations are numbered anew
+        for page in chance.choices(range(300), k=chance.randrange(40)):
+            if places.where(page) != POOL:
+                places.move(page, POOL)
+            else:
+                places.touch(page)
+        count = chance.randrange(1, 40)
+        by_age = sorted((places._age[page], page) for page in range(300) if places.where(page) == POOL)
+        coldest = places.coldest(count)
+        assert coldest == [page for _, page in by_age[:count]]
+        for page in coldest[: chance.randrange(count)]:  # the others were in use
+            places.move(page, NOWHERE)
+        places.check()
+
+
+class Searched(bytearray):
+    """Bytes that count how often they are searched."""
+
+    searches = 0
+
+    def find(self, *arguments: Any) -> int:
+        """Search."""
+        self.searches += 1
+        return super().find(*arguments)
+
+
+def test_moving_all_pages_out_does_not_search_for_old_generations_again_and_again() -> None:
+    places, pages, batch = Places(8192), 8192, 8
+    for page in range(pages):
+        places.move(page, POOL)
+    assert places._generation > 10
+    places._age = searched = Searched(places._age)
+    while coldest := places.coldest(batch):
+        for page in coldest:
+            places.move(page, NOWHERE)
+    assert searched.searches <= pages + pages // batch + 256

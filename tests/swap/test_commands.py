@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -88,3 +89,25 @@ def test_an_overflow_file_in_memory_is_not_for_swap(swapped: SwappedMount) -> No
         assert "can be swapped out itself: give --hswap-overflow on a disk" in done.stderr
         assert len(done.stderr.splitlines()) == 1
         swapped.end()
+
+
+def test_an_overflow_file_without_room_for_what_the_pool_cannot_hold_is_not_for_swap(swapped: SwappedMount) -> None:
+    image, disk = (swapped.place.log.with_name(name) for name in ("image", "disk"))
+    with image.open("wb") as file:
+        file.truncate(96 << 20)
+    disk.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=60)
+    subprocess.run(["mount", "-o", "loop", image, disk], check=True, timeout=60)
+    try:
+        swapped.overflow = disk / "overflow"
+        swapped.start("--pool", "56M", swap=False)
+        free = shutil.disk_usage(disk).free
+        (disk / "others").write_bytes(bytes(48 << 20))  # after the mount has looked
+        done = swapped.command("swapon")
+        assert done.returncode == 1
+        assert "cannot have its space: No space left on device; give --hswap-overflow on a local disk" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert shutil.disk_usage(disk).free > free - (49 << 20), "nothing was taken by trying"
+        swapped.end()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True, timeout=60)

@@ -15,9 +15,10 @@ import errno
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tmem import PAGE_SIZE, PageCorrupt, Tmem
+from tmemfs.hswap.overflow import OverflowFile
 from tmemfs.hswap.places import FIRST_SLOT, LOST, NOWHERE, POOL, Places
 from tmemfs.hswap.rangelock import RangeLock
 
@@ -27,28 +28,6 @@ OBJECT = 0  # the one object of the pool
 ZEROS = bytes(PAGE_SIZE)
 BATCH = 32  # pages moved to the overflow file in one write
 FULL_SECONDS = 0.1  # after a refusal, pages that are read stay where they are for so long
-
-
-class OverflowFile(Protocol):
-    """Slots on slow storage; every call may raise OSError and has then changed nothing."""
-
-    async def write(self, pages: Sequence[bytes]) -> list[int]:
-        """Write pages to free slots, FIRST_SLOT or above, and give the slots."""
-
-    async def read(self, slots: Sequence[int]) -> list[bytes]:
-        """Read the pages of slots."""
-
-    def free(self, slots: Sequence[int]) -> None:
-        """Give slots back."""
-
-    async def reserve(self, pages: int) -> None:
-        """Have space for that many pages."""
-
-    def clear(self) -> None:
-        """Forget every slot."""
-
-    def check(self, used: Sequence[int]) -> None:
-        """Raise AssertionError unless every slot is free or used."""
 
 
 @dataclass(slots=True)
@@ -136,9 +115,11 @@ class Hswap:
     async def _merge(self, first: int, last: int, offset: int, data: bytes) -> Callable[[int], bytes]:
         """Complete the data to whole pages with what the first and the last page hold around it."""
         start, end = offset - first * PAGE_SIZE, offset + len(data) - last * PAGE_SIZE
-        if start or end < PAGE_SIZE:
-            edges = await self._get([first] if first == last else [first, last])
-            data = edges[0][:start] + data + edges[-1][end:]
+        # A page that is overwritten whole need not be readable.
+        edges = sorted({page for page, needed in ((first, start > 0), (last, end < PAGE_SIZE)) if needed})
+        if edges:
+            held = dict(zip(edges, await self._get(edges), strict=True))
+            data = held.get(first, b"")[:start] + data + held.get(last, b"")[end:]
         if first == last:
             return lambda page: data
         return lambda page: data[(page - first) * PAGE_SIZE : (page - first + 1) * PAGE_SIZE]
@@ -325,14 +306,15 @@ class Hswap:
         try:
             await self._overflow.reserve(len(self.places))
         except OSError as error:
-            beyond = len(self.places) - pool_bytes // PAGE_SIZE
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or beyond < 0:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            await self._overflow.reserve(beyond)
+            await self._overflow.reserve(max(0, len(self.places) - pool_bytes // PAGE_SIZE))
 
     async def clear(self) -> None:
-        """Empty the file."""
+        """Empty the file; OSError while somebody has it open, who may be about to write."""
         async with self._lock.hold(0, len(self.places) - 1):
+            if self.opens:
+                raise OSError(errno.EBUSY, "the swap-like file is open")
             self.counters.flushes += self.places.pool_pages + self.places.overflow_pages + self.places.lost_pages
             self._pool.flush_object(OBJECT)
             self.places.clear()

@@ -18,6 +18,7 @@ import stat
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tmem.codec import checksum
 from tmemfs.config import ConfigError
@@ -33,7 +34,29 @@ THREADS = 4
 _BUFFER_PAGES = BUFFER_BYTES // PAGE
 
 
-class Overflow:
+class OverflowFile(Protocol):
+    """Slots on slow storage; every call may raise OSError and has then changed nothing."""
+
+    async def write(self, pages: Sequence[bytes]) -> list[int]:
+        """Write pages to free slots, FIRST_SLOT or above, and give the slots."""
+
+    async def read(self, slots: Sequence[int]) -> list[bytes]:
+        """Read the pages of slots."""
+
+    def free(self, slots: Sequence[int]) -> None:
+        """Give slots back."""
+
+    async def reserve(self, pages: int) -> None:
+        """Have space for that many pages."""
+
+    def clear(self) -> None:
+        """Forget every slot."""
+
+    def check(self, used: Sequence[int]) -> None:
+        """Raise AssertionError unless every slot is free or used."""
+
+
+class Overflow(OverflowFile):
     """Slots of one file; made by `create`, so that it is ours alone."""
 
     def __init__(self, fd: int, remove: Callable[[], None]) -> None:
@@ -81,7 +104,7 @@ class Overflow:
 
     async def reserve(self, pages: int) -> None:
         """Have disk space for that many pages; OSError, ENOSPC for one, when there is not enough."""
-        await self._threads.run(lambda _: os.posix_fallocate(self._fd, 0, (pages + SPARE_SLOTS) * PAGE))
+        await self._threads.run(lambda _: _reserve(self._fd, (pages + SPARE_SLOTS) * PAGE))
 
     def clear(self) -> None:
         """Forget every slot. The disk space stays with the file: to give it back can take a filesystem seconds."""
@@ -115,6 +138,19 @@ def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
                 continue
         runs.append((position, 1))
     return runs
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Allocate; not by trying, for what an attempt that fails has taken stays taken, and the disk full."""
+    disk, taken = os.fstatvfs(fd), os.fstat(fd).st_blocks * 512
+    if size - taken > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        # Where a filesystem has no fallocate, libc writes single bytes, which O_DIRECT does not allow.
+        code = errno.EOPNOTSUPP if error.errno == errno.EINVAL else error.errno
+        raise OSError(code, os.strerror(code or errno.EIO)) from None
 
 
 def _write(fd: int, buffer: memoryview, slots: Sequence[int], pages: Sequence[bytes]) -> None:
@@ -212,6 +248,8 @@ def _remove_leftover(path: Path, directory: int) -> None:
             raise ConfigError(
                 f"overflow file '{path}' is in use by another mount: give another --hswap-overflow"
             ) from None
+        if os.fstat(fd).st_nlink != 1:  # another mount was faster, and the name is that one's file now
+            raise ConfigError(f"overflow file '{path}' is in use by another mount: give another --hswap-overflow")
         log.info("overflow file %s: removing what a killed guest left", path)
         os.unlink(path.name, dir_fd=directory)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
@@ -108,8 +107,6 @@ class SwapArea:
             while self.hswap.opens:
                 self._unused = trio.Event()
                 await self._unused.wait()
-        if self.hswap.opens:
-            raise OSError(errno.EBUSY, f"{NAME} is open")
         await self.hswap.clear()
 
     def give_back(self, slabs: int) -> None:

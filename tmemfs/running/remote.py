@@ -94,11 +94,20 @@ class RemoteMount:
         if config.get("memory_locked") != "1":
             raise ConfigError(f"the process behind '{self.mountpoint}' can be swapped out itself: mount it as root")
         overflow = Path(config["hswap_overflow"])
-        if filesystem_of(overflow) in MEMORY_FILESYSTEMS:
+        kind = filesystem_of(overflow)
+        if kind in MEMORY_FILESYSTEMS or kind.startswith("fuse"):  # or the process that serves it can
             raise ConfigError(f"overflow file '{overflow}' can be swapped out itself: give --hswap-overflow on a disk")
         if swapfile.swaps_of(self.hswap):
             raise RemoteError(f"'{self.mountpoint}' is swapped to already: tmemfs swapoff {self.mountpoint} ends that")
-        self.write("hswap_reserve", b"1\n", _RESERVE_SECONDS)
+        try:
+            self.write("hswap_reserve", b"1\n", _RESERVE_SECONDS)
+        except RemoteError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise RemoteError(
+                f"overflow file '{overflow}' cannot have its space: {error.__cause__.strerror}; "
+                "give --hswap-overflow on a local disk with room for all pages"
+            ) from error
         return swapfile.swap_on(self.hswap)
 
     def swap_off(self) -> None:
@@ -183,7 +192,8 @@ def _bounded(path: Path, call: Callable[[], T], seconds: float = _ANSWER_SECONDS
         raise RemoteError(f"'{path}' does not answer: the mount hangs; tmemfs umount --lazy takes it away")
     result = results[0]
     if isinstance(result, OSError):
-        raise RemoteError(f"'{path}': {result.strerror}; was the mount made with another --control-name?")
+        hint = "; was the mount made with another --control-name?" if result.errno == errno.ENOENT else ""
+        raise RemoteError(f"'{path}': {result.strerror}{hint}") from result
     return result
 
 
