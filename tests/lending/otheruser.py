@@ -11,7 +11,10 @@ OTHER_UID = 12_001
 
 
 def as_other(call: Callable[[], None]) -> None:
-    """Run something in a child that is another user; AssertionError when it fails there."""
+    """Run something in a child that is another user; AssertionError when it fails there.
+
+    It may not be able to read our files: what it needs of modules has to be imported before.
+    """
     child = os.fork()
     if child == 0:
         status = 1

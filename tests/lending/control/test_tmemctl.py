@@ -231,6 +231,7 @@ def test_the_mode_of_the_socket_decides_who_may_connect(tmemd: Tmemd) -> None:
     as_other(lambda: print(one_line(tmemd.ctl("list"))))
     tmemd.stop()
     tmemd.start("16M", "--mode", "0660", "--group", str(OTHER_UID))
+    fine(tmemd.ctl("list"))  # imports what shows a table
     as_other(lambda: print(fine(tmemd.ctl("list"))))
 
 
