@@ -54,8 +54,10 @@ def test_the_terminal_is_free_once_the_mount_works_and_umount_waits_for_the_end(
     assert (place.source / "written").stat().st_size == FILE_BYTES
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_unmounts_writes_back_and_ends(place: Place, number: signal.Signals) -> None:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip(f"{number.name} is ignored here, by nohup for instance, and so it is in the mount")
     process = place.serve(command=TINY)
     process.send_signal(number)
     assert end(process) == 0
@@ -220,6 +222,13 @@ def test_a_directory_can_be_mounted_over_itself(place: Place) -> None:
     again.terminate()
     assert end(again) == 0
     assert {path.name for path in place.source.iterdir()} == {"below", "written"}
+
+
+def test_a_mount_keeps_nothing_open_of_who_started_it(place: Place) -> None:
+    lock = place.log.with_name("lock")
+    assert place.mount(command=("flock", "--nonblock", os.fspath(lock), *REAL)).returncode == 0
+    assert run("flock", "--nonblock", lock, "true").returncode == 0
+    assert run(*REAL, "umount", place.mountpoint).returncode == 0
 
 
 def test_a_source_whose_name_is_no_text_is_mounted_and_unmounted_as_any(place: Place) -> None:

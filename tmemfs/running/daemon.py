@@ -85,6 +85,9 @@ def in_background(serve: Callable[[Ready], int]) -> str | None:
 def _be_child(serve: Callable[[Ready], int], write_end: int) -> None:
     """Run `serve` and end the process with its status; never return into the parent's code."""
     status = 1
+    # What the caller has open is none of ours: the lock of a flock(1), for instance, would be held as long as we live.
+    os.closerange(3, write_end)
+    os.closerange(write_end + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     try:
         status = serve(lambda: _detach(write_end))
     except ConfigError as error:

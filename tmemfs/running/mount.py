@@ -80,7 +80,10 @@ class _Mount:
 
     async def serve(self) -> int:
         """Serve from mount to end; return the exit code."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        ends = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal's end, unless nohup(1) has it ignored
+            ends.append(signal.SIGHUP)
+        with trio.open_signal_receiver(*ends) as signals:
             try:
                 session = Session.open(self._guest.operations, self._config)
             except (OSError, RuntimeError) as error:
