@@ -49,6 +49,18 @@ def test_a_second_ls_of_many_entries_within_the_timeout_asks_the_backing_nothing
     assert mounted.stats()["backing_calls"] - before < 20
 
 
+def test_a_second_listing_lets_nobody_believe_the_times_of_a_dirty_file(mounted: Mounted) -> None:
+    root = mounted.start("--attr-timeout", "5m", "--writeback")
+    with (root / "f").open("w") as file:
+        file.write("dirty")
+        file.flush()
+        for _ in range(2):
+            assert os.listdir(root) == ["f"]
+        told = (root / "f").stat()
+        assert (mounted.source / "f").read_text() == "dirty", "a stat writes back, or the ctime changes after it"
+    assert (root / "f").stat() == told
+
+
 def test_an_attribute_that_was_not_there_is_there_as_soon_as_it_is_set(mounted: Mounted) -> None:
     (mounted.source / "f").touch()
     root = mounted.start("--attr-timeout", "5m", "--throttle", "latency=1ms")

@@ -108,5 +108,6 @@ class Directories:
             return None
         inode = self._inodes.enter(directory.inode, found.name, found.st, found.started)
         entry = self._replies.entry(inode)
-        directory.listing.replies[position] = (inode, inode.seen_at, entry)
+        if entry.attr_timeout:  # else the kernel is to ask each time
+            directory.listing.replies[position] = (inode, inode.seen_at, entry)
         return inode, entry
