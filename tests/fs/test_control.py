@@ -202,6 +202,14 @@ def test_a_shrink_with_dirty_pages_in_the_way_writes_them_back(mounted: Mounted)
     os.close(fd)
 
 
+def test_no_directory_is_hidden_behind_the_control_directory(mounted: Mounted) -> None:
+    root = mounted.start()
+    (root / "d").mkdir()
+    with pytest.raises(PermissionError):
+        (root / "d").rename(root / ".tmemfs")
+    assert os.listdir(root) == ["d"]
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [

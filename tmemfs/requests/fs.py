@@ -149,6 +149,8 @@ class Operations(pyfuse3.Operations):
     async def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: RequestContext
     ) -> None:
+        if self.parts.control.find(new_parent, new_name) is not None:
+            raise PermissionError(errno.EPERM, "")  # it would be hidden by ours
         await self.parts.tree.rename(self._inode(parent), name, self._inode(new_parent), new_name, flags)
 
     @answered
