@@ -151,6 +151,7 @@ class Guest:
                 kernel=self.kernel,
                 tree=tree,
                 writer=self.writer,
+                synchronous=config.options.synchronous,
             ),
             replies=replies,
         )

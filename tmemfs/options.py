@@ -75,6 +75,11 @@ class MountOptions:
         """Tell whether nothing may be written through the mount."""
         return bool(self.flags & MS_RDONLY)
 
+    @property
+    def synchronous(self) -> bool:
+        """Tell whether every write is to be on the disk when it returns (the kernel leaves that to us)."""
+        return bool(self.flags & MS_SYNCHRONOUS)
+
     def kernel_data(self, fd: int, uid: int, gid: int) -> str:
         """Build the data argument of mount(2) for a /dev/fuse descriptor."""
         words = [f"fd={fd}", "rootmode=40000", f"user_id={uid}", f"group_id={gid}", "default_permissions"]

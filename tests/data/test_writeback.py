@@ -322,6 +322,7 @@ async def test_the_last_close_of_an_unlinked_dirty_file_closes_its_descriptor_on
         kernel=kernel,
         tree=unused,
         writer=parts.writer,
+        synchronous=False,
     )
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"dirty")

@@ -252,6 +252,16 @@ def test_everything_is_synced_in_every_way(mounted: Mounted, writing: Options) -
     os.sync()
 
 
+def test_with_sync_every_write_is_on_the_backing_when_it_returns(mounted: Mounted) -> None:
+    (mounted.source / "old").touch()
+    root = mounted.start("--writeback", "-o", "sync")
+    for name, flags in (("old", os.O_RDWR), ("new", os.O_RDWR | os.O_CREAT)):
+        fd = os.open(root / name, flags, 0o644)
+        os.write(fd, b"bytes")
+        assert (mounted.source / name).read_bytes() == b"bytes"
+        os.close(fd)
+
+
 def test_holes_are_data_to_whoever_seeks_for_them_and_copies_are_whole(mounted: Mounted, writing: Options) -> None:
     """No handler for lseek: the whole file is data, which is always allowed."""
     root = mounted.start(*writing)

@@ -29,6 +29,7 @@ class Opener:
         kernel: KernelCache,
         tree: Tree,
         writer: Writer,
+        synchronous: bool,
     ) -> None:
         self._attributes = attributes
         self._backing = backing
@@ -38,10 +39,12 @@ class Opener:
         self._kernel = kernel
         self._tree = tree
         self._writer = writer
+        self._always = os.O_SYNC if synchronous else 0  # flags of every open
 
     async def open(self, inode: Inode, flags: int, caller: Caller) -> OpenFile:
         """Open a file of the backing; truncate it where O_TRUNC asks for that."""
-        fd, opened = await self._attributes.open(inode, flags, may_read_too=self._writer.writeback is not None)
+        may_read_too = self._writer.writeback is not None
+        fd, opened = await self._attributes.open(inode, flags | self._always, may_read_too=may_read_too)
         file = self._files.add(inode, fd, opened, caller.uid)
         try:
             with file.borrowed():
@@ -66,7 +69,7 @@ class Opener:
         """Make and open a file."""
         if self._writer.writeback is not None and flags & os.O_ACCMODE == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # pages written in part have to be filled
-        flags &= ~(os.O_APPEND | os.O_DIRECT | os.O_NOCTTY)
+        flags = flags & ~(os.O_APPEND | os.O_DIRECT | os.O_NOCTTY) | self._always
         inode, fd = await self._tree.create(parent, name, mode, flags, caller)
         prepare_descriptor(fd)
         return self._files.add(inode, fd, flags, caller.uid)
