@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Place, run, wait_until
+from tests.conftest import Place, run, wait_until
+from tests.fs.failing import Backing, backing
 from tests.mounted import Mounted
 from tests.parts import pages_of
-from tmemfs.kernel.kernelmount import top_mount
+
+__all__ = ["backing"]
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 READERS = 200
@@ -50,44 +51,23 @@ for number in range(int(sys.argv[2])):
 """
 
 
-class Hanging:
-    """A backing whose file `stuck` hangs while it is told to."""
-
-    def __init__(self, place: Place, directory: Path) -> None:
-        self.directory = directory / "real"
-        self.directory.mkdir()
-        self.faults = directory / "faults"
-        self.faults.touch()
-        words = [sys.executable, os.fspath(REPOSITORY / "tests" / "fs" / "faultfs.py")]
-        self.process = place.start(*words, os.fspath(self.directory), os.fspath(place.source), os.fspath(self.faults))
-        wait_until(lambda: top_mount(place.source) is not None, "the backing is mounted")
-
-    def order(self, *lines: str) -> None:
-        """Say what is wrong from now on, in one step."""
-        fresh = self.faults.with_suffix(".new")
-        fresh.write_text("\n".join(lines))
-        fresh.replace(self.faults)
-
-
 @pytest.fixture
-def hanging(place: Place, tmp_path: Path) -> Iterator[Hanging]:
-    """Put a backing that can hang under the source; whatever hangs in it is let go first."""
-    made = Hanging(place, tmp_path)
-    (made.directory / "stuck").write_bytes(pages_of(1, PAGES))
-    (made.directory / "warm").write_bytes(pages_of(2, 50))
-    (made.directory / "cold").write_bytes(pages_of(3, 50))
-    yield made
-    made.order()
+def hanging(backing: Backing) -> Backing:
+    """Put files into the backing: one to hang in, one to have in the cache, and one that nobody has read."""
+    (backing.directory / "stuck").write_bytes(pages_of(1, PAGES))
+    (backing.directory / "warm").write_bytes(pages_of(2, 50))
+    (backing.directory / "cold").write_bytes(pages_of(3, 50))
+    return backing
 
 
-def stuck_readers(place: Place, hanging: Hanging, options: tuple[str, ...]) -> subprocess.Popen[str]:
+def stuck_readers(place: Place, hanging: Backing, options: tuple[str, ...]) -> subprocess.Popen[str]:
     """Mount, warm one file up, and let the readers run into the file that hangs."""
     mounted = Mounted(place)
     mounted.start("--attr-timeout", "60", *options)
     mounted.stop_watchdog()  # the tests' own waits are shorter
     assert (place.mountpoint / "warm").read_bytes() == pages_of(2, 50)
     os.listdir(place.mountpoint)
-    hanging.order("read stuck hang")
+    hanging.fail("read stuck hang")
     readers = place.start(sys.executable, "-c", READER, os.fspath(place.mountpoint / "stuck"), str(READERS))
     assert readers.stdout is not None
     assert len(readers.stdout.read(READERS)) == READERS
@@ -110,7 +90,7 @@ def in_time(seconds: float, place: Place, code: str) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--writeback",)], ids=["through", "writeback"])
-def test_200_stuck_readers_stop_nobody_else(place: Place, hanging: Hanging, options: tuple[str, ...]) -> None:
+def test_200_stuck_readers_stop_nobody_else(place: Place, hanging: Backing, options: tuple[str, ...]) -> None:
     readers = stuck_readers(place, hanging, options)
     in_time(30, place, "assert len(open('warm', 'rb').read()) == 50 * 4096")
     in_time(30, place, "assert len(open('cold', 'rb').read()) == 50 * 4096")
@@ -120,14 +100,14 @@ def test_200_stuck_readers_stop_nobody_else(place: Place, hanging: Hanging, opti
     in_time(30, place, "open('.tmemfs/drop_caches', 'w').write('1'); open('.tmemfs/cache_size', 'w').write('2M')")
     hits = "import time; fd = os.open('warm', os.O_RDONLY); os.pread(fd, 204800, 0)\n"
     in_time(60, place, hits + "for _ in range(5000): assert len(os.pread(fd, 4096, 8192)) == 4096")
-    hanging.order()
+    hanging.fail()
     readers.communicate(timeout=60)
     assert readers.returncode == 0
     assert (hanging.directory / "new").stat().st_size == 9000
     in_time(30, place, f"assert len(open('stuck', 'rb').read()) == {PAGES} * 4096")
 
 
-def test_a_mount_with_200_stuck_readers_is_taken_away_by_the_command(place: Place, hanging: Hanging) -> None:
+def test_a_mount_with_200_stuck_readers_is_taken_away_by_the_command(place: Place, hanging: Backing) -> None:
     """A busy mount says so; lazily it goes at once, and a second signal ends the guest and frees the readers."""
     readers = stuck_readers(place, hanging, ())
     words = (sys.executable, "-m", "tmemfs", "umount", place.mountpoint)
@@ -139,11 +119,11 @@ def test_a_mount_with_200_stuck_readers_is_taken_away_by_the_command(place: Plac
     wait_until(lambda: not place.is_mounted(), "the mount is gone from the table")
     os.kill(guest, signal.SIGTERM)
     readers.communicate(timeout=60)  # they got an error: their threads say so and end
-    hanging.order()
+    hanging.fail()
     wait_until(lambda: "ended" in place.log_text().splitlines()[-1], "the guest has ended")
 
 
-def test_faults_of_mappings_that_hang_do_not_hold_up_those_of_other_files(place: Place, hanging: Hanging) -> None:
+def test_faults_of_mappings_that_hang_do_not_hold_up_those_of_other_files(place: Place, hanging: Backing) -> None:
     """The kernel bounds the requests that it makes in the background, for all files together."""
     mappers = 24
     (hanging.directory / "stuck").write_bytes(pages_of(1, mappers * 32))
@@ -151,7 +131,7 @@ def test_faults_of_mappings_that_hang_do_not_hold_up_those_of_other_files(place:
     mounted.start("--attr-timeout", "60")
     mounted.stop_watchdog()
     assert len(os.listdir(place.mountpoint)) == 3
-    hanging.order("read stuck hang")
+    hanging.fail("read stuck hang")
     process = place.start(sys.executable, "-c", MAPPER, os.fspath(place.mountpoint / "stuck"), str(mappers))
     assert process.stdout is not None
     pids = [int(process.stdout.readline()) for _ in range(mappers)]
@@ -162,6 +142,6 @@ def test_faults_of_mappings_that_hang_do_not_hold_up_those_of_other_files(place:
     wait_until(all_wait, "all of them wait for their page")
     code = "import mmap; fd = os.open('cold', os.O_RDONLY); m = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)\n"
     in_time(30, place, code + "assert len(m[:]) == 50 * 4096")
-    hanging.order()
+    hanging.fail()
     process.communicate(timeout=60)
     assert process.returncode == 0

@@ -14,57 +14,17 @@ from pathlib import Path
 import pytest
 
 from tests.calls import GONE, code_of, sync
-from tests.conftest import REPOSITORY, Place, environment, wait_until
+from tests.conftest import Place, state_of, wait_until
+from tests.fs.failing import Backing, backing
 from tests.mounted import Mounted, mounting
 from tests.parts import pages_of
-from tmemfs.kernel.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import top_mount
+
+__all__ = ["backing"]
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]
 PAGE = 4096
-
-
-class Backing:
-    """A backing that fails on command; `directory` is what is behind it."""
-
-    def __init__(self, place: Place) -> None:
-        self.mountpoint = place.source
-        self.directory = place.source.parent / "behind"
-        self.directory.mkdir()
-        self._faults = place.source.parent / "faults"
-        self._faults.touch()
-        program = REPOSITORY / "tests" / "fs" / "faultfs.py"
-        self.process = subprocess.Popen(
-            [sys.executable, program, self.directory, self.mountpoint, self._faults],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
-
-    def fail(self, *orders: str) -> None:
-        """Order faults; no orders end them all."""
-        new = self._faults.with_suffix(".new")
-        new.write_text("\n".join(orders))
-        os.replace(new, self._faults)
-
-    def end(self) -> None:
-        """Let go of whatever hangs, and take the mount away."""
-        self.fail()
-        while top_mount(self.mountpoint) is not None:
-            unmount(self.mountpoint, lazy=True)
-        self.process.kill()
-        self.process.communicate(timeout=60)
-
-
-@pytest.fixture
-def backing(place: Place) -> Iterator[Backing]:
-    made = Backing(place)
-    try:
-        yield made
-    finally:
-        made.end()
 
 
 @pytest.fixture
@@ -233,7 +193,7 @@ def test_one_file_that_hangs_stops_nobody_else(mounted: Mounted, backing: Backin
     }[operation]
     stuck = [Stuck(call.format(path=path, offset=200_000 + number * 8192)) for number in range(20)]
     try:
-        wait_until(lambda: all(one.process.poll() is None for one in stuck), "they hang")
+        wait_until(lambda: all(state_of(one.process.pid) in ("S", "D") for one in stuck), "they hang")
         within(30, lambda: os.pread(hung, 5 * PAGE, PAGE))  # a hit in the very file
         within(30, lambda: os.pread(fine, 50 * PAGE, 40 * PAGE))
         within(30, lambda: (root / "new").read_bytes())
