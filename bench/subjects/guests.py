@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.tools import procmem
+from bench.tools.children import BenchError
 from bench.tools.harness import Mounted, tmemd, tmemfs
 
 ARMS = ("a static", "b balloon", "b quick balloon", "c greedy", "d policy", "e shipped", "f limit")
@@ -119,20 +120,30 @@ def _ballooned(mounts: Sequence[Mounted], shape: Shape, hysteresis: Hysteresis) 
                     mounts[number].control("cache_size", str(after[number]))
             sizes, before = after, now
 
-    thread = threading.Thread(target=control, daemon=True)
+    failed: list[OSError] = []
+
+    def try_to_control() -> None:
+        try:
+            control()
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=try_to_control, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join(30.0)
+    if failed:  # without it the arm would have been a static split
+        raise BenchError(f"the balloon's controller failed: {failed[0]}")
 
 
 def need(before: dict[str, float], now: dict[str, float], least: int) -> int:
-    """Tell what a guest wants: what it holds and what it missed since the last look, or the least when it idled."""
+    """Tell what a guest wants: what it holds and what it missed since the last look; the least, too, when it idled."""
     missed = now["cache_misses"] - before["cache_misses"]
     used = missed + now["cache_hits"] - before["cache_hits"]
-    return int(now["cache_resident_bytes"] + 4096 * missed) if used > 100 else least
+    return max(least, int(now["cache_resident_bytes"] + 4096 * missed)) if used > 100 else least
 
 
 def rebalanced(sizes: Sequence[int], needs: Sequence[int], total: int, hysteresis: Hysteresis) -> list[int]:

@@ -27,6 +27,7 @@ def test_a_guest_that_idles_needs_the_least_and_a_busy_one_what_it_missed() -> N
     busy = {"cache_misses": 510.0, "cache_hits": 10.0, "cache_resident_bytes": 9e6}
     assert guests.need(before, idle, MIB) == MIB
     assert guests.need(before, busy, MIB) == 9e6 + 500 * 4096
+    assert guests.need(before, busy | {"cache_resident_bytes": 0.0}, 4 * MIB) == 4 * MIB, "nobody gets less"
 
 
 def test_every_arm_has_the_same_memory() -> None:
