@@ -258,8 +258,9 @@ class Guest:
         """Write back what is dirty. Raise OSError when something could not be, after naming it in the log."""
         left = await self.writeback.finish() if self.writeback is not None else []
         for inode in left:
-            name = os.fsdecode(inode.locations[0][1]) if inode.locations else f"inode {inode.number}"
-            log.error("%s: %d dirty pages could not be written back: %s", name, len(inode.dirty), inode.errors.last)
+            log.error(
+                "%s: %d dirty pages could not be written back: %s", inode.title, len(inode.dirty), inode.errors.last
+            )
         if left:
             raise OSError(f"the dirty pages of {len(left)} files could not be written back")
 

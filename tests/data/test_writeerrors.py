@@ -52,7 +52,9 @@ async def test_each_open_file_is_told_each_error_once(make_parts: MakeParts) -> 
 
 
 @in_trio
-async def test_a_retry_that_fails_again_is_the_same_error(make_parts: MakeParts) -> None:
+async def test_a_retry_that_fails_again_is_the_same_error(
+    make_parts: MakeParts, caplog: pytest.LogCaptureFixture
+) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", bytes(9000))
     await parts.writer.write(file, 0, b"new")
@@ -63,6 +65,9 @@ async def test_a_retry_that_fails_again_is_the_same_error(make_parts: MakeParts)
             assert await told(parts, file), "it is not on the backing"
         await trio.sleep(MAX_AGE * 5)
         parts.backing.data_error = None
+    assert [record.getMessage() for record in caplog.records] == [
+        "f: write-back failed: no space; it will be tried again"
+    ]
     assert not await told(parts, file)
     assert parts.bytes_on_disk(file)[:3] == b"new"
 

@@ -142,8 +142,8 @@ class Writeback:
                         befores.append(await self._write_run(inode, fd, first, last))
                 after = await self._backing.data(inode, 0, _finish, fd, touched_ns)
         except OSError as error:
-            log.warning("write-back of inode %d failed: %s; it will be tried again", inode.number, error.strerror)
-            inode.errors.failed(error)
+            if inode.errors.failed(error):
+                log.warning("%s: write-back failed: %s; it will be tried again", inode.title, error.strerror)
             self._since[inode] = trio.current_time()
             return error
         finally:

@@ -82,6 +82,11 @@ class Inode:
         self.write_lock: trio.Lock | None = None
         self.io_slots: trio.CapacityLimiter | None = None
 
+    @property
+    def title(self) -> str:
+        """A name for people, in a log."""
+        return os.fsdecode(self.locations[0][1]) if self.locations else f"inode {self.number}"
+
     def lock(self) -> trio.Lock:
         """Return the lock that every change of the file's content takes."""
         if self.write_lock is None:

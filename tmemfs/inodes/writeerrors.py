@@ -18,10 +18,12 @@ class WriteErrors:
         self.last: OSError | None = None
         self.failing = False  # the last write-back failed
 
-    def failed(self, error: OSError) -> None:
-        """Take in that a write-back failed."""
-        self.count += not self.failing
+    def failed(self, error: OSError) -> bool:
+        """Take in that a write-back failed; tell whether that is news."""
+        news = not self.failing
+        self.count += news
         self.failing, self.last = True, OSError(error.errno, error.strerror)  # without the frames that it went through
+        return news
 
     def succeeded(self) -> None:
         """Take in that nothing is left to be written back."""
