@@ -340,7 +340,12 @@ def _give_away(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
     if not _AS_ROOT or (caller.uid == 0 and caller.gid == 0):
         return
     inherits = os.fstat(dir_fd).st_mode & stat.S_ISGID
-    os.chown(name, caller.uid, -1 if inherits else caller.gid, dir_fd=dir_fd, follow_symlinks=False)
+    try:
+        os.chown(name, caller.uid, -1 if inherits else caller.gid, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:  # who is told that it failed must not find it there, as root's
+        made = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+        (os.rmdir if stat.S_ISDIR(made) else os.unlink)(name, dir_fd=dir_fd)
+        raise
     lost = stat.S_ISUID | stat.S_ISGID  # chown(2) clears these
     if mode & lost and not stat.S_ISLNK(mode):
         made = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode

@@ -1,0 +1,46 @@
+"""Names: nodes are made whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+import pytest
+
+from tests.parts import MakeParts, in_trio, make_parts
+from tmemfs.names.tree import Tree
+
+__all__ = ["make_parts"]
+
+
+@dataclass(frozen=True)
+class Caller:
+    uid: int = 12_001
+    gid: int = 13_001
+    umask: int = 0o022
+
+
+@pytest.mark.root
+@in_trio
+async def test_a_node_that_cannot_be_given_away_is_not_left_behind(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts()
+    tree, root = Tree(parts.backing, parts.inodes, parts.descriptors), parts.inodes.root
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EPERM, "as on a server that takes root for nobody")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "chown", refuse)
+    for name in (b"file", b"directory", b"link"):
+        with pytest.raises(PermissionError):
+            if name == b"file":
+                await tree.create(root, name, 0o644, os.O_RDWR, Caller())
+            elif name == b"directory":
+                await tree.mkdir(root, name, 0o755, Caller())
+            else:
+                await tree.symlink(root, name, b"file", Caller())
+    assert os.listdir(parts.directory) == []
+    assert len(os.listdir("/proc/self/fd")) == before
