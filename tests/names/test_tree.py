@@ -32,15 +32,11 @@ async def test_a_node_that_cannot_be_given_away_is_not_left_behind(
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EPERM, "as on a server that takes root for nobody")
 
-    before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "chown", refuse)
-    for name in (b"file", b"directory", b"link"):
-        with pytest.raises(PermissionError):
-            if name == b"file":
-                await tree.create(root, name, 0o644, os.O_RDWR, Caller())
-            elif name == b"directory":
-                await tree.mkdir(root, name, 0o755, Caller())
-            else:
-                await tree.symlink(root, name, b"file", Caller())
+    with pytest.raises(PermissionError):
+        await tree.create(root, b"file", 0o644, os.O_RDWR, Caller())
+    with pytest.raises(PermissionError):
+        await tree.mkdir(root, b"directory", 0o755, Caller())
+    with pytest.raises(PermissionError):
+        await tree.symlink(root, b"link", b"file", Caller())
     assert os.listdir(parts.directory) == []
-    assert len(os.listdir("/proc/self/fd")) == before

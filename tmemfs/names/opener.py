@@ -12,7 +12,8 @@ from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.kernel.kernelcache import KernelCache
 from tmemfs.names.attributes import Attributes, prepare_descriptor
-from tmemfs.names.tree import Caller, Tree
+from tmemfs.names.owners import Caller
+from tmemfs.names.tree import Tree
 
 
 class Opener:

@@ -4,9 +4,8 @@ Calls are relative to O_PATH descriptors, so nothing depends on paths that other
 the mountpoint. One operation is one call into a thread, with every stat that it needs: what a call did and what it
 found cannot be told apart by somebody else's change in between.
 
-Mounted by root, a new node belongs to whoever asked for it: it is made by root, then given away, in the same call.
-The kernel has checked the permission (default_permissions). The umask is applied here, because a directory with a
-default ACL must not have it applied at all.
+Mounted by root, a new node belongs to whoever asked for it (`owners.py`). The umask is applied here, because a
+directory with a default ACL must not have it applied at all.
 """
 
 from __future__ import annotations
@@ -17,26 +16,15 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tmemfs.backing import Backing
 from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors, stat_or_close
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
+from tmemfs.names.owners import Caller, give_away
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_AS_ROOT = os.geteuid() == 0
-
-
-class Caller(Protocol):
-    """Who asks."""
-
-    @property
-    def uid(self) -> int: ...
-    @property
-    def gid(self) -> int: ...
-    @property
-    def umask(self) -> int: ...
 
 
 class Removed(NamedTuple):
@@ -111,7 +99,7 @@ class Tree:
         def call() -> tuple[os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as fd:
                 make(fd, self._masked(parent, fd, mode, caller))
-                _give_away(fd, name, mode, caller)
+                give_away(fd, name, mode, caller)
                 return os.stat(name, dir_fd=fd, follow_symlinks=False), os.fstat(fd)
 
         started = self._inodes.start()
@@ -127,7 +115,7 @@ class Tree:
             with self._descriptors.use(parent) as dir_fd:
                 fd = os.open(name, opening, self._masked(parent, dir_fd, mode, caller), dir_fd=dir_fd)
                 try:
-                    _give_away(dir_fd, name, mode, caller)
+                    give_away(dir_fd, name, mode, caller)
                     return fd, os.fstat(fd), os.fstat(dir_fd)
                 except OSError:
                     os.close(fd)
@@ -333,20 +321,3 @@ def _renameat2(old_fd: int, name: bytes, new_fd: int, new_name: bytes, flags: in
     elif _libc.renameat2(old_fd, name, new_fd, new_name, flags):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fsdecode(name))
-
-
-def _give_away(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
-    """Let a new node belong to the caller: its group is the directory's where that has the set-group-ID bit."""
-    if not _AS_ROOT or (caller.uid == 0 and caller.gid == 0):
-        return
-    inherits = os.fstat(dir_fd).st_mode & stat.S_ISGID
-    try:
-        os.chown(name, caller.uid, -1 if inherits else caller.gid, dir_fd=dir_fd, follow_symlinks=False)
-    except OSError:  # who is told that it failed must not find it there, as root's
-        made = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
-        (os.rmdir if stat.S_ISDIR(made) else os.unlink)(name, dir_fd=dir_fd)
-        raise
-    lost = stat.S_ISUID | stat.S_ISGID  # chown(2) clears these
-    if mode & lost and not stat.S_ISLNK(mode):
-        made = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
-        os.chmod(name, stat.S_IMODE(made) | (mode & lost), dir_fd=dir_fd)
