@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
+import trio
 
 from tests.parts import MakeParts, in_trio, make_parts
+from tmemfs.names.attributes import Attributes
 from tmemfs.names.tree import Tree
 
 __all__ = ["make_parts"]
@@ -40,3 +43,35 @@ async def test_a_node_that_cannot_be_given_away_is_not_left_behind(
     with pytest.raises(PermissionError):
         await tree.symlink(root, b"link", b"file", Caller())
     assert os.listdir(parts.directory) == []
+
+
+@in_trio
+async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer)
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"new")
+    parts.backing.after_write.shut = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(parts.writer.sync, file, data_only=False))
+        await parts.backing.after_write.holds(1)
+        parts.backing.after_write.let_go()
+        await parts.backing.after_write.holds(1)  # the stat that it ends with was taken
+        await tree.unlink(parts.inodes.root, b"f")
+        parts.backing.after_write.open()
+    assert (await attributes.get(file.inode)).st_nlink == 0
+
+
+@in_trio
+async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    file = parts.make("f", b"short")
+    parts.backing.after_meta.shut = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tree.link, file.inode, parts.inodes.root, b"g")
+        await parts.backing.after_meta.holds(1)
+        await parts.writer.write(file, 0, b"longer")
+        parts.backing.after_meta.open()
+    assert await parts.read(file, 0, 100) == b"longer"

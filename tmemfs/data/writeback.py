@@ -134,6 +134,7 @@ class Writeback:
             self.forget(inode)
             return None
         file, touched_ns, befores = self._file[inode], self.touched_ns[inode], []
+        started = self._inodes.start()
         inode.writers += 1
         try:
             with file.borrowed() as fd:
@@ -152,7 +153,7 @@ class Writeback:
         if befores and self._inodes.changed_since_recorded(inode, befores[0]):
             self._inodes.others_changed(inode)
         self.forget(inode)
-        self._inodes.record(inode, after)
+        self._inodes.record(inode, after, started)
         if not self._cache.settled:  # a shrink waited for these pages
             await self._content.precache.resize(self._cache.capacity)
         return None

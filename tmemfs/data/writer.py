@@ -53,6 +53,7 @@ class Writer:
         inode, content = file.inode, self._content
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
         content.precache.flush(inode, first, last)
+        started = self._inodes.start()
         inode.writers += 1
         written = 0
         try:
@@ -72,9 +73,8 @@ class Writer:
                     content.drop(inode, (offset + written) >> PAGE_SHIFT, last)
         if self._inodes.changed_since_recorded(inode, before):
             self._inodes.others_changed(inode)
-        self._inodes.record(inode, after)
-        if inode.dirty:  # else it is recorded
-            inode.size = max(inode.size, offset + written)
+        self._inodes.record(inode, after, started)
+        inode.size = max(inode.size, offset + written)  # where it is not recorded
         if after.st_mode != before.st_mode:
             self._inodes.on_mismatch(inode)  # the kernel forgets times and size after a write, not the mode
         return written
@@ -87,6 +87,7 @@ class Writer:
     async def _change_locked(self, inode: Inode, call: Callable[[], T], stat_of: Callable[[], os.stat_result]) -> T:
         if self.writeback is not None:
             await self.writeback.flush(inode)
+        started = self._inodes.start()
         inode.writers += 1
         try:
             before, result, after = await self._backing.meta(_call_between_stats, call, stat_of)
@@ -95,7 +96,7 @@ class Writer:
             self._inodes.expire(inode)  # what failed may have changed something
         if self._inodes.changed_since_recorded(inode, before):
             self._inodes.others_changed(inode)
-        self._inodes.record(inode, after)
+        self._inodes.record(inode, after, started)
         return result
 
     async def truncate(

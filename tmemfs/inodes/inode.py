@@ -40,6 +40,7 @@ class Inode:
         "pages",
         "plain_until",
         "readable_opens",
+        "recorded_at",
         "seen_at",
         "size",
         "size_in_doubt",
@@ -78,6 +79,7 @@ class Inode:
         self.size_in_doubt = False  # changed underneath since the kernel was told of the size
         self.version: Version | None = None
         self.seen_at = 0  # tick of the last stat that was taken in, or of the last change of our own
+        self.recorded_at = 0  # tick at which a change of our own was recorded last
         self.writers = 0
         self.write_lock: trio.Lock | None = None
         self.io_slots: trio.CapacityLimiter | None = None

@@ -164,14 +164,23 @@ class InodeTable:
         inode.changed_underneath = inode.size_in_doubt = True
         self.on_mismatch(inode)
 
-    def record(self, inode: Inode, st: os.stat_result) -> None:
-        """Take in the stat that a change of our own has left behind."""
+    def record(self, inode: Inode, st: os.stat_result, started: int) -> None:
+        """Take in the stat that a change of our own, begun at tick `started`, has left behind.
+
+        Changes of content and changes of names do not wait for each other. Where another one ended meanwhile, either
+        stat may be the older: the later ctime is believed, and attributes are asked for anew.
+        """
+        overtaken = inode.recorded_at > started
         self.touch(inode)
-        if stat.S_ISREG(st.st_mode):
-            inode.version = self._version(st)
-            if not inode.dirty:
-                inode.size = st.st_size
-        self._keep(inode, st)
+        inode.recorded_at = inode.seen_at
+        if not overtaken or inode.attr is None or st.st_ctime_ns > inode.attr.st_ctime_ns:
+            if stat.S_ISREG(st.st_mode):
+                inode.version = self._version(st)
+                if not inode.dirty:
+                    inode.size = st.st_size
+            self._keep(inode, st)
+        if overtaken:
+            inode.attr_until = 0.0
         for parent, _ in inode.locations:
             parent.listing = None  # it may hold the old attributes, and one that is being made too
             self.touch(parent)

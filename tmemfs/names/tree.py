@@ -104,7 +104,7 @@ class Tree:
 
         started = self._inodes.start()
         st, directory = await self._backing.meta(call)
-        self._changed(parent, directory)
+        self._changed(parent, started, directory)
         return self._inodes.enter(parent, name, st, started)
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Inode, int]:
@@ -130,7 +130,7 @@ class Tree:
             # Somebody was faster. The kernel knew of no such file, so it has not checked who may open it: have it look
             # the name up again, and open what it finds by its rules.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-        self._changed(parent, directory)
+        self._changed(parent, started, directory)
         return self._inodes.enter(parent, name, st, started), fd
 
     def _masked(self, parent: Inode, dir_fd: int, mode: int, caller: Caller) -> int:
@@ -160,10 +160,10 @@ class Tree:
         with self._inodes.renaming() as involved:
             involved.add(inode)
             before, after, directory = await self._backing.meta(call)
-        self._changed(parent, directory)
+        self._changed(parent, started, directory)
         self._inodes.observe(inode, before, started)
         inode.add_location(parent, name)
-        self._inodes.record(inode, after)
+        self._inodes.record(inode, after, started)
 
     # -- removing and renaming -----------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class Tree:
         started = self._inodes.start()
         with self._inodes.renaming() as involved:
             gone, after, changed = await self._backing.meta(call)
-        self._changed(parent, changed)
+        self._changed(parent, started, changed)
         self._inodes.on_name_removed(parent, name)
         if gone is not None and after is not None:
             self._settle(gone, after, parent, name, started)
@@ -211,7 +211,7 @@ class Tree:
         survivors = 0 if stat.S_ISDIR(gone.before.st_mode) else after.st_nlink
         self._inodes.observe(inode, gone.before, started)
         inode.remove_location(parent, name)
-        self._inodes.record(inode, after)
+        self._inodes.record(inode, after, started)
         self._inodes.unlinked(inode, survivors)
         if survivors == 0 and (inode.lookups or inode.opens):
             self._descriptors.pin(inode, gone.fd)
@@ -240,8 +240,8 @@ class Tree:
         started = self._inodes.start()
         with self._inodes.renaming() as involved:
             gone, after, moved, other = await self._backing.meta(call)
-        self._changed(parent)
-        self._changed(new_parent)
+        self._changed(parent, started)
+        self._changed(new_parent, started)
         if gone is not None and after is not None:
             if moved is not None and gone.inode is moved.inode:  # two names of one file: rename does nothing
                 os.close(gone.fd)
@@ -276,13 +276,13 @@ class Tree:
         if moved.after is None:
             self._inodes.expire(inode)
         else:
-            self._inodes.record(inode, moved.after)
+            self._inodes.record(inode, moved.after, started)
 
-    def _changed(self, parent: Inode, st: os.stat_result | None = None) -> None:
+    def _changed(self, parent: Inode, started: int, st: os.stat_result | None = None) -> None:
         """Take in that a directory's entries changed; `st` is its stat just after."""
         parent.listing = None
         if st is not None and self._backing.local:
-            self._inodes.record(parent, st)
+            self._inodes.record(parent, st, started)
         else:  # in threads, two such stats may overtake each other: ask again
             self._inodes.expire(parent)
 
