@@ -37,7 +37,7 @@ CATALOGUE = (
         "claim",
         "The claim: memory of the pool is there for any guest at once",
         quick="--requests 120 --steps 2 --cache 1 --only zipf --guests 2 --fast",
-        bound=480,
+        bound=900,
         needs=("fuse", "fio"),
         traces=True,
     ),
