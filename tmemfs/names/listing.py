@@ -9,8 +9,8 @@ it. An open directory keeps the snapshot that it began with, until it is rewound
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-from collections import deque
 from typing import Any, NamedTuple
 
 import trio
@@ -52,7 +52,7 @@ class Listings:
         self._backing = backing
         self._inodes = inodes
         self._descriptors = descriptors
-        self._kept: deque[tuple[Inode, Listing]] = deque()  # the oldest first
+        self._kept: dict[Inode, float] = {}  # when the listing of a directory was made, the oldest first
 
     async def open(self, directory: Inode) -> Listing:
         """Return a listing that is no older than the attribute time-out."""
@@ -66,15 +66,15 @@ class Listings:
         listing = Listing(await self._backing.meta(self._scan, directory), made)
         if directory.seen_at <= started:  # else something of our own changed in here meanwhile
             directory.listing = listing
-            self._kept.append((directory, listing))
+            self._kept.pop(directory, None)
+            self._kept[directory] = made
         return listing
 
     def _let_go(self, until: float) -> None:
         """Drop the listings made before a moment: one is as large as its directory, and a walk leaves one in each."""
-        while self._kept and self._kept[0][1].made <= until:
-            directory, listing = self._kept.popleft()
-            if directory.listing is listing:
-                directory.listing = None
+        for directory, _ in list(itertools.takewhile(lambda item: item[1] <= until, self._kept.items())):
+            del self._kept[directory]
+            directory.listing = None
 
     def _scan(self, directory: Inode) -> list[bytes]:
         with self._descriptors.use(directory) as path_fd:
