@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import trio
 
 from tmem import SLAB_SIZE, EmbeddedArena, Tmem
+from tmem.headroom import Headroom
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.guest.client import Client
@@ -20,9 +21,9 @@ from tmem.resident import ResidentSlabs
 from tmemfs import memory
 from tmemfs.backing import Backing
 from tmemfs.cache.content import Content
-from tmemfs.cache.pagecache import PageCache
+from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
 from tmemfs.cache.precache import Precache
-from tmemfs.config import MIN_CACHE_BYTES, ConfigError, MountConfig, parse_size
+from tmemfs.config import MIB, MIN_CACHE_BYTES, ConfigError, MountConfig, parse_size
 from tmemfs.counters import register
 from tmemfs.data.ballooning import Ballooning
 from tmemfs.data.files import OpenFiles
@@ -49,6 +50,7 @@ from tmemfs.watching.watch import Watch
 
 log = logging.getLogger(__name__)
 
+REQUESTS_BYTES = 32 * MIB  # what the buffers of many large requests take at once: 25 MiB seen while it was swapped to
 MAX_DESCRIPTORS = 4096  # O_PATH ones; half of what the process may have, if that is less
 
 
@@ -59,10 +61,12 @@ class Guest:
         self.config = config
         self.stats = Stats()
         self.arena = _arena(config)
+        self._headroom = Headroom(None)  # what is swapped comes when the machine has nothing left
         self._locked = bool(config.hswap_bytes) and memory.is_locked()
         self.tmem = None
         if self.arena is not None:
-            self.tmem = Tmem(ResidentSlabs(self.arena) if self._locked else self.arena, compress=config.compress)
+            source = ResidentSlabs(self.arena, self._has_room) if self._locked else self.arena
+            self.tmem = Tmem(source, compress=config.compress)
         self.lender: Client | None = None
         if config.pool_socket is not None and isinstance(self.arena, Borrowed) and self.tmem is not None:
             persistent = None if config.hswap_bytes else 0  # slabs: what fits
@@ -113,6 +117,11 @@ class Guest:
             self.lender.borrower.on_persistent_revoke = self.swap.give_back
         register(self.stats, self)
         self.operations = Operations(self._parts(), self.stats)
+
+    def _has_room(self, size: int) -> bool:
+        """Tell whether so much more may be locked beside what the cache may still take; a loan is tmemd's affair."""
+        unfilled = self.cache.capacity - (self.cache.resident << PAGE_SHIFT)
+        return self.lender is not None or self._headroom.refusal(size + unfilled + REQUESTS_BYTES) is None
 
     def connect(self) -> None:
         """Find tmemd, where the pool is borrowed. Raise ConfigError when it cannot be or will not lend."""

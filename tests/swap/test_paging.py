@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from bench.subjects.paging import Pager, pager, vmstat
-from bench.tools.memcg import limited, set_limit
+from bench.tools.memcg import join, limited, set_limit
 from tests.conftest import wait_until
 from tests.swap.swapped import LIMIT, MIB, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
+from tmem.headroom import CGROUP_RESERVE
+from tmemfs.guest import REQUESTS_BYTES
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -78,6 +80,28 @@ def test_a_pool_that_is_too_small_lets_the_rest_overflow(swapped: SwappedMount, 
     assert stats["hswap_overflow_pages"] > PAGES // 8
     assert stats["hswap_rejected_puts"] > PAGES // 8
     assert stats["hswap_overflow_errors"] == stats["hswap_lost_pages"] == 0
+
+
+@pytest.mark.slow
+def test_a_guest_at_the_limit_of_its_own_memory_cgroup_lets_the_rest_overflow(
+    swapped: SwappedMount, cgroup_version: int
+) -> None:
+    """Its memory is locked: were the limit reached, the kernel would have nobody but the guest to kill."""
+    swapped.start("--pool", "64M")
+    process = swapped.mounted.process
+    assert process is not None
+    with limited(LIMIT + CGROUP_RESERVE + REQUESTS_BYTES, cgroup_version) as own:
+        join(own, process.pid)
+        try:
+            with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as paging:
+                rounds(paging, "write", "check", "write")
+                stats = swapped.stats()
+            assert stats["hswap_overflow_pages"] > PAGES // 8
+            assert stats["hswap_overflow_errors"] == stats["hswap_lost_pages"] == 0
+            assert MIB < stats["pool_lent_bytes"] < LIMIT
+        finally:
+            set_limit(own, cgroup_version, 16 * WORKING_SET)
+            swapped.end()
 
 
 @pytest.mark.slow

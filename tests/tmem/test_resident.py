@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
 from tmem_pages import page_of
@@ -42,6 +43,23 @@ def test_a_source_that_is_used_up_gives_nothing() -> None:
     slabs = ResidentSlabs(EmbeddedArena(SLAB_SIZE))
     assert slabs.acquire(True) == 0
     assert slabs.acquire(True) is None
+
+
+def test_no_slab_is_taken_that_may_not_be_made_real() -> None:
+    arena = EmbeddedArena(4 * SLAB_SIZE)
+    room = [2 * SLAB_SIZE]
+
+    def may(size: int) -> bool:
+        return arena.slabs_out * SLAB_SIZE + size <= room[0]
+
+    slabs = ResidentSlabs(arena, may)
+    assert [slabs.acquire(True) for _ in range(4)] == [0, 1, None, None]
+    assert mapped_bytes(arena.fd) == room[0]
+    room[0] = 3 * SLAB_SIZE
+    deadline = time.monotonic() + 30
+    while slabs.acquire(True) is None:
+        assert time.monotonic() < deadline, "after a moment it is asked again"
+    assert arena.slabs_out == 3
 
 
 def test_a_pool_works_on_them_as_on_any_others() -> None:

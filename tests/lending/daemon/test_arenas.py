@@ -9,9 +9,9 @@ import pytest
 
 from tests.lending.fakeguest import make_arena
 from tmem.arena import SLAB_SIZE
+from tmem.headroom import Headroom
 from tmem.lending.daemon import memfds
 from tmem.lending.daemon.arenas import Arenas
-from tmem.lending.daemon.headroom import Headroom
 from tmem.lending.lender.actions import FindHoles, MakeReal, Punch
 
 SLABS = 256

@@ -14,7 +14,7 @@ from tests.conftest import wait_until
 from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied, FakeGuest
 from tests.lending.tmemd import Tmemd
-from tmem.lending.daemon.headroom import CGROUP_RESERVE
+from tmem.headroom import CGROUP_RESERVE
 from tmem.sizes import MIB, ram_bytes
 
 LIMIT = 64 * MIB  # tmemd itself takes a third of it, and where it is put in early half

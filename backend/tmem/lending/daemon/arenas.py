@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tmem.arena import SLAB_SIZE, punch
+from tmem.headroom import Headroom
 from tmem.lending.daemon import memfds
-from tmem.lending.daemon.headroom import Headroom
 from tmem.lending.lender.actions import FindHoles, MakeReal, Punch
 from tmem.lending.lender.slabmap import count, in_steps
 from tmem.lending.protocol.messages import Runs

@@ -19,10 +19,10 @@ import trio
 
 from tmem.arena import SLAB_SIZE
 from tmem.commands import SIZE, Text, run
+from tmem.headroom import Headroom
 from tmem.lending.daemon import processes
 from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.broker import Broker
-from tmem.lending.daemon.headroom import Headroom
 from tmem.lending.daemon.holdings import Holdings, Record
 from tmem.lending.daemon.notify import READY, STOPPING, notify
 from tmem.lending.daemon.server import Server

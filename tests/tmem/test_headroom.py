@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tmem.lending.daemon.headroom import CGROUP_RESERVE, Headroom
+from tmem.headroom import CGROUP_RESERVE, Headroom
 from tmem.sizes import MIB
 
 ROOM = 100 * MIB
@@ -66,6 +66,14 @@ def test_memory_is_given_while_the_reserve_is_left(machine: Machine) -> None:
     assert reason is not None
     assert "1000 MiB" in reason
     assert "reserved" in reason
+
+
+def test_without_a_reserve_only_cgroups_refuse(machine: Machine) -> None:
+    machine.unified("/a")
+    machine.cgroup("a", 2000 * MIB, 0)
+    headroom = Headroom(None, machine.root)
+    assert headroom.refusal(1500 * MIB) is None, "more than the machine has available"
+    assert headroom.refusal(2000 * MIB) is not None
 
 
 def test_a_cgroup_refuses_before_its_limit(machine: Machine) -> None:

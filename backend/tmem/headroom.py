@@ -1,4 +1,4 @@
-"""How much memory may still be made real: the machine's, and that of every memory cgroup tmemd is in.
+"""How much memory may still be made real: the machine's, and that of every memory cgroup this process is in.
 
 A slab that cannot be had must be refused before it is made: a memory cgroup at its limit does not return ENOMEM, it
 kills. So this is asked before every step, and its answer is a reason that a person understands.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tmem.sizes import MIB
 
-CGROUP_RESERVE = 16 * MIB  # what tmemd's own cgroup keeps for tmemd itself
+CGROUP_RESERVE = 16 * MIB  # what a cgroup keeps for its processes themselves
 
 _UNLIMITED = 1 << 62  # v1 writes a number for "no limit", v2 a word
 
@@ -48,9 +48,12 @@ class _Level:
 
 
 class Headroom:
-    """Say whether so much memory may be made real now. `reserve` bytes of the machine's are never touched."""
+    """Say whether so much memory may be made real now.
 
-    def __init__(self, reserve: int, root: Path = Path("/")) -> None:
+    `reserve` bytes of the machine's are never touched; None for somebody who is there for a machine without memory.
+    """
+
+    def __init__(self, reserve: int | None, root: Path = Path("/")) -> None:
         self._reserve = reserve
         self._root = root
         self._membership: str | None = None
@@ -64,13 +67,13 @@ class Headroom:
             return f"how much memory is left cannot be read: {error.strerror}"
 
     def _refusal(self, wanted: int) -> str | None:
-        available = self._available()
-        if available is not None and available - wanted < self._reserve:
+        available = self._available() if self._reserve is not None else None
+        if self._reserve is not None and available is not None and available - wanted < self._reserve:
             return f"the machine has {available // MIB} MiB left, of which {self._reserve // MIB} MiB are reserved"
         for level in self._bounds():
             spare = level.spare(wanted + CGROUP_RESERVE)
             if spare - wanted < CGROUP_RESERVE:
-                return f"the memory cgroup {level.path.name} of tmemd has {max(0, spare) // MIB} MiB left"
+                return f"the memory cgroup {level.path.name} has {max(0, spare) // MIB} MiB left"
         return None
 
     def _available(self) -> int | None:
