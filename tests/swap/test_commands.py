@@ -92,6 +92,8 @@ def test_an_overflow_file_in_memory_is_not_for_swap(swapped: SwappedMount) -> No
 
 
 def test_an_overflow_file_without_room_for_what_the_pool_cannot_hold_is_not_for_swap(swapped: SwappedMount) -> None:
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 is missing")
     image, disk = (swapped.place.log.with_name(name) for name in ("image", "disk"))
     with image.open("wb") as file:
         file.truncate(96 << 20)
