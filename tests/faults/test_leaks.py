@@ -17,6 +17,8 @@ from tests.conftest import REAL, Place, memory_of, wait_until
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 FILES = 2000
 MIB = 1 << 20
+# The interpreter keeps what its highest peak took: two listings of everything where a busy machine answers late.
+PEAK_BYTES = 6 * MIB
 _MS_REMOUNT = 32
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -60,7 +62,7 @@ class Usage:
         """Tell whether it is no more than it was."""
         things = (self.inodes, self.descriptors, self.fds), (warm.inodes, warm.descriptors, warm.fds)
         return all(now <= before + 2 for now, before in zip(*things, strict=True)) and (
-            self.memory < warm.memory + 3 * MIB
+            self.memory < warm.memory + PEAK_BYTES
         )
 
 
