@@ -75,8 +75,9 @@ CATALOGUE = (
     Measure(
         "peers",
         "tmemfs beside bindfs, rclone, passthrough_hp and a null filesystem",
+        whole="--rounds 2",
         quick="--rounds 1 --seconds 0.1 --size 1",
-        bound=180,
+        bound=300,
         needs=("fuse", "fio"),
     ),
     Measure(

@@ -8,7 +8,7 @@ import pytest
 import trio.testing
 
 from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, pages_of
-from tmemfs.cache.admission import MOST, PUT_SECONDS, SHARE, SMALLEST, Admission
+from tmemfs.cache.admission import MOST, PUT_SECONDS, SHARE, SLOW_SECONDS, SLOW_SHARE, SMALLEST, Admission
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.data.files import OpenFile
 
@@ -19,10 +19,11 @@ PAID = MOST * PUT_SECONDS / SHARE  # seconds of idling that pay for a whole wind
 
 
 class Streams:
-    """Streams that keep the guest busy all the time, unless `idle` is given."""
+    """Streams that keep the guest busy all the time, unless `idle` is given; the backing is a fast one."""
 
     def __init__(self, reach: int = 4 * WINDOW) -> None:
         self.admission = Admission()
+        self.admission.passes(0, 0, 0, reach=reach, now=0.0, busy=0.0, took=0.0)
         self.reach = reach
         self.now = self.busy = 0.0
 
@@ -85,6 +86,18 @@ def test_idling_while_nothing_was_read_pays_for_nothing() -> None:
     assert streams.passes(1, 0, idle=1000.0, took=0.0)
     assert not streams.passes(1, WINDOW, idle=1000.0, took=1000.0)
     assert streams.passes(1, 2 * WINDOW), "what is saved is bounded"
+
+
+def test_a_backing_slower_than_the_pool_is_put_in_the_time_that_it_leaves() -> None:
+    slow = Streams()
+    slow.admission = Admission()
+    took = 3 * SLOW_SECONDS * WINDOW
+    assert took * SLOW_SHARE > WINDOW * PUT_SECONDS
+    assert [slow.passes(1, number * WINDOW, idle=took, took=took) for number in range(4)] == [False] * 4
+    assert slow.passes(1, 4 * WINDOW, took=took), "there was no time left"
+    quick = took / 10
+    assert slow.passes(1, 5 * WINDOW, idle=quick, took=quick)
+    assert slow.passes(1, 6 * WINDOW, idle=took, took=took), "it was quick just now: what took long was no reading"
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -7,10 +7,10 @@ they are evicted they are dropped and counted, unless
 
 * the stream comes again: the extent was read ahead before, and no more pages of streams went by since than cache and
   pool together can hold (beyond that no pool would have kept them), or
-* the guest is idle: a small share of the time in which its thread did nothing while a stream was read is given to
-  puts. A backing that is slow by the byte (below some 8 MiB/s) leaves enough of it to put everything at the first
-  pass; a faster one leaves little. The share is small because idle time need not be free: on a busy machine somebody
-  else wants it, and with a quarter of it the processor time of a scan rose by a fifth.
+* the guest is idle: a share of the time in which its thread did nothing while a stream was read is given to puts. It
+  is half where the backing is slower than putting a page and getting it back (below some 130 MB/s): there a second
+  pass gains. Else it is small, because idle time need not be free: on a busy machine somebody else wants it, and with
+  a quarter of it the processor time of a scan rose by a fifth.
 
 An extent is admitted as a whole. Rejected: a sample of single pages. The pages that are found in the pool then cut
 the next pass's large reads of the backing into small ones.
@@ -20,12 +20,16 @@ Pure: times are handed in. Pages that were not read ahead are no concern of this
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 EXTENT_SHIFT = 9  # 512 pages, the largest window of the readahead
 SMALLEST = 32  # pages; less is a small file or the end of a large one, where a put is little beside the open
 PUT_SECONDS = 15e-6
 SHARE = 0.03  # of the idle time: so much slower may a scan become where idle time turns out not to be free
+SLOW_SECONDS = 30e-6  # a page from the backing, which a put and a get undercut
+SLOW_SHARE = 0.5  # of the idle time behind such a backing: at 30 to 50 µs a page it pays for most puts, beyond for all
+FADING = 1.1  # the fastest page seen is remembered so much slower at each stream's read: waiting for a core is no pace
 MOST = 512.0  # pages whose puts the saved time may be for: idle time long ago pays for nothing now
 
 
@@ -33,12 +37,12 @@ class Admission:
     """What went by, and what idle time is left."""
 
     def __init__(self) -> None:
-        self._extents: OrderedDict[tuple[int, int], tuple[int, int]] = (
-            OrderedDict()
-        )  # -> furthest page, `_gone_by` then
+        # From object and extent to the furthest page, and `_gone_by` then.
+        self._extents: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
         self._gone_by = 0  # pages of streams so far
         self._credit = 0.0  # pages
         self._now = self._busy = 0.0
+        self._pace = math.inf  # seconds for a page of the backing
 
     def passes(self, oid: int, first: int, last: int, *, reach: int, now: float, busy: float, took: float) -> bool:
         """Tell whether pages first..last of an object, just read ahead, are passing.
@@ -48,8 +52,10 @@ class Admission:
         """
         idle = min(took, now - self._now) - (busy - self._busy)
         self._now, self._busy = now, busy
-        self._credit = min(MOST, self._credit + max(0.0, idle) * SHARE / PUT_SECONDS)
         pages = last - first + 1
+        self._pace = min(max(took, 1e-6) / pages, self._pace * FADING)
+        share = SLOW_SHARE if self._pace > SLOW_SECONDS else SHARE
+        self._credit = min(MOST, self._credit + max(0.0, idle) * share / PUT_SECONDS)
         if pages < SMALLEST or self._came_again(oid, first, last, reach):
             return False
         if self._credit < pages:
