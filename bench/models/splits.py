@@ -32,11 +32,6 @@ def alone(one: Stream, slabs: int) -> int:
     return pool.misses
 
 
-def alone_fifo(one: Stream, slabs: int) -> int:
-    """Count the misses of a guest with a FIFO pool of its own."""
-    return common_fifo([one], [(0, place) for place in range(len(one.at))], slabs)
-
-
 def common_fifo(streams: Sequence[Stream], order: Sequence[tuple[int, int]], slabs: int) -> int:
     """Count the misses of guests that share one FIFO pool."""
     slots, misses = slabs * PAGES_A_SLAB, 0
