@@ -20,6 +20,7 @@ from tmem.lending.guest.borrowed import Borrowed, runs_of
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.lender.actions import Action, Close, FindHoles, MakeReal, Punch, ReadDry, Refusal, Send
 from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.slabmap import State
 from tmem.lending.protocol.messages import FromGuest, Hello, ToGuest, Welcome
 from tmem.lending.protocol.wire import encode, guest_decoder, tmemd_decoder
 
@@ -226,9 +227,9 @@ class Together:
         """Hold the ledger against the guests and what is real."""
         for guest in self.guests:
             assert guest.number is not None
-            holding = self.lender.holding(guest.number)
-            assert holding.ephemeral == guest.source.claims(False)
-            assert holding.persistent == guest.source.claims(True)
+            booked = self.lender._accounts[guest.number].map
+            assert booked.runs(State.EPHEMERAL) == guest.source.claims(False)
+            assert booked.runs(State.PERSISTENT) == guest.source.claims(True)
             guest.verify()
 
     def check(self) -> None:

@@ -26,8 +26,8 @@ def holding(ephemeral: int, persistent: int = 0, slabs: int = 1000, persistent_c
         uid=1000,
         pid=17,
         slabs=slabs,
-        ephemeral=((0, ephemeral),) if ephemeral else (),
-        persistent=((500, persistent),) if persistent else (),
+        ephemeral=ephemeral,
+        persistent=persistent,
         weight=2.0,
         cap=900,
         floor=10,
@@ -49,8 +49,7 @@ def test_what_was_written_is_read_and_booked_again(holdings: Holdings) -> None:
     (record,) = holdings.load()
     assert record.process == PROCESS
     again = record.holding()
-    assert sum(count for _, count in again.ephemeral) == 100 + CREDIT
-    assert sum(count for _, count in again.persistent) == 20 + CREDIT
+    assert (again.ephemeral, again.persistent) == (100 + CREDIT, 20 + CREDIT)
     assert (again.token, again.name, again.weight, again.cap, again.floor) == (TOKEN, "/mnt/a", 2.0, 900, 10)
 
 

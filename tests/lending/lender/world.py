@@ -16,6 +16,7 @@ from tmem.lending.daemon.processes import Process
 from tmem.lending.guest.borrowed import runs_of
 from tmem.lending.lender.actions import Action, Close, FindHoles, Holding, MakeReal, Punch, ReadDry, Send
 from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.slabmap import State
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.messages import FromGuest, ToGuest, in_parts
 
@@ -239,15 +240,17 @@ class World:
         if self.queue:
             return
         for number, guest in self.guests.items():
-            holding, account = self.lender.holding(number), self.lender._accounts[number]
-            booked = {*slabs_of(holding.ephemeral), *slabs_of(holding.persistent)}
+            account = self.lender._accounts[number]
+            ephemeral = set(slabs_of(account.map.runs(State.EPHEMERAL)))
+            persistent = set(slabs_of(account.map.runs(State.PERSISTENT)))
+            booked = ephemeral | persistent
             assert guest.persistent <= guest.real, "a persistent slab lost its memory"
             if account.from_before:  # so many slabs, whichever they are
                 continue
             assert guest.persistent <= booked, "a persistent slab is booked no more"
             if account.listens and not (guest.inbox or guest.outbox):
-                assert guest.ephemeral == set(slabs_of(holding.ephemeral))
-                assert guest.persistent == set(slabs_of(holding.persistent))
+                assert guest.ephemeral == ephemeral
+                assert guest.persistent == persistent
                 assert guest.real == booked
 
 

@@ -19,7 +19,6 @@ import msgspec
 
 from tmem.lending.daemon.processes import Process
 from tmem.lending.lender.actions import Holding
-from tmem.lending.lender.slabmap import count
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +44,8 @@ class Record(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, holding: Holding, process: Process, credit: int) -> Record:
         """Put down what is held and `credit` slabs of each kind on top."""
-        persistent = count(holding.persistent)
-        ephemeral = count(holding.ephemeral)
         most = holding.slabs // 2 if holding.persistent_cap is None else holding.persistent_cap
-        persistent = max(persistent, min(persistent + credit, most))
+        persistent = max(holding.persistent, min(holding.persistent + credit, most))
         return cls(
             token=holding.token,
             name=holding.name,
@@ -56,7 +53,7 @@ class Record(msgspec.Struct, frozen=True):
             started=process.started,
             uid=process.uid,
             slabs=holding.slabs,
-            ephemeral=min(ephemeral + credit, holding.slabs - persistent),
+            ephemeral=min(holding.ephemeral + credit, holding.slabs - persistent),
             persistent=persistent,
             weight=holding.weight,
             cap=holding.cap,
@@ -72,15 +69,15 @@ class Record(msgspec.Struct, frozen=True):
         return Process(self.pid, self.started, self.uid)
 
     def holding(self) -> Holding:
-        """Give what is booked until the guest says itself which slabs it holds: so many, whichever they are."""
+        """Give what is booked until the guest says itself which slabs it holds."""
         return Holding(
             token=self.token,
             name=self.name,
             uid=self.uid,
             pid=self.pid,
             slabs=self.slabs,
-            ephemeral=((0, self.ephemeral),) if self.ephemeral else (),
-            persistent=((self.ephemeral, self.persistent),) if self.persistent else (),
+            ephemeral=self.ephemeral,
+            persistent=self.persistent,
             weight=self.weight,
             cap=self.cap,
             floor=self.floor,

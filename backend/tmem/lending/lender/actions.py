@@ -75,15 +75,15 @@ Action = Send | MakeReal | Punch | FindHoles | ReadDry | Close
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a guest holds, as kept over a restart of tmemd."""
+    """What a guest holds, as kept over a restart of tmemd: how many slabs, not which."""
 
     token: bytes
     name: str
     uid: int
     pid: int
     slabs: int
-    ephemeral: Runs
-    persistent: Runs
+    ephemeral: int
+    persistent: int
     weight: float = 1.0
     cap: int | None = None
     floor: int = 0

@@ -118,7 +118,7 @@ class Ledger:
                 retry=True,
             )
         promised = None if wanted is None else most
-        account = self._open(Holding(hello.token, hello.name, uid, pid, hello.slabs, (), (), persistent_cap=promised))
+        account = self._open(Holding(hello.token, hello.name, uid, pid, hello.slabs, 0, 0, persistent_cap=promised))
         return account, [other for other in self._share() if other is not account]
 
     def _open(self, holding: Holding) -> Account:
@@ -148,8 +148,9 @@ class Ledger:
         for holding in holdings:
             account = self._open(holding)
             account.from_before = True
-            self.move(account, holding.ephemeral, State.EPHEMERAL)
-            self.move(account, holding.persistent, State.PERSISTENT)
+            # Any slabs will do: which it holds is known once it has claimed them.
+            self.move(account, ((0, holding.ephemeral),), State.EPHEMERAL)
+            self.move(account, ((holding.ephemeral, holding.persistent),), State.PERSISTENT)
         accounts = self.accounts.values()
         for account in sorted(accounts, key=lambda account: account.persistent - account.persistent_cap):
             if (over := self.firm() - self.size) > 0:

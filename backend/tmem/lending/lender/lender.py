@@ -36,15 +36,14 @@ class Lender(Governor):
     def holding(self, guest: int) -> Holding:
         """Give what a guest holds; slabs being made real count as held."""
         account = self._accounts[guest]
-        runs = account.map.runs
         return Holding(
             account.token,
             account.name,
             account.uid,
             account.pid,
             account.map.total,
-            tuple(sorted((*runs(State.EPHEMERAL), *runs(State.MAKING_EPHEMERAL)))),
-            tuple(sorted((*runs(State.PERSISTENT), *runs(State.MAKING_PERSISTENT)))),
+            account.ephemeral,
+            account.persistent,
             account.standing.weight,
             account.cap,
             account.floor,
