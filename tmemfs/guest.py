@@ -130,7 +130,13 @@ class Guest:
             if self.lender is not None:
                 self.lender.connect()
         except Unreachable as error:
-            remedy = "its mode and group say who may" if isinstance(error.__cause__, PermissionError) else "start tmemd"
+            match error.__cause__:
+                case PermissionError():
+                    remedy = "its mode and group say who may"
+                case FileNotFoundError() | ConnectionRefusedError():
+                    remedy = "start tmemd"
+                case _:
+                    remedy = "look into its log"
             raise ConfigError(f"pool 'unix:{socket}': {error}: {remedy}, or give --pool SIZE for no tmemd") from error
         except Declined as error:
             raise ConfigError(f"pool 'unix:{socket}': tmemd refuses: {error}") from error

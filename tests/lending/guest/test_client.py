@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from tmem import SLAB_SIZE, Tmem
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.guest.client import Client
-from tmem.lending.guest.handshake import Declined, Unreachable
+from tmem.lending.guest.handshake import Declined, Unreachable, register
 from tmem.lending.protocol.messages import (
     Ask,
     Claim,
@@ -182,6 +183,46 @@ def test_who_is_no_tmemd_or_refuses_is_told_apart(tmp_path: Path, answer: bytes,
         assert not fixture.client.connected
 
     run(test, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "reason"),
+    [
+        (encode(Refused("everything is promised: make tmemd larger")), Declined, "everything is promised"),
+        (b"", Unreachable, "ended the connection without an answer"),
+    ],
+)
+def test_who_declines_and_hangs_up_without_reading_is_heard(
+    tmp_path: Path, answer: bytes, error: type[Exception], reason: str
+) -> None:
+    fixture = Fixture(tmp_path / "socket")
+    fixture.listen()
+    assert fixture._listener is not None
+    fixture._listener.settimeout(SECONDS)
+    # More than the socket takes: it is still being sent when the other side hangs up.
+    claims = [Claim(tuple((slab, 1) for slab in range(0, 8192, 2)), False, False)] * 64
+    greeting = [*fixture.borrower.greeting(), *claims]
+    failures: list[Exception] = []
+
+    def call() -> None:
+        try:
+            register(os.fspath(fixture.path), greeting, fixture.source.fd)
+        except (Declined, Unreachable) as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    try:
+        connection, _ = fixture._listener.accept()
+        with connection:
+            connection.send(answer)
+        thread.join(SECONDS)
+    finally:
+        fixture._listener.close()
+        fixture.source.close()
+    (failure,) = failures
+    assert isinstance(failure, error)
+    assert reason in str(failure)
 
 
 def test_a_guest_asks_is_lent_is_revoked_and_loses(tmp_path: Path) -> None:

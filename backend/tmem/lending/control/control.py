@@ -81,6 +81,8 @@ class Control:
     def _send(self, verb: Verb) -> None:
         try:
             self._socket.sendall(encode(verb))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # what it said before it hung up is still to be read
         except OSError as error:
             raise self._lost(error) from None
 
@@ -96,6 +98,8 @@ class Control:
             try:
                 data = self._socket.recv(_READ)
                 self._arrived += self._decoder.feed(data)
+            except ConnectionResetError:
+                data = b""
             except (OSError, ProtocolError) as error:
                 raise self._lost(error) from None
             if not data:

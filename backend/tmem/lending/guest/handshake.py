@@ -5,6 +5,7 @@ Blocking, with a bound on every wait: done before a mount reports success, and f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from tmem.lending.protocol.wire import Decoder, ProtocolError, encode, guest_dec
 
 ANSWER_SECONDS = 30.0  # that a tmemd has which is there, on a busy machine
 CHUNK = 65536
+_ENDED = "it ended the connection without an answer"
 
 
 class Unreachable(Exception):
@@ -49,13 +51,17 @@ def register(path: str, greeting: Sequence[FromGuest], memfd: int) -> Registered
         connection.settimeout(ANSWER_SECONDS)
         connection.connect(path)
         frames = b"".join(map(encode, greeting))
-        sent = socket.send_fds(connection, [frames], [memfd])
-        connection.sendall(frames[sent:])
+        # Who declines need not read the greeting to its end: its answer is there although nothing more can be sent.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sent = socket.send_fds(connection, [frames], [memfd])
+            connection.sendall(frames[sent:])
         return _answer(connection)
     except BaseException as error:
         connection.close()
         if isinstance(error, TimeoutError):
             raise Unreachable("it does not answer") from error
+        if isinstance(error, ConnectionResetError):
+            raise Unreachable(_ENDED) from error
         if isinstance(error, OSError):
             raise Unreachable(error.strerror or os.strerror(error.errno or 0) or str(error)) from error
         if isinstance(error, ProtocolError):
@@ -69,6 +75,6 @@ def _answer(connection: socket.socket) -> Registered:
     while not messages:
         data = connection.recv(CHUNK)
         if not data:
-            raise Unreachable("it ended the connection")
+            raise Unreachable(_ENDED)
         messages = decoder.feed(data)
     return Registered(connection, decoder, messages)
