@@ -32,6 +32,9 @@ def refused(place: Place, *words: str | Path, code: int = 2) -> str:
         (["--cache", "12Q"], "'12Q'"),
         (["--cache", "500%"], "'500%'"),
         (["--cache", "1023K"], "at least 1M"),
+        (["--cache", "900T"], "more than all RAM"),
+        (["--pool", "900T"], "more than all RAM"),
+        (["--balloon", "min=1M,max=900T"], "more than all RAM"),
         (["--pool", "0"], "'0'"),
         (["--pool", "63K"], "at least 64K"),
         (["--pool", "unix:/run/none"], "unix:/run/none"),
@@ -80,7 +83,7 @@ def test_a_command_on_a_directory_that_is_no_mount_says_so(place: Place, words: 
 
 
 def test_no_arguments_and_unknown_commands_are_usage_errors(place: Place) -> None:
-    assert "SOURCE" in refused(place, "mount")
+    assert "'SOURCE': see tmemfs mount --help" in refused(place, "mount")
     assert "bogus" in refused(place, "bogus")
     assert run(*REAL).returncode == 2
     assert run(*REAL, "--help").returncode == 0
@@ -126,7 +129,9 @@ def test_a_mount_is_read_counted_resized_dropped_warmed_and_unmounted(place: Pla
     assert stats()["cache_resident_bytes"] == 8192
     assert run(*REAL, "warm", place.mountpoint, "none").returncode == 2
     assert run(*REAL, "drop", place.mountpoint, "/etc/passwd").returncode == 2
-    assert run(*REAL, "resize", place.mountpoint, "1K").returncode == 2
+    for size, why in (("1K", "at least 1M"), ("900T", "more than all RAM")):
+        done = run(*REAL, "resize", place.mountpoint, size)
+        assert (done.returncode, why in done.stderr, len(done.stderr.splitlines())) == (2, True, 1), done
 
     pid = place.logged_pid()
     done = run(*REAL, "umount", place.mountpoint)

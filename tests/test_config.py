@@ -6,6 +6,7 @@ import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,8 @@ from tmemfs.config import (
     MountConfig,
     PoolChoice,
     Throttle,
+    mount_name,
+    parse_balloon,
     parse_duration,
     parse_options,
     parse_pool,
@@ -84,13 +87,13 @@ def test_no_text_makes_a_parser_fail_otherwise(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("5ms", 0.005), ("0", 0), ("0.5", 0.5), ("2s", 2), ("100us", 1e-4), ("1m", 60)]
+    ("text", "seconds"), [("5ms", 0.005), ("0", 0), ("0.5", 0.5), ("2s", 2), ("100us", 1e-4), ("1m", 60), ("1h", 3600)]
 )
 def test_a_duration_is_in_seconds_unless_it_has_a_unit(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "-1", "5 parsecs", "ms", "nan"])
+@pytest.mark.parametrize("text", ["", "-1", "5 parsecs", "ms", "nan", "9" * 400, "300000h"])
 def test_a_duration_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="duration"):
         parse_duration(text)
@@ -124,6 +127,38 @@ def test_a_pool_under_one_slab_is_refused_and_none_is_not() -> None:
     with pytest.raises(ConfigError, match="at least 64K"):
         replace(PLAIN, pool_bytes=65535)
     assert replace(PLAIN, pool_bytes=0).pool_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        {"cache_bytes": RAM + 1},
+        {"pool_bytes": RAM + 1},
+        {"pool_bytes": RAM + 1, "pool_socket": "/run/tmemd.sock"},
+        {"balloon": parse_balloon(f"min=1M,max={RAM + 1}")},
+    ],
+    ids=["cache", "pool", "borrowed pool", "balloon"],
+)
+def test_more_memory_than_the_machine_has_is_refused(beyond: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="more than all RAM: give less than"):
+        replace(PLAIN, **beyond)
+    assert replace(PLAIN, cache_bytes=RAM, pool_bytes=RAM).cache_bytes == RAM
+
+
+def test_each_mountpoint_has_a_file_name_of_its_own() -> None:
+    names = {
+        "/": "-",
+        "/data": "data",
+        "/x/a/b": "x-a-b",
+        "/x/a-b": "x-a\\x2db",
+        "/x/a\\x2db": "x-a\\x5cx2db",
+        "/.x": "\\x2ex",
+        "/\udcff ö": "\\xff\\x20\\xc3\\xb6",
+    }
+    assert {path: mount_name(Path(path)) for path in names} == names
+    long = [mount_name(Path("/" + "/".join([end, *["d" * 100] * 9]))) for end in ("a", "b")]
+    assert long[0] != long[1]
+    assert max(map(len, long)) <= 240, "there is room for more in a file's name"
 
 
 @pytest.mark.parametrize("path", ["", "/run/" + "s" * 103])

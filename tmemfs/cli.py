@@ -20,6 +20,7 @@ from tmemfs.config import (
     MountConfig,
     PoolChoice,
     Throttle,
+    check_cache_bytes,
     parse_balloon,
     parse_options,
     parse_pool,
@@ -168,8 +169,7 @@ def swapoff_command(mountpoint: str, control_name: str) -> int:
 @control_option
 def resize_command(mountpoint: str, size: int, control_name: str) -> int:
     """Give the page cache of MNT another size while it runs."""
-    if size < MIB:
-        raise ConfigError(f"cache of {size} bytes is too small: give at least 1M")
+    check_cache_bytes(size)
     RemoteMount(mountpoint, control_name).write("cache_size", b"%d\n" % size)
     return 0
 

@@ -6,13 +6,15 @@ remedy. Whatever holds a MountConfig needs to check nothing again.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tmem.sizes import KIB, MIB, ConfigError, parse_duration, parse_size, ram_bytes
+from tmem.sizes import KIB, MIB, ConfigError, format_size, parse_duration, parse_size, ram_bytes
 from tmemfs.cache.balloon import IDLE_SECONDS, BalloonRange
 from tmemfs.options import MountOptions, parse_options
 
@@ -24,6 +26,7 @@ __all__ = [
     "MountOptions",
     "PoolChoice",
     "Throttle",
+    "check_cache_bytes",
     "mount_name",
     "parse_balloon",
     "parse_duration",
@@ -38,7 +41,8 @@ MIN_POOL_BYTES = 64 * KIB  # one slab
 MIN_IDLE_SECONDS = 0.1  # a balloon looks eight times as often
 MIN_HSWAP_BYTES = 64 * KIB
 MAX_HSWAP_BYTES = 4 << 40
-_NAME_CHARS = 120
+_MOUNT_NAME_BYTES = 200  # leaves room for what a file's name has besides
+_PLAIN_BYTES = re.compile(rb"[^A-Za-z0-9:_.]")
 _NAME_BYTES = 255  # NAME_MAX
 _SOCKET_BYTES = 107  # of sockaddr_un
 
@@ -91,18 +95,19 @@ class MountConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no mount can be."""
-        if self.cache_bytes < MIN_CACHE_BYTES:
-            raise ConfigError(f"cache of {self.cache_bytes} bytes is too small: give --cache at least 1M")
+        check_cache_bytes(self.cache_bytes)
         if self.pool_bytes and self.pool_bytes < MIN_POOL_BYTES:
             raise ConfigError(f"pool of {self.pool_bytes} bytes is too small: give --pool at least 64K, or none")
+        _check_ram("pool", self.pool_bytes)
         if self.pool_socket is not None and not 0 < len(os.fsencode(self.pool_socket)) <= _SOCKET_BYTES:
             raise ConfigError(
                 f"pool 'unix:{self.pool_socket}': no socket has such a name: give --pool unix:PATH of at most "
                 f"{_SOCKET_BYTES} bytes"
             )
         self._check_hswap()
-        if self.balloon is not None and self.balloon.minimum < MIN_CACHE_BYTES:
-            raise ConfigError(f"--balloon min={self.balloon.minimum} is too small: give at least min=1M")
+        if self.balloon is not None:
+            check_cache_bytes(self.balloon.minimum, "balloon's min")
+            check_cache_bytes(self.balloon.maximum, "balloon's max")
         for name, seconds in (
             ("--attr-timeout", self.attr_timeout),
             ("--negative-timeout", self.negative_timeout),
@@ -129,9 +134,34 @@ class MountConfig:
             raise ConfigError("hswap could not be written on a read-only mount: give no --hswap, or no -o ro")
 
 
+def check_cache_bytes(size: int, what: str = "cache") -> None:
+    """Refuse a size that no cache can have, at the mount as at a resize."""
+    if size < MIN_CACHE_BYTES:
+        raise ConfigError(f"{what} of {size} bytes is too small: give at least 1M")
+    _check_ram(what, size)
+
+
+def _check_ram(what: str, size: int) -> None:
+    """Refuse more memory than the machine has."""
+    ram = ram_bytes()
+    if size > ram:
+        raise ConfigError(f"{what} of {size} bytes is more than all RAM: give less than {format_size(ram)}")
+
+
 def mount_name(mountpoint: Path) -> str:
-    """Make a file name of a mountpoint, for what belongs to its mount."""
-    return os.fspath(mountpoint).strip("/").replace("/", "-")[-_NAME_CHARS:] or "root"
+    """Make a file name of a mountpoint, for what belongs to its mount: another one for each.
+
+    Escaped as by `systemd-escape --path`; of a name that is too long for that, the end and a hash of the whole.
+    """
+    parts = os.fsencode(mountpoint).strip(b"/").split(b"/")
+    plain = [_PLAIN_BYTES.sub(lambda match: b"\\x%02x" % match[0][0], part) for part in parts]
+    name = (b"-".join(plain) or b"-").decode("ascii")
+    if name.startswith("."):
+        name = "\\x2e" + name[1:]
+    if len(name) > _MOUNT_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:32]
+        name = f"{digest}-{name[len(digest) + 1 - _MOUNT_NAME_BYTES :]}"
+    return name
 
 
 def parse_throttle(text: str) -> Throttle:

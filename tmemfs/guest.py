@@ -18,12 +18,13 @@ from tmem.lending.guest.client import Client
 from tmem.lending.guest.handshake import Declined, Unreachable
 from tmem.lending.protocol.messages import MAX_SLABS
 from tmem.resident import ResidentSlabs
+from tmem.sizes import ram_bytes
 from tmemfs import memory
 from tmemfs.backing import Backing
 from tmemfs.cache.content import Content
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
 from tmemfs.cache.precache import Precache
-from tmemfs.config import MIB, MIN_CACHE_BYTES, ConfigError, MountConfig, parse_size
+from tmemfs.config import MIB, ConfigError, MountConfig, check_cache_bytes, parse_size
 from tmemfs.counters import register
 from tmemfs.data.ballooning import Ballooning
 from tmemfs.data.files import OpenFiles
@@ -73,9 +74,7 @@ class Guest:
             borrower = Borrower(self.arena, self.tmem, os.fspath(config.mountpoint), persistent)
             self.lender = Client(config.pool_socket, borrower)
         pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
-        ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        largest = max(ram, config.cache_bytes, config.balloon.maximum if config.balloon else 0)
-        self.cache = PageCache(config.cache_bytes, limit=largest, queueing=pool is not None)
+        self.cache = PageCache(config.cache_bytes, limit=ram_bytes(), queueing=pool is not None)
         self.precache = Precache(self.cache, pool)
         self.content = Content(self.cache, self.precache)
         gate = ThrottleGate(config.throttle) if config.throttle else None
@@ -205,14 +204,13 @@ class Guest:
     async def _resize_to(self, data: bytes) -> None:
         try:
             size = parse_size(data.decode(errors="replace"))
-            if size < MIN_CACHE_BYTES:
-                raise ConfigError(f"a cache of {size} bytes is too small: give at least 1M")
-            await self.resize(size)
-        except (ConfigError, ValueError) as error:
+            check_cache_bytes(size)
+        except ConfigError as error:
             raise BadControlInput(str(error)) from None
+        await self.resize(size)
 
     async def resize(self, capacity: int) -> None:
-        """Give the cache another size in bytes; ValueError when it is larger than all RAM."""
+        """Give the cache another size in bytes, of those that `check_cache_bytes` lets pass."""
         await self.precache.resize(capacity)
         self.files.readahead_pages = self.cache.frames // 16
         if self.writeback is not None and not self.cache.settled:

@@ -54,7 +54,9 @@ def run(command: click.Command, program: str) -> NoReturn:
         click.echo(error.format_message(), err=True)
         code = EXIT_USAGE
     except click.ClickException as error:
-        say(f"{error.format_message()}: see {program} --help".replace(".: see", ": see"), program)
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        command_path = context.command_path if context is not None else program
+        say(f"{error.format_message()}: see {command_path} --help".replace(".: see", ": see"), program)
         code = EXIT_USAGE
     except ConfigError as error:
         say(str(error), program)

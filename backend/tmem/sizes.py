@@ -9,9 +9,10 @@ KIB = 1 << 10
 MIB = 1 << 20
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B|%)?", re.IGNORECASE | re.ASCII)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s|m)?", re.ASCII)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s|m|h)?", re.ASCII)
 _SIZE_UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": 1 << 30, "T": 1 << 40}
-_DURATION_UNITS = {"": 1.0, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+_DURATION_UNITS = {"": 1.0, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MAX_SECONDS = 1e9  # 31 years: beyond some such bound clocks and the kernel's time-outs overflow
 _SIZE_HINT = "write a size such as 64M, 1G, 4096 or 10% (of RAM)"
 
 
@@ -42,11 +43,14 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Parse a time in seconds: 0.5, 5ms, 100us, 2s, 1m."""
+    """Parse a time in seconds: 0.5, 5ms, 100us, 2s, 1m, 1h."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(f"duration '{text}' is not understood: write for instance 5ms, 0.5 or 2s")
-    return float(match[1]) * _DURATION_UNITS[match[2] or ""]
+        raise ConfigError(f"duration '{text}' is not understood: write for instance 5ms, 0.5, 2s or 1h")
+    seconds = float(match[1]) * _DURATION_UNITS[match[2] or ""]
+    if seconds > _MAX_SECONDS:
+        raise ConfigError(f"duration '{text}' is too long: give at most {_MAX_SECONDS / 3600:.0f}h")
+    return seconds
 
 
 def ram_bytes() -> int:

@@ -54,10 +54,41 @@ def test_the_terminal_is_free_once_the_mount_works_and_umount_waits_for_the_end(
     assert (place.source / "written").stat().st_size == FILE_BYTES
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_hangup_reopens_the_log_and_does_nothing_else(place: Place) -> None:
+    """What logrotate does: rename, signal, write on; twice, for a signal that was an end would count."""
+    process = place.serve(command=TINY)
+    for number in range(2):
+        rotated = place.log.with_suffix(f".{number}")
+        place.log.rename(rotated)
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reopened" in place.log_text(), "the log is reopened")
+        assert "unmount" not in rotated.read_text() + place.log_text()
+    place.log.unlink()
+    place.log.mkdir()  # cannot be opened as a log
+    process.send_signal(signal.SIGHUP)
+    assert place.python("assert open('data').read(4) == 'tiny'").returncode == 0
+    place.log.rmdir()
+    process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "reopened" in place.log_text(), "the log is reopened")
+    process.terminate()
+    assert end(process) == 0
+    assert place.log_text().count("received") == 2, "the last SIGHUP and SIGTERM"
+
+
+def test_hangup_does_nothing_where_there_is_no_log_file(place: Place) -> None:
+    words = ("mount", os.fspath(place.source), os.fspath(place.mountpoint), "-f")
+    process = place.start(*TINY, *words)
+    wait_until(place.is_mounted, "mounted")
+    assert process.stderr is not None
+    assert ", pid " in process.stderr.readline() + process.stderr.readline(), "it works"
+    process.send_signal(signal.SIGHUP)
+    assert place.python("assert open('data').read(4) == 'tiny'").returncode == 0
+    process.terminate()
+    assert end(process) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_unmounts_writes_back_and_ends(place: Place, number: signal.Signals) -> None:
-    if signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip(f"{number.name} is ignored here, by nohup for instance, and so it is in the mount")
     process = place.serve(command=TINY)
     process.send_signal(number)
     assert end(process) == 0

@@ -28,27 +28,40 @@ def default_log_file(mountpoint: Path) -> Path:
     return directory / f"{mount_name(mountpoint)}.log"
 
 
-def start_log(config: MountConfig) -> Path | None:
-    """Send the log to its file; in the foreground without --log to stderr. Raises ConfigError."""
+class LogFile(logging.FileHandler):
+    """A log that is opened anew at the same path when it is told to, after logrotate(8) renamed the file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, errors="backslashreplace")
+
+    def reopen(self) -> None:
+        """Go on in the file that has the path now; made if there is none. OSError leaves everything as it was."""
+        fresh = self._open()
+        before = self.setStream(fresh)
+        if before is not None:
+            before.close()
+
+
+def start_log(config: MountConfig) -> LogFile | None:
+    """Send the log to its file; in the foreground without --log to stderr (None). Raises ConfigError."""
     path = config.log_file
     if path is None and not config.foreground:
         path = default_log_file(config.mountpoint)
-    handler: logging.Handler
-    if path is None:
-        handler = logging.StreamHandler(sys.stderr)
-    else:
+    file = None
+    if path is not None:
         try:
             if config.log_file is None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(path, errors="backslashreplace")
+            file = LogFile(path)
         except OSError as error:
             raise ConfigError(
                 f"log file '{path}' cannot be written: {error.strerror}; give another with --log FILE"
             ) from None
+    handler = file or logging.StreamHandler(sys.stderr)
     logging.basicConfig(
         format=_FORMAT, level=logging.DEBUG if config.debug else logging.INFO, handlers=[handler], force=True
     )
-    return path
+    return file
 
 
 def prepare_process(config: MountConfig) -> None:

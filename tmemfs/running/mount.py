@@ -14,7 +14,6 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import trio
 
@@ -24,7 +23,7 @@ from tmemfs.guest import Guest
 from tmemfs.hswap.swapfile import SwapError, swap_off, swaps_of
 from tmemfs.kernel.kernelmount import abort, top_mount, unmount
 from tmemfs.kernel.session import Session
-from tmemfs.running.daemon import Ready, in_background, prepare_process, start_log
+from tmemfs.running.daemon import LogFile, Ready, in_background, prepare_process, start_log
 from tmemfs.running.preflight import prepare
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def _run(config: MountConfig, ready: Ready) -> int:
 class _Mount:
     """Be one mount while it is served."""
 
-    def __init__(self, config: MountConfig, guest: Guest, log_file: Path | None, ready: Ready) -> None:
+    def __init__(self, config: MountConfig, guest: Guest, log_file: LogFile | None, ready: Ready) -> None:
         self._config = config
         self._ready = ready
         self._log_file = log_file
@@ -77,13 +76,11 @@ class _Mount:
         self._status = 0
         # Not trio's default limiter: unmounting must not wait for threads that hang in the backing.
         self._limiter = trio.CapacityLimiter(4)
+        self._log_limiter = trio.CapacityLimiter(1)  # a log whose disk hangs holds up neither of them
 
     async def serve(self) -> int:
         """Serve from mount to end; return the exit code."""
-        ends = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal's end, unless nohup(1) has it ignored
-            ends.append(signal.SIGHUP)
-        with trio.open_signal_receiver(*ends) as signals:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             try:
                 session = Session.open(self._guest.operations, self._config)
             except (OSError, RuntimeError) as error:
@@ -124,15 +121,18 @@ class _Mount:
         config = self._config
         mmap = "on" if session.shared_mmap else "off"
         log.info("%s on %s, pid %d, shared mmap %s", config.source, config.mountpoint, os.getpid(), mmap)
-        where = f"log {self._log_file}" if self._log_file is not None else "log on stderr"
+        where = f"log {self._log_file.baseFilename}" if self._log_file is not None else "log on stderr"
         say(f"{config.source} on {config.mountpoint}, pid {os.getpid()}, {where}")
         self._works = True
         self._ready()
 
     async def _obey(self, signals: AsyncIterator[int], session: Session, nursery: trio.Nursery) -> None:
-        """Unmount at the first signal, abort at the second, leave at the third."""
+        """Unmount at the first signal, abort at the second, leave at the third. SIGHUP is about the log alone."""
         received = 0
         async for number in signals:
+            if number == signal.SIGHUP:
+                nursery.start_soon(self._reopen_log)
+                continue
             received += 1
             log.info("%s received", signal.Signals(number).name)
             if received == 1:
@@ -145,6 +145,17 @@ class _Mount:
                 log.error("ending at once: what was not written back yet is lost")
                 logging.shutdown()
                 os._exit(EXIT_FAILED)
+
+    async def _reopen_log(self) -> None:
+        """Go on in a new log file, as logrotate(8) asks for; from a thread, because opening may reach a disk."""
+        if self._log_file is None:
+            return
+        try:
+            await trio.to_thread.run_sync(self._log_file.reopen, abandon_on_cancel=True, limiter=self._log_limiter)
+        except OSError as error:
+            log.warning("the log cannot be reopened: %s; going on in the old one", error)
+        else:
+            log.info("SIGHUP received: the log is reopened")
 
     async def _unmount(self) -> None:
         """Unmount while still serving; if the mount is in use, hide it and serve its last users."""
