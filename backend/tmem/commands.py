@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from tmem.sizes import ConfigError, parse_duration, parse_size
+from tmem.texts import printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -43,7 +44,7 @@ DURATION = Text("DURATION", parse_duration)
 
 def say(message: str, program: str = "tmemfs") -> None:
     """Print one line for the person at the terminal."""
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{program}: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def run(command: click.Command, program: str) -> NoReturn:

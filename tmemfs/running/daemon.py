@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tmem.texts import LogFormatter
 from tmemfs import memory
 from tmemfs.config import ConfigError, MountConfig, mount_name
 
@@ -58,9 +59,8 @@ def start_log(config: MountConfig) -> LogFile | None:
                 f"log file '{path}' cannot be written: {error.strerror}; give another with --log FILE"
             ) from None
     handler = file or logging.StreamHandler(sys.stderr)
-    logging.basicConfig(
-        format=_FORMAT, level=logging.DEBUG if config.debug else logging.INFO, handlers=[handler], force=True
-    )
+    handler.setFormatter(LogFormatter(_FORMAT))
+    logging.basicConfig(level=logging.DEBUG if config.debug else logging.INFO, handlers=[handler], force=True)
     return file
 
 

@@ -19,7 +19,7 @@ from tests.lending.fakeguest import Denied
 from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd, one_line
 from tmem.lending.control.tables import table
-from tmem.lending.protocol.messages import Row
+from tmem.lending.protocol.messages import MAX_TEXT, Row, guest_name
 
 
 def fine(done: subprocess.CompletedProcess[str]) -> str:
@@ -69,6 +69,18 @@ def test_a_name_cannot_move_the_cursor_or_style_the_table(tmemd: Tmemd, guest: M
     assert "\x1b" not in text
     assert "[red]x[/red]" in text
     assert len([line for line in text.splitlines() if "/mnt/" in line]) == 1
+
+
+def test_a_guest_with_a_name_of_any_length_is_found_or_missed_in_one_line(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M")
+    path = "/mnt/" + "d" * 1000
+    guest(name=guest_name(path)).join()
+    fine(tmemd.ctl("set", path, "--weight", "2"))
+    assert tmemd.rows()[0]["weight"] == 2
+    for name in ("/mnt/" + "e" * MAX_TEXT, "/mnt/" + "e" * 4000, "/mnt/\udcff", "9" * 1000):
+        line = one_line(tmemd.ctl("drain", name), 1)
+        assert "there is no guest" in line
+        assert line.endswith("tmemctl list shows them")
 
 
 def test_limits_are_set_and_told(tmemd: Tmemd, guest: MakeGuest) -> None:

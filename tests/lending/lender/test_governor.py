@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lending.lender.world import add, hold, world
+from tests.lending.lender.world import add, hold, report, world
 from tmem.lending.lender.actions import Refusal
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.wire import encode, tmemctl_decoder
 
 
 def test_resize_takes_back_until_it_fits_and_stays_as_large_as_persistent_slabs_need() -> None:
@@ -162,3 +163,11 @@ def test_guests_are_found_by_name_and_number() -> None:
     for unknown in ("/mnt/x", "77", "-1", ""):
         with pytest.raises(Refusal, match="tmemctl list"):
             here.lender.find(unknown)
+
+
+def test_an_age_that_grows_beyond_all_bounds_can_be_told() -> None:
+    here = world()
+    report(here, add(here), m.MAX_SECONDS)
+    (row,) = here.lender.rows(here.now + 3600.0)
+    assert row.age == m.MAX_SECONDS
+    assert tmemctl_decoder().feed(encode(m.Table((row,), True)))

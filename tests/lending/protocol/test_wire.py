@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -143,9 +144,44 @@ def test_what_is_no_message_pack_is_the_peers_error(body: bytes) -> None:
         tmemd_decoder().feed(len(body).to_bytes(4, "little") + body)
 
 
-def test_our_own_mistakes_are_not_the_peers() -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(m.Totals({f"{number:0512}": number for number in range(512)}), id="a frame too long"),
+        pytest.param(m.Ask(0, 1), id="a serial of 0"),
+        pytest.param(m.Ask(1, m.MAX_ASK + 1), id="an Ask for too much"),
+        pytest.param(m.Lend(((5, 0),), 1), id="an empty run"),
+        pytest.param(m.Return(tuple((2 * n, 1) for n in range(m.MAX_RUNS + 1))), id="too many runs"),
+        pytest.param(m.Report(m.MAX_SECONDS * 2, *[0] * 6), id="an age beyond its bound"),
+        pytest.param(m.SetLimits("x" * (m.MAX_TEXT + 1)), id="a long name"),
+        pytest.param(m.Freeze("\udcff"), id="a name that is no text"),
+        pytest.param(m.Resize(1 << 64), id="a number beyond 64 bits"),
+    ],
+)
+def test_what_no_peer_takes_is_not_sent(message: Message) -> None:
     with pytest.raises(WireMisuse):
-        encode(m.Failed("x" * (MAX_FRAME + 1)))
+        encode(message)
+
+
+@pytest.mark.parametrize("make", [m.Refused, m.Done, m.Failed, lambda line: m.Deny(1, line)])
+def test_a_line_for_a_person_is_shortened_and_keeps_its_remedy(make: Callable[[str], ToGuest | Answer]) -> None:
+    message = make(f"there is no guest /{'𝄞' * 70_000}: tmemctl list shows them")
+    assert decode(message, encode(message)) == [message]
+    assert isinstance(message, m.Refused | m.Done | m.Failed | m.Deny)
+    line = message.text if isinstance(message, m.Done) else message.reason
+    assert len(line) == m.MAX_TEXT
+    assert line.startswith("there is no guest /")
+    assert line.endswith(": tmemctl list shows them")
+
+
+def test_a_mountpoint_of_any_length_and_bytes_has_a_name() -> None:
+    for mountpoint in ("/mnt/a", "/" + "d" * 4000, "/\udcff"):
+        encode(m.Freeze(m.guest_name(mountpoint)))
+    assert m.guest_name("/mnt/a") == "/mnt/a"
+    assert m.guest_name("/" + "d" * 4000 + "/end").endswith("d/end")
+
+
+def test_our_own_mistakes_are_not_the_peers() -> None:
     with pytest.raises(ValueError, match="overlap"):
         m.Return(((0, 2), (1, 1)))
 

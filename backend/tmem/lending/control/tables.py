@@ -13,6 +13,7 @@ from rich.text import Text
 from tmem.arena import SLAB_SIZE
 from tmem.lending.protocol.messages import Row
 from tmem.sizes import format_size
+from tmem.texts import printable
 
 _LEFT = ("name", "user", "state")
 _WIDE = (
@@ -48,13 +49,12 @@ def _table(cells: Sequence[dict[str, str | Text]], columns: Sequence[str], capti
 def _cells(row: Row) -> dict[str, str | Text]:
     """Write what is known of a guest, by column."""
     held = row.ephemeral + row.persistent
-    style = _STYLES.get(row.state, "")
     return {
         "guest": str(row.guest),
         "name": Text(printable(row.name)),
         "user": _user(row.uid),
         "pid": str(row.pid),
-        "state": f"[{style}]{row.state}[/]" if style else row.state,
+        "state": Text(printable(row.state), _STYLES.get(row.state, "")),
         "held": _size(held),
         "persistent": f"{_size(row.persistent)}/{_size(row.persistent_cap)}" if row.persistent_cap else "-",
         "floor": _size(row.floor) if row.floor else "-",
@@ -79,11 +79,6 @@ def summary(counters: dict[str, int | float]) -> str:
         + (f", {away:.0f} of them away" if away else "")
         + f"; {sizes[2]} persistent, {sizes[3]} promised on request"
     )
-
-
-def printable(name: str) -> str:
-    """Show a name that somebody else chose without what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def as_json(row: Row) -> dict[str, object]:

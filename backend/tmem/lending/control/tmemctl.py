@@ -30,8 +30,10 @@ from tmem.lending.protocol.messages import (
     TakeBack,
     Thaw,
     Verb,
+    guest_name,
 )
 from tmem.sizes import ConfigError, format_size, parse_size
+from tmem.texts import printable
 
 _WIDE = 200  # columns where the output is no terminal
 
@@ -64,7 +66,7 @@ def parse_guest(text: str) -> str:
     """Take a guest's number, or its mountpoint, which may be relative as in other commands."""
     if not text:
         raise ConfigError("no guest is named: give a number or a mountpoint that tmemctl list shows")
-    return text if text.isdecimal() else os.path.abspath(text)
+    return guest_name(text if text.isdecimal() else os.path.abspath(text))
 
 
 SLABS = Text("SIZE", parse_slabs)
@@ -183,7 +185,7 @@ def stats_command(connect: Connect, as_text: bool) -> int:
         return 0
     width = max(map(len, counters), default=0)
     for name, value in counters.items():
-        print(f"{name:<{width}} {value}")
+        print(f"{printable(name):<{width}} {value}")
     return 0
 
 
@@ -207,7 +209,7 @@ def _do(connect: Connect, verb: Verb) -> int:
     """Have a verb carried out and pass on what is said to it."""
     said = connect().do(verb)
     if said:
-        print(said)
+        print(printable(said))
     return 0
 
 

@@ -30,6 +30,7 @@ from tmem.lending.daemon.socketfile import SocketFile, default_path, parse_mode
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
 from tmem.lending.lender.lender import Lender
 from tmem.sizes import MIB, ConfigError, ram_bytes
+from tmem.texts import LogFormatter
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +93,9 @@ def prepare_process() -> None:
 def start_log(debug: bool) -> None:
     """Log to stderr; the journal has clocks of its own."""
     clock = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(
-        format=f"{clock}%(levelname)s %(name)s: %(message)s",
-        level=logging.DEBUG if debug else logging.INFO,
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter(f"{clock}%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
 
 
 def holdings_path(socket_path: Path) -> Path:

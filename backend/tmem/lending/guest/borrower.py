@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.protocol.messages import (
     BATCH,
-    MAX_TEXT,
     RETRY,
     TOKEN_BYTES,
     VERSION,
@@ -40,6 +39,7 @@ from tmem.lending.protocol.messages import (
     Taken,
     ToGuest,
     Welcome,
+    guest_name,
     in_parts,
 )
 from tmem.lending.protocol.wire import ProtocolError
@@ -98,7 +98,7 @@ class Borrower:
         # What the owner of persistent pools does about slabs that tmemd wants back and that no page is free to leave.
         self.on_persistent_revoke: Callable[[int], None] = lambda slabs: None
         self._tmem = tmem
-        self.name = name.encode(errors="replace").decode()[-MAX_TEXT:]
+        self.name = guest_name(name)
         self._persistent_slabs = persistent_slabs
         self._token = os.urandom(TOKEN_BYTES)
         self._registered = False

@@ -14,7 +14,7 @@ from tmem.lending.lender.ledger import Ledger
 from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters, LenderStats, Why
 from tmem.lending.lender.taking import Taking
-from tmem.lending.protocol.messages import Limits, Revoke, Row
+from tmem.lending.protocol.messages import MAX_SECONDS, Limits, Revoke, Row
 
 
 class Governor:
@@ -175,7 +175,7 @@ class Governor:
             account.cap,
             account.floor,
             account.persistent_cap,
-            None if standing.age is None else standing.oldness(now),
+            None if standing.age is None else min(standing.oldness(now), MAX_SECONDS),
             *((report.pages, report.used_bytes, report.puts, report.hits, report.misses) if report else (0,) * 5),
             account.revoked,
             account.taken,

@@ -1,15 +1,19 @@
 """The messages between guests, tmemd and tmemctl: frozen structs whose every field is bounded.
 
-Slabs travel as runs, `((first, count), ...)`, ascending and without overlap. A list that is too long for
-one message goes as several, of which only the final one has `last`. Sizes are in slabs unless the name says bytes.
+A line for a person that is longer than its bound is shortened when the message is made. Slabs travel as runs,
+`((first, count), ...)`, ascending and without overlap. A list that is too long for one message goes as several, of
+which only the final one has `last`. Sizes are in slabs unless the name says bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
+from msgspec.structs import force_setattr
+
+from tmem.texts import shortened
 
 VERSION = 1
 MAX_SLABS = 1 << 24  # slabs of the largest arena, 1 TiB
@@ -19,6 +23,7 @@ BATCH = 64  # slabs: the most that is made real, or that an honest guest may be 
 RETRY = 0.1  # seconds after which a guest that was denied asks again, at the soonest
 MAX_ROWS = 24  # rows in one Table
 MAX_TEXT = 512
+MAX_SECONDS = 1e9
 TOKEN_BYTES = 16
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 
@@ -30,7 +35,7 @@ _Slabs = Annotated[int, Meta(ge=0, le=MAX_SLABS)]
 _Some = Annotated[int, Meta(ge=1, le=MAX_SLABS)]
 _Asked = Annotated[int, Meta(ge=1, le=MAX_ASK)]
 _Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-_Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+_Seconds = Annotated[float, Meta(ge=0.0, le=MAX_SECONDS)]
 _Weight = Annotated[float, Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
 _Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 _Name = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
@@ -41,6 +46,17 @@ _Runs = Annotated[tuple[tuple[_Place, _Some], ...], Meta(max_length=MAX_RUNS)]
 
 class _Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What all messages are: tagged arrays."""
+
+
+class _WithLine(_Message, frozen=True):
+    """A message with a line for a person, which may quote what somebody else wrote."""
+
+    _line: ClassVar[str] = "reason"
+
+    def __post_init__(self) -> None:
+        line = getattr(self, self._line)
+        if len(line) > MAX_TEXT:
+            force_setattr(self, self._line, shortened(line, MAX_TEXT))
 
 
 class _WithRuns(_Message, frozen=True):
@@ -137,7 +153,7 @@ class Welcome(_Message, frozen=True, tag=32):
     frozen: bool = False
 
 
-class Refused(_Message, frozen=True, tag=33):
+class Refused(_WithLine, frozen=True, tag=33):
     """Refuse a Hello, in one line with the remedy; the connection ends. `retry`: it may be accepted later."""
 
     reason: _Text
@@ -152,7 +168,7 @@ class Lend(_WithRuns, frozen=True, tag=34):
     done: bool = True
 
 
-class Deny(_Message, frozen=True, tag=35):
+class Deny(_WithLine, frozen=True, tag=35):
     """Close an Ask: no more slabs now. The guest asks again by itself, after RETRY seconds or longer."""
 
     serial: _Serial
@@ -269,13 +285,15 @@ class Table(_Message, frozen=True, tag=96):
     last: bool
 
 
-class Done(_Message, frozen=True, tag=97):
+class Done(_WithLine, frozen=True, tag=97):
     """The verb was carried out; `text` is a line for the person, or empty."""
+
+    _line: ClassVar[str] = "text"
 
     text: _Text = ""
 
 
-class Failed(_Message, frozen=True, tag=98):
+class Failed(_WithLine, frozen=True, tag=98):
     """The verb was refused, in one line with the remedy."""
 
     reason: _Text
@@ -292,6 +310,11 @@ ToGuest = Welcome | Refused | Lend | Deny | Revoke | Taken | Limits
 Verb = List | SetLimits | Freeze | Thaw | TakeBack | Drain | Resize | AskTotals
 Answer = Table | Done | Failed | Totals
 Message = FromGuest | ToGuest | Verb | Answer
+
+
+def guest_name(mountpoint: str) -> str:
+    """Return the name under which the guest at a mountpoint registers, and is asked for."""
+    return mountpoint.encode(errors="replace").decode()[-MAX_TEXT:]
 
 
 def in_parts(runs: Sequence[tuple[int, int]], most: int = MAX_RUNS) -> Iterator[tuple[Runs, bool]]:

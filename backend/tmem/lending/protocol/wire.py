@@ -1,8 +1,8 @@
 """Frames: bytes in, messages out, no sockets.
 
-A frame is its length, four bytes little-endian, and one message as msgpack. The peer's mistakes are
-ProtocolError, whatever they are; what we would send and may not is WireMisuse. A Decoder that raised is of no
-use any more: nobody knows where the next frame begins.
+A frame is its length, four bytes little-endian, and one message as msgpack. The peer's mistakes are ProtocolError,
+whatever they are; what we would send and may not is WireMisuse, found before it is sent. A Decoder that raised is of
+no use any more: nobody knows where the next frame begins.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ MAX_FRAME = 65536  # bytes after the length
 _LENGTH = struct.Struct("<I")
 
 _encoder = msgspec.msgpack.Encoder()
+_for_anybody: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _M = TypeVar("_M")
 
 
@@ -30,10 +31,16 @@ class WireMisuse(ValueError):
 
 
 def encode(message: Message) -> bytes:
-    """Give the frame of a message; WireMisuse when it is longer than a frame may be."""
-    body = _encoder.encode(message)
+    """Give the frame of a message; WireMisuse when it is longer than a frame may be, or a field is out of bounds."""
+    kind = type(message).__name__
+    try:
+        body = _encoder.encode(message)
+        # Structs are checked only when they are decoded. This takes 0.2 us for most, 7 us for 64 runs.
+        _for_anybody.decode(body)
+    except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as error:
+        raise WireMisuse(f"a {kind} that nobody takes: {error}") from error
     if len(body) > MAX_FRAME:
-        raise WireMisuse(f"a {type(message).__name__} of {len(body)} bytes")
+        raise WireMisuse(f"a {kind} of {len(body)} bytes")
     return _LENGTH.pack(len(body)) + body
 
 
