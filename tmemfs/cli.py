@@ -107,10 +107,14 @@ def mount_command(
 @cli.command("umount")
 @click.argument("mountpoint", metavar="MNT")
 @click.option("-l", "--lazy", is_flag=True, help="Hide a mount that is in use, and wait for its last user.")
+@click.option("--timeout", type=DURATION, default=None, help="Wait no longer. [default: 10m; 5s for copies elsewhere]")
 @control_option
-def umount_command(mountpoint: str, lazy: bool, control_name: str) -> int:
-    """Unmount MNT and wait until its process has ended and everything is written."""
-    if not RemoteMount(mountpoint, control_name).umount(lazy=lazy):
+def umount_command(mountpoint: str, lazy: bool, timeout: float | None, control_name: str) -> int:
+    """Unmount MNT and wait until its process has ended and everything is written.
+
+    Exit code 3: it is unmounted, but its process has not ended in time, and goes on.
+    """
+    if not RemoteMount(mountpoint, control_name).umount(lazy=lazy, timeout=timeout):
         say(f"'{mountpoint}' is unmounted, but did not name its process: its end was not waited for")
     return 0
 

@@ -19,6 +19,8 @@ _EXIT_INTERRUPTED = 130
 class CommandError(Exception):
     """Report in one line that something could not be done that was asked for correctly."""
 
+    exit_code = EXIT_FAILED
+
 
 class Text(click.ParamType[Any]):
     """Convert an option by a parser that raises ConfigError."""
@@ -64,7 +66,7 @@ def run(command: click.Command, program: str) -> NoReturn:
         code = EXIT_USAGE
     except CommandError as error:
         say(str(error), program)
-        code = EXIT_FAILED
+        code = error.exit_code
     except OSError as error:
         say(f"{error.filename or 'error'}: {error.strerror or error}", program)
         code = EXIT_FAILED

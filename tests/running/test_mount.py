@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.calls import GONE, code_of
 from tests.conftest import REAL, REPOSITORY, SECONDS, TINY, Place, has_ended, run, wait_until
+from tests.mounted import needs
 from tests.tinyguest import FILE_BYTES
 from tmemfs.kernel.kernelmount import CONNECTIONS, mount_table, top_mount
 
@@ -283,6 +286,62 @@ def test_umount_refuses_a_mount_in_use_and_lazy_waits_for_its_last_user(place: P
     assert waiting.poll() is None
     user.communicate("", timeout=SECONDS)
     assert end(waiting) == 0
+    assert end(process) == 0
+
+
+@contextlib.contextmanager
+def copy_elsewhere(place: Place) -> Iterator[subprocess.Popen[str]]:
+    """Have a process in another mount namespace, which has a copy of the mount until its input ends."""
+    process = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.communicate("", timeout=SECONDS)
+
+
+@pytest.mark.root
+@needs("unshare", "nsenter")
+def test_umount_names_who_has_a_copy_in_another_namespace_and_waits_no_longer_than_told(place: Place) -> None:
+    process = place.serve(command=TINY)
+    with copy_elsewhere(place) as holder:
+        done = run(*TINY, "umount", place.mountpoint, "--timeout", "1200ms")
+        assert done.returncode == 3, done
+        waiting, given_up = done.stderr.splitlines()
+        for line in (waiting, given_up):
+            assert f"of pid {holder.pid} (sh), there at '{place.mountpoint}'" in line
+        assert f"(pid {process.pid}) has not ended after 1.2 s" in given_up
+        assert not place.is_mounted()
+        assert process.poll() is None
+        remedy = given_up.partition("end it, or ")[2].rstrip(")")
+        assert run(*remedy.split()).returncode == 0
+        assert end(process) == 0, "the remedy that it gives is one"
+
+
+@pytest.mark.root
+@needs("unshare")
+def test_umount_ends_as_soon_as_the_last_copy_has(place: Place) -> None:
+    process = place.serve(command=TINY)
+    bound = place.log.with_name("bound")
+    bound.mkdir()
+    with copy_elsewhere(place) as holder:
+        assert run("mount", "--bind", place.mountpoint, bound).returncode == 0
+        try:
+            umount = place.start(*TINY, "umount", os.fspath(place.mountpoint), "--timeout", "1h")
+            assert umount.stderr is not None
+            line = umount.stderr.readline()
+            assert f"a copy in '{bound}' (tmemfs umount {bound}), the mount namespace of pid {holder.pid}" in line
+            assert not place.is_mounted()
+        finally:
+            assert run("umount", bound).returncode == 0
+        assert umount.poll() is None
+    assert end(umount) == 0
     assert end(process) == 0
 
 

@@ -6,6 +6,7 @@ decides what such a user may do.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -41,6 +42,7 @@ class MountEntry:
     mountpoint: Path
     fstype: str
     fsname: str
+    number: int = 0  # of this mount; a copy has another one
 
     @property
     def is_tmemfs(self) -> bool:
@@ -53,14 +55,15 @@ def _unescape(field: bytes) -> str:
     return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))
 
 
-def mount_table() -> list[MountEntry]:
-    """Read the mount table of this process, oldest mount first."""
+def mount_table(pid: int | None = None) -> list[MountEntry]:
+    """Read the mount table of this process or another one, oldest mount first. OSError when it has ended."""
     entries = []
-    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:  # a path may have \r in it
+    for line in Path(f"/proc/{pid or 'self'}/mountinfo").read_bytes().split(b"\n")[:-1]:  # a path may have \r in it
         left, _, right = line.partition(b" - ")
         fields, tail = left.split(b" "), right.split(b" ")
         mountpoint = Path(_unescape(fields[4]))
-        entries.append(MountEntry(fields[2].decode(), mountpoint, tail[0].decode(), _unescape(tail[1])))
+        device, fstype = fields[2].decode(), tail[0].decode()
+        entries.append(MountEntry(device, mountpoint, fstype, _unescape(tail[1]), int(fields[0])))
     return entries
 
 
@@ -68,6 +71,42 @@ def top_mount(mountpoint: Path) -> MountEntry | None:
     """Find the uppermost mount at exactly this path."""
     found = [entry for entry in mount_table() if entry.mountpoint == mountpoint]
     return found[-1] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class MountCopy:
+    """Hold where a mount can be seen: one process of a mount namespace, and the path there."""
+
+    pid: int
+    command: str
+    mountpoint: Path
+
+
+def copies_of(mount: MountEntry) -> list[MountCopy]:
+    """Find where a mount, or a copy of it, is mounted: in this mount namespace and in all others that can be seen.
+
+    A namespace that no process is in (a file or a descriptor holds it) cannot be seen.
+    """
+    found: dict[int, MountCopy] = {}  # by number, which no other namespace uses
+    namespaces: set[str] = set()
+    others = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
+    for pid in (os.getpid(), *others):
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+        except PermissionError:
+            namespace = f"of {pid}"  # another user's process: its table can be read all the same
+        except OSError:
+            continue  # it has ended
+        if namespace in namespaces:
+            continue
+        namespaces.add(namespace)
+        with contextlib.suppress(OSError):
+            for entry in mount_table(pid):
+                # The number of a mount that has ended may be another's by now.
+                if (entry.device, entry.fstype, entry.fsname) == (mount.device, mount.fstype, mount.fsname):
+                    command = Path(f"/proc/{pid}/comm").read_bytes()
+                    found.setdefault(entry.number, MountCopy(pid, os.fsdecode(command).strip(), entry.mountpoint))
+    return list(found.values())
 
 
 def is_local(fd: int) -> bool:

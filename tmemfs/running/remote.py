@@ -10,19 +10,25 @@ import errno
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from tmem.commands import CommandError
+from tmem.commands import CommandError, say
 from tmemfs.config import ConfigError
 from tmemfs.hswap import swapfile
-from tmemfs.kernel.kernelmount import filesystem_of, resolve_mountpoint, top_mount, unmount
+from tmemfs.kernel.kernelmount import MountCopy, copies_of, filesystem_of, resolve_mountpoint, top_mount, unmount
 from tmemfs.running.preflight import is_dead
 
 _ANSWER_SECONDS = 30.0  # a busy machine can take its time
 _RESERVE_SECONDS = 120.0  # and a busy disk more
 _CHUNK_BYTES = 1 << 20
+END_SECONDS = 600.0  # that umount waits: writing back to a slow directory takes its time
+COPY_SECONDS = 5.0  # and for a copy of the mount elsewhere: a container runs for days
+_FIRST_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
+_SHOWN_COPIES = 4
 MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
 T = TypeVar("T")
@@ -30,6 +36,12 @@ T = TypeVar("T")
 
 class RemoteError(CommandError):
     """Report that a mount could not do what it was asked, in one line."""
+
+
+class UnfinishedError(RemoteError):
+    """Report that a mount was taken away, but its process has not ended in time."""
+
+    exit_code = 3
 
 
 class RemoteMount:
@@ -43,6 +55,7 @@ class RemoteMount:
         entry = top_mount(self.mountpoint)
         if entry is None or not entry.is_tmemfs:
             raise ConfigError(f"'{mountpoint}' is not a tmemfs mount: findmnt -t fuse.tmemfs lists those there are")
+        self._entry = entry
 
     def read(self, name: str) -> bytes:
         """Read a control file. Raises RemoteError."""
@@ -119,11 +132,12 @@ class RemoteMount:
             raise RemoteError(f"'{self.mountpoint}' is not swapped to: swapon --show lists what is")
         self.write("hswap_clear", b"1\n")
 
-    def umount(self, *, lazy: bool = False) -> bool:
+    def umount(self, *, lazy: bool = False, timeout: float | None = None) -> bool:
         """Unmount and wait until the process behind the mount has ended.
 
         Returns False if that could not be waited for, because the mount did not name its process. Raises
-        RemoteError if the mount is in use.
+        RemoteError if the mount is in use, and UnfinishedError if the process has not ended in time: without a
+        `timeout` END_SECONDS, or COPY_SECONDS while a copy of the mount stays that nothing here ends.
         """
         dead = is_dead(self.mountpoint)
         if not dead and swapfile.swaps_of(self.hswap):
@@ -141,10 +155,31 @@ class RemoteMount:
         if process is None:
             return dead
         try:
-            select.select([process], [], [])
+            self._wait_for_end(process, f"its process (pid {pid})", timeout)
         finally:
             os.close(process)
         return True
+
+    def _wait_for_end(self, process: int, name: str, timeout: float | None) -> None:
+        """Wait for the end of the process, and say what for when it takes long. Raises UnfinishedError."""
+        began = time.monotonic()
+        told = ""
+        pause = _FIRST_LOOK_SECONDS
+        while True:
+            if select.select([process], [], [], pause if timeout is None else min(pause, timeout))[0]:
+                return
+            copies = copies_of(self._entry)
+            limit = timeout if timeout is not None else COPY_SECONDS if copies else END_SECONDS
+            left = began + limit - time.monotonic()
+            reason = f"it serves a copy in {_places_of(copies)}" if copies else "it writes back, or still has users"
+            if left <= 0:
+                raise UnfinishedError(
+                    f"'{self.mountpoint}' is unmounted, but {name} has not ended after {limit:g} s: {reason}"
+                )
+            if reason != told:
+                say(f"'{self.mountpoint}' is unmounted; waiting for the end of {name}: {reason}")
+                told = reason
+            pause = min(left, _LOOK_SECONDS)
 
     def warm(self, paths: list[Path], advance: Callable[[int], None]) -> int:
         """Read files and directories through the mount; return how many files were read.
@@ -195,6 +230,19 @@ def _bounded(path: Path, call: Callable[[], T], seconds: float = _ANSWER_SECONDS
         hint = "; was the mount made with another --control-name?" if result.errno == errno.ENOENT else ""
         raise RemoteError(f"'{path}': {result.strerror}{hint}") from result
     return result
+
+
+def _places_of(copies: list[MountCopy]) -> str:
+    """Say where copies of a mount are, and how each is taken away."""
+    places = [
+        f"'{copy.mountpoint}' (tmemfs umount {copy.mountpoint})"
+        if copy.pid == os.getpid()
+        else f"the mount namespace of pid {copy.pid} ({copy.command}), there at '{copy.mountpoint}' "
+        f"(end it, or nsenter --mount --target {copy.pid} umount {copy.mountpoint})"
+        for copy in copies[:_SHOWN_COPIES]
+    ]
+    more = len(copies) - len(places)
+    return ", ".join(places) + (f" and {more} more" if more else "")
 
 
 def _open_process(pid: int) -> int | None:
