@@ -128,6 +128,14 @@ class Backing:
         return await self.data(file, size, call, *args, **kwargs)
 
 
+def write_some(fd: int, data: memoryview, offset: int) -> int:
+    """Write at least one byte. Raise EIO where the backing takes none without an error: a loop would go on for ever."""
+    written = os.pwrite(fd, data, offset)
+    if not written:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return written
+
+
 def _read_cached(fd: int, buffer: bytearray, offset: int) -> int:
     """Read what the kernel has in memory, without waiting; a short count says nothing about the end of the file."""
     try:

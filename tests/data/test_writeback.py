@@ -278,6 +278,40 @@ async def test_a_synchronous_file_is_on_the_backing_when_the_write_returns(make_
     assert parts.bytes_on_disk(file)[10:13] == b"new"
 
 
+@pytest.mark.timeout(20)
+@in_trio
+async def test_a_backing_that_takes_no_bytes_is_an_error(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", bytes(9000))
+    await parts.writer.write(file, 10, b"new")
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: 0)
+    with pytest.raises(OSError, match="Input/output error"):
+        await flush(parts, file)
+    assert parts.cache.dirty_pages == 1
+    monkeypatch.undo()
+    assert parts.writeback is not None
+    assert await parts.writeback.finish() == []
+    assert parts.bytes_on_disk(file)[10:13] == b"new"
+
+
+@in_trio
+async def test_an_append_comes_after_the_dirty_pages_or_fails_with_them(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    plain = parts.make("f", b"begin")
+    appending = parts.open("f", os.O_RDWR | os.O_APPEND)
+    await parts.writer.write(plain, 9000, b"dirty")
+    parts.backing.data_error = OSError(errno.ENOSPC, "no space")
+    with pytest.raises(OSError, match="no space"):
+        await parts.writer.write(appending, 9005, b"appended")
+    assert await parts.read(plain, 0, 1 << 20) == b"begin".ljust(9000, b"\0") + b"dirty"
+    parts.backing.data_error = None
+    await parts.writer.write(appending, 9005, b"appended")
+    want = b"begin".ljust(9000, b"\0") + b"dirtyappended"
+    assert await parts.read(plain, 0, 1 << 20) == want == parts.bytes_on_disk(plain)
+
+
 @in_trio
 async def test_what_cannot_be_dirty_is_written_through(make_parts: MakeParts) -> None:
     parts = make_parts(cache=64 * PAGE_SIZE, writeback=True)

@@ -127,6 +127,81 @@ async def test_a_write_far_beyond_the_end_leaves_a_hole_of_zeros(make_parts: Mak
 
 
 @in_trio
+async def test_an_append_lands_where_the_backing_ends_and_not_where_the_kernel_says(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 2)[:5000], os.O_RDWR | os.O_APPEND)
+    await parts.read(file, 0, 5000)
+    for offset in (5000, 0, 4096, 1 << 40):
+        with (parts.directory / "f").open("ab") as others:
+            others.write(b"others")
+        assert await parts.writer.write(file, offset, b"own") == 3
+        assert parts.bytes_on_disk(file).endswith(b"othersown")
+        assert await parts.read(file, 0, 1 << 20) == parts.bytes_on_disk(file)
+    assert parts.inodes.invalidations == 4
+
+
+@in_trio
+async def test_an_append_that_others_append_beside_keeps_no_page(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts()
+    data = pages_of(1, 3)[:10_000]
+    file = parts.make("f", data, os.O_RDWR | os.O_APPEND)
+    await parts.read(file, 0, len(data))
+    parts.evict_all()
+    await parts.read(file, 0, PAGE_SIZE)
+    pwrite = os.pwrite
+
+    def after_others(fd: int, own: bytes, offset: int) -> int:
+        with (parts.directory / "f").open("r+b") as others:  # between our two stats
+            others.write(b"begin")
+            others.seek(0, os.SEEK_END)
+            others.write(b"others")
+        return pwrite(fd, own, offset)
+
+    monkeypatch.setattr(os, "pwrite", after_others)
+    assert await parts.writer.write(file, len(data), b"own") == 3
+    monkeypatch.undo()
+    want = b"begin" + data[5:] + b"othersown"
+    assert parts.bytes_on_disk(file) == want == await parts.read(file, 0, 1 << 20)
+    assert file.inode.size == len(want)
+
+
+@in_trio
+async def test_pages_of_a_mapping_go_where_they_belong_through_a_descriptor_that_appends(
+    make_parts: MakeParts,
+) -> None:
+    parts = make_parts()
+    data = bytearray(pages_of(1, 4)[:15_000])
+    file = parts.make("f", bytes(data), os.O_RDWR | os.O_APPEND)
+    for offset, size in ((0, PAGE_SIZE), (PAGE_SIZE, 2 * PAGE_SIZE), (3 * PAGE_SIZE, 15_000 - 3 * PAGE_SIZE)):
+        page = page_of(offset, size)
+        assert await parts.writer.write(file, offset, page) == size
+        data[offset : offset + size] = page
+        assert parts.bytes_on_disk(file) == data == await parts.read(file, 0, 1 << 20)
+
+
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDWR | os.O_APPEND], ids=["at an offset", "appended"])
+@pytest.mark.timeout(20)
+@in_trio
+async def test_a_backing_that_takes_no_bytes_is_an_error(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, flags: int
+) -> None:
+    parts = make_parts()
+    file = parts.make("f", b"x" * 9000, flags)
+    takes = [5, 0]
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[: takes.pop(0)], offset))
+    assert await parts.writer.write(file, 9000, b"0123456789") == 5, "as much as was taken"
+    takes = [0]
+    with pytest.raises(OSError, match="Errno") as caught:
+        await parts.writer.write(file, 9005, b"0123456789")
+    assert caught.value.errno == errno.EIO
+    monkeypatch.undo()
+    assert await parts.read(file, 0, 1 << 20) == b"x" * 9000 + b"01234"
+
+
+@in_trio
 async def test_fsync_reports_what_the_backing_says(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", b"x")

@@ -37,7 +37,7 @@ class OpenFile:
         self.fd = fd
         self.readable = flags & os.O_ACCMODE != os.O_WRONLY
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self.appends = False  # its writes go to the end, and the kernel may believe in an end behind that
+        self.appends = bool(flags & os.O_APPEND)  # its writes go to the end that the backing has, whatever their offset
         self.sync = bool(flags & os.O_DSYNC)  # O_SYNC includes its bit
         self.strips_privileges = False  # its writes take set-user-ID and set-group-ID away
         self.stream = Readahead(readahead_pages)

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
-from tmemfs.backing import Backing
+from tmemfs.backing import Backing, write_some
 from tmemfs.cache.content import Content
 from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.data.files import OpenFile
@@ -58,8 +58,8 @@ class Writeback:
         """Take bytes into dirty pages (write lock held); False when they must be written through."""
         inode = file.inode
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
-        if file.sync or not (file.readable and file.writable) or last - first + 1 > self.limit:
-            return False  # (whose descriptor writes a page back is not said to be one of O_SYNC)
+        if file.sync or file.appends or not (file.readable and file.writable) or last - first + 1 > self.limit:
+            return False  # (whose descriptor writes a page back is said to be neither O_SYNC nor O_APPEND)
         for edge in self._missing_edges(inode, offset, offset + len(data)):
             start = edge << PAGE_SHIFT
             await self._read(file, start, min(PAGE_SIZE, inode.size - start))
@@ -239,7 +239,7 @@ def _write_all(fd: int, data: bytes, offset: int) -> os.stat_result:
     before, done = os.fstat(fd), 0
     with memoryview(data) as view:
         while done < len(data):
-            done += os.pwrite(fd, view[done:], offset + done)
+            done += write_some(fd, view[done:], offset + done)
     return before
 
 

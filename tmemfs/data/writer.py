@@ -7,6 +7,10 @@ have been there), and records the stat just after it; both stats are taken in th
 Pool and victim queue are flushed before *and* after the backing write: before, so that a crash of the write path
 cannot leave an old page findable; after, because a reader may have brought the old page back meanwhile. A failed or
 short write drops the whole range: nobody knows what the backing holds there. Dirty pages are never dropped by it.
+
+What was opened with O_APPEND is written with O_APPEND, and always through: others may append to the file meanwhile, and
+only the backing can give each of them an end of its own. The offset of such a request is where the kernel believes the
+end to be, and says nothing. Where the bytes landed is what the sizes just before and just after say.
 """
 
 from __future__ import annotations
@@ -16,15 +20,17 @@ import stat
 from collections.abc import Callable
 from typing import TypeVar
 
-from tmemfs.backing import Backing
+from tmemfs.backing import Backing, write_some
 from tmemfs.cache.content import Content
-from tmemfs.cache.pagecache import PAGE_SHIFT
+from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.data.files import OpenFile
 from tmemfs.data.writeback import Writeback
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 
 T = TypeVar("T")
+
+_OFFSET = PAGE_SIZE - 1
 
 
 class Writer:
@@ -40,8 +46,8 @@ class Writer:
         """Write bytes; return how many were taken. Raise the backing's OSError when none were."""
         inode = file.inode
         async with inode.lock():
-            if file.appends:
-                offset = min(offset, inode.size)
+            if file.appends and not (file.readable and _is_of_mapping(inode, offset, len(data))):
+                return await self._append(file, offset, data)
             if self.writeback is not None:
                 privileged = file.strips_privileges and inode.attr is not None and privileges_of(inode.attr.st_mode)
                 if not privileged and await self.writeback.store(file, offset, data):
@@ -49,32 +55,51 @@ class Writer:
                 await self.writeback.flush(inode)
             return await self._write_through(file, offset, data)
 
-    async def _write_through(self, file: OpenFile, offset: int, data: bytes) -> int:
+    async def _append(self, file: OpenFile, offset: int, data: bytes) -> int:
+        """Write bytes to the end that the backing has; the kernel believes it to be at `offset`."""
+        inode = file.inode
+        if self.writeback is not None:
+            failure = await self.writeback.flush(inode)
+            if failure is not None:  # what was written before is not there yet: the end is in the wrong place
+                raise OSError(failure.errno, failure.strerror)
+        written = await self._write_through(file, inode.size, data, append=True)
+        if inode.size > offset + written:  # the kernel believes in an end before the real one, and has the wrong page
+            inode.size_in_doubt = True
+            self._inodes.on_mismatch(inode)
+        return written
+
+    async def _write_through(self, file: OpenFile, offset: int, data: bytes, *, append: bool = False) -> int:
         inode, content = file.inode, self._content
+        call = _overwrite_between_stats if file.appends and not append else _write_between_stats
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
         content.precache.flush(inode, first, last)
         started = self._inodes.start()
         inode.writers += 1
         written = 0
+        landed: int | None = None
         try:
             with file.borrowed() as fd:
                 before, written, after = await self._backing.write(
-                    inode, len(data), _write_between_stats, fd, data, offset, file.strips_privileges
+                    inode, len(data), call, fd, data, offset, file.strips_privileges
                 )
+            if not append:
+                landed = offset
+            elif before.st_size + written == after.st_size:  # else others wrote at the same time: who knows where
+                landed = before.st_size
         finally:  # an error or a cancellation too leaves an unknown range behind
             inode.writers -= 1
             self._inodes.expire(inode)
-            if written:
-                content.overwrite(inode, offset, data[:written])
-            if written < len(data):
-                if inode.dirty:  # acknowledged pages whose write-back fails: they stay, the clean ones go
+            if written and landed is not None:
+                content.overwrite(inode, landed, data[:written])
+            if written < len(data) or landed is None:
+                if append or inode.dirty:  # acknowledged pages whose write-back fails stay, the clean ones go
                     content.renew(inode)
                 else:
                     content.drop(inode, (offset + written) >> PAGE_SHIFT, last)
-        if self._inodes.changed_since_recorded(inode, before):
+        if landed is None or self._inodes.changed_since_recorded(inode, before):
             self._inodes.others_changed(inode)
         self._inodes.record(inode, after, started)
-        inode.size = max(inode.size, offset + written)  # where it is not recorded
+        inode.size = max(inode.size, after.st_size if append else offset + written)  # where it is not recorded
         if after.st_mode != before.st_mode:
             self._inodes.on_mismatch(inode)  # the kernel forgets times and size after a write, not the mode
         return written
@@ -127,9 +152,24 @@ class Writer:
             await self._backing.data(file.inode, 0, os.fdatasync if data_only else os.fsync, fd)
 
 
-def _write_between_stats(fd: int, data: bytes, offset: int, strip: bool) -> tuple[os.stat_result, int, os.stat_result]:
+def _is_of_mapping(inode: Inode, offset: int, size: int) -> bool:
+    """Tell whether a write through a descriptor with O_APPEND has the shape of dirty pages of a mapping.
+
+    These come through any descriptor that was mapped, and go where they belong: whole pages, up to the end of the
+    file. Appended bytes come from where the kernel believes the end to be. That is not before the one known here,
+    unless others have appended since it was told.
+    """
+    end = offset + size
+    return offset < inode.size and not offset & _OFFSET and (not end & _OFFSET or end == inode.size)
+
+
+Written = tuple[os.stat_result, int, os.stat_result]  # the stats before and after, and how many bytes were taken
+
+
+def _write_between_stats(fd: int, data: bytes, offset: int, strip: bool) -> Written:
     """Write all of `data`, or as much as is taken before an error; raise the error when that is nothing.
 
+    A descriptor with O_APPEND writes to the end, whatever the offset is (pwrite(2), under "Bugs").
     `strip`: take set-user-ID and set-group-ID away, as a write by anybody but root does. The backing does not do it
     where it is root who writes.
     """
@@ -138,7 +178,7 @@ def _write_between_stats(fd: int, data: bytes, offset: int, strip: bool) -> tupl
     with memoryview(data) as view:
         while done < len(data):
             try:
-                done += os.pwrite(fd, view[done:], offset + done)
+                done += write_some(fd, view[done:], offset + done)
             except OSError:
                 if not done:
                     raise
@@ -147,6 +187,15 @@ def _write_between_stats(fd: int, data: bytes, offset: int, strip: bool) -> tupl
     if strip and privileges:
         os.fchmod(fd, stat.S_IMODE(before.st_mode) & ~privileges)
     return before, done, os.fstat(fd)
+
+
+def _overwrite_between_stats(fd: int, data: bytes, offset: int, strip: bool) -> Written:
+    """Write to an offset of a file that was opened with O_APPEND, so through another descriptor."""
+    other = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        return _write_between_stats(other, data, offset, strip)
+    finally:
+        os.close(other)
 
 
 def privileges_of(mode: int) -> int:

@@ -17,7 +17,7 @@ from tmemfs.inodes.inode import Absent, Inode
 from tmemfs.inodes.inodes import InodeTable
 
 # What the kernel has done already when a request arrives, or what is ours to do.
-_NOT_FOR_BACKING = os.O_APPEND | os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_TRUNC
+_NOT_FOR_BACKING = os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_TRUNC
 _ANY = b""  # stands for every name
 _OFTEN_ABSENT = frozenset({b"security.selinux", b"system.posix_acl_access", b"system.posix_acl_default", _ANY})
 CAPABILITY = b"security.capability"

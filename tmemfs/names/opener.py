@@ -44,7 +44,7 @@ class Opener:
 
     async def open(self, inode: Inode, flags: int, caller: Caller) -> OpenFile:
         """Open a file of the backing; truncate it where O_TRUNC asks for that."""
-        may_read_too = self._writer.writeback is not None
+        may_read_too = self._writer.writeback is not None and not flags & os.O_APPEND
         fd, opened = await self._attributes.open(inode, flags | self._always, may_read_too=may_read_too)
         file = self._files.add(inode, fd, opened, caller.uid)
         try:
@@ -52,15 +52,14 @@ class Opener:
                 if flags & os.O_TRUNC:
                     await self._attributes.truncate(inode, 0, fd if file.writable else None)
                 if inode.changed_underneath:
-                    file.appends = bool(flags & os.O_APPEND)
-                    await self._tell_size(inode)
+                    await self.tell_size(inode)
                 await self._kernel.settled(inode.number)
         except BaseException:
             await self.close(file)
             raise
         return file
 
-    async def _tell_size(self, inode: Inode) -> None:
+    async def tell_size(self, inode: Inode) -> None:
         """Have the kernel know the size of a file that others made larger, before it is used."""
         if inode.size_in_doubt and inode.size:
             inode.size_in_doubt = False
@@ -68,9 +67,9 @@ class Opener:
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> OpenFile:
         """Make and open a file."""
-        if self._writer.writeback is not None and flags & os.O_ACCMODE == os.O_WRONLY:
+        if self._writer.writeback is not None and flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # pages written in part have to be filled
-        flags = flags & ~(os.O_APPEND | os.O_DIRECT | os.O_NOCTTY) | self._always
+        flags = flags & ~(os.O_DIRECT | os.O_NOCTTY) | self._always
         inode, fd = await self._tree.create(parent, name, mode, flags, caller)
         prepare_descriptor(fd)
         return self._files.add(inode, fd, flags, caller.uid)

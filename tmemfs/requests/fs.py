@@ -282,7 +282,11 @@ class Operations(pyfuse3.Operations):
                 log.warning("%s: %s", os.fsdecode(control.node.name), error)
                 raise OSError(errno.EINVAL, "") from None
             return len(data)
-        return await self.parts.writer.write(self._files[fh], offset, data)
+        file = self._files[fh]
+        written = await self.parts.writer.write(file, offset, data)
+        if file.appends and file.inode.size_in_doubt:  # it landed behind what others had appended
+            await self.parts.opener.tell_size(file.inode)
+        return written
 
     @answered
     async def flush(self, fh: int) -> None:
