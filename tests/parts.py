@@ -248,6 +248,7 @@ class Parts:
             if readahead:
                 self.reader.nursery = nursery
             nursery.start_soon(self.precache.run)
+            nursery.start_soon(self.precache.discards.run)
             if self.writeback is not None:
                 nursery.start_soon(self.writeback.run)
             yield
@@ -281,6 +282,7 @@ class Parts:
     def check(self) -> None:
         """Raise AssertionError unless every part is consistent, and no page is in two places."""
         self.cache.check()
+        self.precache.discards.check()
         self.inodes.check()
         self.descriptors.check()
         if self.tmem is not None:

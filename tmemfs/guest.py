@@ -52,6 +52,7 @@ from tmemfs.watching.watch import Watch
 log = logging.getLogger(__name__)
 
 REQUESTS_BYTES = 32 * MIB  # what the buffers of many large requests take at once: 25 MiB seen while it was swapped to
+INODES = 1024  # looked at in one stretch
 MAX_DESCRIPTORS = 4096  # O_PATH ones; half of what the process may have, if that is less
 
 
@@ -233,8 +234,11 @@ class Guest:
         """Drop the clean pages of everything (`1` or an empty line) or of one file, by its path in the mount."""
         path = data.removesuffix(b"\n")
         if path in (b"", b"1", b"/", b"."):
-            for inode in self.inodes.known():
+            for count, inode in enumerate(self.inodes.known(), 1):
                 self.content.renew(inode)
+                if count % INODES == 0:
+                    await trio.lowlevel.checkpoint()
+            await self.precache.discards.finish()
             return
         inode = self.inodes.root
         for name in path.strip(b"/").split(b"/"):
@@ -246,6 +250,7 @@ class Guest:
                 raise BadControlInput(f"no such file in the mount: {os.fsdecode(path)}")
             inode = found
         self.content.renew(inode)
+        await self.precache.discards.finish()
         self.inodes.forget(inode.number, 0)  # the kernel may never have asked for it
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -253,6 +258,7 @@ class Guest:
         async with trio.open_nursery() as nursery:
             self.reader.nursery = nursery
             nursery.start_soon(self.precache.run)
+            nursery.start_soon(self.precache.discards.run)
             nursery.start_soon(self.kernel.run)
             if self.writeback is not None:
                 nursery.start_soon(self.writeback.run)
@@ -285,6 +291,7 @@ class Guest:
     def check(self) -> None:
         """Raise AssertionError unless every part is consistent."""
         self.cache.check()
+        self.precache.discards.check()
         self.inodes.check()
         self.descriptors.check()
         if self.ballooning is not None:

@@ -146,17 +146,20 @@ class Pool:
         self._counters.flushes += 1
         return True
 
-    def flush_object(self, obj: int) -> int:
-        """Remove all pages of an object; give how many."""
-        removed = self._remove_object(obj)
+    def flush_object(self, obj: int, most: int | None = None) -> int:
+        """Remove all pages of an object, or up to `most`, those that were put last; give how many."""
+        removed = self._remove_object(obj, most)
         self._counters.flushes += removed
         return removed
 
-    def _remove_object(self, obj: int) -> int:
-        entries = list(self._objects.get(obj, {}).values())
-        for entry in entries:
-            self._store.remove(entry)
-        return len(entries)
+    def _remove_object(self, obj: int, most: int | None = None) -> int:
+        pages = self._objects.get(obj)
+        if pages is None:
+            return 0
+        count = len(pages) if most is None else min(most, len(pages))
+        for _ in range(count):
+            self._store.remove_last(pages)
+        return count
 
     def freeze(self) -> None:
         """Refuse new pages from now on."""

@@ -103,10 +103,19 @@ class Store:
         pages = entries.pages[entry]
         assert pages is not None
         del pages[entries.index[entry]]
+        self._unlink(entry, pages)
+
+    def remove_last(self, pages: ObjectPages) -> None:
+        """Remove the entry of an object that was linked last."""
+        # Not one of the first: a dict walks over what was deleted at its beginning, again for each step of many.
+        self._unlink(pages.popitem()[1], pages)
+
+    def _unlink(self, entry: int, pages: ObjectPages) -> None:
+        """Remove an entry that its object has no more."""
         if not pages:
             del pages.home[pages.obj]
         pages.counters.pages -= 1
-        entries.pages[entry] = None
+        self.entries.pages[entry] = None
         self._drop(entry)
 
     def _drop(self, entry: int) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tmem import Tmem
 from tmem.arena import SLAB_SIZE, EmbeddedArena
-from tmemfs.cache.pagecache import PAGE_SIZE, USED, PageCache
+from tmemfs.cache.pagecache import PAGE_SIZE, USED, PageCache, PageTable
 from tmemfs.cache.precache import Precache
 
 PAGES_A_SLAB = SLAB_SIZE // PAGE_SIZE
@@ -38,10 +38,8 @@ class Sizes:
 class _File:
     """The one file whose pages the trace asks for."""
 
-    oid = 1
-
     def __init__(self) -> None:
-        self.pages: dict[int, int] = {}
+        self.pages = PageTable()
 
 
 def replay_real(trace: Iterable[int], sizes: Sizes) -> int:

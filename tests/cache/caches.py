@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tmemfs.cache.pagecache import PAGE_SIZE, PageCache
+from tmemfs.cache.pagecache import PAGE_SIZE, PageCache, PageTable
 
 MIB = 1 << 20
 
@@ -11,7 +11,7 @@ class Owner:
     """A file, as far as the cache is concerned."""
 
     def __init__(self) -> None:
-        self.pages: dict[int, int] = {}
+        self.pages = PageTable()
 
 
 def make(frames: int, *, queueing: bool = True, limit: int = 4 * MIB) -> PageCache:
@@ -28,4 +28,5 @@ def resize(cache: PageCache, capacity: int) -> None:
     while cache.excess and cache.queue_victims(min(64, cache.excess)):
         while (frame := cache.next_victim()) >= 0:
             cache.evict(frame)
-    cache.settle()
+    while cache.settle(8):
+        pass

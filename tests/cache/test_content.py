@@ -65,10 +65,10 @@ async def test_renew_keeps_dirty_pages_only_and_a_late_put_is_never_found(make_p
     await parts.read(file, 0, 10 * PAGE_SIZE)
     parts.cache.soil(file.inode.pages[3])
     file.inode.dirty.add(3)
-    old = file.inode.oid
+    old = file.inode.pages.oid
     parts.content.renew(file.inode)
     assert list(file.inode.pages) == [3]
-    assert file.inode.oid > old
+    assert file.inode.pages.oid > old
     assert parts.pool is not None
     parts.pool.put(old, 5, page_of(99))
     assert await parts.read(file, 5 * PAGE_SIZE, PAGE_SIZE) == pages_of(1, 10)[5 * PAGE_SIZE : 6 * PAGE_SIZE]
@@ -118,6 +118,7 @@ async def test_forget_leaves_no_trace_of_a_file(make_parts: MakeParts) -> None:
     parts.evict_all()
     await parts.read(file, 0, 5 * PAGE_SIZE)
     parts.content.forget(file.inode)
+    await parts.precache.discards.finish()
     assert parts.cache.resident == 0
     assert parts.tmem is not None
     assert parts.tmem.stats().pages == 0

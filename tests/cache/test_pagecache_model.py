@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.cache.caches import Owner, content, make, resize
 from tests.parts import page_of, pages_of
-from tmemfs.cache.pagecache import FREE, PAGE_SIZE, USED
+from tmemfs.cache.pagecache import FREE, PAGE_SIZE, USED, PageTable
 
 OWNERS = st.integers(0, 2)
 INDEXES = st.integers(0, 40)
@@ -26,6 +26,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.owners = [Owner() for _ in range(3)]
         self.model: list[dict[int, bytes]] = [{}, {}, {}]
         self.dirty: list[set[int]] = [set(), set(), set()]
+        self.discarded: list[PageTable] = []
         self.settled = True
 
     def forget_lost(self) -> None:
@@ -90,10 +91,11 @@ class CacheMachine(RuleBasedStateMachine):
             frame = self.cache.next_victim()
             if frame < 0:
                 break
-            owner, index = self.cache.describe(frame)
-            who = next(number for number, one in enumerate(self.owners) if one is owner)
-            assert index not in self.dirty[who]
-            assert bytes(self.cache.page(frame)) == self.model[who][index]
+            table, index = self.cache.describe(frame)
+            if not table.discarded:
+                who = next(number for number, one in enumerate(self.owners) if one.pages is table)
+                assert index not in self.dirty[who]
+                assert bytes(self.cache.page(frame)) == self.model[who][index]
             self.cache.evict(frame)
         self.forget_lost()
 
@@ -124,10 +126,18 @@ class CacheMachine(RuleBasedStateMachine):
         self.forget_lost()
 
     @rule(who=OWNERS)
-    def remove_clean(self, who: int) -> None:
-        self.cache.remove_clean(self.owners[who])
-        assert self.owners[who].pages.keys() == self.dirty[who]
+    def renew(self, who: int) -> None:
+        old = self.owners[who].pages
+        new = self.owners[who].pages = self.cache.split(old, self.dirty[who])
+        assert new.keys() == self.dirty[who]
+        self.discarded.append(old)
         self.forget_lost()
+
+    @rule(most=st.integers(1, 12))
+    def free_some(self, most: int) -> None:
+        for table in self.discarded:
+            left = len(table)
+            assert self.cache.free_some(table, most) == min(most, left) == left - len(table)
 
     @rule(frames=FRAMES)
     def begin_resize(self, frames: int) -> None:
@@ -143,9 +153,10 @@ class CacheMachine(RuleBasedStateMachine):
         self.forget_lost()
 
     @precondition(lambda self: not self.settled)
-    @rule()
-    def settle(self) -> None:
-        self.cache.settle()
+    @rule(most=st.integers(1, 48))
+    def settle(self, most: int) -> None:
+        while self.cache.settle(most):
+            pass
         self.settled = len(self.cache.ref) == self.cache.frames
         self.forget_lost()
 
@@ -153,7 +164,8 @@ class CacheMachine(RuleBasedStateMachine):
     def consistent(self) -> None:
         self.cache.check()
         assert self.cache.dirty_pages == sum(map(len, self.dirty))
-        assert self.cache.resident == sum(len(owner.pages) for owner in self.owners)
+        held = [*(owner.pages for owner in self.owners), *self.discarded]
+        assert self.cache.resident == sum(map(len, held))
         if self.settled:
             assert self.cache.resident <= self.cache.frames
 

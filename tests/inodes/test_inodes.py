@@ -11,7 +11,7 @@ import trio
 from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of, pass_ticks
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
-from tmemfs.inodes.inodes import OWN_NUMBERS, PARKED_MIN, ROOT
+from tmemfs.inodes.inodes import OWN_NUMBERS, ROOT
 from tmemfs.names.tree import Tree
 
 __all__ = ["make_parts"]
@@ -152,11 +152,23 @@ async def test_a_parked_inode_that_lost_its_pages_is_nowhere_once_it_is_forgotte
     parts.inodes.forget(file.inode.number, 0)
     parts.check()
     assert len(parts.inodes) == 1
-    for number in range(PARKED_MIN + 1):  # enough for a sweep over those that are parked
-        parked = parts.make(f"f{number}", b"x")
-        await parts.read(parked, 0, 1)
-        os.close(parts.files.remove(parked.number).fd)
-        parts.inodes.forget(parked.inode.number, parked.inode.lookups)
+
+
+@in_trio
+async def test_parked_inodes_without_pages_go_as_others_come(make_parts: MakeParts) -> None:
+    parts = make_parts()
+
+    async def park(name: str) -> Inode:
+        file = parts.make(name, b"x")
+        await parts.read(file, 0, 1)
+        os.close(parts.files.remove(file.number).fd)
+        parts.inodes.forget(file.inode.number, file.inode.lookups)
+        return file.inode
+
+    for number in range(20):
+        parts.content.renew(await park(f"a{number}"))
+    kept = [await park(f"b{number}") for number in range(20)]
+    assert set(parts.inodes.known()) == {parts.inodes.root, *kept}
 
 
 @in_trio
@@ -181,7 +193,7 @@ async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_par
     new = parts.inodes.enter(parts.inodes.root, b"new", st, parts.inodes.start())
     assert new is not old
     assert not new.pages
-    assert new.oid != old.oid
+    assert new.pages.oid != old.pages.oid
     assert (new.number, new.generation) == (old.number, old.generation + 1)
 
 

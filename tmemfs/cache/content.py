@@ -8,20 +8,12 @@ joins it any more.
 
 from __future__ import annotations
 
-import itertools
 from typing import Protocol
 
 import trio
 
-from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE, USED, PageCache
-from tmemfs.cache.precache import PooledOwner, Precache
-
-_object_numbers = itertools.count(1)
-
-
-def next_object_number() -> int:
-    """Return a number that no object of this guest ever had."""
-    return next(_object_numbers)
+from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE, USED, PageCache, PageOwner
+from tmemfs.cache.precache import MANY, Precache
 
 
 class Fill:
@@ -40,7 +32,7 @@ class Fill:
         self.error: OSError | None = None
 
 
-class CachedFile(PooledOwner, Protocol):
+class CachedFile(PageOwner, Protocol):
     """A file with cached pages and reads in flight."""
 
     fills: dict[int, Fill]
@@ -72,31 +64,38 @@ class Content:
                 del file.fills[index]
 
     def drop(self, file: CachedFile, first: int, last: int) -> None:
-        """Forget pages first..last everywhere, dirty ones too."""
+        """Forget pages first..last everywhere, dirty ones too; where they are many, all clean ones."""
         self.poison(file, first, last)
-        self.cache.remove(file, first, last)
-        file.dirty = {index for index in file.dirty if not first <= index <= last}
+        self._remove(file, first, last)
         self.precache.flush(file, first, last)
 
-    def renew(self, file: CachedFile) -> None:
-        """Forget all clean pages: the file changed underneath. The object gets a new number.
+    def _remove(self, file: CachedFile, first: int, last: int) -> None:
+        """Forget cached pages first..last, dirty ones too; where they are many, all clean ones."""
+        for index in [index for index in file.dirty if first <= index <= last]:
+            file.dirty.discard(index)
+            self.cache.clean(file.pages[index])
+        if min(last - first, len(file.pages)) > MANY:
+            self.renew(file)
+        else:
+            self.cache.remove(file, first, last)
 
-        A put of the old generation that comes late goes under the old number and is never found.
+    def renew(self, file: CachedFile) -> None:
+        """Forget all clean pages: the file changed underneath. Its page table and its object are new ones.
+
+        A put of the old generation that comes late is left out.
         """
         self.poison(file, 0, _LAST)
-        self.cache.remove_clean(file)
-        self.precache.flush_object(file)
-        file.oid = next_object_number()
+        old, pool = file.pages, self.precache.pool
+        if old or (pool is not None and pool.has_object(old.oid)):
+            file.pages = self.cache.split(old, file.dirty)
+            self.precache.discards.add(old)
 
     def forget(self, file: CachedFile) -> None:
         """Forget everything of a file that nobody can open any more."""
-        pool = self.precache.pool
-        if not (file.pages or file.fills or file.dirty or (pool is not None and pool.has_object(file.oid))):
-            return
-        self.poison(file, 0, _LAST)
-        self.cache.remove(file, 0, _LAST)
+        for index in file.dirty:
+            self.cache.clean(file.pages[index])
         file.dirty.clear()
-        self.precache.flush_object(file)
+        self.renew(file)
 
     def overwrite(self, file: CachedFile, offset: int, data: bytes | memoryview) -> None:
         """Bring resident pages up to date with bytes that the backing has taken."""
@@ -118,15 +117,10 @@ class Content:
         """Follow a truncation: nothing beyond `size` stays, and the last page ends in zeros."""
         boundary = size >> PAGE_SHIFT
         self.poison(file, boundary, _LAST)
-        keep = boundary if size & (PAGE_SIZE - 1) else boundary - 1  # the last page with a byte of the file
-        self.cache.remove(file, keep + 1, _LAST)
-        file.dirty = {index for index in file.dirty if index <= keep}
-        if self.precache.pool is not None and self.precache.pool.has_object(file.oid):
-            old_last = max(0, max(file.size, size) - 1) >> PAGE_SHIFT
-            if old_last - boundary > 4096:
-                self.precache.flush_object(file)
-            else:
-                self.precache.flush(file, boundary, old_last)
+        old_last = max(0, max(file.size, size) - 1) >> PAGE_SHIFT
+        self.precache.flush(file, boundary, old_last)
+        beyond = boundary + bool(size & (PAGE_SIZE - 1))  # the first page without a byte of the file
+        self._remove(file, beyond, old_last if len(file.pages) > MANY else _LAST)
         frame = file.pages.get(boundary)
         if frame is not None:
             start = size & (PAGE_SIZE - 1)

@@ -6,6 +6,7 @@ of `bytearray.find`.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from array import array
 from typing import Protocol
@@ -24,10 +25,33 @@ IDLE, USED, QUEUED, FREE = 0, 1, 2, 3
 SKEW = 64
 
 
-class PageOwner(Protocol):
-    """A file, as the cache sees it: a table from page number to frame."""
+_object_numbers = itertools.count(1)
 
-    pages: dict[int, int]
+
+class PageTable(dict[int, int]):
+    """The cached pages of one generation of a file: page number to frame.
+
+    Frames refer to the table and not to the file: a file that forgets many pages takes a new table, and those of the
+    old one are freed in steps. `oid` is the number that the pool knows them by; no other table ever has it.
+    """
+
+    __slots__ = ("discarded", "oid")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.discarded = False  # no file has it any more
+        self.oid = next(_object_numbers)
+
+    def renumber(self) -> int:
+        """Have the pool know nothing of these pages; return the number under which it may know some."""
+        old, self.oid = self.oid, next(_object_numbers)
+        return old
+
+
+class PageOwner(Protocol):
+    """A file, as the cache sees it."""
+
+    pages: PageTable
 
 
 class Frames:
@@ -44,7 +68,7 @@ class Frames:
         self.pool_bit = bytearray()
         self.passing = bytearray()  # set by the admission: evicted without being queued for the pool
         self.dirty = bytearray()
-        self._owner: list[PageOwner | None] = []
+        self._owner: list[PageTable | None] = []
         self._index = array("Q")
         self._extend(self.frames)
 
@@ -57,11 +81,11 @@ class Frames:
         """Give the bytes of a frame; valid until the next await."""
         return self.view[frame << PAGE_SHIFT : (frame + 1) << PAGE_SHIFT]
 
-    def describe(self, frame: int) -> tuple[PageOwner, int]:
-        """Tell whose page a used frame holds, and which."""
-        owner = self._owner[frame]
-        assert owner is not None
-        return owner, self._index[frame]
+    def describe(self, frame: int) -> tuple[PageTable, int]:
+        """Tell which page of which table a used frame holds."""
+        table = self._owner[frame]
+        assert table is not None
+        return table, self._index[frame]
 
     def _extend(self, count: int) -> None:
         """Make free frames of what is still unused of the mapping, so that there are `count`."""
@@ -72,21 +96,21 @@ class Frames:
         self._owner.extend([None] * grown)
         self._index.extend([0] * grown)
 
-    def _cut_off(self) -> None:
-        """Return the memory of the frames above the bound, which are all free, to the system."""
-        start = (self.frames + 1) << PAGE_SHIFT  # the page before is shared with the last frame, because of SKEW
-        memory.give_back(self._map, start, (len(self.ref) - self.frames) << PAGE_SHIFT)
+    def _cut_off(self, first: int) -> None:
+        """Return the memory of the frames from `first` on, which are all free, to the system."""
+        start = (first + 1) << PAGE_SHIFT  # the page before is shared with the last frame, because of SKEW
+        memory.give_back(self._map, start, (len(self.ref) - first) << PAGE_SHIFT)
         for table in (self.ref, self.pool_bit, self.passing, self.dirty, self._owner, self._index):
-            del table[self.frames :]
+            del table[first:]
 
     def _copy(self, frame: int, target: int) -> None:
-        """Copy a page into a free frame, with its marks, and have its owner find it there."""
-        owner, index = self.describe(frame)
+        """Copy a page into a free frame, with its marks, and have its table lead there."""
+        pages, index = self.describe(frame)
         self.page(target)[:] = self.page(frame)
         for table in (self.ref, self.pool_bit, self.passing, self.dirty):
             table[target] = table[frame]
-        self._owner[target], self._index[target] = owner, index
-        owner.pages[index] = target
+        self._owner[target], self._index[target] = pages, index
+        pages[index] = target
         self._owner[frame] = None
         self.ref[frame], self.dirty[frame] = FREE, 0
 

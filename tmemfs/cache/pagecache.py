@@ -16,13 +16,15 @@ Nothing in here awaits: between two awaits of its users the cache does not chang
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import compress
 
-from tmemfs.cache.frames import FREE, IDLE, PAGE_SHIFT, PAGE_SIZE, QUEUED, USED, Frames, PageOwner
+from tmemfs.cache.frames import FREE, IDLE, PAGE_SHIFT, PAGE_SIZE, QUEUED, USED, Frames, PageOwner, PageTable
 
-__all__ = ["FREE", "IDLE", "PAGE_SHIFT", "PAGE_SIZE", "QUEUED", "USED", "PageCache", "PageOwner"]
+__all__ = ["FREE", "IDLE", "PAGE_SHIFT", "PAGE_SIZE", "QUEUED", "USED", "PageCache", "PageOwner", "PageTable"]
 
 _AGED = bytes([IDLE, IDLE, QUEUED, FREE]) + bytes(range(4, 256))
+_IS_FREE = bytes(mark == FREE for mark in range(256))
 
 MAX_RESERVE = 512
 MAX_AHEAD = 4096
@@ -94,7 +96,7 @@ class PageCache(Frames):
         self.ref[frame] = USED if ahead else IDLE
         self.pool_bit[frame] = pool_bit
         self.passing[frame] = passing
-        self._owner[frame] = owner
+        self._owner[frame] = owner.pages
         self._index[frame] = index
         owner.pages[index] = frame
         self.resident += 1
@@ -176,8 +178,8 @@ class PageCache(Frames):
     def evict(self, frame: int) -> None:
         """Free the frame of a clean page."""
         self.evictions += 1
-        owner, index = self.describe(frame)
-        del owner.pages[index]
+        table, index = self.describe(frame)
+        del table[index]
         self._release(frame)
 
     def _release(self, frame: int) -> None:
@@ -199,12 +201,21 @@ class PageCache(Frames):
         for index in found:
             self._release(pages.pop(index))
 
-    def remove_clean(self, owner: PageOwner) -> None:
-        """Forget all clean pages of the owner; dirty ones stay."""
-        for index, frame in list(owner.pages.items()):
-            if not self.dirty[frame]:
-                del owner.pages[index]
-                self._release(frame)
+    def split(self, table: PageTable, kept: Iterable[int]) -> PageTable:
+        """Move some pages of a table, and no others, to a new one, and return that; the old one is discarded."""
+        new = PageTable()
+        for index in kept:
+            new[index] = frame = table.pop(index)
+            self._owner[frame] = new
+        table.discarded = True
+        return new
+
+    def free_some(self, table: PageTable, most: int) -> int:
+        """Free up to so many pages of a discarded table; return how many."""
+        count = min(most, len(table))
+        for _ in range(count):
+            self._release(table.popitem()[1])
+        return count
 
     # -- dirty pages ---------------------------------------------------------------------------------------------
 
@@ -231,7 +242,7 @@ class PageCache(Frames):
             raise ValueError(f"the cache can grow to {self._limit << PAGE_SHIFT} bytes at most")
         self._extend(frames)
         self.frames = frames
-        self._free = deque(frame for frame in range(frames) if self.ref[frame] == FREE)
+        self._free = deque(compress(range(frames), self.ref.translate(_IS_FREE)))  # 8 ns a frame
         self._set_bounds()
 
     @property
@@ -244,19 +255,21 @@ class PageCache(Frames):
         """True unless a shrink still waits for dirty pages."""
         return len(self.ref) == self.frames
 
-    def settle(self) -> None:
-        """Finish a shrink: move what lives above the bound below it, and return the memory above to the system."""
-        known = len(self.ref)
-        if known == self.frames:
-            return
-        for frame in range(self.frames, known):
+    def settle(self, most: int) -> bool:
+        """Go on with a shrink by up to so many frames; False when there is nothing more to do for now.
+
+        What lives in the highest frames moves below the bound, and their memory is returned to the system.
+        """
+        first = max(self.frames, len(self.ref) - most)
+        for frame in range(first, len(self.ref)):
             if self.ref[frame] != FREE:
                 self._move(frame)
-        if any(self.ref[frame] != FREE for frame in range(self.frames, known)):
-            return  # dirty pages fill the cache: the next call settles
-        self._cut_off()
-        self.victims = deque(frame for frame in self.victims if frame < self.frames)
-        self._hand = 0
+        if self.settled or self.ref.count(FREE, first) < len(self.ref) - first:
+            return False  # in the second case, dirty pages fill the cache: a later call settles
+        self._cut_off(first)
+        self.victims = deque(frame for frame in self.victims if frame < first)
+        self._hand = min(self._hand, first)
+        return not self.settled
 
     def _move(self, frame: int) -> None:
         """Copy a page from above the bound into a free frame below it, or drop it when it is clean."""
@@ -289,6 +302,6 @@ class PageCache(Frames):
             assert (frame in used) != (self.ref[frame] == FREE)
             assert frame in used or frame in free or frame >= self.frames
         for frame in used:
-            owner, index = self.describe(frame)
-            assert owner.pages[index] == frame
+            table, index = self.describe(frame)
+            assert table[index] == frame
             assert self.ref[frame] != QUEUED or frame in self.victims

@@ -8,23 +8,18 @@ the cache or in the pool, never in both and never, without being counted as drop
 from __future__ import annotations
 
 import time
-from typing import Protocol
 
 import trio
 
 from tmem import Pool
 from tmemfs.cache.admission import Admission
+from tmemfs.cache.discards import Discards
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache, PageOwner
 
 MANY = 4096  # pages; a failed truncate to 2**62 bytes must not be a loop over 2**50 of them
 STEP = 64  # pages that leave a shrinking cache between two such looks
+FRAMES = 1024  # of a cache that has shrunk, given back between two
 BATCH = 16  # pages put between two looks at the requests: about 200 µs
-
-
-class PooledOwner(PageOwner, Protocol):
-    """A file with the object number of its present generation."""
-
-    oid: int
 
 
 class Precache:
@@ -33,6 +28,7 @@ class Precache:
     def __init__(self, cache: PageCache, pool: Pool | None) -> None:
         self._cache = cache
         self.pool = pool
+        self.discards = Discards(cache, pool)
         self.admission = Admission()
         self._wake = trio.Event()
         cache.on_victims = self._wake_up
@@ -40,11 +36,11 @@ class Precache:
     def _wake_up(self) -> None:
         self._wake.set()
 
-    def get(self, owner: PooledOwner, index: int) -> bytes | None:
+    def get(self, owner: PageOwner, index: int) -> bytes | None:
         """Take a page out of the pool; the caller owes it to the cache before its next await."""
-        return self.pool.get(owner.oid, index) if self.pool is not None else None
+        return self.pool.get(owner.pages.oid, index) if self.pool is not None else None
 
-    def accept(self, owner: PooledOwner, index: int, page: bytes) -> None:
+    def accept(self, owner: PageOwner, index: int, page: bytes) -> None:
         """Move a page that was got into the cache.
 
         A reader that gets faster than the drain puts would have the cache drop pages: here it exchanges, a put for a
@@ -56,34 +52,29 @@ class Precache:
         if self._cache.free_frames:
             self._cache.insert_page(owner, index, page, True)
         elif self.pool is not None:
-            self.pool.put(owner.oid, index, page, True)  # a shrink is taking the frames, or all pages are dirty
+            self.pool.put(owner.pages.oid, index, page, True)  # a shrink is taking the frames, or all pages are dirty
 
-    def holds(self, owner: PooledOwner, index: int) -> bool:
+    def holds(self, owner: PageOwner, index: int) -> bool:
         """Tell whether a get would be likely to hit, without counting."""
-        return self.pool is not None and self.pool.holds(owner.oid, index)
+        return self.pool is not None and self.pool.holds(owner.pages.oid, index)
 
-    def passes(self, owner: PooledOwner, first: int, last: int, started: float) -> bool:
+    def passes(self, owner: PageOwner, first: int, last: int, started: float) -> bool:
         """Tell whether pages whose reading ahead began at `started` are not worth a put when they are evicted."""
         if self.pool is None:
             return False
         reach, now = self._cache.frames + self.pool.reach, trio.current_time()
         busy = time.thread_time()
-        return self.admission.passes(owner.oid, first, last, reach=reach, now=now, busy=busy, took=now - started)
+        return self.admission.passes(owner.pages.oid, first, last, reach=reach, now=now, busy=busy, took=now - started)
 
-    def flush(self, owner: PooledOwner, first: int, last: int) -> None:
+    def flush(self, owner: PageOwner, first: int, last: int) -> None:
         """Make sure that the pool has none of the owner's pages first..last (where they are many: none at all)."""
-        pool = self.pool
-        if pool is not None and pool.has_object(owner.oid):
+        pool, table = self.pool, owner.pages
+        if pool is not None and pool.has_object(table.oid):
             if last - first > MANY:
-                pool.flush_object(owner.oid)
+                self.discards.add_object(table.renumber())
                 return
             for index in range(first, last + 1):
-                pool.flush_page(owner.oid, index)
-
-    def flush_object(self, owner: PooledOwner) -> None:
-        """Make sure that the pool has nothing of the owner's generation."""
-        if self.pool is not None:
-            self.pool.flush_object(owner.oid)
+                pool.flush_page(table.oid, index)
 
     def drain(self, count: int) -> int:
         """Put up to `count` victims into the pool and free their frames. Return how many."""
@@ -93,8 +84,9 @@ class Precache:
             if frame < 0:
                 return done
             if pool is not None:
-                owner, index = cache.describe(frame)
-                pool.put(owner.oid, index, cache.page(frame), bool(cache.pool_bit[frame]))  # type: ignore[attr-defined]
+                table, index = cache.describe(frame)
+                if not table.discarded:
+                    pool.put(table.oid, index, cache.page(frame), bool(cache.pool_bit[frame]))
             cache.evict(frame)
         return count
 
@@ -122,7 +114,8 @@ class Precache:
         cache.set_capacity(capacity)
         while await self._shed(cache.excess):
             pass  # what is left then is dirty, and leaves as it is written back
-        cache.settle()
+        while cache.settle(FRAMES):
+            await trio.lowlevel.checkpoint()
 
     async def _shed(self, surplus: int) -> bool:
         """Move some of so many pages into the pool; False when there was none to move."""

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import trio
+
 from tmem import PAGE_SIZE, PageCorrupt, Tmem
 from tmemfs.hswap.overflow import OverflowFile
 from tmemfs.hswap.places import FIRST_SLOT, LOST, NOWHERE, POOL, Places
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 OBJECT = 0  # the one object of the pool
 ZEROS = bytes(PAGE_SIZE)
 BATCH = 32  # pages moved to the overflow file in one write
+CLEARED = 256  # pages of the pool that are flushed in one stretch
 FULL_SECONDS = 0.1  # after a refusal, pages that are read stay where they are for so long
 
 
@@ -316,7 +319,11 @@ class Hswap:
             if self.opens:
                 raise OSError(errno.EBUSY, "the swap-like file is open")
             self.counters.flushes += self.places.pool_pages + self.places.overflow_pages + self.places.lost_pages
-            self._pool.flush_object(OBJECT)
+            while pages := self.places.coldest(CLEARED):
+                for page in pages:
+                    self._pool.flush_page(OBJECT, page)
+                    self.places.move(page, NOWHERE)
+                await trio.lowlevel.checkpoint()
             self.places.clear()
             self._overflow.clear()
 

@@ -6,7 +6,8 @@ import os
 
 import trio
 
-from tmemfs.cache.content import Fill, next_object_number
+from tmemfs.cache.content import Fill
+from tmemfs.cache.pagecache import PageTable
 from tmemfs.inodes.writeerrors import WriteErrors
 
 Version = tuple[int, ...]
@@ -34,7 +35,6 @@ class Inode:
         "lookups",
         "no_caps",
         "number",
-        "oid",
         "open_descriptors",
         "opens",
         "pages",
@@ -69,8 +69,7 @@ class Inode:
         self.absent: Absent = ()  # extended attributes that it does not have, and the errno that says so
         self.absent_until = 0.0  # how long that is believed
         self.no_caps = False  # known to have no security.capability
-        self.oid = next_object_number()
-        self.pages: dict[int, int] = {}
+        self.pages = PageTable()
         self.fills: dict[int, Fill] = {}
         self.dirty: set[int] = set()  # page numbers
         self.errors = WriteErrors()  # of write-backs, owed to fsync and close

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,7 +26,6 @@ from tmemfs.inodes.inode import Inode, Version
 
 ROOT = 1
 OWN_NUMBERS = 1 << 48  # from here on: numbers that the backing could not give uniquely
-PARKED_MIN = 1024
 
 
 def version_of(version_by: str) -> Callable[[os.stat_result], Version]:
@@ -51,8 +51,7 @@ class InodeTable:
         self.root.lookups = 1
         self._by_number: dict[int, Inode] = {ROOT: self.root}
         self._by_key: dict[tuple[int, int], Inode] = {self.root.key: self.root}
-        self._parked: dict[int, Inode] = {}
-        self._sweep_at = PARKED_MIN
+        self._parked: OrderedDict[int, Inode] = OrderedDict()
         self.tick = 0
         self._renamed: dict[int, set[Inode]] = {}  # by change of names under way
         self.invalidations = 0  # mismatches: files that others changed
@@ -228,8 +227,7 @@ class InodeTable:
         if self._worth_parking(inode):
             self._parked[number] = inode
             inode.listing = None
-            if len(self._parked) > self._sweep_at:
-                self._sweep()
+            self._sweep()
         else:
             self._remove(inode)
         self._descriptors.drop(inode)
@@ -242,15 +240,20 @@ class InodeTable:
 
     def _worth_parking(self, inode: Inode) -> bool:
         pool = self._content.precache.pool
-        held = inode.pages or inode.dirty or inode.fills or (pool is not None and pool.has_object(inode.oid))
+        held = inode.pages or inode.dirty or inode.fills or (pool is not None and pool.has_object(inode.pages.oid))
         return bool(held) and not inode.unlinked
 
     def _sweep(self) -> None:
-        """Remove parked inodes whose pages have all gone; the next sweep is due at twice what is left."""
-        for inode in list(self._parked.values()):
-            if not self._worth_parking(inode):
+        """Look at the two inodes parked longest ago, and remove those whose pages have all gone.
+
+        Two for each that comes: so they do not pile up, and nobody waits for a walk over all of them.
+        """
+        for _ in range(min(2, len(self._parked))):
+            number, inode = self._parked.popitem(last=False)
+            if self._worth_parking(inode):
+                self._parked[number] = inode
+            else:
                 self._remove(inode)
-        self._sweep_at = max(PARKED_MIN, 2 * len(self._parked))
 
     def _remove(self, inode: Inode) -> None:
         self._content.forget(inode)

@@ -167,13 +167,12 @@ class Watch:
         self._removed.clear()
         log.warning("too many changes at once: events were lost; open files are read anew, all names looked at again")
         known = self._inodes.known()
-        for inode in known:
+        for count, inode in enumerate(known, 1):
             inode.listing = None
             self._inodes.expire(inode)
             if inode.opens:
                 self._content.renew(inode)
                 self._inodes.on_mismatch(inode)
-        for count, inode in enumerate(known, 1):
             self._kernel.forget_attributes(inode.number)
             for directory, name in inode.locations:
                 if directory.watch > 0:

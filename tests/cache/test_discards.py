@@ -1,0 +1,161 @@
+"""A file forgets any number of pages at once; they are freed in steps. What one stretch of a task frees is counted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+import trio
+
+from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, page_of
+from tmemfs.cache.pagecache import PAGE_SIZE, USED
+from tmemfs.cache.precache import MANY
+from tmemfs.data.files import OpenFile
+
+__all__ = ["make_parts"]
+
+CACHED, POOLED = 3 * MANY, 2 * MANY  # pages
+STRETCH = 1100  # pages
+
+
+class Stretches(trio.abc.Instrument):
+    """Find how many pages and frames vanish at most between two checkpoints of one task."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._before = self._held()
+        self.longest = 0
+
+    def _held(self) -> int:
+        pool = self._parts.pool.stats.pages if self._parts.pool is not None else 0
+        return self._parts.cache.resident + pool + len(self._parts.cache.ref)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._before = self._held()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.longest = max(self.longest, self._before - self._held())
+
+
+@contextmanager
+def counted(parts: Parts) -> Iterator[Stretches]:
+    """Count what happens in the block."""
+    found = Stretches(parts)
+    trio.lowlevel.add_instrument(found)
+    try:
+        yield found
+    finally:
+        trio.lowlevel.remove_instrument(found)
+
+
+@asynccontextmanager
+async def large_file(make_parts: MakeParts) -> AsyncIterator[tuple[Parts, OpenFile]]:
+    """Have a file with many pages in the cache and many more in the pool."""
+    parts = make_parts(cache=64 * MIB, pool=64 * MIB)
+    file = parts.make("f", page_of(1))
+    inode, page = file.inode, page_of(1)
+    inode.size = (CACHED + POOLED) * PAGE_SIZE
+    for index in range(CACHED):
+        parts.cache.insert_page(inode, index, page, pool_bit=False)
+    assert parts.pool is not None
+    for index in range(CACHED, CACHED + POOLED):
+        parts.pool.put(inode.pages.oid, index, page)
+    async with parts.running():
+        yield parts, file
+        await parts.precache.discards.finish()
+
+
+async def forget(parts: Parts, file: OpenFile) -> None:
+    parts.content.forget(file.inode)
+
+
+async def renew(parts: Parts, file: OpenFile) -> None:
+    parts.inodes.others_changed(file.inode)
+
+
+async def empty(parts: Parts, file: OpenFile) -> None:
+    parts.content.truncate(file.inode, 0)
+
+
+async def drop(parts: Parts, file: OpenFile) -> None:
+    parts.content.drop(file.inode, 0, 1 << 50)
+
+
+@pytest.mark.parametrize("change", [forget, renew, empty, drop])
+@in_trio
+async def test_no_task_frees_all_pages_of_a_large_file_in_one_stretch(
+    make_parts: MakeParts, change: Callable[[Parts, OpenFile], Awaitable[None]]
+) -> None:
+    async with large_file(make_parts) as (parts, file):
+        with counted(parts) as stretches:
+            await change(parts, file)
+            assert not file.inode.pages, "nothing finds them from here on"
+            assert not parts.pooled(file, CACHED)
+            await trio.lowlevel.checkpoint()
+            parts.check()  # in the middle, too, every frame is accounted for
+            await parts.precache.discards.finish()
+        assert parts.cache.resident == 0
+        assert parts.pool is not None
+        assert parts.pool.stats.pages == 0
+        assert 0 < stretches.longest <= STRETCH
+
+
+@in_trio
+async def test_dirty_pages_of_a_large_file_stay_when_others_change_it(make_parts: MakeParts) -> None:
+    async with large_file(make_parts) as (parts, file):
+        inode = file.inode
+        for index in (5, 700):
+            parts.cache.soil(inode.pages[index])
+            inode.dirty.add(index)
+        parts.inodes.others_changed(inode)
+        assert sorted(inode.pages) == [5, 700]
+        await parts.precache.discards.finish()
+        assert parts.cache.resident == parts.cache.dirty_pages == 2
+        parts.content.forget(inode)
+        assert parts.cache.dirty_pages == 0
+
+
+@in_trio
+async def test_a_large_file_that_loses_its_second_half_keeps_nothing_beyond_its_end(make_parts: MakeParts) -> None:
+    async with large_file(make_parts) as (parts, file):
+        size = (CACHED // 3) * PAGE_SIZE
+        with counted(parts) as stretches:
+            parts.content.truncate(file.inode, size)
+            assert not [index for index in file.inode.pages if index >= CACHED // 3]
+            await parts.precache.discards.finish()
+        assert stretches.longest <= STRETCH
+        assert not parts.pooled(file, CACHED + 5)
+
+
+@in_trio
+async def test_a_truncation_by_a_few_pages_keeps_the_others(make_parts: MakeParts) -> None:
+    async with large_file(make_parts) as (parts, file):
+        file.inode.size = CACHED * PAGE_SIZE
+        parts.content.truncate(file.inode, (CACHED - 100) * PAGE_SIZE + 5)
+        assert len(file.inode.pages) == CACHED - 99
+
+
+@in_trio
+async def test_a_queued_page_that_was_forgotten_is_not_put_into_the_pool(make_parts: MakeParts) -> None:
+    async with large_file(make_parts) as (parts, file):
+        parts.content.drop(file.inode, CACHED, CACHED + POOLED)
+        await parts.precache.discards.finish()
+        parts.cache.queue_victims(64)
+        parts.content.renew(file.inode)
+        parts.precache.drain(64)
+        assert parts.pool is not None
+        assert parts.pool.stats.pages == 0
+
+
+@in_trio
+async def test_a_shrink_gives_frames_back_in_steps(make_parts: MakeParts) -> None:
+    async with large_file(make_parts) as (parts, file):
+        for frame in list(file.inode.pages.values())[-MANY // 2 :]:  # in high frames, and kept: they have to move
+            parts.cache.ref[frame] = USED
+        with counted(parts) as stretches:
+            await parts.precache.resize(8 * MIB)
+        assert len(parts.cache.ref) == parts.cache.frames == 2048
+        assert parts.cache.resident <= 2048
+        assert stretches.longest <= STRETCH
+        parts.check()
