@@ -7,6 +7,7 @@ import pytest
 from tests.lending.lender.world import Guest, World
 from tmem.lending.lender.actions import GuestFault, Refusal
 from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.taking import STEP, WINDOW
 from tmem.lending.protocol import messages as m
 
 
@@ -309,3 +310,44 @@ def test_a_drained_guest_that_comes_back_gives_back_all_it_claims() -> None:
     here.join(guest, 20, again=True)
     here.settle()
     assert guest.ephemeral == set()
+
+
+# What a few bytes may cost.
+
+
+def test_claims_beyond_what_can_have_been_lent_are_a_fault_and_answered_with_nothing() -> None:
+    here, stranger = World(Lender(1000)), guest_of(1 << 24)
+    here.join(stranger, again=True)
+    stranger.read()
+    stranger.outbox.clear()
+    stranger.say(m.Claim(((0, 1 << 24),), False, True))
+    with pytest.raises(GuestFault, match="more slabs than"):
+        here.hear(stranger)
+    assert not stranger.inbox
+    here.lender.check()
+
+
+def test_a_known_guest_may_claim_only_slabs_as_high_as_any_that_it_was_lent() -> None:
+    here, guest = holding()
+    here.hang_up(guest)
+    here.join(guest, 20, again=True)
+    guest.outbox.clear()
+    guest.say(m.Claim(((50, 1),), False, True))
+    with pytest.raises(GuestFault, match="not lent"):
+        here.hear(guest)
+
+
+def test_a_guest_hears_of_its_losses_at_the_pace_at_which_it_confirms_them() -> None:
+    here, guest = holding(size=1000, ephemeral=1000, persistent=0)
+    there = restarted(here, size=1000, forget=True)
+    other = guest_of(number=2)
+    there.join(other)
+    other.ask(900)
+    there.settle()
+    there.join(guest, again=True)
+    there.hear(guest)
+    told = [message for message in guest.inbox if isinstance(message, m.Taken)]
+    assert len(told) == WINDOW < 900 / STEP
+    there.settle()
+    assert len(guest.ephemeral) == 100
+    assert there.lender.stats().counters["lost_slabs"] == 900

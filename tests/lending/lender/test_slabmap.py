@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmem.lending.lender.slabmap import SlabMap, State, clip, count
+from tmem.lending.lender.slabmap import SlabMap, State
 from tmem.lending.protocol.messages import Runs
 
 TOTAL = 40
@@ -65,15 +65,36 @@ def test_a_slab_beyond_the_arena_is_an_error() -> None:
 def test_a_map_takes_memory_only_for_what_was_lent() -> None:
     slabmap = SlabMap(262_144)
     slabmap.set(slabmap.lowest_free(1000), State.PERSISTENT)
-    assert slabmap.bytes == 1000
+    assert slabmap.size == 1000
     assert slabmap.lowest_free(5) == ((1000, 5),)
     assert slabmap.runs(State.FREE) == ((1000, 261_144),)
 
 
-def test_clipped_runs_hold_so_many_slabs() -> None:
-    runs = ((0, 3), (10, 5))
-    assert [count(clip(runs, most)) for most in (-1, 0, 2, 3, 4, 8, 9)] == [0, 0, 2, 3, 4, 8, 8]
-    assert clip(runs, 4) == ((0, 3), (10, 1))
+def test_two_maps_are_combined_as_a_table_says() -> None:
+    known, claimed = SlabMap(100), SlabMap(100)
+    known.set([(0, 6), (8, 1)], State.EPHEMERAL)
+    claimed.set([(4, 3)], State.PERSISTENT)
+    table = bytearray(256)
+    table[State.EPHEMERAL + 8 * State.PERSISTENT] = State.TAKEN
+    table[State.FREE + 8 * State.PERSISTENT] = State.PERSISTENT
+    known.load(known.combined(claimed, bytes(table)))
+    known.check()
+    assert (known.runs(State.TAKEN), known.runs(State.PERSISTENT)) == (((4, 2),), ((6, 1),))
+    assert known.size == 7
+    known.replace(State.TAKEN, State.FREE)
+    known.check()
+    assert known.lowest_free(100) == ((0, 6), (7, 93))
+
+
+@pytest.mark.parametrize("most", range(6))
+def test_the_first_slabs_of_a_state_keep_it(most: int) -> None:
+    slabmap = SlabMap(20)
+    slabmap.set([(1, 2), (5, 1), (9, 2)], State.EPHEMERAL)
+    slabmap.set([(3, 1)], State.PERSISTENT)
+    slabmap.load(slabmap.with_the_first(most, State.EPHEMERAL, State.TAKEN))
+    slabmap.check()
+    assert slabs(slabmap.runs(State.EPHEMERAL)) == [1, 2, 5, 9, 10][:most]
+    assert slabs(slabmap.runs(State.TAKEN)) == [1, 2, 5, 9, 10][most:]
 
 
 def test_slabs_that_were_never_anything_but_free_take_no_memory() -> None:
@@ -81,5 +102,5 @@ def test_slabs_that_were_never_anything_but_free_take_no_memory() -> None:
     slabmap.set([(3, 2)], State.EPHEMERAL)
     slabmap.set([(0, 3), (5, (1 << 24) - 5)], State.FREE)
     slabmap.check()
-    assert slabmap.bytes == 5
+    assert slabmap.size == 5
     assert slabmap.counts[State.FREE] == (1 << 24) - 2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from tests.lending.lender.world import add, counters, hold, report, world
 from tmem.lending.lender.actions import GuestFault
 from tmem.lending.lender.lender import PATIENCE
 from tmem.lending.lender.stats import Denial
+from tmem.lending.lender.taking import CHUNK
 from tmem.lending.protocol import messages as m
 
 # Taking back.
@@ -147,6 +150,25 @@ def test_who_gives_confirms_or_claims_what_is_not_its_is_at_fault(message: m.Fro
     with pytest.raises(GuestFault):
         here.hear(guest)
     here.lender.check()
+
+
+def test_much_is_taken_in_pieces_and_others_are_heard_between_them() -> None:
+    here = world(4 * CHUNK)
+    away, other = add(here, 4 * CHUNK), add(here)
+    while len(away.ephemeral) < 3 * CHUNK:
+        hold(here, away, 1024)
+    here.hang_up(away)
+    for piece in range(1, 4):
+        if piece == 1:
+            here.perform(here.lender.drain(here.now, away.number))
+        else:
+            assert here.lender.deadline() == -inf, "the rest is taken at once, and not in the same stretch"
+            here.pass_time(0.0)
+        assert counters(here)["taken_slabs"] == piece * CHUNK
+        report(here, other, None)
+    assert here.lender.deadline() is None
+    here.settle()
+    assert here.lender.stats().ephemeral == 0
 
 
 # Persistent slabs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from tmem.lending.lender.division import Standing
@@ -46,6 +47,7 @@ class Account:
     revocation: Revocation | None = None  # the one open Revoke of ephemeral slabs
     serial: int = 0
     unconfirmed: dict[int, Runs] = field(default_factory=dict)  # by the serial of their Taken
+    untold: deque[tuple[int, int]] = field(default_factory=deque)  # runs of taken slabs that no Taken names yet
     excess_audits: int = 0
     revoked: int = 0  # slabs given back when asked
     taken: int = 0  # slabs taken without an answer
@@ -112,9 +114,9 @@ class Account:
         assert self.standing.slabs == self.ephemeral
         assert 0 <= self.debt <= counts[State.EPHEMERAL]
         assert self.floor <= self.cap <= self.map.total
-        unconfirmed = [run for runs in self.unconfirmed.values() for run in runs]
-        assert sum(length for _, length in unconfirmed) == counts[State.TAKEN], "taken slabs that no Taken names"
+        unconfirmed = [run for runs in (*self.unconfirmed.values(), self.untold) for run in runs]
+        assert sum(length for _, length in unconfirmed) == counts[State.TAKEN], "taken slabs of which nobody tells"
         assert self.map.holds(unconfirmed, State.TAKEN)
-        assert self.connected or not (self.revocation or self.unconfirmed or self.claims)
+        assert self.connected or not (self.revocation or self.unconfirmed or self.untold or self.claims)
         if self.revocation is not None:
             assert 0 < self.revocation.outstanding <= self.debt

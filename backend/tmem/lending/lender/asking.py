@@ -73,9 +73,10 @@ class Asking:
 
     def serve(self, now: float) -> None:
         """Give what is free to those who wait for it, and end the Asks for which nothing more will come."""
+        nothing_comes = not self._taking.debts
         for ask in [*self._open.values()]:
             self._give(now, ask)
-            if ask.missing and not self._taking.debts:
+            if ask.missing and nothing_comes:
                 self._end(ask, ask.denial or Denial.YOUNGER)
 
     def _room(self, ask: OpenAsk) -> int:

@@ -15,12 +15,32 @@ from collections.abc import Callable
 from tmem.lending.lender.account import Account
 from tmem.lending.lender.actions import Action, FindHoles, GuestFault, Punch
 from tmem.lending.lender.ledger import Ledger
-from tmem.lending.lender.slabmap import SlabMap, State, clip, count
+from tmem.lending.lender.slabmap import SlabMap, State, count
 from tmem.lending.lender.stats import Counters
 from tmem.lending.lender.taking import Taking
 from tmem.lending.protocol.messages import Claim, Runs
 
-_MAKING = (State.MAKING_EPHEMERAL, State.MAKING_PERSISTENT)
+_NOT_LENT = "it claims slabs that it was not lent"
+
+_FALSE = 7  # no state: a claim to what was not lent
+# What becomes of a slab by what the ledger knows of it and what is claimed, as SlabMap.combined wants it. What is not
+# claimed is free, but for what is being made real, of which the guest has not heard.
+_BY_CLAIM = {
+    State.FREE: {State.FREE: State.FREE, State.EPHEMERAL: State.TAKEN},
+    State.EPHEMERAL: {State.FREE: State.FREE, State.EPHEMERAL: State.EPHEMERAL},
+    State.PERSISTENT: {State.FREE: State.FREE, State.PERSISTENT: State.PERSISTENT},
+    State.MAKING_EPHEMERAL: {State.FREE: State.MAKING_EPHEMERAL},
+    State.MAKING_PERSISTENT: {State.FREE: State.MAKING_PERSISTENT},
+}
+_TABLE = bytearray([_FALSE]) * 256
+for _known, _outcomes in _BY_CLAIM.items():
+    for _claimed, _outcome in _outcomes.items():
+        _TABLE[_known + 8 * _claimed] = _outcome
+_COMPARED = bytes(_TABLE)
+
+
+def _kind(persistent: bool) -> State:
+    return State.PERSISTENT if persistent else State.EPHEMERAL
 
 
 class Claiming:
@@ -32,60 +52,64 @@ class Claiming:
         self._counters = counters
         self._act = act
 
-    def claim(self, account: Account, message: Claim) -> bool:
+    def claim(self, now: float, account: Account, message: Claim) -> bool:
         """Take a part of the claims in; True once all are there and settled."""
-        claims = account.claims
+        claims, slabs = account.claims, count(message.runs)
         if claims is None:
             raise GuestFault("it claims what it was not asked to")
-        if count(claims.split(message.runs).get(State.FREE, ())) != count(message.runs):
+        if count(claims.split(message.runs).get(State.FREE, ())) != slabs:
             raise GuestFault("it claims a slab twice, or one beyond its arena")
-        claims.set(message.runs, State.PERSISTENT if message.persistent else State.EPHEMERAL)
+        if not account.from_before and message.runs and sum(message.runs[-1]) > account.map.size:
+            raise GuestFault(_NOT_LENT)
+        if account.from_before:
+            self._check_bounds(account, message.persistent, slabs + claims.counts[_kind(message.persistent)])
+        claims.set(message.runs, _kind(message.persistent))
         if message.last:
-            self._settle(account, claims)
+            self._settle(now, account, claims)
             account.claims = None
         return message.last
 
-    def _settle(self, account: Account, claimed: SlabMap) -> None:
-        kept, lost = self._believe(account, claimed) if account.from_before else self._compare(account, claimed)
-        named = SlabMap(account.map.total)
-        for runs in (*kept.values(), lost, *(account.map.runs(state) for state in _MAKING)):
-            named.set(runs, State.TAKEN)
-        # The rest is nobody's: what a Lend that was not read would have given, what a late put made real.
-        rest = named.runs(State.FREE)
-        for state, runs in ((State.FREE, rest), *kept.items()):
-            self._ledger.move(account, runs, state)
-        self._act(Punch(account.number, rest))
+    def _check_bounds(self, account: Account, persistent: bool, slabs: int) -> None:
+        """Raise GuestFault for claims of a guest from before that nobody could give it back, whatever else is lent.
+
+        What it holds beyond its booking was taken before it heard of it, and that cannot be more than there is to lend.
+        """
+        if persistent and slabs > max(account.persistent_cap, account.persistent):
+            raise GuestFault("it claims more persistent slabs than its persistent cap")
+        if slabs > account.held + self._ledger.size:
+            raise GuestFault("it claims more slabs than it can have been lent")
+
+    def _settle(self, now: float, account: Account, claimed: SlabMap) -> None:
+        states = self._believe(account, claimed) if account.from_before else self._compare(account, claimed)
+        self._ledger.load(account, states)
+        # What is free now is nobody's: what a Lend that was not read would have given, what a late put made real.
+        self._act(Punch(account.number, account.map.runs(State.FREE)))
+        lost = account.map.runs(State.TAKEN)
         if lost:
             self._counters.lost_slabs += count(lost)
-            self._taking.tell_taken(account, lost)
+            account.untold.extend(lost)
+            self._taking.tell_more(account)
             self._act(Punch(account.number, lost))
-        if account.from_before and kept[State.EPHEMERAL]:
-            self._act(FindHoles(account.number, kept[State.EPHEMERAL]))
+        if account.from_before and account.map.counts[State.EPHEMERAL]:
+            self._act(FindHoles(account.number, account.map.runs(State.EPHEMERAL)))
         account.from_before = False
+        self._taking.gone(now, account, 0)
 
-    def _compare(self, account: Account, claimed: SlabMap) -> tuple[dict[State, Runs], Runs]:
-        """Hold claims against what the ledger knows: what is kept, and what was taken meanwhile."""
-        ephemeral = account.map.split(claimed.runs(State.EPHEMERAL))
-        persistent = account.map.split(claimed.runs(State.PERSISTENT))
-        if persistent.keys() - {State.PERSISTENT} or ephemeral.keys() - {State.EPHEMERAL, State.FREE}:
-            raise GuestFault("it claims slabs that it was not lent")
-        kept = {
-            State.EPHEMERAL: ephemeral.get(State.EPHEMERAL, ()),
-            State.PERSISTENT: persistent.get(State.PERSISTENT, ()),
-        }
-        return kept, ephemeral.get(State.FREE, ())
+    def _compare(self, account: Account, claimed: SlabMap) -> bytearray:
+        """Hold claims against what the ledger knows; what was taken meanwhile is told once more."""
+        states = account.map.combined(claimed, _COMPARED)
+        if _FALSE in states:
+            raise GuestFault(_NOT_LENT)
+        return states
 
-    def _believe(self, account: Account, claimed: SlabMap) -> tuple[dict[State, Runs], Runs]:
-        """Take claims for the truth, within the limits: what is kept, and what there is no room for."""
-        persistent = claimed.runs(State.PERSISTENT)
-        if count(persistent) > max(account.persistent_cap, account.persistent):
-            raise GuestFault("it claims more persistent slabs than its persistent cap")
-        room = account.held + min(self._ledger.free, self._ledger.room(account, False)) - count(persistent)
-        fits = clip(claimed.runs(State.EPHEMERAL), room)
-        claimed.set(fits, State.FREE)
-        refused = claimed.runs(State.EPHEMERAL)
-        self._counters.refused_claims += count(refused)
-        return {State.EPHEMERAL: fits, State.PERSISTENT: persistent}, refused
+    def _believe(self, account: Account, claimed: SlabMap) -> bytearray:
+        """Take claims for the truth, within the limits; what there is no room for is lost."""
+        persistent = claimed.counts[State.PERSISTENT]
+        self._check_bounds(account, True, persistent)
+        room = account.held + min(self._ledger.free, self._ledger.room(account, False)) - persistent
+        kept = max(0, min(room, claimed.counts[State.EPHEMERAL]))
+        self._counters.refused_claims += claimed.counts[State.EPHEMERAL] - kept
+        return claimed.with_the_first(kept, State.EPHEMERAL, State.TAKEN)
 
     def holes(self, now: float, account: Account, runs: Runs) -> None:
         """Tell of booked ephemeral slabs that have no memory; whatever else they are meanwhile is left alone."""

@@ -194,7 +194,7 @@ class Governor:
             reserved=ledger.firm(),
             guests=len(accounts),
             connected=sum(account.connected for account in accounts),
-            map_bytes=sum(account.map.bytes for account in accounts),
+            map_bytes=sum(account.map.size for account in accounts),
             counters=dataclasses.asdict(self._counters),
         )
 

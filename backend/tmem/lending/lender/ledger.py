@@ -15,8 +15,9 @@ Its rules, in slabs:
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.account import Account
@@ -74,8 +75,24 @@ class Ledger:
 
     def move(self, account: Account, runs: Sequence[tuple[int, int]], state: State) -> None:
         """Put slabs of a guest into a state."""
+        with self._changing(account):
+            account.map.set(runs, state)
+
+    def replace(self, account: Account, was: State, state: State) -> None:
+        """Put all of a guest's slabs in one state into another."""
+        with self._changing(account):
+            account.map.replace(was, state)
+
+    def load(self, account: Account, states: bytearray) -> None:
+        """Put every slab of a guest into the state that its byte tells."""
+        with self._changing(account):
+            account.map.load(states)
+
+    @contextlib.contextmanager
+    def _changing(self, account: Account) -> Iterator[None]:
+        """Keep the sums right while a guest's map changes."""
         before, held = account.map.counts.copy(), account.held
-        account.map.set(runs, state)
+        yield
         self.held_by[account.uid] += account.held - held
         for each in State:
             self.totals[each] += account.map.counts[each] - before[each]

@@ -104,7 +104,7 @@ class Lender(Governor):
         if isinstance(message, Report):
             account.standing.take_in(now, message)
         elif isinstance(message, Claim):
-            if self._claiming.claim(account, message):
+            if self._claiming.claim(now, account, message):
                 self._enforce(now, account)
         elif account.claims is not None:
             raise GuestFault("it did not finish its claims")
@@ -143,6 +143,7 @@ class Lender(Governor):
         """Note that the memfd is closed: the guest's slabs are free and its number is forgotten."""
         account = self._accounts[guest]
         self._asking.closed(account)
+        self._taking.closed(account)
         self._tell_limits(self._ledger.close(account))
         self._counters.ends += 1
         return self._decided(now)
@@ -193,8 +194,7 @@ class Lender(Governor):
         if account.excess_audits >= EXCESS_AUDITS and not account.barred:
             account.barred = True
             self._counters.barred_guests += 1
-            self._taking.take(account, account.map.counts[State.EPHEMERAL])
-            self._taking.gone(now, account, 0)
+            self._taking.seize_all(account)
         return self._decided(now)
 
     def deadline(self) -> float | None:

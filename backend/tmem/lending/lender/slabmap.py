@@ -37,17 +37,6 @@ def count(runs: Sequence[tuple[int, int]]) -> int:
     return sum(length for _, length in runs)
 
 
-def clip(runs: Sequence[tuple[int, int]], most: int) -> Runs:
-    """Give the first slabs of runs, at most so many."""
-    kept = []
-    for first, length in runs:
-        if most <= 0:
-            break
-        kept.append((first, min(length, most)))
-        most -= length
-    return tuple(kept)
-
-
 def in_steps(runs: Sequence[tuple[int, int]], most: int) -> Iterator[Runs]:
     """Cut runs into steps of at most so many slabs together; nothing gives none."""
     step: list[tuple[int, int]] = []
@@ -77,7 +66,7 @@ class SlabMap:
         self._hand = 0  # slabs are taken from here on, round and round: about in the order they were lent
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Memory of the map."""
         return len(self._states)
 
@@ -94,12 +83,55 @@ class SlabMap:
                 self._states.extend(bytes(end - len(self._states)))
             if not length:
                 continue
+            left = length
             for was in State:
-                self.counts[was] -= self._states.count(was, first, end)
+                found = self._states.count(was, first, end)
+                self.counts[was] -= found
+                left -= found
+                if not left:
+                    break
             self._states[first:end] = _ONE[state] * length
             self.counts[state] += length
             if state == State.FREE:
                 self._free_from = min(self._free_from, first)
+
+    def replace(self, was: State, state: State) -> None:
+        """Put all slabs of a state that is not FREE into another."""
+        table = bytearray(range(256))
+        table[was] = state
+        self._states = self._states.translate(table)
+        self.counts[state] += self.counts[was]
+        self.counts[was] = 0
+        if state == State.FREE:
+            self._free_from = 0
+
+    def combined(self, other: SlabMap, table: bytes) -> bytearray:
+        """Give the bytes that `table` has for each slab, at its state here plus 8 times its state in the other map.
+
+        One step for all slabs of a map, however scattered they are. Beyond the bytes both maps are FREE.
+        """
+        both = int.from_bytes(self._states, "little") | int.from_bytes(other._states, "little") << 3
+        return bytearray(both.to_bytes(max(len(self._states), len(other._states)), "little").translate(table))
+
+    def with_the_first(self, most: int, state: State, other: State) -> bytearray:
+        """Give the bytes of the map with all slabs of a state but the first so many in another."""
+        low, high = 0, len(self._states)
+        while low < high:
+            middle = (low + high) // 2
+            if self._states.count(state, 0, middle) < most:
+                low = middle + 1
+            else:
+                high = middle
+        table = bytearray(range(256))
+        table[state] = other
+        return self._states[:low] + self._states[low:].translate(table)
+
+    def load(self, states: bytearray) -> None:
+        """Put every slab into the state that its byte tells, and those beyond the bytes into FREE."""
+        self._states = states.rstrip(_ONE[State.FREE])
+        self.counts = [self._states.count(state) for state in State]
+        self.counts[State.FREE] += self.total - len(self._states)
+        self._free_from = self._hand = 0
 
     def holds(self, runs: Sequence[tuple[int, int]], state: State) -> bool:
         """Tell whether all slabs of runs are in the state, which is not FREE."""
