@@ -203,6 +203,8 @@ class Parts:
         self.inodes = InodeTable(root, self.descriptors, self.content, version_by=version_by, attr_timeout=attr_timeout)
         self.reader = Reader(self.content, self.backing, self.inodes)
         self.writeback = Writeback(self.content, self.backing, self.inodes, self.reader.read) if writeback else None
+        if self.writeback is not None:
+            self.inodes.on_gone = self.writeback.forget
         self.writer = Writer(self.content, self.backing, self.inodes, self.writeback)
         self.files = OpenFiles(readahead_pages=self.cache.frames // 8)
 

@@ -97,6 +97,8 @@ class Guest:
         self.writeback = (
             Writeback(self.content, self.backing, self.inodes, self.reader.read) if config.writeback else None
         )
+        if self.writeback is not None:
+            self.inodes.on_gone = self.writeback.forget  # its descriptor would keep the file's space
         self.writer = Writer(self.content, self.backing, self.inodes, self.writeback)
         self.files = OpenFiles(readahead_pages=self.cache.frames // 16)
         self.ballooning = (

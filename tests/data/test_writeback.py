@@ -338,6 +338,25 @@ async def test_finish_writes_everything_back_and_names_what_it_could_not(make_pa
 
 
 @in_trio
+async def test_a_closed_file_that_loses_its_last_name_frees_its_space_at_once(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"dirty")
+    parts.backing.data_error = OSError(errno.ENOSPC, "no space")
+    with pytest.raises(OSError, match="no space"):
+        await flush(parts, file)
+    parts.files.remove(file.number)
+    assert file.users, "what could not be written back yet is tried again"
+    os.unlink(parts.directory / "f")
+    parts.inodes.unlinked(file.inode, 0)
+    assert parts.cache.dirty_pages == 0
+    assert not file.users, "nobody keeps the descriptor, and with it the space"
+    async with parts.running():
+        await trio.sleep(MAX_AGE * 3)
+    assert not file.inode.errors.failing
+
+
+@in_trio
 async def test_the_last_close_of_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     unused: Any = None

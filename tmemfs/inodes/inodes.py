@@ -58,6 +58,7 @@ class InodeTable:
         self.on_mismatch: Callable[[Inode], None] = lambda inode: None
         self.on_first_look: Callable[[Inode], Awaitable[None]] | None = None
         self.on_removed: Callable[[Inode], None] = lambda inode: None  # of watched directories
+        self.on_gone: Callable[[Inode], None] = lambda inode: None  # neither a name nor a user is left
         self.on_name_removed: Callable[[Inode, bytes], None] = lambda directory, name: None  # by this mount
         descriptors.pin(self.root, root_fd)
 
@@ -215,6 +216,7 @@ class InodeTable:
             inode.locations.clear()
             if inode.opens == 0:
                 self._content.forget(inode)
+                self.on_gone(inode)
 
     def forget(self, number: int, count: int) -> None:
         """Follow the kernel's FORGET; an inode with cached pages is parked, others go."""
