@@ -40,6 +40,7 @@ from tmemfs.kernel.kernelmount import is_local
 from tmemfs.names.attributes import Attributes
 from tmemfs.names.listing import Listings
 from tmemfs.names.opener import Opener
+from tmemfs.names.revalidate import Revalidator
 from tmemfs.names.tree import Tree
 from tmemfs.requests.control import BadControlInput, Control
 from tmemfs.requests.directories import Directories
@@ -146,7 +147,8 @@ class Guest:
     def _parts(self) -> Parts:
         config, backing, inodes = self.config, self.backing, self.inodes
         tree = self._tree = Tree(backing, inodes, self.descriptors)
-        attributes = Attributes(backing, inodes, self.descriptors, self.writer)
+        names = Revalidator(backing, inodes, self.descriptors)
+        attributes = Attributes(backing, inodes, self.descriptors, self.writer, names)
         replies = Replies(
             self.control, self.writeback, attr_timeout=config.attr_timeout, negative_timeout=config.negative_timeout
         )
@@ -158,6 +160,7 @@ class Guest:
             control=self.control,
             tree=tree,
             attributes=attributes,
+            names=names,
             directories=Directories(inodes, attributes, Listings(backing, inodes, self.descriptors), replies),
             opener=Opener(
                 attributes=attributes,

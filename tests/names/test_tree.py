@@ -12,6 +12,7 @@ import trio
 
 from tests.parts import MakeParts, in_trio, make_parts
 from tmemfs.names.attributes import Attributes
+from tmemfs.names.revalidate import Revalidator
 from tmemfs.names.tree import Tree
 
 __all__ = ["make_parts"]
@@ -21,6 +22,7 @@ __all__ = ["make_parts"]
 class Caller:
     uid: int = 12_001
     gid: int = 13_001
+    pid: int = 1
     umask: int = 0o022
 
 
@@ -49,7 +51,8 @@ async def test_a_node_that_cannot_be_given_away_is_not_left_behind(
 async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     tree = Tree(parts.backing, parts.inodes, parts.descriptors)
-    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer)
+    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
+    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"new")
     parts.backing.after_write.shut = True

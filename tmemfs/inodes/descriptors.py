@@ -87,6 +87,17 @@ class Descriptors:
             entry.pinned = True
         os.close(fd)
 
+    def hold(self, inode: Located, fd: int) -> None:
+        """Hand over a descriptor of an inode that is about to be used."""
+        with self._lock:
+            spare = [fd]
+            if inode not in self._entries:
+                entry = self._entries[inode] = _Entry(fd)
+                entry.users = 0
+                spare = self._overflow()
+        for fd in spare:
+            os.close(fd)
+
     def use(self, inode: Located) -> _Lease:
         """Lend the inode's descriptor for the time of a `with` block. Raise OSError where it cannot be opened."""
         return _Lease(self, self._acquire(inode))

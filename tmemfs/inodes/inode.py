@@ -13,6 +13,8 @@ from tmemfs.inodes.writeerrors import WriteErrors
 Version = tuple[int, ...]
 Absent = tuple[tuple[bytes, int], ...]
 
+MAX_LOCATIONS = 8  # of a file with many links, a few names are enough
+
 
 class Inode:
     """One file, directory or other node of the backing."""
@@ -25,6 +27,7 @@ class Inode:
         "attr_until",
         "changed_underneath",
         "dirty",
+        "doubted_until",
         "errors",
         "fills",
         "generation",
@@ -57,6 +60,7 @@ class Inode:
         self.generation = 0
         self.lookups = 0  # how often the kernel was told of it and has not forgotten
         self.locations: list[tuple[Inode, bytes]] = []
+        self.doubted_until = 0.0  # until then the kernel may believe in a name that is not among these
         self.unlinked = False  # its last name went, through this mount
         self.opens = 0
         self.open_descriptors: list[int] = []  # a way to the file when its names have gone
@@ -99,7 +103,7 @@ class Inode:
         if not self.locations or self.locations[0] != (parent, name):
             self.remove_location(parent, name)
             self.locations.insert(0, (parent, name))
-            del self.locations[8:]  # of a file with many links, a few names are enough
+            del self.locations[MAX_LOCATIONS:]
 
     def remove_location(self, parent: Inode, name: bytes) -> None:
         """Forget a name."""

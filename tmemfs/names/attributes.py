@@ -15,6 +15,7 @@ from tmemfs.data.writer import Writer
 from tmemfs.inodes.descriptors import Descriptors, stat_or_close
 from tmemfs.inodes.inode import Absent, Inode
 from tmemfs.inodes.inodes import InodeTable
+from tmemfs.names.revalidate import Revalidator
 
 # What the kernel has done already when a request arrives, or what is ours to do.
 _NOT_FOR_BACKING = os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_TRUNC
@@ -49,11 +50,14 @@ class Changes:
 class Attributes:
     """Attributes of the inodes of one guest."""
 
-    def __init__(self, backing: Backing, inodes: InodeTable, descriptors: Descriptors, writer: Writer) -> None:
+    def __init__(
+        self, backing: Backing, inodes: InodeTable, descriptors: Descriptors, writer: Writer, names: Revalidator
+    ) -> None:
         self._backing = backing
         self._inodes = inodes
         self._descriptors = descriptors
         self._writer = writer
+        self._names = names
         self._absent: dict[Absent, Absent] = {}
 
     def _stat(self, inode: Inode) -> os.stat_result:
@@ -64,6 +68,10 @@ class Attributes:
         """Return the attributes, from memory within the attribute time-out."""
         if inode.attr is not None and trio.current_time() < inode.attr_until:
             return inode.attr
+        return await self.stat(inode)
+
+    async def stat(self, inode: Inode) -> os.stat_result:
+        """Return the attributes as the backing has them now."""
         started = self._inodes.start()
         st = await self._backing.meta(self._stat, inode)
         self._inodes.observe(inode, st, started)
@@ -90,20 +98,28 @@ class Attributes:
 
         await self._writer.truncate(inode, size, call, lambda: self._stat(inode))
 
-    async def readlink(self, inode: Inode) -> bytes:
-        """Return a symbolic link's target."""
+    async def readlink(self, inode: Inode, thread: int) -> bytes:
+        """Return a symbolic link's target. Raise ESTALE where no name leads to the link any more."""
 
         def call() -> bytes:
             with self._descriptors.use(inode) as fd:
                 return os.readlink(b"", dir_fd=fd)
 
-        return await self._backing.meta(call)
+        return await self._names.run(inode, thread, call, ends_walk=False)
+
+    async def check_directory(self, inode: Inode, thread: int) -> os.stat_result:
+        """Return the attributes as they are now. Raise ESTALE where no name leads to the directory any more."""
+        started = self._inodes.start()
+        st = await self._names.run(inode, thread, lambda: self._stat(inode))
+        self._inodes.observe(inode, st, started)
+        return st
 
     # -- opening -------------------------------------------------------------------------------------------------
 
-    async def open(self, inode: Inode, flags: int, *, may_read_too: bool) -> tuple[int, int]:
+    async def open(self, inode: Inode, flags: int, thread: int, *, may_read_too: bool) -> tuple[int, int]:
         """Open the backing file and compare its version. Return a descriptor and the flags that it was opened with.
 
+        Raise ESTALE where the names lead elsewhere by now and `thread` has to look them up again.
         `may_read_too`: open for reading what was to be written only (write-back has to fill pages), if allowed.
         """
 
@@ -122,7 +138,7 @@ class Attributes:
                 return fd, wanted, stat_or_close(fd)
 
         started = self._inodes.start()
-        fd, opened, st = await self._backing.meta(call)
+        fd, opened, st = await self._names.run(inode, thread, call)
         self._inodes.observe(inode, st, started)
         prepare_descriptor(fd)
         return fd, opened

@@ -1,9 +1,12 @@
 """List directories: a snapshot of the names at the first read, attributes fetched as the reader advances.
 
 The names of 100,000 entries are one scan; their attributes are read BATCH at a time, so that the first screen of
-`ls` does not wait for the last entry. A listing that was read to its end within the attribute time-out serves the
-next reader too, without a call to the backing; every change of our own in the directory or to one of its files drops
-it. An open directory keeps the snapshot that it began with, until it is rewound.
+`ls` does not wait for the last entry. A listing that was made within the attribute time-out serves the next reader
+too; every change of our own in the directory or to one of its files drops it, and so does an open that finds the
+directory's times changed. An open directory keeps the snapshot that its first read took, until it is rewound.
+
+Equal times prove nothing of a directory that had changed just before it was listed: what others did in the same tick of
+the backing's clock left the same times. Such a listing serves nobody after the next open.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import time
 from typing import Any, NamedTuple
 
 import trio
@@ -21,6 +25,11 @@ from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 
 BATCH = 256
+GRAIN_NS = 20_000_000  # two changes within one may have the same times: a tick of the kernel's clock, generously
+COARSE_GRAIN_NS = 2_000_000_000  # where times are whole seconds, or are another machine's
+
+
+Version = tuple[int, int]  # times of modification and change of a directory
 
 
 class Entry(NamedTuple):
@@ -34,10 +43,11 @@ class Entry(NamedTuple):
 class Listing:
     """The names of a directory at one moment."""
 
-    __slots__ = ("entries", "made", "names", "replies", "statted")
+    __slots__ = ("entries", "made", "names", "replies", "statted", "version")
 
-    def __init__(self, names: list[bytes], made: float) -> None:
+    def __init__(self, names: list[bytes], version: Version | None, made: float) -> None:
         self.names = names
+        self.version = version
         self.made = made
         self.entries: list[Entry | None] = []  # None: gone before its attributes were read
         self.statted = 0
@@ -63,12 +73,18 @@ class Listings:
             return kept
         started = self._inodes.start()
         made = trio.current_time()
-        listing = Listing(await self._backing.meta(self._scan, directory), made)
+        listing = Listing(*await self._backing.meta(self._scan, directory), made)
         if directory.seen_at <= started:  # else something of our own changed in here meanwhile
             directory.listing = listing
             self._kept.pop(directory, None)
             self._kept[directory] = made
         return listing
+
+    def compare(self, directory: Inode, st: os.stat_result) -> None:
+        """Drop the listing if the directory has changed since it was made, or may have."""
+        kept = directory.listing
+        if isinstance(kept, Listing) and kept.version != (st.st_mtime_ns, st.st_ctime_ns):
+            directory.listing = None
 
     def _let_go(self, until: float) -> None:
         """Drop the listings made before a moment: one is as large as its directory, and a walk leaves one in each."""
@@ -76,16 +92,23 @@ class Listings:
             del self._kept[directory]
             directory.listing = None
 
-    def _scan(self, directory: Inode) -> list[bytes]:
+    def _scan(self, directory: Inode) -> tuple[list[bytes], Version | None]:
+        """Return the names and the version that they are of; None where that cannot be told yet."""
         with self._descriptors.use(directory) as path_fd:
             fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if not os.fstat(fd).st_nlink and not directory.unlinked:  # glibc makes ENOENT an empty directory
+            st = os.fstat(fd)
+            if not st.st_nlink and not directory.unlinked:  # glibc makes ENOENT an empty directory
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             with os.scandir(fd) as entries:
-                return [os.fsencode(entry.name) for entry in entries]
+                return [os.fsencode(entry.name) for entry in entries], self._version(st)
         finally:
             os.close(fd)
+
+    def _version(self, st: os.stat_result) -> Version | None:
+        fine = self._backing.local and st.st_mtime_ns % 1_000_000_000
+        age = abs(time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns))
+        return None if age < (GRAIN_NS if fine else COARSE_GRAIN_NS) else (st.st_mtime_ns, st.st_ctime_ns)
 
     async def entry(self, directory: Inode, listing: Listing, position: int) -> Entry | None:
         """Return the entry at a position below len(names); None when it is gone."""

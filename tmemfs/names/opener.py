@@ -45,7 +45,7 @@ class Opener:
     async def open(self, inode: Inode, flags: int, caller: Caller) -> OpenFile:
         """Open a file of the backing; truncate it where O_TRUNC asks for that."""
         may_read_too = self._writer.writeback is not None and not flags & os.O_APPEND
-        fd, opened = await self._attributes.open(inode, flags | self._always, may_read_too=may_read_too)
+        fd, opened = await self._attributes.open(inode, flags | self._always, caller.pid, may_read_too=may_read_too)
         file = self._files.add(inode, fd, opened, caller.uid)
         try:
             with file.borrowed():

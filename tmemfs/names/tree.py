@@ -51,21 +51,30 @@ class Tree:
         self._inodes = inodes
         self._descriptors = descriptors
 
-    async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
-        """Find a name; None where there is none."""
+    async def lookup(self, parent: Inode, name: bytes, *, hold: bool = False) -> Inode | None:
+        """Find a name; None where there is none. `hold`: have a descriptor of what was found, whatever follows."""
 
-        def call() -> os.stat_result | None:
-            with self._descriptors.use(parent) as fd:
+        def call() -> tuple[os.stat_result, int] | None:
+            with self._descriptors.use(parent) as dir_fd:
                 try:
-                    return os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    if not hold:
+                        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False), -1
+                    fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
                 except FileNotFoundError:
                     return None
+            return stat_or_close(fd), fd
 
         if self._inodes.on_first_look is not None:
             await self._inodes.look_into(parent)
         started = self._inodes.start()
-        st = await self._backing.meta(call)
-        return None if st is None else self._inodes.enter(parent, name, st, started)
+        found = await self._backing.meta(call)
+        if found is None:
+            return None
+        st, fd = found
+        inode = self._inodes.enter(parent, name, st, started)
+        if fd >= 0:
+            self._descriptors.hold(inode, fd)
+        return inode
 
     # -- making nodes --------------------------------------------------------------------------------------------
 

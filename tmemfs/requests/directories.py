@@ -1,4 +1,4 @@
-"""Read open directories: each keeps the listing that it began with, until it is rewound.
+"""Read open directories: each keeps the listing that its first read took, until it is rewound.
 
 Every entry goes out with its attributes (readdirplus), so the kernel knows names and attributes of a directory that
 was listed. What was said about an entry is kept with the listing and said again as long as nothing was learned about
@@ -26,12 +26,11 @@ _FIRST_NEXT = len(_DOTS) + 1  # what an entry at position 0 says comes next
 class OpenDirectory:
     """One open of a directory."""
 
-    __slots__ = ("inode", "listing", "started")
+    __slots__ = ("inode", "listing")
 
-    def __init__(self, inode: Inode, listing: Listing) -> None:
+    def __init__(self, inode: Inode) -> None:
         self.inode = inode
-        self.listing = listing
-        self.started = False
+        self.listing: Listing | None = None  # until it is read
 
 
 class Directories:
@@ -44,9 +43,10 @@ class Directories:
         self._replies = replies
         self._open: dict[int, OpenDirectory] = {}
 
-    async def open(self, fh: int, inode: Inode) -> None:
-        """Open a directory under a handle number. Raise the backing's OSError."""
-        self._open[fh] = OpenDirectory(inode, await self._listings.open(inode))
+    async def open(self, fh: int, inode: Inode, thread: int) -> None:
+        """Open a directory under a handle number. Raise the backing's OSError, ESTALE where it has no name any more."""
+        self._listings.compare(inode, await self._attributes.check_directory(inode, thread))
+        self._open[fh] = OpenDirectory(inode)
 
     def close(self, fh: int) -> None:
         """Forget a handle number."""
@@ -62,19 +62,21 @@ class Directories:
         directory = self._open.get(fh)
         if directory is None:
             return
-        if start == 0 and directory.started:  # rewound
+        if start == 0 and directory.listing is not None:  # rewound
+            inode = directory.inode
+            self._listings.compare(inode, await self._attributes.stat(inode))
+        if start == 0 or directory.listing is None:
             directory.listing = await self._listings.open(directory.inode)
-        directory.started = True
         for position in range(start, len(_DOTS)):
             entry = self._replies.entry(await self._dot(directory.inode, position))
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(_DOTS[position]), entry, position + 1):
                 return  # the kernel counts no lookup for these two
-        await self._read_names(directory, max(start - len(_DOTS), 0), token)
+        await self._read_names(directory.inode, directory.listing, max(start - len(_DOTS), 0), token)
 
-    async def _read_names(self, directory: OpenDirectory, start: int, token: pyfuse3.ReaddirToken) -> None:
+    async def _read_names(self, directory: Inode, listing: Listing, start: int, token: pyfuse3.ReaddirToken) -> None:
         # Everything that is looked up is bound before the loop, and the common case is written out: it is most of the
         # time of a directory that is listed again and again.
-        listing, send = directory.listing, pyfuse3.readdir_reply
+        send = pyfuse3.readdir_reply
         left = max(0.0, listing.made + self._inodes.attr_timeout - trio.current_time())
         names, replies = itertools.islice(listing.names, start, None), itertools.islice(listing.replies, start, None)
         for position, (name, reply) in enumerate(zip(names, replies, strict=True), start):
@@ -85,7 +87,7 @@ class Directories:
                     return
                 inode.lookups += 1
                 continue
-            made = await self._make_reply(directory, position)
+            made = await self._make_reply(directory, listing, position)
             if made is None:
                 continue  # gone since the names were read
             inode, entry = made
@@ -102,12 +104,14 @@ class Directories:
             await self._attributes.get(inode)
         return inode
 
-    async def _make_reply(self, directory: OpenDirectory, position: int) -> tuple[Inode, EntryAttributes] | None:
-        found = await self._listings.entry(directory.inode, directory.listing, position)
+    async def _make_reply(
+        self, directory: Inode, listing: Listing, position: int
+    ) -> tuple[Inode, EntryAttributes] | None:
+        found = await self._listings.entry(directory, listing, position)
         if found is None:
             return None
-        inode = self._inodes.enter(directory.inode, found.name, found.st, found.started)
+        inode = self._inodes.enter(directory, found.name, found.st, found.started)
         entry = self._replies.entry(inode)
         if entry.attr_timeout:  # else the kernel is to ask each time
-            directory.listing.replies[position] = (inode, inode.seen_at, entry)
+            listing.replies[position] = (inode, inode.seen_at, entry)
         return inode, entry

@@ -25,6 +25,7 @@ from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.names.attributes import Attributes, Changes
 from tmemfs.names.opener import Opener
+from tmemfs.names.revalidate import Revalidator
 from tmemfs.names.tree import Tree
 from tmemfs.requests.answer import answered
 from tmemfs.requests.control import BadControlInput, Control, Node
@@ -58,6 +59,7 @@ class Parts:
     control: Control
     tree: Tree
     attributes: Attributes
+    names: Revalidator
     directories: Directories
     opener: Opener
     replies: Replies
@@ -101,15 +103,23 @@ class Operations(pyfuse3.Operations):
         if parent == control.directory.number or name in (b".", b".."):
             return self._replies.missing()
         if parent == pyfuse3.ROOT_INODE and name == control.root_stats.name:
-            return await self._lookup_stats(self._inode(parent), control.root_stats)
-        inode = await self.parts.tree.lookup(self._inode(parent), name)
+            return await self._lookup_stats(self._inode(parent), control.root_stats, ctx.pid)
+        inode = await self._lookup(self._inode(parent), name, ctx.pid)
         return self._replies.missing() if inode is None else self._remembered(inode)
 
-    async def _lookup_stats(self, root: Inode, node: Node) -> EntryAttributes:
+    async def _lookup(self, parent: Inode, name: bytes, thread: int) -> Inode | None:
+        names = self.parts.names
+        again = names.is_walking_again(thread)
+        inode = await self.parts.tree.lookup(parent, name, hold=again)
+        if again:
+            names.looked_up(thread, inode)
+        return inode
+
+    async def _lookup_stats(self, root: Inode, node: Node, thread: int) -> EntryAttributes:
         """Find the backing's own file of this name, else ours; a backing in trouble must not take the counters away."""
         inode = None
         with trio.move_on_after(STATS_PATIENCE), contextlib.suppress(OSError):
-            inode = await self.parts.tree.lookup(root, node.name)
+            inode = await self._lookup(root, node.name, thread)
         return self._replies.virtual(node) if inode is None else self._remembered(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -155,7 +165,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def readlink(self, number: int, ctx: RequestContext) -> bytes:
-        return await self.parts.attributes.readlink(self._inode(number))
+        return await self.parts.attributes.readlink(self._inode(number), ctx.pid)
 
     # -- attributes ----------------------------------------------------------------------------------------------
 
@@ -312,7 +322,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, number: int, ctx: RequestContext) -> int:
         fh = self.parts.files.new_number()
         if number != self.parts.control.directory.number:  # that one reads as empty
-            await self.parts.directories.open(fh, self._inode(number))
+            await self.parts.directories.open(fh, self._inode(number), ctx.pid)
         return fh
 
     @answered
