@@ -140,7 +140,7 @@ def test_a_pool_under_one_slab_is_refused_and_none_is_not() -> None:
     ids=["cache", "pool", "borrowed pool", "balloon"],
 )
 def test_more_memory_than_the_machine_has_is_refused(beyond: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="more than all RAM: give less than"):
+    with pytest.raises(ConfigError, match="more than all RAM: give at most"):
         replace(PLAIN, **beyond)
     assert replace(PLAIN, cache_bytes=RAM, pool_bytes=RAM).cache_bytes == RAM
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tmem.sizes import KIB, MIB, ConfigError, format_size, parse_duration, parse_size, ram_bytes
+from tmem.sizes import KIB, MIB, ConfigError, check_ram, parse_duration, parse_size, ram_bytes
 from tmemfs.cache.balloon import IDLE_SECONDS, BalloonRange
 from tmemfs.options import MountOptions, parse_options
 
@@ -98,7 +98,7 @@ class MountConfig:
         check_cache_bytes(self.cache_bytes)
         if self.pool_bytes and self.pool_bytes < MIN_POOL_BYTES:
             raise ConfigError(f"pool of {self.pool_bytes} bytes is too small: give --pool at least 64K, or none")
-        _check_ram("pool", self.pool_bytes)
+        check_ram("pool", self.pool_bytes)
         if self.pool_socket is not None and not 0 < len(os.fsencode(self.pool_socket)) <= _SOCKET_BYTES:
             raise ConfigError(
                 f"pool 'unix:{self.pool_socket}': no socket has such a name: give --pool unix:PATH of at most "
@@ -138,14 +138,7 @@ def check_cache_bytes(size: int, what: str = "cache") -> None:
     """Refuse a size that no cache can have, at the mount as at a resize."""
     if size < MIN_CACHE_BYTES:
         raise ConfigError(f"{what} of {size} bytes is too small: give at least 1M")
-    _check_ram(what, size)
-
-
-def _check_ram(what: str, size: int) -> None:
-    """Refuse more memory than the machine has."""
-    ram = ram_bytes()
-    if size > ram:
-        raise ConfigError(f"{what} of {size} bytes is more than all RAM: give less than {format_size(ram)}")
+    check_ram(what, size)
 
 
 def mount_name(mountpoint: Path) -> str:

@@ -58,6 +58,13 @@ def ram_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def check_ram(what: str, size: int) -> None:
+    """Refuse more memory than this machine has. Raises ConfigError."""
+    ram = ram_bytes()
+    if size > ram:
+        raise ConfigError(f"{what} of {format_size(size)} is more than all RAM: give at most {ram // MIB}M")
+
+
 def format_size(size: int) -> str:
     """Write a number of bytes for people: 0, 64K, 1.5G, three digits at most."""
     number, units = float(size), iter(("", "K", "M", "G", "T"))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.lending.conftest import MakeBorrowing
-from tests.lending.mounts import MIB, SLAB, Borrowing, Load
+from tests.lending.mounts import MIB, Borrowing, Load
 from tests.lending.tmemd import Tmemd
 
 pytestmark = pytest.mark.mount
@@ -77,7 +77,7 @@ def test_a_smaller_tmemd_takes_back_until_it_fits(tmemd: Tmemd, borrowing: MakeB
     tmemd.kill()
     one.read(1)
     tmemd.start("1M")
-    wait_until(lambda: tmemd.totals()["ephemeral"] <= MIB // SLAB, "the ledger fits")
+    wait_until(lambda: tmemd.totals()["ephemeral_bytes"] <= MIB, "the ledger fits")
     one.wait_connected()
     wait_until(lambda: one.stats()["lender_held_bytes"] <= MIB, "the mount has given back")
     for seed in range(2):

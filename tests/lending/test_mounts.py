@@ -26,7 +26,7 @@ def test_a_mount_borrows_what_it_needs_and_returns_what_it_does_not(tmemd: Tmemd
     assert 0 < stats["pool_used_bytes"] <= stats["pool_lent_bytes"] <= stats["lender_held_bytes"] <= 16 * MIB
     one.wait_agreed()
     one.mounted.control("drop_caches", "1\n")
-    wait_until(lambda: tmemd.totals()["ephemeral"] == 0, "unused memory is returned")
+    wait_until(lambda: tmemd.totals()["ephemeral_bytes"] == 0, "unused memory is returned")
     one.wait_agreed()
     one.end()
     wait_until(lambda: tmemd.totals()["guests"] == 0, "an ended mount is forgotten")
@@ -112,13 +112,13 @@ def test_a_killed_mount_leaves_its_memory_free(tmemd: Tmemd, borrowing: MakeBorr
     killed = borrowing("killed")
     killed.start()
     killed.read_until(lambda: killed.stats()["lender_held_bytes"] > MIB, "the mount holds something")
-    assert tmemd.totals()["ephemeral"] > 0
+    assert tmemd.totals()["ephemeral_bytes"] > 0
     process, killed.mounted.process = killed.mounted.process, None
     assert process is not None
     process.kill()
     process.wait(30)
     wait_until(lambda: tmemd.totals()["guests"] == 0, "the mount's entry is gone")
-    assert tmemd.totals()["ephemeral"] == 0
+    assert tmemd.totals()["ephemeral_bytes"] == 0
     killed.clean()
     killed.start()
     killed.read()

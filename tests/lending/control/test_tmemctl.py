@@ -20,6 +20,7 @@ from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd, one_line
 from tmem.lending.control.tables import table
 from tmem.lending.protocol.messages import MAX_TEXT, Row, guest_name
+from tmemfs import __version__
 
 
 def fine(done: subprocess.CompletedProcess[str]) -> str:
@@ -153,19 +154,19 @@ def test_resize_goes_both_ways(tmemd: Tmemd, guest: MakeGuest) -> None:
     two = guest().join()
     fine(tmemd.ctl("resize", "32M"))
     two.ask_until(256)
-    assert tmemd.totals()["size"] == 512
+    assert tmemd.totals()["size_bytes"] == 32 << 20
 
 
 def test_stats_are_names_and_numbers(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start("16M")
     guest().join().ask_until(10)
     counters = json.loads(fine(tmemd.ctl("stats", "--json")))
-    assert counters["ephemeral"] == 10
+    assert counters["ephemeral_bytes"] == 10 << 16
     assert counters["lent_slabs"] == 10
     assert counters["cut_off_malformed"] == 0
     lines = dict(line.split() for line in fine(tmemd.ctl("stats")).splitlines())
     assert lines.keys() == counters.keys()
-    assert lines["ephemeral"] == "10"
+    assert lines["ephemeral_bytes"] == str(10 << 16)
 
 
 def test_watch_looks_again(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -200,6 +201,8 @@ BAD_INPUT = (
     (("revoke", "/mnt/a"), 2, "SIZE"),
     (("resize", "0"), 2, "zero"),
     (("resize", "1000T"), 2, "1000T"),
+    (("resize", "1T"), 1, "more than all RAM: give at most"),
+    (("set", "/mnt/a", "--cap", "0"), 1, "tmemctl drain"),
     (("explode",), 2, "explode"),
 )
 
@@ -209,6 +212,8 @@ def test_bad_input_is_one_line(tmemd: Tmemd, guest: MakeGuest) -> None:
     guest(name="/mnt/a").join()
     for words, code, hint in BAD_INPUT:
         assert hint in one_line(tmemd.ctl(*words), code)
+    assert tmemd.totals()["size_bytes"] == 16 << 20
+    assert tmemd.rows()[0]["cap_bytes"] == 256 << 16
 
 
 @pytest.mark.root
@@ -253,6 +258,7 @@ def test_the_commands_are_installed_and_show_help() -> None:
         if not program.exists():
             pytest.skip(f"{name} is not installed beside this Python: run make setup")
         assert "Usage: " + name in fine(run(program, "--help"))
+        assert fine(run(program, "--version")) == f"{name}, version {__version__}\n"
 
 
 def test_help_names_every_verb(tmemd: Tmemd) -> None:

@@ -226,7 +226,7 @@ def test_slabs_that_holdings_had_as_the_other_kind_stay_the_guests() -> None:
     there.join(guest, 20, again=True)
     there.settle()
     assert (len(guest.ephemeral), len(guest.persistent)) == (40, 10)
-    assert there.lender.stats().counters["refused_claims"] == 0
+    assert there.lender.stats().counters["refused_claim_slabs"] == 0
 
 
 def test_a_smaller_size_takes_back_ephemeral_slabs_until_it_fits() -> None:
@@ -288,7 +288,7 @@ def test_without_holdings_claims_are_believed_as_far_as_there_is_room() -> None:
     there.join(guest, 20, again=True)
     there.settle()
     assert (len(guest.ephemeral), len(guest.persistent)) == (20, 10)
-    assert there.lender.stats().counters["refused_claims"] == 20
+    assert there.lender.stats().counters["refused_claim_slabs"] == 20
 
 
 def test_without_holdings_persistent_claims_are_bounded_by_the_persistent_cap() -> None:

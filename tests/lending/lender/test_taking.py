@@ -106,7 +106,7 @@ def test_an_answer_that_lies_in_the_socket_is_read_before_anything_is_taken() ->
     slow.read()
     here.pass_time(1.0)
     here.settle()
-    assert counters(here)["taken_slabs"] == counters(here)["late_returns"] == 0
+    assert counters(here)["taken_slabs"] == counters(here)["late_returned_slabs"] == 0
     assert len(asker.ephemeral) == 10
 
 

@@ -70,8 +70,10 @@ def _cells(row: Row) -> dict[str, str | Text]:
 
 def summary(counters: dict[str, int | float]) -> str:
     """Say in a line how much is lent."""
-    lent = counters["ephemeral"] + counters["persistent"] + counters["promised"]
-    sizes = [_size(int(slabs)) for slabs in (lent, counters["size"], counters["persistent"], counters["reserved"])]
+    size, ephemeral, persistent, promised, reserved = (
+        int(counters[f"{name}_bytes"]) for name in ("size", "ephemeral", "persistent", "promised", "reserved")
+    )
+    sizes = [format_size(size) for size in (ephemeral + persistent + promised, size, persistent, reserved)]
     guests = f"{counters['guests']:.0f} guest{'' if counters['guests'] == 1 else 's'}"
     away = counters["guests"] - counters["connected"]
     return (

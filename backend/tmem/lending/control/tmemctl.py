@@ -86,6 +86,7 @@ json_option = click.option("--json", "as_text", is_flag=True, help="Print JSON."
     default=None,
     help="Where tmemd listens. [default: this user's own, else /run/tmemd.sock]",
 )
+@click.version_option(package_name="tmemfs", prog_name="tmemctl")
 @click.pass_context
 def command(context: click.Context, path: str | None) -> None:
     """See what tmemd lends to whom, and change it. A GUEST is a number or a mountpoint of the list."""

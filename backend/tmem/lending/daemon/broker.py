@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import trio
 
+from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon import memfds
 from tmem.lending.daemon.arenas import Arenas, Found
 from tmem.lending.daemon.connection import Connection, CutOff, Ended
@@ -28,7 +29,8 @@ from tmem.lending.lender import verbs
 from tmem.lending.lender.actions import Action, GuestFault, MakeReal, ReadDry, Refusal, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import count
-from tmem.lending.protocol.messages import Answer, Done, FromGuest, Hello, Totals, Verb
+from tmem.lending.protocol.messages import Answer, Done, Failed, FromGuest, Hello, Resize, Totals, Verb
+from tmem.sizes import ConfigError, check_ram
 
 log = logging.getLogger(__name__)
 
@@ -134,10 +136,15 @@ class Broker:
     def answer(self, verb: Verb, uid: int) -> list[Answer]:
         """Carry out what somebody asked for with tmemctl."""
         trusted = uid in (0, os.geteuid())
+        if trusted and isinstance(verb, Resize):
+            try:
+                check_ram("size", verb.slabs * SLAB_SIZE)
+            except ConfigError as error:
+                return [Failed(str(error))]
         answers, actions = verbs.answer(self._lender, time.monotonic(), verb, uid, trusted)
         self._perform(actions)
         if isinstance(answers[-1], Done):
-            log.info("uid %d: %r", uid, verb)
+            log.info("uid %d (sizes in slabs): %r", uid, verb)
             self._unwritten = True
             self.flush_holdings()  # what was set outlives us
         return [self._with_counters(answer) if isinstance(answer, Totals) else answer for answer in answers]

@@ -29,7 +29,7 @@ from tmem.lending.daemon.server import Server
 from tmem.lending.daemon.socketfile import SocketFile, default_path, parse_mode
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
 from tmem.lending.lender.lender import Lender
-from tmem.sizes import MIB, ConfigError, ram_bytes
+from tmem.sizes import MIB, ConfigError, check_ram, ram_bytes
 from tmem.texts import LogFormatter
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ _LEAST_CREDIT = 64  # slabs: one batch
 @click.option("--uid-cap", type=SIZE, default=None, help="Most that the guests of one user other than root may hold.")
 @click.option("--reserve", type=SIZE, default=None, help="Memory of the machine to leave alone. [default: 2% of RAM]")
 @click.option("--debug", is_flag=True, help="Log everything.")
+@click.version_option(package_name="tmemfs", prog_name="tmemd")
 def command(
     size: int,
     socket_path: str | None,
@@ -67,8 +68,8 @@ def command(
         raise ConfigError(f"--size: {size} bytes are less than one slab: give at least 64K")
     if uid_cap is not None and uid_cap < SLAB_SIZE:
         raise ConfigError(f"--uid-cap: {uid_cap} bytes are less than one slab: give at least 64K")
-    if size > ram_bytes():
-        raise ConfigError(f"--size: {size // MIB} MiB are more than the {ram_bytes() // MIB} MiB of RAM: give less")
+    check_ram("size", size)
+    check_ram("reserve", reserve or 0)
     prepare_process()
     start_log(debug)
     path = None if socket_path is None else Path(os.path.abspath(socket_path))

@@ -108,7 +108,7 @@ class Claiming:
         self._check_bounds(account, True, persistent)
         room = account.held + min(self._ledger.free, self._ledger.room(account, False)) - persistent
         kept = max(0, min(room, claimed.counts[State.EPHEMERAL]))
-        self._counters.refused_claims += claimed.counts[State.EPHEMERAL] - kept
+        self._counters.refused_claim_slabs += claimed.counts[State.EPHEMERAL] - kept
         return claimed.with_the_first(kept, State.EPHEMERAL, State.TAKEN)
 
     def holes(self, now: float, account: Account, runs: Runs) -> None:

@@ -233,6 +233,8 @@ class Ledger:
         for name, value in (("cap", new_cap), ("floor", new_floor), ("persistent cap", promised)):
             if value > total:
                 raise Refusal(f"a {name} of {as_bytes(value)} exceeds the arena of {as_bytes(total)}", Why.LIMITS)
+        if cap == 0:
+            raise Refusal("a cap of 0 would lend nothing: tmemctl drain does that, tmemctl thaw ends it", Why.LIMITS)
         if new_cap < new_floor:
             raise Refusal(
                 f"a cap of {as_bytes(new_cap)} is below the floor of {as_bytes(new_floor)}: lower the floor too",

@@ -46,13 +46,13 @@ class Counters:
     lends: int = 0  # Lend messages
     lent_slabs: int = 0
     returned_slabs: int = 0  # given back, asked or not
-    late_returns: int = 0  # slabs given back that had been taken meanwhile
+    late_returned_slabs: int = 0  # slabs given back that had been taken meanwhile
     revokes: int = 0  # Revoke messages
     revoked_slabs: int = 0  # given back when asked
     unanswered_revokes: int = 0
     taken_slabs: int = 0  # taken from guests that did not answer, or not in full
     lost_slabs: int = 0  # claimed, and no longer theirs, or holes
-    refused_claims: int = 0  # ephemeral slabs claimed that nobody had lent, and that there was no room for
+    refused_claim_slabs: int = 0  # ephemeral slabs claimed that nobody had lent, and that there was no room for
     unreal_slabs: int = 0  # that memory was too short for
     audits: int = 0
     excess_audits: int = 0  # that found more real than is booked

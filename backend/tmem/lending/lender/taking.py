@@ -98,7 +98,7 @@ class Taking:
         late = count(found.get(State.TAKEN, ()))
         if count(found.get(kind, ())) + late != count(message.runs):
             raise GuestFault("it returned slabs that it does not hold")
-        self._counters.late_returns += late
+        self._counters.late_returned_slabs += late
         given = self.free(account, found.get(kind, ()))
         self._counters.returned_slabs += given
         if message.answer:

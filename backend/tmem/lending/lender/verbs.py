@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.actions import Action, Refusal
 from tmem.lending.lender.ledger import as_bytes
 from tmem.lending.lender.lender import Lender
@@ -26,6 +25,8 @@ from tmem.lending.protocol.messages import (
     Totals,
     Verb,
 )
+
+_SIZES = ("size", "free", "ephemeral", "persistent", "promised", "reserved")
 
 
 def answer(lender: Lender, now: float, verb: Verb, uid: int, trusted: bool) -> tuple[list[Answer], list[Action]]:
@@ -52,8 +53,10 @@ def _tables(rows: list[Row]) -> list[Table]:
 
 
 def _totals(lender: Lender) -> Totals:
-    stats = dataclasses.asdict(lender.stats())
-    return Totals(stats | stats.pop("counters"))
+    stats = lender.stats()
+    memory = {f"{name}_bytes": getattr(stats, name) * SLAB_SIZE for name in _SIZES}
+    others = {"guests": stats.guests, "connected": stats.connected, "map_bytes": stats.map_bytes}
+    return Totals(memory | others | stats.counters)
 
 
 def _change(lender: Lender, now: float, verb: Verb) -> tuple[str, list[Action]]:
