@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -263,6 +264,42 @@ def test_a_backing_that_vanishes_gives_its_error_and_hits_go_on(mounted: Mounted
     assert code_of(lambda: os.listdir(root)) in GONE
     assert mounted.stats()["backing_errors"] > 0
     os.close(fd)
+
+
+class LostWrite(Exception):
+    """Bytes that a write was acknowledged for are not there."""
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=LostWrite,
+    reason="in the table of differences: the kernel writes a mapped page back whole, after a write beside it",
+)
+def test_a_write_beside_a_store_to_a_mapping_of_the_page_is_kept(mounted: Mounted, backing: Backing) -> None:
+    """The kernel reads the page, then the write is on its way, then the page is stored to: each time in this order."""
+    (backing.directory / "f").write_bytes(bytes(PAGE))
+    root = mounted.start()
+    if "shared mmap on" not in mounted.log():
+        pytest.skip("missing: shared mmap on direct I/O (Linux 6.6)")
+    fd = os.open(root / "f", os.O_RDWR)
+    try:
+        with mmap.mmap(fd, PAGE) as view:
+            assert view[:1] == b"\0"
+            backing.fail("write f hang")
+            before = mounted.stats()["backing_writes"]
+            writer = threading.Thread(target=os.pwrite, args=(fd, b"written", 1024), daemon=True)
+            writer.start()
+            wait_until(lambda: mounted.stats()["backing_writes"] > before, "the write has begun")
+            view[3072:3078] = b"stored"
+            backing.fail()
+            writer.join(60)
+            view.flush()
+        found = (backing.directory / "f").read_bytes()
+        assert found[3072:3078] == b"stored", "this one is kept in any case"
+    finally:
+        os.close(fd)
+    if found[1024:1031] != b"written":
+        raise LostWrite
 
 
 def test_a_slow_backing_is_read_right_by_many_at_once(mounted: Mounted, backing: Backing) -> None:
