@@ -18,8 +18,8 @@ SHELL := /bin/bash
 VENV := .venv
 STAMP := $(VENV)/.installed
 CODE := tmemfs backend tests $(wildcard bench)
-PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev make git python3-venv python3-dev fio acl attr rsync
-PEERS := bindfs rclone redis-server memcached zstd
+PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev make git python3-venv python3-dev fio acl attr rsync bindfs
+PEERS := rclone redis-server memcached zstd
 
 .PHONY: run test test-slow check bench bench-quick peers torture setup clean
 

@@ -110,6 +110,31 @@ def test_a_name_that_leads_elsewhere_is_stale(tree: Tree) -> None:
     assert caught.value.errno == errno.ESTALE
 
 
+def test_a_call_that_finds_its_descriptor_dead_is_made_again_by_another_name(tree: Tree) -> None:
+    node = tree.node("f")
+    with tree.table.use(node) as first:
+        pass
+    os.link(tree.directory / "f", tree.directory / "g")
+    node.locations.append((tree.root, b"g"))
+    os.unlink(tree.directory / "f")
+    seen = []
+
+    def call(fd: int) -> str:
+        seen.append(fd)
+        if len(seen) == 1:  # as where each name is a node of its own
+            raise FileNotFoundError(errno.ENOENT, "")
+        return Path(f"/proc/self/fd/{fd}").read_text()
+
+    assert tree.table.call(node, call) == "f"
+    assert seen[0] == first
+    assert tree.content(node) == "f"
+    os.unlink(tree.directory / "g")
+    seen.clear()
+    with pytest.raises(FileNotFoundError):
+        tree.table.call(node, call)
+    assert len(seen) == 1, "no name leads to it"
+
+
 def test_a_pinned_descriptor_of_a_file_without_a_name_stays(tree: Tree) -> None:
     node = tree.node("f")
     tree.table.pin(node, os.open(tree.directory / "f", PATH_FLAGS))

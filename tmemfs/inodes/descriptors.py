@@ -6,6 +6,10 @@ inode number) are verified: a name that leads elsewhere since is ESTALE, never t
 is closed when the table is full. Descriptors of files that lost their last name are pinned until the kernel forgets
 them: they could not be reopened.
 
+A backing that has a node for each path (FUSE filesystems over paths, like bindfs) does not know a descriptor any more
+whose name was removed, though the file may have others. So a call that fails with ENOENT or ESTALE is made once more
+with a descriptor that was opened anew, by whatever name leads to the file.
+
 Threads call in here: the lock guards the table alone and is never held over a system call.
 """
 
@@ -16,10 +20,13 @@ import fcntl
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAME_GONE = (errno.ENOENT, errno.ESTALE)
+
+T = TypeVar("T")
 
 
 class Located(Protocol):
@@ -102,6 +109,33 @@ class Descriptors:
         """Lend the inode's descriptor for the time of a `with` block. Raise OSError where it cannot be opened."""
         return _Lease(self, self._acquire(inode))
 
+    def call(self, inode: Located, function: Callable[[int], T]) -> T:
+        """Call a function with the inode's descriptor, once more with another one if this one's name has gone."""
+        entry = self._acquire(inode)
+        try:
+            return function(entry.fd)
+        except OSError as error:
+            if error.errno not in _NAME_GONE or not self._replace(inode, entry):
+                raise
+        finally:
+            self._release(entry)
+        with self.use(inode) as fd:
+            return function(fd)
+
+    def _replace(self, inode: Located, entry: _Entry) -> bool:
+        """Have an inode's descriptor be one that is opened anew by a name; tell whether there is one."""
+        fd = -1 if entry.pinned else self._open_by_name(inode)
+        if fd < 0:
+            return False
+        with self._lock:
+            if self._entries.get(inode) is entry:
+                entry.doomed = True
+                new = self._entries[inode] = _Entry(fd)
+                new.users = 0
+                return True
+        os.close(fd)  # another thread was faster
+        return True
+
     def _acquire(self, inode: Located) -> _Entry:
         with self._lock:
             entry = self._entries.get(inode)
@@ -156,14 +190,9 @@ class Descriptors:
         return list(above)[::-1]
 
     def _open(self, inode: Located) -> int:
-        for parent, name in tuple(inode.locations):
-            with self.use(parent) as parent_fd:
-                try:
-                    fd = os.open(name, PATH_FLAGS, dir_fd=parent_fd)
-                except (FileNotFoundError, NotADirectoryError):
-                    continue  # renamed or removed underneath; it may have another name
-            if _leads_to(fd, inode):
-                return fd
+        fd = self._open_by_name(inode)
+        if fd >= 0:
+            return fd
         for number in tuple(inode.open_descriptors):
             try:
                 fd = os.open(f"/proc/self/fd/{number}", os.O_PATH | os.O_CLOEXEC)
@@ -172,6 +201,18 @@ class Descriptors:
             if _leads_to(fd, inode):
                 return fd
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def _open_by_name(self, inode: Located) -> int:
+        """Return a descriptor of what a name leads to, if that is the inode; -1 if no name does."""
+        for parent, name in tuple(inode.locations):
+            with self.use(parent) as parent_fd:
+                try:
+                    fd = os.open(name, PATH_FLAGS, dir_fd=parent_fd)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue  # renamed or removed underneath; it may have another name
+            if _leads_to(fd, inode):
+                return fd
+        return -1
 
     def drop(self, inode: Located) -> None:
         """Close the inode's descriptor, now or when its last user is done."""

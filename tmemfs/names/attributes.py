@@ -61,8 +61,7 @@ class Attributes:
         self._absent: dict[Absent, Absent] = {}
 
     def _stat(self, inode: Inode) -> os.stat_result:
-        with self._descriptors.use(inode) as fd:
-            return os.fstat(fd)
+        return self._descriptors.call(inode, os.fstat)
 
     async def get(self, inode: Inode) -> os.stat_result:
         """Return the attributes, from memory within the attribute time-out."""
@@ -81,8 +80,7 @@ class Attributes:
         """Change mode, owner or times."""
 
         def call() -> None:
-            with self._descriptors.use(inode) as fd:
-                changes.apply(f"/proc/self/fd/{fd}")
+            self._descriptors.call(inode, lambda fd: changes.apply(f"/proc/self/fd/{fd}"))
 
         await self._writer.change(inode, call, lambda: self._stat(inode))
 
@@ -93,8 +91,7 @@ class Attributes:
             if fd is not None:
                 os.ftruncate(fd, size)
                 return
-            with self._descriptors.use(inode) as path_fd:
-                os.truncate(f"/proc/self/fd/{path_fd}", size)
+            self._descriptors.call(inode, lambda path_fd: os.truncate(f"/proc/self/fd/{path_fd}", size))
 
         await self._writer.truncate(inode, size, call, lambda: self._stat(inode))
 
@@ -102,8 +99,7 @@ class Attributes:
         """Return a symbolic link's target. Raise ESTALE where no name leads to the link any more."""
 
         def call() -> bytes:
-            with self._descriptors.use(inode) as fd:
-                return os.readlink(b"", dir_fd=fd)
+            return self._descriptors.call(inode, lambda fd: os.readlink(b"", dir_fd=fd))
 
         return await self._names.run(inode, thread, call, ends_walk=False)
 
@@ -125,17 +121,15 @@ class Attributes:
 
         def call() -> tuple[int, int, os.stat_result]:
             wanted = (flags & ~_NOT_FOR_BACKING) | os.O_CLOEXEC
-            with self._descriptors.use(inode) as path_fd:
-                path = f"/proc/self/fd/{path_fd}"
-                if may_read_too and wanted & os.O_ACCMODE == os.O_WRONLY:
-                    try:
-                        both = wanted & ~os.O_WRONLY | os.O_RDWR
-                        fd = os.open(path, both)
-                        return fd, both, stat_or_close(fd)
-                    except PermissionError:
-                        pass
-                fd = os.open(path, wanted)
-                return fd, wanted, stat_or_close(fd)
+            if may_read_too and wanted & os.O_ACCMODE == os.O_WRONLY:
+                try:
+                    both = wanted & ~os.O_WRONLY | os.O_RDWR
+                    fd = self._reopen(inode, both)
+                    return fd, both, stat_or_close(fd)
+                except PermissionError:
+                    pass
+            fd = self._reopen(inode, wanted)
+            return fd, wanted, stat_or_close(fd)
 
         started = self._inodes.start()
         fd, opened, st = await self._names.run(inode, thread, call)
@@ -143,13 +137,15 @@ class Attributes:
         prepare_descriptor(fd)
         return fd, opened
 
+    def _reopen(self, inode: Inode, flags: int) -> int:
+        return self._descriptors.call(inode, lambda path_fd: os.open(f"/proc/self/fd/{path_fd}", flags))
+
     async def last_byte(self, inode: Inode) -> bytes:
         """Return the last byte that the backing has of a file; a zero where it may not be read."""
 
         def call() -> bytes:
             try:
-                with self._descriptors.use(inode) as path_fd:
-                    fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
+                fd = self._reopen(inode, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     return os.pread(fd, 1, max(0, os.fstat(fd).st_size - 1)) or b"\0"
                 finally:
@@ -170,8 +166,7 @@ class Attributes:
             raise OSError(code, os.strerror(code))
 
         def call() -> bytes:
-            with self._descriptors.use(inode) as fd:
-                return os.getxattr(f"/proc/self/fd/{fd}", name)
+            return self._descriptors.call(inode, lambda fd: os.getxattr(f"/proc/self/fd/{fd}", name))
 
         started = self._inodes.start()
         try:
@@ -207,8 +202,7 @@ class Attributes:
         """Set an attribute."""
 
         def call() -> None:
-            with self._descriptors.use(inode) as fd:
-                os.setxattr(f"/proc/self/fd/{fd}", name, value)
+            self._descriptors.call(inode, lambda fd: os.setxattr(f"/proc/self/fd/{fd}", name, value))
 
         await self._change_xattr(inode, call)
 
@@ -216,8 +210,7 @@ class Attributes:
         """Remove an attribute."""
 
         def call() -> None:
-            with self._descriptors.use(inode) as fd:
-                os.removexattr(f"/proc/self/fd/{fd}", name)
+            self._descriptors.call(inode, lambda fd: os.removexattr(f"/proc/self/fd/{fd}", name))
 
         await self._change_xattr(inode, call)
 
@@ -235,8 +228,8 @@ class Attributes:
             return []
 
         def call() -> list[bytes]:
-            with self._descriptors.use(inode) as fd:
-                return [os.fsencode(name) for name in os.listxattr(f"/proc/self/fd/{fd}")]
+            found = self._descriptors.call(inode, lambda fd: os.listxattr(f"/proc/self/fd/{fd}"))
+            return [os.fsencode(name) for name in found]
 
         started = self._inodes.start()
         names = await self._backing.meta(call)
@@ -248,8 +241,7 @@ class Attributes:
         """Make a directory's entries survive a crash."""
 
         def call() -> None:
-            with self._descriptors.use(inode) as path_fd:
-                fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = self._reopen(inode, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
             finally:

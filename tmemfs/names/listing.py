@@ -94,8 +94,8 @@ class Listings:
 
     def _scan(self, directory: Inode) -> tuple[list[bytes], Version | None]:
         """Return the names and the version that they are of; None where that cannot be told yet."""
-        with self._descriptors.use(directory) as path_fd:
-            fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = self._descriptors.call(directory, lambda path_fd: os.open(f"/proc/self/fd/{path_fd}", flags))
         try:
             st = os.fstat(fd)
             if not st.st_nlink and not directory.unlinked:  # glibc makes ENOENT an empty directory

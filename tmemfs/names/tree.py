@@ -16,6 +16,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from tmemfs.backing import Backing
@@ -23,16 +24,9 @@ from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors, stat_or_close
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.names.owners import Caller, give_away
+from tmemfs.names.removals import Removals, Removed
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Removed(NamedTuple):
-    """A name that is about to go, or went: its inode if that is known, a descriptor of it, and the stat before."""
-
-    inode: Inode
-    fd: int
-    before: os.stat_result
 
 
 class Moved(NamedTuple):
@@ -50,24 +44,25 @@ class Tree:
         self._backing = backing
         self._inodes = inodes
         self._descriptors = descriptors
+        self._removals = Removals(inodes, descriptors)
 
     async def lookup(self, parent: Inode, name: bytes, *, hold: bool = False) -> Inode | None:
         """Find a name; None where there is none. `hold`: have a descriptor of what was found, whatever follows."""
 
-        def call() -> tuple[os.stat_result, int] | None:
-            with self._descriptors.use(parent) as dir_fd:
-                try:
-                    if not hold:
-                        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False), -1
-                    fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
-                except FileNotFoundError:
-                    return None
+        def call(dir_fd: int) -> tuple[os.stat_result, int] | None:
+            try:
+                if not hold:
+                    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False), -1
+                fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+            except FileNotFoundError:
+                os.fstat(dir_fd)  # fails where it is the directory that is missing
+                return None
             return stat_or_close(fd), fd
 
         if self._inodes.on_first_look is not None:
             await self._inodes.look_into(parent)
         started = self._inodes.start()
-        found = await self._backing.meta(call)
+        found = await self._backing.meta(self._descriptors.call, parent, call)
         if found is None:
             return None
         st, fd = found
@@ -160,10 +155,9 @@ class Tree:
         """Give an inode one more name."""
 
         def call() -> tuple[os.stat_result, os.stat_result, os.stat_result]:
-            with self._descriptors.use(inode) as fd, self._descriptors.use(parent) as dir_fd:
-                before = os.fstat(fd)
-                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
-                return before, os.fstat(fd), os.fstat(dir_fd)
+            with self._descriptors.use(parent) as dir_fd:
+                before, after = self._descriptors.call(inode, partial(_link, name, dir_fd))
+                return before, after, os.fstat(dir_fd)
 
         started = self._inodes.start()
         with self._inodes.renaming() as involved:
@@ -181,10 +175,10 @@ class Tree:
 
         def call() -> tuple[Removed | None, os.stat_result | None, os.stat_result]:
             with self._descriptors.use(parent) as dir_fd:
-                going = self._going(name, dir_fd, involved)
+                going = self._removals.going(name, dir_fd, involved)
                 try:
                     (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
-                    return going, _stat_of_removed(going) if going else None, os.fstat(dir_fd)
+                    return going, self._removals.stat_after(going, parent, name) if going else None, os.fstat(dir_fd)
                 except OSError:
                     if going:
                         os.close(going.fd)
@@ -196,36 +190,7 @@ class Tree:
         self._changed(parent, started, changed)
         self._inodes.on_name_removed(parent, name)
         if gone is not None and after is not None:
-            self._settle(gone, after, parent, name, started)
-
-    def _going(self, name: bytes, dir_fd: int, involved: set[Inode]) -> Removed | None:
-        """Hold on to what a name leads to, if the kernel knows it: without its last name it cannot be opened again.
-
-        It becomes `involved` before its stat is taken.
-        """
-        try:
-            fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
-        except FileNotFoundError:
-            return None
-        inode = self._inodes.find(stat_or_close(fd))
-        if inode is None:
-            os.close(fd)
-            return None
-        involved.add(inode)
-        return Removed(inode, fd, stat_or_close(fd))
-
-    def _settle(self, gone: Removed, after: os.stat_result, parent: Inode, name: bytes, started: int) -> None:
-        """Take in that a known inode lost a name."""
-        inode = gone.inode
-        survivors = 0 if stat.S_ISDIR(gone.before.st_mode) else after.st_nlink
-        self._inodes.observe(inode, gone.before, started)
-        inode.remove_location(parent, name)
-        self._inodes.record(inode, after, started)
-        self._inodes.unlinked(inode, survivors)
-        if survivors == 0 and (inode.lookups or inode.opens):
-            self._descriptors.pin(inode, gone.fd)
-        else:
-            os.close(gone.fd)
+            self._removals.settle(gone, after, parent, name, started)
 
     async def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
         """Rename with the flags of renameat2(2)."""
@@ -236,14 +201,14 @@ class Tree:
             with self._descriptors.use(parent) as old_fd, self._descriptors.use(new_parent) as new_fd:
                 moving = self._known(name, old_fd, involved)
                 other = self._known(new_name, new_fd, involved) if exchange else None
-                going = None if exchange else self._going(new_name, new_fd, involved)
+                going = None if exchange else self._removals.going(new_name, new_fd, involved)
                 try:
                     _renameat2(old_fd, name, new_fd, new_name, flags)
                 except OSError:
                     if going:
                         os.close(going.fd)
                     raise
-                after = _stat_of_removed(going) if going else None
+                after = self._removals.stat_after(going, new_parent, new_name) if going else None
                 return going, after, _moved(moving, new_name, new_fd), _moved(other, name, old_fd)
 
         started = self._inodes.start()
@@ -255,7 +220,7 @@ class Tree:
             if moved is not None and gone.inode is moved.inode:  # two names of one file: rename does nothing
                 os.close(gone.fd)
                 return
-            self._settle(gone, after, new_parent, new_name, started)
+            self._removals.settle(gone, after, new_parent, new_name, started)
         if not exchange:
             self._inodes.on_name_removed(parent, name)
         for found, old, new in (
@@ -308,20 +273,10 @@ def _moved(known: tuple[Inode, os.stat_result] | None, name: bytes, dir_fd: int)
         return Moved(*known, None)
 
 
-def _stat_of_removed(gone: Removed) -> os.stat_result:
-    """Return the stat of a node that has just lost a name.
-
-    Filesystems that know files by name alone (sshfs, NFS) have none for a file that lost its last one. The name is
-    gone all the same, and the caller must not be told that it never was there.
-    """
-    try:
-        return os.fstat(gone.fd)
-    except OSError:
-        fields = list(gone.before)
-        fields[stat.ST_NLINK] = max(0, gone.before.st_nlink - 1)
-        times = {name: getattr(gone.before, name) for name in ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")}
-        others = {name: getattr(gone.before, name) for name in ("st_blksize", "st_blocks", "st_rdev")}
-        return os.stat_result(fields, times | others)
+def _link(name: bytes, dir_fd: int, fd: int) -> tuple[os.stat_result, os.stat_result]:
+    before = os.fstat(fd)
+    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
+    return before, os.fstat(fd)
 
 
 def _renameat2(old_fd: int, name: bytes, new_fd: int, new_name: bytes, flags: int) -> None:
