@@ -142,7 +142,7 @@ def stats_command(mountpoint: str, as_json: bool, reset: bool, control_name: str
 @click.option("--interval", type=DURATION, default=1.0, help="Time between two looks. [default: 1s]")
 @control_option
 def top_command(mountpoints: tuple[str, ...], once: bool, as_json: bool, interval: float, control_name: str) -> int:
-    """Show the tmemfs mounts of this machine, or some: hits, cache, pool (MiB), and what the backing has to do."""
+    """Show the tmemfs mounts of this machine, or some: hits, cache, pool, swap, and what the backing has to do."""
     only = {resolve_mountpoint(mountpoint) for mountpoint in mountpoints}
     watch(Watcher(only, control_name), max(interval, 0.1), once=once, as_json=as_json)
     return 0

@@ -13,6 +13,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s|m|h)?", re.ASCII)
 _SIZE_UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 _DURATION_UNITS = {"": 1.0, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MAX_SECONDS = 1e9  # 31 years: beyond some such bound clocks and the kernel's time-outs overflow
+_LARGER = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
 _SIZE_HINT = "write a size such as 64M, 1G, 4096 or 10% (of RAM)"
 
 
@@ -67,8 +68,8 @@ def check_ram(what: str, size: int) -> None:
 
 def format_size(size: int) -> str:
     """Write a number of bytes for people: 0, 64K, 1.5G, three digits at most."""
-    number, units = float(size), iter(("", "K", "M", "G", "T"))
+    number, units = float(size), iter(_LARGER)
     unit = next(units)
-    while number >= 999.5 and unit != "T":
+    while number >= 999.5 and unit != _LARGER[-1]:
         number, unit = number / 1024, next(units)
     return f"{number:.0f}{unit}" if number >= 99.95 or number == int(number) else f"{number:.1f}{unit}"

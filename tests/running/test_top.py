@@ -1,4 +1,4 @@
-"""tmemfs top shows every mount of the machine, and one that hangs does not hold up the others."""
+"""tmemfs top shows every mount of the machine, and one that hangs or tells nonsense does not hold up the others."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import signal
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
 from tests.parts import pages_of
-from tmemfs.kernel.kernelmount import MountEntry
-from tmemfs.running.top import Sample, Watcher, line_of, mounts, table_of
+from tmemfs.kernel.kernelmount import MountEntry, unmount
+from tmemfs.running.top import Watcher, mounts
+from tmemfs.running.toplines import MAX_BYTES, Line, Sample, line_of, sample_of
 
 ENTRY = MountEntry("0:77", Path("/data"), "fuse.tmemfs", "/mnt/nfs")
-BEFORE = {
+BEFORE: dict[str, object] = {
     "cache_hits": 100,
     "cache_misses": 100,
     "precache_succ_gets": 50,
@@ -24,47 +24,102 @@ BEFORE = {
     "backing_write_bytes": 0,
     "backing_errors": 0,
     "cache_resident_bytes": 4096,
+    "cache_capacity_bytes": 1 << 20,
+    "pool_lent_bytes": 1 << 16,
+    "pool_original_bytes": 1 << 17,
+    "hswap_size_bytes": 0,
+    "hswap_pool_pages": 0,
+    "hswap_overflow_pages": 0,
+    "hswap_lost_pages": 0,
+    "what_a_later_version_tells": "more",
 }
 AFTER = {**BEFORE, "cache_hits": 160, "cache_misses": 140, "precache_succ_gets": 80, "backing_read_bytes": 5 << 20}
 
 
-def shown(*samples: Sample) -> str:
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    lines = [line_of(ENTRY, samples[0] if len(samples) > 1 else None, samples[-1])]
-    console.print(table_of(lines))
-    return console.export_text()
+def told(at: float, values: dict[str, object]) -> Sample:
+    sample = sample_of(at, json.dumps(values).encode())
+    assert sample.trouble == ""
+    return sample
+
+
+def line(before: dict[str, object] | None, after: dict[str, object], seconds: float = 2.0) -> Line:
+    return line_of(ENTRY, None if before is None else told(10.0, before), told(10.0 + seconds, after))
 
 
 def test_rates_are_what_changed_between_two_looks() -> None:
-    line = line_of(ENTRY, Sample(10.0, BEFORE), Sample(12.0, AFTER))
-    assert line.hit_ratio == pytest.approx(90 / 100)
-    assert line.asked_pages == 50
-    assert line.backing_read_bytes == 2 << 20
-    assert "90.0" in shown(Sample(10.0, BEFORE), Sample(12.0, AFTER))
+    seen = line(BEFORE, {**AFTER, "backing_write_bytes": 10, "backing_errors": 3})
+    assert seen.hit_ratio == pytest.approx(90 / 100)
+    assert seen.seconds == 2.0
+    assert seen.asked_bytes_per_second == 50 * 4096
+    assert seen.backing_read_bytes_per_second == 2 << 20
+    assert seen.backing_write_bytes_per_second == 5
+    assert seen.backing_errors_per_second == 1.5
 
 
 def test_the_first_look_has_a_ratio_and_no_rates() -> None:
-    line = line_of(ENTRY, None, Sample(10.0, BEFORE))
-    assert line.hit_ratio == pytest.approx(150 / 200)
-    assert line.asked_pages is None
-    assert line.lender == ""
-    assert "75.0" in shown(Sample(10.0, BEFORE))
+    seen = line(None, BEFORE)
+    assert seen.hit_ratio == pytest.approx(150 / 200)
+    assert seen.asked_bytes_per_second is seen.seconds is None
+    assert seen.lender is None
 
 
 def test_a_reset_and_a_pause_are_no_nonsense() -> None:
-    reset = line_of(ENTRY, Sample(10.0, AFTER), Sample(11.0, {"cache_hits": 3, "cache_misses": 1}))
-    assert (reset.hit_ratio, reset.asked_pages) == (0.75, 4)
-    assert line_of(ENTRY, Sample(10.0, AFTER), Sample(11.0, AFTER)).hit_ratio is None
+    seen = line(AFTER, {**BEFORE, "cache_hits": 3, "cache_misses": 1, "precache_succ_gets": 0}, 1.0)
+    assert (seen.hit_ratio, seen.asked_bytes_per_second) == (0.75, 4 * 4096)
+    assert line(AFTER, AFTER).hit_ratio is None
+    assert line(AFTER, AFTER, 0.0).asked_bytes_per_second is None
 
 
-def test_trouble_is_told_in_the_line_of_the_mount() -> None:
-    assert "hangs" in shown(Sample(1.0, BEFORE), Sample(2.0, trouble="does not answer: it hangs"))
-    line = line_of(ENTRY, Sample(1.0, trouble="it hangs"), Sample(2.0, AFTER))
-    assert line.asked_pages is None
+def test_what_is_swapped_is_seen_wherever_it_is() -> None:
+    swap = {"hswap_size_bytes": 1 << 24, "hswap_pool_pages": 10, "hswap_overflow_pages": 6, "hswap_lost_pages": 1}
+    seen = line(None, {**BEFORE, **swap})
+    assert (seen.swap_bytes, seen.swap_capacity_bytes, seen.swap_lost_pages) == (16 * 4096, 1 << 24, 1)
 
 
-def test_a_lost_lender_is_seen() -> None:
-    assert "disconnected" in shown(Sample(1.0, {**BEFORE, "lender": "disconnected"}))
+def test_each_trouble_is_said() -> None:
+    assert line(BEFORE, AFTER).troubles() == []
+    bad = {**AFTER, "lender": "disconnected", "backing_errors": 5, "hswap_lost_pages": 3}
+    tmemd, errors, lost = line(BEFORE, bad).troubles()
+    assert "tmemd" in tmemd
+    assert "2.5 errors a second from '/mnt/nfs'" in errors
+    assert "3 pages" in lost
+    (hangs,) = line_of(ENTRY, told(1.0, BEFORE), Sample(2.0, trouble="it hangs")).troubles()
+    assert hangs == "it hangs"
+    assert line_of(ENTRY, Sample(1.0, trouble="it hangs"), told(2.0, AFTER)).asked_bytes_per_second is None
+
+
+NONSENSE = {
+    "nothing": b"",
+    "no JSON": b"\x1b[2J",
+    "no text": b'{"cache_hits": "\xff"}',
+    "a list": b"[]",
+    "a depth that no parser takes": b'{"x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+    "only a part": b'{"cache_hits": 1}',
+    **{
+        f"{value!r} for a number": json.dumps({**BEFORE, "cache_hits": value}).encode()
+        for value in (-1, 1.5, "7", True, None, [1], 1 << 63, 10**300, float("nan"), float("inf"))
+    },
+    "another word for the lender": json.dumps({**BEFORE, "lender": "\x1b[31mconnected"}).encode(),
+    "a long end": json.dumps({**BEFORE, "x": "x" * MAX_BYTES}).encode()[:MAX_BYTES],
+}
+
+
+@pytest.mark.parametrize("content", NONSENSE.values(), ids=NONSENSE.keys())
+def test_nonsense_is_the_trouble_of_its_mount(content: bytes) -> None:
+    sample = sample_of(1.0, content)
+    assert sample.told is None
+    (trouble,) = line_of(ENTRY, told(0.0, BEFORE), sample).troubles()
+    assert trouble.startswith("its counters cannot be read")
+    assert trouble.isprintable()
+    assert len(trouble) < 200
+
+
+def test_the_largest_numbers_make_no_trouble() -> None:
+    most = {name: (1 << 63) - 1 if isinstance(value, int) else value for name, value in BEFORE.items()}
+    seen = line(BEFORE, most, 0.001)
+    assert seen.hit_ratio is not None
+    assert 0 <= seen.hit_ratio <= 1
+    json.dumps(seen.swap_bytes)
 
 
 @pytest.mark.mount
@@ -75,18 +130,20 @@ def test_a_mount_is_found_and_its_reads_are_seen(place: Place) -> None:
     watcher = Watcher([place.mountpoint])
     watcher.look(30.0)
     (place.mountpoint / "f").read_bytes()
-    (line,) = watcher.look(30.0)
-    assert line.trouble == ""
-    assert line.source == os.fspath(place.source)
-    assert line.asked_pages
-    assert line.cache_bytes == 64 * 4096
+    (seen,) = watcher.look(30.0)
+    assert seen.trouble == ""
+    assert seen.source == os.fspath(place.source)
+    assert seen.asked_bytes_per_second
+    assert seen.cache_bytes == 64 * 4096
     top = (*REAL, "top", place.mountpoint, "--interval", "100ms")
     done = run(*top, "--json")
     assert done.returncode == 0, done.stderr
-    assert [told["mountpoint"] for told in json.loads(done.stdout)] == [os.fspath(place.mountpoint)]
+    (told,) = json.loads(done.stdout)
+    assert told["mountpoint"] == os.fspath(place.mountpoint)
+    assert told["cache_capacity_bytes"] == 4 << 20
+    assert told["backing_read_bytes_per_second"] == 0
     done = run(*top, "--once")
-    assert "CACHE/OF" in done.stdout
-    assert "0/4" in done.stdout
+    assert "256K/4M" in done.stdout
 
 
 @pytest.mark.mount
@@ -98,8 +155,8 @@ def test_a_mount_that_hangs_is_told_and_touched_by_one_thread_only(place: Place)
     try:
         threads = set()
         for _ in range(3):
-            (line,) = watcher.look(0.2)
-            assert "hangs" in line.trouble
+            (seen,) = watcher.look(0.2)
+            assert "hangs" in seen.trouble
             threads |= set(watcher._hanging.values())
         assert len(threads) == 1
     finally:
@@ -109,12 +166,42 @@ def test_a_mount_that_hangs_is_told_and_touched_by_one_thread_only(place: Place)
 @pytest.mark.mount
 def test_a_mount_with_another_control_name_says_so(place: Place) -> None:
     assert place.mount("--control-name", ".other").returncode == 0
-    (line,) = Watcher([place.mountpoint]).look(30.0)
-    assert "another --control-name" in line.trouble
-    (line,) = Watcher([place.mountpoint], ".other").look(30.0)
-    assert line.trouble == ""
+    (seen,) = Watcher([place.mountpoint]).look(30.0)
+    assert "another --control-name" in seen.trouble
+    (seen,) = Watcher([place.mountpoint], ".other").look(30.0)
+    assert seen.trouble == ""
 
 
-def test_where_nothing_is_mounted_the_table_is_empty(place: Place) -> None:
+@pytest.mark.mount
+def test_a_mount_with_a_wild_name_that_tells_nonsense_spoils_no_others_table(place: Place) -> None:
+    wild = place.mountpoint.parent / "[/]\x1b[31m[red]\n\udcff"
+    wild.mkdir(parents=True)
+    (place.source / ".tmemfs").mkdir()
+    (place.source / ".tmemfs" / "stats.json").write_text('{"cache_hits": "\x1b[2J"}')
+    try:
+        assert place.mount().returncode == 0
+        assert place.mount("--control-name", ".other", mountpoint=wild).returncode == 0
+        done = run(*REAL, "top", place.mountpoint, wild, "--once", "--interval", "100ms")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.replace("\n", "").isprintable()
+        assert "[/]\\x1b[31m[red]\\n\\xff" in done.stdout
+        assert "0/64M" in done.stdout
+    finally:
+        if place.is_mounted(wild):
+            unmount(wild, lazy=True)
+
+
+@pytest.mark.mount
+def test_counters_that_are_no_file_hold_nobody_up(place: Place) -> None:
+    (place.source / ".tmemfs").mkdir()
+    os.mkfifo(place.source / ".tmemfs" / "stats.json")
+    assert place.mount("--control-name", ".other").returncode == 0
+    (seen,) = Watcher([place.mountpoint]).look(30.0)
+    assert "no file" in seen.trouble
+
+
+def test_a_path_that_is_no_mount_is_refused(place: Place) -> None:
     done = run(*REAL, "top", place.mountpoint, "--json", "--interval", "100ms")
-    assert (done.returncode, json.loads(done.stdout)) == (0, [])
+    assert (done.returncode, done.stdout) == (2, "")
+    (error,) = done.stderr.splitlines()
+    assert f"'{place.mountpoint}' is not a tmemfs mount" in error
