@@ -172,7 +172,7 @@ def _register_lender(stats: Stats, guest: Counted) -> None:
     stats.gauges(
         "lender",
         lambda: {
-            "": "connected" if lender.connected else "disconnected",
+            "": lender.state,
             "_cap_bytes": borrower.source.cap * SLAB_SIZE,  # the most that tmemd lends this mount
             "_held_bytes": (borrower.source.held(False) + borrower.source.held(True)) * SLAB_SIZE,
             "_stock_bytes": borrower.source.stocked * SLAB_SIZE,  # lent, and not yet used by the pool

@@ -118,6 +118,7 @@ class Guest:
         )
         if self.lender is not None and self.swap is not None:
             self.lender.borrower.on_persistent_revoke = self.swap.give_back
+            self.lender.borrower.on_evicted = self.swap.lose_all
         register(self.stats, self)
         self.operations = Operations(self._parts(), self.stats)
 

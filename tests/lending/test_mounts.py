@@ -177,3 +177,29 @@ def test_tmemctl_freezes_thaws_and_bounds_a_mount(tmemd: Tmemd, borrowing: MakeB
     assert tmemd.ctl("thaw", name).returncode == 0
     one.read_until(lambda: one.stats()["lender_held_bytes"] > 0, "the mount borrows again")
     one.wait_agreed()
+
+
+def test_an_evicted_mount_goes_on_without_a_pool_and_what_it_lost_reads_as_errors(
+    tmemd: Tmemd, borrowing: MakeBorrowing
+) -> None:
+    tmemd.start("32M")
+    mount = borrowing("evicted")
+    mount.start_with_hswap(2)
+    mount.read_until(lambda: mount.row()["ephemeral_bytes"] > 0, "the mount holds pages")
+    name = os.fspath(mount.place.mountpoint)
+    refused = tmemd.ctl("evict", name)
+    assert refused.returncode == 1
+    assert "--yes" in refused.stderr
+    mount.read_hswap()
+    assert "are free again" in tmemd.ctl("evict", name, "--yes").stdout
+    wait_until(lambda: mount.stats()["lender"] == "evicted", "the mount has heard of it")
+    wait_until(lambda: mount.stats()["hswap_lost_pages"] == 512, "the mount knows what it has lost")
+    with open(mount.place.mountpoint / ".tmemfs" / "hswap", "r+b", buffering=0) as file:
+        with pytest.raises(OSError, match="Input/output"):
+            os.pread(file.fileno(), 4096, 0)
+        os.pwrite(file.fileno(), mount.data[:4096], 0)
+        assert os.pread(file.fileno(), 4096, 0) == mount.data[:4096]
+    mount.read()
+    assert mount.stats()["lender_held_bytes"] == 0
+    assert mount.row()["state"] == "evicted"
+    assert "the size is 1 MiB" in tmemd.ctl("resize", "1M").stdout

@@ -302,6 +302,18 @@ class Hswap:
         self.counters.moved_out += len(slots)
         return len(pages)
 
+    async def lose_all(self) -> int:
+        """Mark the pages of the pool as lost, because their memory is; give how many."""
+        lost = self.places.pool_pages
+        async with self._lock.hold(0, len(self.places) - 1):
+            while pages := self.places.coldest(CLEARED):
+                for page in pages:
+                    self._pool.flush_page(OBJECT, page)
+                    self.places.move(page, LOST)
+                await trio.lowlevel.checkpoint()
+        self._tmem.give_up(lost, persistent=True)
+        return lost
+
     # -- as a whole ----------------------------------------------------------------------------------------------
 
     async def reserve(self, pool_bytes: int) -> None:

@@ -51,6 +51,7 @@ class SwapArea:
         self._unused = trio.Event()
         self._wake = trio.Event()
         self._owed = 0  # slabs
+        self._gone = False  # tmemd has taken all of them
         self.hswap.on_last_close = self._note_last_close
         control.add_switch(RESERVE, None, self._reserve)
         control.add_switch(CLEAR, None, self._clear)
@@ -114,11 +115,20 @@ class SwapArea:
         self._owed = max(self._owed, slabs)
         self._wake.set()
 
+    def lose_all(self) -> None:
+        """Have the pages whose memory is gone read as errors from now on, until they are written again."""
+        self._gone = True
+        self._wake.set()
+
     async def run(self) -> None:
         """Give back what is owed, whenever something is."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
+            if self._gone:
+                lost = await self.hswap.lose_all()
+                log.error("%d pages of the swap-like file are lost: tmemd took their memory", lost)
+                return
             owed, self._owed = self._owed, 0
             given = await self.hswap.give_back(owed)
             log.info("%d of %d slabs of persistent memory given back", given, owed)

@@ -263,5 +263,5 @@ def test_the_commands_are_installed_and_show_help() -> None:
 
 def test_help_names_every_verb(tmemd: Tmemd) -> None:
     text = fine(tmemd.ctl("--help"))
-    for verb in ("list", "set", "freeze", "thaw", "revoke", "drain", "resize", "stats", "watch"):
+    for verb in ("list", "set", "freeze", "thaw", "revoke", "drain", "evict", "resize", "stats", "watch"):
         assert f"\n  {verb} " in text

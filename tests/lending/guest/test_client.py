@@ -23,6 +23,7 @@ from tmem.lending.protocol.messages import (
     Ask,
     Claim,
     Confirm,
+    Evicted,
     FromGuest,
     Hello,
     Lend,
@@ -334,5 +335,26 @@ def test_a_tmemd_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
                     assert fixture.pool.put(1, serial, bytes(4096))
             for _ in range(5_900):
                 await lender.hear(Return)
+
+    run(test, tmp_path)
+
+
+def test_a_guest_that_was_evicted_while_it_was_away_forgets_all_and_does_not_come_back(tmp_path: Path) -> None:
+    async def test(fixture: Fixture) -> None:
+        async with fixture.connected() as lender:
+            ask = await lender.hear(Ask)
+            assert isinstance(ask, Ask)
+            await lender.lend(0, 8, ask.serial)
+            page = noise(1)
+            while not fixture.pool.put(1, 1, page):
+                await trio.sleep(0.001)
+            lender.leave()
+            await fixture.accept(Evicted("gone"))
+            while fixture.borrower.forget() or not fixture.client.borrower.evicted or fixture.source.held(False):
+                await trio.sleep(0.001)
+            assert fixture.client.state == "evicted"
+            assert fixture.pool.get(1, 1) is None
+            assert not fixture.pool.put(1, 2, page)
+            fixture.borrower.check()
 
     run(test, tmp_path)

@@ -6,6 +6,7 @@ import random
 
 from tests.lending.lender.world import Guest, World
 from tmem.lending.lender.actions import Refusal
+from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
 from tmem.lending.protocol import messages as m
 
@@ -15,7 +16,7 @@ class Churn:
 
     def __init__(self, seed: int, guests: int, size: int, division: str) -> None:
         self.chance = random.Random(seed)
-        self.world = World(Lender(size, division=division, uid_cap=size // 2))
+        self.world = World(Lender(size, division=division, bounds=UserBounds(cap=size // 2)))
         self.most = guests
         self.size = size
         self.everybody: list[Guest] = []

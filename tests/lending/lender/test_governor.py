@@ -6,6 +6,7 @@ import pytest
 
 from tests.lending.lender.world import add, hold, report, world
 from tmem.lending.lender.actions import Refusal
+from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.wire import encode, tmemctl_decoder
@@ -171,3 +172,60 @@ def test_an_age_that_grows_beyond_all_bounds_can_be_told() -> None:
     (row,) = here.lender.rows(here.now + 3600.0)
     assert row.age == m.MAX_SECONDS
     assert tmemctl_decoder().feed(encode(m.Table((row,), True)))
+
+
+# The end of a guest.
+
+
+def test_an_evicted_guest_has_nothing_and_the_size_can_be_made_smaller() -> None:
+    here = world()
+    guest, other = add(here, persistent=60), add(here)
+    hold(here, guest, 60, persistent=True)
+    hold(here, guest, 20)
+    assert here.lender.resize(here.now, 10)[0] == 60
+    with pytest.raises(Refusal, match="--yes"):
+        here.lender.evict(here.now, guest.number, False)
+    here.perform(here.lender.evict(here.now, guest.number, True))
+    here.settle()
+    assert (guest.connected, guest.ephemeral, guest.persistent, guest.real) == (False, set(), set(), set())
+    assert here.lender.stats().size == 10
+    hold(here, other, 10)
+    assert len(other.ephemeral) == 10
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "after a restart"])
+def test_an_evicted_guest_is_not_let_in_again_as_long_as_its_process_runs(restarted: bool) -> None:
+    here = world()
+    guest = add(here)
+    hold(here, guest, 10)
+    here.hang_up(guest)
+    here.evict(guest)
+    here.settle()
+    if restarted:
+        here.restart(lambda holdings: Lender(100, holdings=holdings))
+    assert [row.state for row in here.lender.rows(here.now)] == ["evicted"]
+    with pytest.raises(Refusal, match="evicted") as refusal:
+        here.join(guest, again=True)
+    assert refusal.value.evicted
+    with pytest.raises(Refusal, match="no guest"):
+        here.lender.find(f"/mnt/{guest.token.hex()}")
+    here.kill(guest)
+    here.settle()
+    assert here.lender.rows(here.now) == []
+    here.join(guest)
+
+
+def test_a_guest_may_be_evicted_while_it_is_asked_and_while_it_is_being_lent_to() -> None:
+    here = world()
+    guest, asker = add(here), add(here)
+    hold(here, guest, 90)
+    guest.stopped = True
+    assert guest.ask(10)
+    assert asker.ask(20)
+    here.hear(guest)
+    here.hear(asker)
+    here.evict(guest)
+    here.settle()
+    assert asker.denied == [] or asker.ask(20)
+    here.settle()
+    assert len(asker.ephemeral) == 20

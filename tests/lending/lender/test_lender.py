@@ -9,6 +9,7 @@ import pytest
 from tests.lending.lender.world import World, add, counters, hold, world
 from tmem.lending.guest.borrowed import runs_of
 from tmem.lending.lender.actions import Refusal
+from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import BATCH, EXCESS_AUDITS, Lender
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
@@ -67,7 +68,7 @@ def test_a_persistent_cap_that_gave_way_grows_back_when_there_is_room() -> None:
 
 
 def test_persistent_caps_that_nobody_asked_for_stay_within_the_users_cap() -> None:
-    here = world(uid_cap=30)
+    here = world(bounds=UserBounds(cap=30))
     add(here, persistent=None), add(here, persistent=None)
     add(here, persistent=None, uid=0)
     assert caps(here) == [15, 15, 70]
@@ -77,7 +78,7 @@ def test_a_limit_may_be_lowered_even_where_more_is_promised_than_could_be_now() 
     here = world()
     guest = add(here, persistent=60)
     here.perform(here.lender.set_limits(here.now, guest.number, floor=30))
-    there = World(Lender(100, uid_cap=20, holdings=here.lender.holdings()))
+    there = World(Lender(100, bounds=UserBounds(cap=20), holdings=here.lender.holdings()))
     (number,) = there.lender.guests_away()
     there.lender.set_limits(0.0, number, floor=10)
     with pytest.raises(Refusal, match="can be promised"):
@@ -91,7 +92,7 @@ def test_another_version_is_refused() -> None:
 
 
 def test_the_guests_of_a_user_hold_the_users_cap_at_most() -> None:
-    here = world(uid_cap=30)
+    here = world(bounds=UserBounds(cap=30))
     one, two, root, stranger = add(here), add(here), add(here, uid=0), add(here, uid=2000)
     hold(here, one, 20)
     hold(here, two, 20)
@@ -103,6 +104,43 @@ def test_the_guests_of_a_user_hold_the_users_cap_at_most() -> None:
     assert len(root.ephemeral) == 40
     with pytest.raises(Refusal, match="promised"):
         add(here, persistent=31, uid=2000)
+
+
+# What one user may have for good.
+
+
+def test_by_default_a_user_is_promised_half_and_all_users_three_quarters() -> None:
+    here = world(bounds=UserBounds(trusted=frozenset({0})))
+    with pytest.raises(Refusal, match=r"only 3\.125 MiB"):
+        add(here, persistent=51)
+    add(here, persistent=30)
+    with pytest.raises(Refusal, match="uid-persistent"):
+        add(here, persistent=21)
+    add(here, persistent=20)
+    add(here, persistent=20, uid=2000)
+    with pytest.raises(Refusal, match="only 320 KiB"):
+        add(here, persistent=6, uid=3000)
+    add(here, persistent=25, uid=0)
+    hold(here, add(here), 100)
+    assert here.lender.stats().ephemeral == 100, "what can be taken is not bounded"
+
+
+def test_what_users_did_not_ask_for_stays_within_the_same_shares_and_root_may_set_more() -> None:
+    here = world(bounds=UserBounds(trusted=frozenset({0})))
+    add(here, persistent=None), add(here, persistent=None), add(here, persistent=None, uid=2000)
+    assert caps(here) == [25, 25, 25]
+    guest = add(here, persistent=None, uid=3000)
+    assert caps(here)[3] == 0
+    here.perform(here.lender.set_limits(here.now, guest.number, persistent_cap=80))
+    assert caps(here)[3] == 80
+    here.settle()
+
+
+def test_what_a_user_is_promised_can_be_set() -> None:
+    here = world(bounds=UserBounds(persistent=90, trusted=frozenset({0})))
+    add(here, persistent=90)
+    with pytest.raises(Refusal):
+        add(here, persistent=1, uid=2000)
 
 
 # The audit.

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.lending.lender.world import Guest, World
 from tmem.lending.lender.actions import Holding, Refusal
 from tmem.lending.lender.division import DIVISIONS
+from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
 from tmem.lending.protocol import messages as m
 
@@ -25,7 +26,7 @@ class LenderMachine(RuleBasedStateMachine):
     @initialize(policy=st.sampled_from(sorted(DIVISIONS)))
     def start(self, policy: str) -> None:
         self.lender: Callable[[Sequence[Holding]], Lender] = lambda kept: Lender(
-            24, division=policy, uid_cap=20, holdings=kept
+            24, division=policy, bounds=UserBounds(cap=20), holdings=kept
         )
         self.world = World(self.lender([]))
         self.known: list[Guest] = []
@@ -116,6 +117,14 @@ class LenderMachine(RuleBasedStateMachine):
     def kill(self, place: int) -> None:
         if place < len(self.known):
             self.world.kill(self.known.pop(place))
+
+    @rule(place=guests, killed=st.booleans())
+    def evict(self, place: int, killed: bool) -> None:
+        if place < len(self.known):
+            guest = self.known.pop(place)
+            self.world.evict(guest)
+            if killed:
+                self.world.kill(guest)
 
     @rule(short=st.none() | st.integers(0, 6))
     def run_short(self, short: int | None) -> None:

@@ -14,7 +14,7 @@ from tests.lending.fakeguest import slabs_of
 from tmem.lending.daemon.holdings import Record
 from tmem.lending.daemon.processes import Process
 from tmem.lending.guest.borrowed import runs_of
-from tmem.lending.lender.actions import Action, Close, FindHoles, Holding, MakeReal, Punch, ReadDry, Send
+from tmem.lending.lender.actions import Action, Close, FindHoles, HangUp, Holding, MakeReal, Punch, ReadDry, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import State
 from tmem.lending.protocol import messages as m
@@ -69,6 +69,12 @@ class Guest:
             most -= 1
             self.act(self.inbox.popleft())
 
+    def lose(self) -> None:
+        """Lose all that is held."""
+        self.ephemeral.clear()
+        self.persistent.clear()
+        self.asks.clear()
+
     def act(self, message: ToGuest) -> None:
         """Do what an honest guest does."""
         match message:
@@ -91,6 +97,8 @@ class Guest:
                 assert self.persistent.isdisjoint(slabs_of(runs)), "took persistent slabs"
                 self.ephemeral.difference_update(slabs_of(runs))
                 self.say(m.Confirm(serial))
+            case m.Evicted():
+                self.lose()
             case m.Limits(_, _, frozen):
                 self.frozen = frozen
             case m.Welcome(number):
@@ -119,6 +127,11 @@ class World:
             elif isinstance(action, ReadDry):
                 self.hear(self.guests[action.guest])
                 self.perform(self.lender.dry(self.now, action.guest))
+            elif isinstance(action, HangUp):
+                guest = self.guests[action.guest]
+                guest.read()
+                guest.connected = False
+                guest.outbox.clear()
             else:
                 self.queue.append(action)
 
@@ -148,9 +161,10 @@ class World:
                 self.perform(self.lender.holes(self.now, number, runs_of(set(slabs_of(runs)) - guest.real)))
             case Close(number):
                 guest.real.clear()
-                del self.guests[number]
-                self.gone.append(guest)
                 self.perform(self.lender.closed(self.now, number))
+                if number not in self.lender._accounts:
+                    del self.guests[number]
+                    self.gone.append(guest)
 
     def join(self, guest: Guest, persistent_slabs: int | None = 0, again: bool = False) -> None:
         """Register a guest; with `again` it drops what is in its old socket, and claims what it holds."""
@@ -200,6 +214,12 @@ class World:
         guest.connected = False
         guest.inbox.clear()
         self.perform(self.lender.disconnected(self.now, guest.number))
+
+    def evict(self, guest: Guest) -> None:
+        """End a guest as tmemctl evict does; one that is away or stopped finds its memory gone."""
+        self.perform(self.lender.evict(self.now, guest.number, True))
+        guest.inbox.clear()
+        guest.lose()
 
     def kill(self, guest: Guest) -> None:
         """End a guest's process."""

@@ -44,6 +44,7 @@ to_guest: st.SearchStrategy[ToGuest] = st.one_of(
     st.builds(m.Revoke, serials, some, st.booleans()),
     st.builds(m.Taken, runs(), serials),
     st.builds(m.Limits, slabs, slabs, st.booleans()),
+    st.builds(m.Evicted, names),
 )
 weights = st.floats(0.001, m.MAX_WEIGHT)
 verbs: st.SearchStrategy[Verb] = st.one_of(
@@ -54,6 +55,7 @@ verbs: st.SearchStrategy[Verb] = st.one_of(
     st.builds(m.TakeBack, names, some, st.booleans()),
     st.builds(m.Drain, names),
     st.builds(m.Resize, some),
+    st.builds(m.Evict, names, st.booleans()),
     st.just(m.AskTotals()),
 )
 rows = st.builds(

@@ -24,6 +24,7 @@ from tmem.lending.protocol.messages import (
     MAX_WEIGHT,
     MIN_WEIGHT,
     Drain,
+    Evict,
     Freeze,
     Resize,
     SetLimits,
@@ -165,6 +166,19 @@ def revoke_command(connect: Connect, guest: str, slabs: int, persistent: bool) -
 def drain_command(connect: Connect, guest: str) -> int:
     """Take all ephemeral memory back; lend none until thaw."""
     return _do(connect, Drain(guest))
+
+
+@command.command("evict")
+@guest_argument
+@click.option("--yes", is_flag=True, help="Also if it holds pages of a swap-like file, which are lost then.")
+@click.pass_obj
+def evict_command(connect: Connect, guest: str, yes: bool) -> int:
+    """End a guest and free all that it holds.
+
+    Its mount goes on without a pool until it is mounted anew. Pages of its swap-like file read as errors from then on:
+    processes that are swapped to it are killed when they touch one.
+    """
+    return _do(connect, Evict(guest, yes))
 
 
 @command.command("resize")

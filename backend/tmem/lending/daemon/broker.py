@@ -26,7 +26,7 @@ from tmem.lending.daemon.holdings import Holdings, Record
 from tmem.lending.daemon.processes import Process, duplicate
 from tmem.lending.daemon.waiting import flush, hang_up
 from tmem.lending.lender import verbs
-from tmem.lending.lender.actions import Action, GuestFault, MakeReal, ReadDry, Refusal, Send
+from tmem.lending.lender.actions import Action, GuestFault, HangUp, MakeReal, ReadDry, Refusal, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import count
 from tmem.lending.protocol.messages import Answer, Done, Failed, FromGuest, Hello, Resize, Totals, Verb
@@ -184,6 +184,8 @@ class Broker:
             self._send(action)
         elif isinstance(action, ReadDry):
             self._read_dry(action.guest)
+        elif isinstance(action, HangUp):
+            self._hang_up(action.guest)
         else:
             self._unwritten = True
             if isinstance(action, MakeReal) and action.guest in self._guests:
@@ -202,6 +204,12 @@ class Broker:
             self._cut(action.guest, error)
         except Ended:
             pass  # what it said before it hung up is still to be read, and then its end
+
+    def _hang_up(self, number: int) -> None:
+        guest = self._guests.get(number)
+        if guest is not None and guest.connection is not None:
+            hang_up(guest.connection)
+            guest.connection = None
 
     def _read_dry(self, number: int) -> None:
         """Read all that the socket holds: a guest that was stopped may have answered before."""

@@ -40,6 +40,7 @@ class Record(msgspec.Struct, frozen=True):
     persistent_cap: int | None
     frozen: bool = False
     draining: bool = False
+    evicted: bool = False
 
     @classmethod
     def of(cls, holding: Holding, process: Process, credit: int) -> Record:
@@ -61,6 +62,7 @@ class Record(msgspec.Struct, frozen=True):
             persistent_cap=holding.persistent_cap,
             frozen=holding.frozen,
             draining=holding.draining,
+            evicted=holding.evicted,
         )
 
     @property
@@ -84,6 +86,7 @@ class Record(msgspec.Struct, frozen=True):
             persistent_cap=self.persistent_cap,
             frozen=self.frozen,
             draining=self.draining,
+            evicted=self.evicted,
         )
 
 

@@ -16,7 +16,7 @@ from tmem.lending.daemon.connection import Connection, CutOff, Ended
 from tmem.lending.daemon.processes import Process
 from tmem.lending.daemon.waiting import flush, hang_up, readable
 from tmem.lending.lender.actions import Refusal
-from tmem.lending.protocol.messages import Answer, FromGuest, Hello, Refused, Verb
+from tmem.lending.protocol.messages import Answer, Evicted, FromGuest, Hello, Refused, Verb
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,8 @@ class Server:
         except Refusal as refusal:
             self._counters["guests_refused"] += 1
             log.warning("a guest (pid %d, uid %d) is refused: %s", process.pid, process.uid, refusal)
-            await _say(connection, Refused(str(refusal), refusal.retry))
+            text = str(refusal)
+            await _say(connection, Evicted(text) if refusal.evicted else Refused(text, refusal.retry))
             return
         finally:
             os.close(pidfd)
@@ -157,7 +158,7 @@ async def _receive(connection: Connection, seconds: float) -> list[FromGuest | V
     raise CutOff("silent", f"no message within {seconds:g} s")
 
 
-async def _say(connection: Connection, message: Answer | Refused) -> None:
+async def _say(connection: Connection, message: Answer | Refused | Evicted) -> None:
     """Send a last message, and give its reader a moment."""
     connection.send(message)
     with trio.move_on_after(_GOODBYE_SECONDS):

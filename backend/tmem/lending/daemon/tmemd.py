@@ -28,6 +28,7 @@ from tmem.lending.daemon.notify import READY, STOPPING, notify
 from tmem.lending.daemon.server import Server
 from tmem.lending.daemon.socketfile import SocketFile, default_path, parse_mode
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
+from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
 from tmem.sizes import MIB, ConfigError, check_ram, ram_bytes
 from tmem.texts import LogFormatter
@@ -50,6 +51,12 @@ _LEAST_CREDIT = 64  # slabs: one batch
 @click.option("--mode", type=MODE, default=0o660, help="Mode of the socket: who may borrow. [default: 0660]")
 @click.option("--group", metavar="NAME", default=None, help="Group of the socket.")
 @click.option("--uid-cap", type=SIZE, default=None, help="Most that the guests of one user other than root may hold.")
+@click.option(
+    "--uid-persistent",
+    type=SIZE,
+    default=None,
+    help="Most that the guests of one user may hold for good (hswap, floors). [default: half of the size]",
+)
 @click.option("--reserve", type=SIZE, default=None, help="Memory of the machine to leave alone. [default: 2% of RAM]")
 @click.option("--debug", is_flag=True, help="Log everything.")
 @click.version_option(package_name="tmemfs", prog_name="tmemd")
@@ -60,6 +67,7 @@ def command(
     mode: int,
     group: str | None,
     uid_cap: int | None,
+    uid_persistent: int | None,
     reserve: int | None,
     debug: bool,
 ) -> int:
@@ -78,7 +86,12 @@ def command(
         return SocketFile.passed() or SocketFile.create(path or default_path(), mode, group)
 
     headroom = Headroom(ram_bytes() // 50 if reserve is None else reserve)
-    trio.run(serve, listen, size // SLAB_SIZE, policy, uid_cap, headroom)
+    bounds = UserBounds(
+        cap=None if uid_cap is None else uid_cap // SLAB_SIZE,
+        persistent=None if uid_persistent is None else uid_persistent // SLAB_SIZE,
+        trusted=frozenset((0, os.geteuid())),
+    )
+    trio.run(serve, listen, size // SLAB_SIZE, policy, bounds, headroom)
     return 0
 
 
@@ -106,7 +119,7 @@ def holdings_path(socket_path: Path) -> Path:
 
 
 async def serve(
-    listen: Callable[[], SocketFile], size: int, policy: str, uid_cap: int | None, headroom: Headroom
+    listen: Callable[[], SocketFile], size: int, policy: str, bounds: UserBounds, headroom: Headroom
 ) -> None:
     """Lend until SIGTERM or SIGINT. Guests keep what they hold, and come back to the next tmemd."""
     with (
@@ -120,7 +133,7 @@ async def serve(
         lender = Lender(
             size,
             division=policy,
-            uid_cap=None if uid_cap is None else uid_cap // SLAB_SIZE,
+            bounds=bounds,
             holdings=[record.holding() for record, _ in away],
         )
         arenas, counters = Arenas(headroom), Counter[str]()

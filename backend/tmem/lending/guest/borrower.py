@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.lender.slabmap import in_steps
 from tmem.lending.protocol.messages import (
     BATCH,
     RETRY,
@@ -28,6 +29,7 @@ from tmem.lending.protocol.messages import (
     Claim,
     Confirm,
     Deny,
+    Evicted,
     FromGuest,
     Hello,
     Lend,
@@ -36,6 +38,7 @@ from tmem.lending.protocol.messages import (
     Report,
     Return,
     Revoke,
+    Runs,
     Taken,
     ToGuest,
     Welcome,
@@ -49,6 +52,7 @@ TICK = 0.9  # seconds between reports
 UNASKED = 0  # in the place of a Revoke's serial: what a lower persistent cap does not allow any more
 FIRST_ASK = BATCH // 4
 MOST_RETRY = 1.6  # seconds
+LOSE = 32  # slabs forgotten between two looks at the requests
 STEP = 8  # slabs given up between two looks at the requests: about 5 ms
 
 
@@ -97,6 +101,10 @@ class Borrower:
         self.persistent_cap = 0  # slabs
         # What the owner of persistent pools does about slabs that tmemd wants back and that no page is free to leave.
         self.on_persistent_revoke: Callable[[int], None] = lambda slabs: None
+        # What the owner of persistent pools does once all of their slabs are gone.
+        self.on_evicted: Callable[[], None] = lambda: None
+        self.evicted = False
+        self._gone: deque[Runs] = deque()  # ephemeral slabs that the pool has and that are on loan no more
         self._tmem = tmem
         self.name = guest_name(name)
         self._persistent_slabs = persistent_slabs
@@ -157,10 +165,32 @@ class Borrower:
                     self._taken(message)
                 case Limits():
                     self._limit(message.cap, message.persistent_cap, message.frozen)
+                case Evicted():
+                    self.evict()
                 case Welcome() | Refused():
                     raise ValueError(f"a {type(message).__name__} in the middle")
         except ValueError as error:
             raise ProtocolError(str(error)) from error
+
+    def evict(self) -> None:
+        """Take in that nothing is on loan any more, for good: `forget` then, until it is done."""
+        self.evicted = True
+        self._tmem.freeze()
+        self._owed.clear()
+        self._outbox.clear()
+        for kind in (False, True):
+            self.source.shed(self.source.total, kind)
+            self.source.returned(kind)
+        self._gone.extend(in_steps(self.source.claims(False), LOSE))
+        self.on_evicted()
+
+    def forget(self) -> bool:
+        """Lose some of the ephemeral slabs that are gone; False when none was left."""
+        if not self._gone:
+            return False
+        for slab in self.source.take(self._gone.popleft()):
+            self._tmem.lose(slab)
+        return True
 
     def _lent(self, message: Lend) -> None:
         lent = self.source.lend(message.runs, message.persistent)
@@ -270,6 +300,8 @@ class Borrower:
 
     def outgoing(self, now: float) -> list[FromGuest]:
         """Give what is to be sent now, in order."""
+        if self.evicted:
+            return []
         for kind in (False, True):
             self._give_back(kind)
             self._ask(now, kind)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import trio
 
 from tmem.lending.guest.borrower import TICK, Borrower
-from tmem.lending.guest.handshake import CHUNK, Declined, Registered, Unreachable, register
+from tmem.lending.guest.handshake import CHUNK, Declined, Registered, Unreachable, WasEvicted, register
 from tmem.lending.protocol.messages import Taken, ToGuest
 from tmem.lending.protocol.wire import ProtocolError, encode
 
@@ -39,6 +39,11 @@ class Client:
         self._limiter = trio.CapacityLimiter(1)  # not trio's: threads that hang in a backing must not stand in the way
         borrower.source.on_want = self._poke
 
+    @property
+    def state(self) -> str:
+        """How it stands with tmemd, in a word."""
+        return "evicted" if self.borrower.evicted else "connected" if self.connected else "disconnected"
+
     def _poke(self) -> None:
         self._wake.set()
 
@@ -56,7 +61,11 @@ class Client:
         registered, pause = self._first, 0.0
         while True:
             if registered is None:
-                registered = await self._find_again()
+                try:
+                    registered = await self._find_again()
+                except WasEvicted:
+                    self.borrower.evict()
+                    break
                 self.borrower.welcome(registered.welcome)
                 self.connected = True
                 log.info("registered again with tmemd at %s", self.path)
@@ -67,13 +76,21 @@ class Client:
                 log.warning("the connection to tmemd ended: %s", "; ".join(str(error) for error in ended.exceptions))
             self.connected = False
             registered = None
+            if self.borrower.evicted:
+                break
             # One that takes us in and throws us out again is not asked many times a second.
             short = trio.current_time() - began < SHORT
             pause = min(max(2 * pause, FIRST_PAUSE), MOST_PAUSE_DECLINED) if short else 0.0
             await trio.sleep(pause)
+        log.error("tmemd at %s has evicted this mount: it goes on without a pool until it is mounted anew", self.path)
+        await self._forget()
+
+    async def _forget(self) -> None:
+        while self.borrower.forget():
+            await trio.lowlevel.checkpoint()
 
     async def _find_again(self) -> Registered:
-        """Try until tmemd welcomes us."""
+        """Try until tmemd welcomes us. Raises WasEvicted."""
         pause = FIRST_PAUSE
         told = ""
         while True:
@@ -88,6 +105,8 @@ class Client:
                     abandon_on_cancel=True,
                     limiter=self._limiter,
                 )
+            except WasEvicted:
+                raise
             except (Unreachable, Declined) as error:
                 final = isinstance(error, Declined) and not error.retry
                 most = MOST_PAUSE_DECLINED if final else MOST_PAUSE
@@ -116,6 +135,9 @@ class Client:
                 # Its pages took some ms to lose, and many may follow after a stop: the mount's requests are next. What
                 # they find in slabs that a later Taken names is a miss, and what they put there is lost with it.
                 await trio.lowlevel.checkpoint()
+            elif self.borrower.evicted:
+                await self._forget()
+                return
         self._poke()
 
     async def _pump(self, stream: trio.SocketStream) -> None:

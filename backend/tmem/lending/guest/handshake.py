@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-from tmem.lending.protocol.messages import FromGuest, Refused, ToGuest, Welcome
+from tmem.lending.protocol.messages import Evicted, FromGuest, Refused, ToGuest, Welcome
 from tmem.lending.protocol.wire import Decoder, ProtocolError, encode, guest_decoder
 
 ANSWER_SECONDS = 30.0  # that a tmemd has which is there, on a busy machine
@@ -30,6 +30,10 @@ class Declined(Exception):
         self.retry = retry
 
 
+class WasEvicted(Declined):
+    """tmemd has freed what we held, and does not want us any more."""
+
+
 class Registered:
     """A connection that was welcomed, and what came behind the Welcome."""
 
@@ -39,6 +43,8 @@ class Registered:
         welcome, *self.messages = messages
         if isinstance(welcome, Refused):
             raise Declined(welcome.reason, welcome.retry)
+        if isinstance(welcome, Evicted):
+            raise WasEvicted(welcome.reason, retry=False)
         if not isinstance(welcome, Welcome):
             raise Unreachable(f"it answers {type(welcome).__name__}: not a tmemd of our version")
         self.welcome = welcome

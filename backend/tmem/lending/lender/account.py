@@ -37,6 +37,7 @@ class Account:
     standing: Standing = field(default_factory=Standing)
     connected: bool = False
     ended: bool = False
+    evicted: bool = False  # it has nothing any more, and is remembered so that it does not come back
     from_before: bool = False  # so much is booked from before a restart, but which slabs it is only its claims tell
     frozen: bool = False
     draining: bool = False
@@ -87,7 +88,7 @@ class Account:
     @property
     def gettable(self) -> int:
         """Ephemeral slabs that can be got at: none before it is known which they are, lest others are punched."""
-        return 0 if self.from_before or self.ended else self.map.counts[State.EPHEMERAL]
+        return 0 if self.from_before or self.ended or self.evicted else self.map.counts[State.EPHEMERAL]
 
     @property
     def listens(self) -> bool:
@@ -97,6 +98,8 @@ class Account:
     @property
     def state(self) -> str:
         """Give one word for the table."""
+        if self.evicted:
+            return "evicted"
         if not self.connected:
             return "away"
         words = {"claiming": self.claims is not None, "barred": self.barred, "draining": self.draining}

@@ -11,11 +11,12 @@ from tmem.lending.protocol.messages import Runs, ToGuest
 class Refusal(Exception):
     """A person's or a guest's request that is refused, in one line with the remedy."""
 
-    def __init__(self, reason: str, why: Why | None = None, retry: bool = False) -> None:
+    def __init__(self, reason: str, why: Why | None = None, retry: bool = False, evicted: bool = False) -> None:
         """Take the line for the person; `why` names the counter of the lender's own refusals."""
         super().__init__(reason)
         self.why = why
         self.retry = retry
+        self.evicted = evicted
 
 
 class GuestFault(Exception):
@@ -64,13 +65,20 @@ class ReadDry:
 
 
 @dataclass(frozen=True, slots=True)
+class HangUp:
+    """End a guest's connection; what it was sent before may still be read. Nothing is called for it."""
+
+    guest: int
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Close the guest's memfd, if there is one, then call `Lender.closed`: its memory is free only then."""
 
     guest: int
 
 
-Action = Send | MakeReal | Punch | FindHoles | ReadDry | Close
+Action = Send | MakeReal | Punch | FindHoles | ReadDry | HangUp | Close
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +98,4 @@ class Holding:
     persistent_cap: int | None = None
     frozen: bool = False
     draining: bool = False
+    evicted: bool = False

@@ -171,6 +171,8 @@ class Asking:
     def made(self, now: float, batch_number: int, account: Account, real: Runs) -> None:
         """Lend what is real of a batch, free the rest; short memory ends the Ask."""
         batch = self._batches.pop(batch_number, None)
+        if batch is None and account.evicted:
+            return
         if batch is None or batch.account is not account:
             raise ValueError(f"no batch {batch_number} of guest {account.number}")
         ask = batch.ask

@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from tmem.lending.lender.account import Account
-from tmem.lending.lender.actions import Action, Holding, Refusal, Send
+from tmem.lending.lender.actions import Action, Close, HangUp, Holding, Refusal, Send
 from tmem.lending.lender.asking import Asking
 from tmem.lending.lender.claiming import Claiming
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
-from tmem.lending.lender.ledger import Ledger
+from tmem.lending.lender.ledger import UNBOUNDED, Ledger, UserBounds, as_bytes
 from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters, LenderStats, Why
 from tmem.lending.lender.taking import Taking
-from tmem.lending.protocol.messages import MAX_SECONDS, Limits, Revoke, Row
+from tmem.lending.protocol.messages import MAX_SECONDS, Evicted, Limits, Revoke, Row
+
+EVICTED = "it was evicted from tmemd: its pages there are gone; unmount and mount it to borrow again"
 
 
 class Governor:
@@ -25,10 +27,10 @@ class Governor:
         size: int,
         *,
         division: str = DEFAULT,
-        uid_cap: int | None = None,
+        bounds: UserBounds = UNBOUNDED,
         holdings: Sequence[Holding] = (),
     ) -> None:
-        """Start with `size` slabs to lend; `uid_cap` bounds what the guests of one uid other than 0 hold together.
+        """Start with `size` slabs to lend; `bounds` are those of what the guests of one user have together.
 
         `holdings` are those of guests whose process is alive, from before a restart: they stay booked and are
         not lent to others until their guests claim them or end. `guests_away` gives their numbers.
@@ -36,7 +38,7 @@ class Governor:
         self._actions: list[Action] = []
         self._frozen = False
         self._counters = Counters()
-        self._ledger = Ledger(size, uid_cap)
+        self._ledger = Ledger(size, bounds)
         self._ledger.restore(holdings)
         self._accounts = self._ledger.accounts
         act = self._actions.append
@@ -78,10 +80,11 @@ class Governor:
 
     def find(self, guest: str) -> int:
         """Give the number of a guest by its number or name; Refusal when there is none or more than one."""
-        named = [account for account in self._accounts.values() if account.name == guest]
+        there = {number: account for number, account in self._accounts.items() if not account.evicted}
+        named = [account for account in there.values() if account.name == guest]
         # A name may stand for a guest that is gone and the next one at the same mountpoint.
         found = [account for account in named if account.connected] or named
-        if not found and guest.isdecimal() and int(guest) in self._accounts:
+        if not found and guest.isdecimal() and int(guest) in there:
             return int(guest)
         if len(found) == 1:
             return found[0].number
@@ -146,6 +149,29 @@ class Governor:
         account.draining = True
         self._enforce(now, account)
         return self._decided(now)
+
+    def evict(self, now: float, guest: int, lose_persistent: bool) -> list[Action]:
+        """End a guest: its memory is freed with all pages in it, and it is not let in again."""
+        account = self._accounts[guest]
+        if account.persistent and not lose_persistent:
+            held = as_bytes(account.persistent)
+            raise Refusal(f"{account.name} holds {held} for its hswap, which it would lose: add --yes if it may")
+        self._counters.evictions += 1
+        if account.connected:
+            self._actions.append(Send(guest, Evicted(EVICTED)))
+            self._actions.append(HangUp(guest))
+        account.evicted = True
+        self._leave(account)
+        self._actions.append(Close(guest))
+        return self._decided(now)
+
+    def _leave(self, account: Account) -> None:
+        """Note that a guest's connection has ended."""
+        if account.connected:
+            account.connected = False
+            account.claims = None
+            self._asking.left(account)
+            self._taking.left(account)
 
     def resize(self, now: float, size: int) -> tuple[int, list[Action]]:
         """Change how much there is to lend; gives the new size, which persistent slabs and promises may keep larger."""

@@ -9,7 +9,10 @@ Its rules, in slabs:
 3. A guest holds at most its cap; the guests of one uid other than 0 hold, and are promised, at most the uid's cap.
 4. A floor is at most the cap. The persistent cap is half of the arena unless it was asked for; what was not asked
    for gives way to what is, down to what is held, shares evenly what is left, and grows back when that is more.
-5. The size is what is wanted, but never smaller than what rule 2 and the persistent slabs that are held need. (What
+5. What can never be taken, floors and persistent slabs, is bounded by user, too, unless a person sets it by a verb: the
+   guests of one user have at most UserBounds.persistent of it or half of the size, those of all users at most three
+   quarters of the size. Users whom tmemd trusts are not bounded so. Ephemeral slabs need no such bound.
+6. The size is what is wanted, but never smaller than what rule 2 and the persistent slabs that are held need. (What
    guests from before a restart hold is not known exactly until they claim it: it may need more for a while.)
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.account import Account
@@ -30,6 +34,10 @@ MAX_GUESTS = 4096
 # What one user's guests, honest or not, may make tmemd remember: a byte a slab, twice while they claim.
 MAX_GUESTS_OF_A_UID = 1024
 MAX_ARENAS_OF_A_UID = MAX_SLABS
+
+# Of the size: what one user, and what all users that are not trusted, may have promised.
+A_USERS_PART = 1 / 2
+ALL_USERS_PART = 3 / 4
 
 _BOOKED = (State.EPHEMERAL, State.PERSISTENT, State.MAKING_EPHEMERAL, State.MAKING_PERSISTENT)
 
@@ -45,12 +53,24 @@ def as_bytes(slabs: int) -> str:
     return f"{size:.4g} {unit}"
 
 
+@dataclass(frozen=True, slots=True)
+class UserBounds:
+    """What the guests of one user may have together, in slabs; the default bounds nobody."""
+
+    cap: int | None = None  # held, and promised; root is not bound by it
+    persistent: int | None = None  # promised; None for a part of the size
+    trusted: frozenset[int] | None = None  # users who may be promised all; None for everybody
+
+
+UNBOUNDED = UserBounds()
+
+
 class Ledger:
     """Accounts, their sums, and the rules above."""
 
-    def __init__(self, size: int, uid_cap: int | None) -> None:
+    def __init__(self, size: int, bounds: UserBounds) -> None:
         self.size = self._wanted = size
-        self.uid_cap = uid_cap
+        self._bounds = bounds
         self.accounts: dict[int, Account] = {}
         self.totals = [0] * len(State)  # slabs of all guests by state
         self.held_by: Counter[int] = Counter()  # slabs held or promised by uid
@@ -103,8 +123,8 @@ class Ledger:
         room = account.cap - account.held
         if persistent:
             room = min(room, account.persistent_cap - account.persistent)
-        if self.uid_cap is not None and account.uid != 0:
-            room = min(room, self.uid_cap - self.held_by[account.uid])
+        if self._bounds.cap is not None and account.uid != 0:
+            room = min(room, self._bounds.cap - self.held_by[account.uid])
         return max(0, room)
 
     def _of(self, uid: int) -> list[Account]:
@@ -126,11 +146,11 @@ class Ledger:
             raise Refusal("tmemd has as many guests as it may: unmount one first", Why.GUESTS, retry=True)
         wanted = hello.persistent_slabs
         most = min(wanted or 0, hello.slabs)
-        promisable = self._promisable(uid)
+        promisable = min(self._promisable(uid), self._share_left(uid, self._firm_by_uid()))
         if most > promisable:
             raise Refusal(
                 f"{as_bytes(most)} of persistent memory cannot be promised, only {as_bytes(promisable)}: "
-                "take a smaller --hswap, or give tmemd more (tmemctl resize)",
+                "take a smaller --hswap, or give tmemd or this user more (tmemctl resize, tmemd --uid-persistent)",
                 Why.PROMISE,
                 retry=True,
             )
@@ -164,6 +184,10 @@ class Ledger:
         """Open the accounts of guests from before a restart; promises that no longer fit are lowered."""
         for holding in holdings:
             account = self._open(holding)
+            if holding.evicted:
+                account.evicted = True
+                self.clear(account)
+                continue
             account.from_before = True
             # Any slabs will do: which it holds is known once it has claimed them.
             self.move(account, ((0, holding.ephemeral),), State.EPHEMERAL)
@@ -177,6 +201,13 @@ class Ledger:
                 account.floor = max(0, account.floor - over)
         self.size = max(self.size, self.firm())
         self._share()
+
+    def clear(self, account: Account) -> list[Account]:
+        """Leave a guest nothing, neither slabs nor promises. Gives the accounts whose limits changed."""
+        self.load(account, bytearray())
+        account.floor = account.persistent_cap = 0
+        account.persistent_set, account.from_before = True, False
+        return self._share()
 
     def close(self, account: Account) -> list[Account]:
         """Forget a guest; what it held is free. Gives the accounts whose limits changed."""
@@ -194,11 +225,29 @@ class Ledger:
         return sum(account.firm for account in accounts if account is not but)
 
     def _promisable(self, uid: int, but: Account | None = None) -> int:
-        """Give how much may be promised on request to a guest of that uid."""
+        """Give how much may be promised by a verb to a guest of that uid."""
         room = self.size - self.firm(but)
-        if self.uid_cap is not None and uid != 0:
-            room = min(room, self.uid_cap - self.firm(but, uid))
+        if self._bounds.cap is not None and uid != 0:
+            room = min(room, self._bounds.cap - self.firm(but, uid))
         return max(0, room)
+
+    def _firm_by_uid(self) -> Counter[int]:
+        firm: Counter[int] = Counter()
+        for account in self.accounts.values():
+            firm[account.uid] += account.firm
+        return firm
+
+    def _share_left(self, uid: int, promised: Counter[int]) -> int:
+        """Give how much more a guest of that uid may be promised by rule 5, where so much is promised by uid."""
+        trusted = self._bounds.trusted
+        if trusted is None or uid in trusted:
+            return self.size
+        a_users = self._bounds.persistent
+        if a_users is None:
+            a_users = int(self.size * A_USERS_PART)
+        all_users = max(a_users, int(self.size * ALL_USERS_PART))
+        others = sum(slabs for other, slabs in promised.items() if other not in trusted)
+        return max(0, min(a_users - promised[uid], all_users - others))
 
     def _share(self) -> list[Account]:
         """Divide what was not promised on request into the persistent caps that nobody asked for; give who changed.
@@ -210,13 +259,16 @@ class Ledger:
         left = self.size - self.firm()
         peers = Counter(account.uid for account in loose)
         rooms = {uid: self._promisable(uid) for uid in peers}
+        promised = self._firm_by_uid()
         changed = []
         for place, account in enumerate(loose):
-            wanted = account.map.total // 2 - account.persistent
-            part = max(0, min(wanted, left // (len(loose) - place), rooms[account.uid] // peers[account.uid]))
+            uid, wanted = account.uid, account.map.total // 2 - account.persistent
+            room = min(rooms[uid], self._share_left(uid, promised)) // peers[uid]
+            part = max(0, min(wanted, left // (len(loose) - place), room))
             left -= part
-            rooms[account.uid] -= part
-            peers[account.uid] -= 1
+            rooms[uid] -= part
+            promised[uid] += part
+            peers[uid] -= 1
             if account.persistent_cap != account.persistent + part:
                 account.persistent_cap = account.persistent + part
                 changed.append(account)
@@ -255,13 +307,13 @@ class Ledger:
         return [account, *(other for other in self._share() if other is not account)]
 
     def resize(self, size: int) -> None:
-        """Change the size, to no less than rule 5 allows; the limits of any account may change with it."""
+        """Change the size, to no less than rule 6 allows; the limits of any account may change with it."""
         self._wanted = size
         self.size = max(size, self.firm())
         self._share()
 
     def shrink(self) -> bool:
-        """Come down to the wanted size as far as rule 5 allows by now; True when that changed anything."""
+        """Come down to the wanted size as far as rule 6 allows by now; True when that changed anything."""
         if self.size <= self._wanted or (size := max(self._wanted, self.firm())) >= self.size:
             return False
         self.size = size

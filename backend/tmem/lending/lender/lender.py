@@ -9,7 +9,7 @@ from __future__ import annotations
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.account import Account
 from tmem.lending.lender.actions import Action, Close, GuestFault, Holding, Punch, Refusal, Send
-from tmem.lending.lender.governor import Governor
+from tmem.lending.lender.governor import EVICTED, Governor
 from tmem.lending.lender.slabmap import SlabMap, State
 from tmem.lending.lender.stats import Why
 from tmem.lending.lender.taking import PATIENCE
@@ -50,6 +50,7 @@ class Lender(Governor):
             account.persistent_cap if account.persistent_set else None,
             account.frozen,
             account.draining,
+            account.evicted,
         )
 
     def join(self, now: float, hello: Hello, uid: int, pid: int) -> tuple[int, list[Action]]:
@@ -80,6 +81,8 @@ class Lender(Governor):
     @staticmethod
     def _known(account: Account, hello: Hello, uid: int, pid: int) -> Account:
         """Let a guest back in that the ledger knows."""
+        if account.evicted:
+            raise Refusal(EVICTED, Why.EVICTED, evicted=True)
         if account.uid != uid or account.map.total != hello.slabs or not hello.again:
             raise Refusal("the token is another guest's: start again with a new one", Why.TOKEN)
         if account.connected or account.ended:
@@ -124,13 +127,6 @@ class Lender(Governor):
         self._leave(self._accounts[guest])
         return self._decided(now)
 
-    def _leave(self, account: Account) -> None:
-        if account.connected:
-            account.connected = False
-            account.claims = None
-            self._asking.left(account)
-            self._taking.left(account)
-
     def ended(self, now: float, guest: int) -> list[Action]:
         """Note that the guest's process is gone (its connection too); gives Close."""
         account = self._accounts[guest]
@@ -140,12 +136,14 @@ class Lender(Governor):
         return self._decided(now)
 
     def closed(self, now: float, guest: int) -> list[Action]:
-        """Note that the memfd is closed: the guest's slabs are free and its number is forgotten."""
-        account = self._accounts[guest]
-        self._asking.closed(account)
-        self._taking.closed(account)
-        self._tell_limits(self._ledger.close(account))
-        self._counters.ends += 1
+        """Note that the memfd is closed: the guest's slabs are free, and its number is forgotten with its process."""
+        account = self._accounts.get(guest)
+        if account is not None:
+            self._asking.closed(account)
+            self._taking.closed(account)
+            if account.ended:
+                self._counters.ends += 1
+            self._tell_limits(self._ledger.close(account) if account.ended else self._ledger.clear(account))
         return self._decided(now)
 
     # What the executor found out.

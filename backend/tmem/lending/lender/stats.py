@@ -33,6 +33,7 @@ class Why(Enum):
     PROMISE = "refused_promise"  # a floor or a persistent cap that cannot be promised
     CONNECTED = "refused_connected"  # the guest's old connection has not ended
     TOKEN = "refused_token"  # a token of somebody else's guest, or one that does not fit what is known of it
+    EVICTED = "refused_evicted"  # a guest that was evicted and came back
     LIMITS = "refused_limits"  # limits that contradict each other or the arena
     UNKNOWN = "refused_unknown"  # no such guest, or more than one
     TRUST = "refused_trust"  # a changing verb of somebody who is neither root nor tmemd's own user
@@ -61,6 +62,7 @@ class Counters:
     faults: int = 0  # messages that no honest guest sends
     joins: int = 0
     rejoins: int = 0
+    evictions: int = 0
     ends: int = 0
     denied_frozen: int = 0
     denied_draining: int = 0
@@ -76,6 +78,7 @@ class Counters:
     refused_promise: int = 0
     refused_connected: int = 0
     refused_token: int = 0
+    refused_evicted: int = 0
     refused_limits: int = 0
     refused_unknown: int = 0
     refused_trust: int = 0

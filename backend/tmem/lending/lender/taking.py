@@ -223,7 +223,8 @@ class Taking:
         self._seize(account)
 
     def closed(self, account: Account) -> None:
-        """Forget the debt of a guest that is no more."""
+        """Forget the debt of a guest that has nothing any more."""
+        account.debt = 0
         self._seized.pop(account.number, None)
 
     def check(self) -> None:

@@ -13,6 +13,7 @@ from tmem.lending.protocol.messages import (
     AskTotals,
     Done,
     Drain,
+    Evict,
     Failed,
     Freeze,
     List,
@@ -74,11 +75,16 @@ def _change(lender: Lender, now: float, verb: Verb) -> tuple[str, list[Action]]:
             return "", lender.revoke(now, lender.find(guest), slabs, persistent)
         case Drain(guest):
             return "", lender.drain(now, lender.find(guest))
+        case Evict(guest, lose_persistent):
+            number = lender.find(guest)
+            holding = lender.holding(number)
+            held = as_bytes(holding.ephemeral + holding.persistent)
+            return f"{held} are free again", lender.evict(now, number, lose_persistent)
         case Resize(slabs):
             size, actions = lender.resize(now, slabs)
             if size == slabs:
                 return f"the size is {as_bytes(size)}", actions
             kept = f"the size is {as_bytes(size)}, not {as_bytes(slabs)}: persistent memory and floors hold that much"
-            return kept, actions
+            return f"{kept}; evict frees a guest's", actions
         case _:
             raise TypeError(f"{type(verb).__name__} is not a verb that changes anything")

@@ -197,6 +197,12 @@ class Limits(_Message, frozen=True, tag=38):
     frozen: bool = False
 
 
+class Evicted(_WithLine, frozen=True, tag=39):
+    """Tell that all slabs and their pages are gone, persistent ones too. The guest is never let in again."""
+
+    reason: _Text
+
+
 # tmemctl to tmemd. `guest` is a number or a name; "" in Freeze and Thaw means all.
 
 
@@ -244,6 +250,13 @@ class Resize(_Message, frozen=True, tag=70):
     """Change how much memory there is to lend."""
 
     slabs: _Some
+
+
+class Evict(_Message, frozen=True, tag=72):
+    """End a guest and free all that it holds; persistent slabs only with `lose_persistent`, else it is refused."""
+
+    guest: _Name
+    lose_persistent: bool = False
 
 
 class AskTotals(_Message, frozen=True, tag=71):
@@ -306,8 +319,8 @@ class Totals(_Message, frozen=True, tag=99):
 
 
 FromGuest = Hello | Claim | Ask | Return | Confirm | Report
-ToGuest = Welcome | Refused | Lend | Deny | Revoke | Taken | Limits
-Verb = List | SetLimits | Freeze | Thaw | TakeBack | Drain | Resize | AskTotals
+ToGuest = Welcome | Refused | Lend | Deny | Revoke | Taken | Limits | Evicted
+Verb = List | SetLimits | Freeze | Thaw | TakeBack | Drain | Resize | Evict | AskTotals
 Answer = Table | Done | Failed | Totals
 Message = FromGuest | ToGuest | Verb | Answer
 
