@@ -37,7 +37,7 @@ class Told(Struct, frozen=True):
     hswap_pool_pages: _Count
     hswap_overflow_pages: _Count
     hswap_lost_pages: _Count
-    lender: Annotated[str, Meta(pattern="^(connected|disconnected)$")] | None = None  # None with a pool of its own
+    lender: Annotated[str, Meta(pattern="^(connected|disconnected|evicted)$")] | None = None
 
 
 _decoder = json.Decoder(Told)
@@ -70,7 +70,7 @@ class Line:
     mountpoint: str
     source: str
     trouble: str  # why nothing is known of it
-    lender: str | None  # connected, disconnected, or None with a pool of its own
+    lender: str | None  # connected, disconnected, evicted, or None with a pool of its own
     cache_bytes: int = 0
     cache_capacity_bytes: int = 0
     pool_bytes: int = 0  # memory
@@ -90,6 +90,8 @@ class Line:
         found = [self.trouble] if self.trouble else []
         if self.lender == "disconnected":
             found.append("tmemd does not answer: the pool borrows nothing more")
+        if self.lender == "evicted":
+            found.append("it was evicted from tmemd: it has no pool until it is mounted anew")
         if self.backing_errors_per_second:
             found.append(f"{self.backing_errors_per_second:.3g} errors a second from '{self.source}'")
         if self.swap_lost_pages:
