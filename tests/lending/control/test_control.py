@@ -11,7 +11,7 @@ import pytest
 
 from tmem.commands import CommandError
 from tmem.lending.control.control import Control
-from tmem.lending.protocol.messages import Done, Failed, Freeze
+from tmem.lending.protocol.messages import Done, Failed, Freeze, Totals
 from tmem.lending.protocol.wire import encode
 
 
@@ -40,6 +40,14 @@ def test_what_was_said_before_it_hung_up_is_the_answer(listener: socket.socket, 
         pytest.raises(CommandError, match="too many connections"),
     ):
         control.do(Freeze())
+
+
+def test_who_tells_other_sums_is_no_tmemd_of_ours(listener: socket.socket, tmp_path: Path) -> None:
+    with (
+        hung_up(listener, tmp_path / "socket", encode(Totals({"size": 1}))) as control,
+        pytest.raises(CommandError, match="is it tmemd of this version"),
+    ):
+        control.totals()
 
 
 def test_who_hangs_up_without_a_word_is_told_by_that(listener: socket.socket, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from tests.conftest import run, wait_until
 from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied
 from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd, one_line
-from tmem.lending.control.tables import table
+from tmem.lending.control.tables import view
 from tmem.lending.protocol.messages import MAX_TEXT, Row, guest_name
 from tmemfs import __version__
 
@@ -26,6 +26,20 @@ from tmemfs import __version__
 def fine(done: subprocess.CompletedProcess[str]) -> str:
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+TOTALS = dict.fromkeys(("size_bytes", "ephemeral_bytes", "persistent_bytes", "promised_bytes", "reserved_bytes"), 0)
+TOTALS |= {"guests": 0, "connected": 0}
+
+
+def console_of(width: int, height: int = 24) -> Console:
+    return Console(width=width, height=height, file=io.StringIO())
+
+
+def shown_by(made: RenderableType, console: Console) -> str:
+    console.print(made)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def test_list_shows_each_guest_and_the_sum(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -47,14 +61,35 @@ def test_a_narrow_terminal_shows_less_and_all_of_it() -> None:
     row = Row(7, "/mnt/photos", 0, 12345, "connected", *(1000, 64, 16), 1.0, 1000, 0, 500, 4.5, *[9000] * 7)
     shown = {}
     for width in (80, 200):
-        console = Console(width=width, file=io.StringIO())
-        console.print(table([row] * 2, console))
-        assert isinstance(console.file, io.StringIO)
-        shown[width] = console.file.getvalue()
+        shown[width] = shown_by(view([row] * 2, TOTALS, console := console_of(width), whole=True), console)
         assert "\N{HORIZONTAL ELLIPSIS}" not in shown[width]
         assert re.search(r" 7 .*/mnt/photos .*connected +5M +1M/31.2M .*4.5s", shown[width])
     assert "weight" in shown[200]
-    assert "weight" not in shown[80]
+    assert "no room for" not in shown[200]
+    heads, left_out = shown[80].splitlines()[1], re.search("no room for (.*): tmemctl list --json", shown[80])
+    assert left_out is not None
+    names = left_out[1].split(", ")
+    assert {"revoked", "taken"} <= set(names), "what is least of use goes first"
+    assert set(names) | set(heads.split()) == set(shown[200].splitlines()[1].split())
+    assert not set(names) & set(heads.split())
+
+
+def test_more_guests_than_the_terminal_has_lines_are_counted() -> None:
+    rows = [Row(n, f"/mnt/{n}", 0, n, "connected", 1000, n, 0, 1.0, 1000, 0, 0, 4.5, *[9000] * 7) for n in range(100)]
+    console = console_of(200, 24)
+    lines = shown_by(view(rows, TOTALS, console, whole=False), console).splitlines()
+    seen = [line for line in lines if "/mnt/" in line]
+    assert len(lines) < 24
+    assert "/mnt/99" in seen[0], "who holds most is first"
+    assert f"{100 - len(seen)} more guests, which hold less: tmemctl list" in lines
+
+
+def test_what_a_strange_tmemd_says_is_shown_as_text() -> None:
+    row = Row(7, "\x1b[2J[/]", 0, 12345, "[/]\x1b[31m", *(1000, 64, 16), 1.0, 1000, 0, 500, 4.5, *[9000] * 7)
+    text = shown_by(view([row], TOTALS, console := console_of(200), whole=True), console)
+    assert "\x1b" not in text
+    assert "\\x1b[2J[/]" in text
+    assert "[/]\\x1b[31m" in text
 
 
 def test_list_is_a_table_also_without_guests(tmemd: Tmemd) -> None:

@@ -14,6 +14,11 @@ from tmem.sizes import ConfigError
 
 _ANSWER_SECONDS = 30.0
 _READ = 1 << 16
+# What the commands say something about; the other counters are shown as they come.
+_NEEDED = {
+    *("size_bytes", "ephemeral_bytes", "persistent_bytes", "promised_bytes", "reserved_bytes"),
+    *("guests", "connected"),
+}
 
 
 class Control:
@@ -66,7 +71,7 @@ class Control:
         """Ask for the sums and counters."""
         self._send(AskTotals())
         answer = self._answer()
-        if not isinstance(answer, Totals):
+        if not isinstance(answer, Totals) or not _NEEDED.issubset(answer.counters):
             raise self._confused()
         return answer.counters
 

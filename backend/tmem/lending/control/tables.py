@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pwd
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
-from rich.console import Console, JustifyMethod
+from rich.cells import cell_len
+from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -16,28 +17,47 @@ from tmem.sizes import format_size
 from tmem.texts import printable
 
 _LEFT = ("name", "user", "state")
-_WIDE = (
+_COLUMNS = (
     *("guest", "name", "user", "pid", "state", "held", "persistent", "floor", "cap", "weight"),
     *("age", "used", "hits", "revoked", "taken"),
 )
-_NARROW = ("guest", "name", "state", "held", "persistent", "age", "used", "hits")
+_SPARE = ("taken", "revoked", "weight", "pid", "user", "floor", "cap")  # left out in this order, where room is short
 _NAME = 20  # columns that a name has at least before others are left out
+_HEADS = 6  # lines of the table besides its guests, and the cursor's
 _STYLES = {"connected": "green", "away": "yellow", "frozen": "cyan", "draining": "cyan", "barred": "red"}
 
 
-def table(rows: Sequence[Row], console: Console, caption: str | None = None) -> Table:
-    """Lay out the guests, those that hold most first, with what there is room for."""
+def view(rows: Sequence[Row], counters: Mapping[str, int | float], console: Console, *, whole: bool) -> Group:
+    """Lay out the guests, those that hold most first, and the sum of them; what there is no room for is named.
+
+    The console's height bounds it too, unless the `whole` is wanted.
+    """
     cells = [_cells(row) for row in sorted(rows, key=lambda row: -row.ephemeral - row.persistent)]
-    made = _table(cells, _WIDE, caption)
-    name = max((len(row.name) for row in rows), default=0)
-    wanted = console.measure(made, options=console.options.update(width=10_000)).maximum
-    if wanted - max(0, name - _NAME) > console.width:
-        made = _table(cells, _NARROW, caption)
-    return made
+    shown = cells if whole else cells[: max(1, console.height - _HEADS - 2)]
+    columns = _fitting(shown, console)
+    below = []
+    if len(columns) < len(_COLUMNS):
+        without = ", ".join(column for column in _COLUMNS if column not in columns)
+        below.append(f"no room for {without}: tmemctl list --json")
+    if len(shown) < len(cells):
+        below.append(f"{len(cells) - len(shown)} more guests, which hold less: tmemctl list")
+    return Group(_table(shown, columns), *map(Text, (*below, _summary(counters))))
 
 
-def _table(cells: Sequence[dict[str, str | Text]], columns: Sequence[str], caption: str | None) -> Table:
-    made = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+def _fitting(cells: Sequence[dict[str, str | Text]], console: Console) -> list[str]:
+    """Choose the columns that fit, with names of which some may have to be folded."""
+    columns = list(_COLUMNS)
+    name = max((cell_len(str(row["name"])) for row in cells), default=0)
+    for spare in _SPARE:
+        wanted = console.measure(_table(cells, columns), options=console.options.update(width=10_000)).maximum
+        if wanted - max(0, name - _NAME) <= console.width:
+            break
+        columns.remove(spare)
+    return columns
+
+
+def _table(cells: Sequence[dict[str, str | Text]], columns: Sequence[str]) -> Table:
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         justify: JustifyMethod = "left" if column in _LEFT else "right"
         made.add_column(column, justify=justify, no_wrap=column != "name", overflow="fold")
@@ -52,7 +72,7 @@ def _cells(row: Row) -> dict[str, str | Text]:
     return {
         "guest": str(row.guest),
         "name": Text(printable(row.name)),
-        "user": _user(row.uid),
+        "user": Text(printable(_user(row.uid))),
         "pid": str(row.pid),
         "state": Text(printable(row.state), _STYLES.get(row.state, "")),
         "held": _size(held),
@@ -68,7 +88,7 @@ def _cells(row: Row) -> dict[str, str | Text]:
     }
 
 
-def summary(counters: dict[str, int | float]) -> str:
+def _summary(counters: Mapping[str, int | float]) -> str:
     """Say in a line how much is lent."""
     size, ephemeral, persistent, promised, reserved = (
         int(counters[f"{name}_bytes"]) for name in ("size", "ephemeral", "persistent", "promised", "reserved")

@@ -17,7 +17,7 @@ from rich.live import Live
 from tmem.arena import SLAB_SIZE
 from tmem.commands import DURATION, Text, run
 from tmem.lending.control.control import Control
-from tmem.lending.control.tables import as_json, summary, table
+from tmem.lending.control.tables import as_json, view
 from tmem.lending.daemon.socketfile import likely_path
 from tmem.lending.protocol.messages import (
     MAX_SLABS,
@@ -108,8 +108,7 @@ def list_command(connect: Connect, as_text: bool) -> int:
         print(json.dumps([as_json(row) for row in rows], indent=2))
     else:
         console = _console()
-        console.print(table(rows, console))
-        console.print(summary(control.totals()), highlight=False)
+        console.print(view(rows, control.totals(), console, whole=True))
     return 0
 
 
@@ -213,7 +212,7 @@ def watch_command(connect: Connect, interval: float, count: int | None) -> int:
     control, looks, console = connect(), 0, _console()
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(table(control.rows(), console, summary(control.totals())), refresh=True)
+            live.update(view(control.rows(), control.totals(), console, whole=not console.is_terminal), refresh=True)
             looks += 1
             if count is not None and looks >= count:
                 return 0
