@@ -134,7 +134,10 @@ class HeldBacking(Backing):
             for _ in range(self.jitter.randrange(6)):
                 await trio.lowlevel.checkpoint()
 
-    async def _in_thread(self, file: SlottedFile, call: Callable[[], T]) -> T:
+    async def _in_thread(self, call: Callable[[], T], threads: trio.CapacityLimiter) -> T:
+        return call()
+
+    async def _for_file(self, file: SlottedFile, call: Callable[[], T]) -> T:
         try:
             return call()
         except OSError:

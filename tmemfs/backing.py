@@ -2,8 +2,8 @@
 
 Three kinds of work, each with threads of its own, so that one kind cannot starve another: `data` (reads, writes,
 fsync; at most FILE_THREADS for one file), `meta` (names and attributes) and `control` (calls into the kernel's FUSE
-side). A hop into a thread costs 100-225 µs, so what cannot block for long does not take one: metadata of a local
-filesystem runs in place, and reads try RWF_NOWAIT first.
+side). Local disks block as well, for 10 ms where they are cold and for seconds where they are busy. A hop into a thread
+costs 100-225 µs, so what a local kernel has in memory is asked for in place first, without waiting (`nowait.py`).
 
 Rejected: one pool of threads for everything. 99 readers stuck on a dead server then stop `stat` as well.
 """
@@ -18,6 +18,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 import trio
 
+from tmemfs import nowait
 from tmemfs.throttle import ThrottleGate
 
 P = ParamSpec("P")
@@ -27,6 +28,7 @@ FILE_THREADS = 8
 DATA_THREADS = 256
 META_THREADS = 64
 CONTROL_THREADS = 8
+READ_IN_PLACE = 131_072  # bytes; to copy more takes as long as a hop into a thread
 
 # What a healthy filesystem says about a name or an attribute: no trouble, and not counted as such. The kernel asks for
 # security.capability at the first write to every file.
@@ -46,7 +48,7 @@ class Backing:
 
     def __init__(self, gate: ThrottleGate | None, *, local: bool, drop: bool) -> None:
         self._gate = gate
-        self._inline = local and gate is None
+        self.local = local and gate is None  # the kernel may be asked in place for what it has in memory
         self._drop = drop
         self._data = trio.CapacityLimiter(DATA_THREADS)
         self._meta = trio.CapacityLimiter(META_THREADS)
@@ -61,47 +63,51 @@ class Backing:
         self.calls = 0  # metadata
         self.errors = 0
 
-    @property
-    def local(self) -> bool:
-        """True where metadata calls run in place."""
-        return self._inline
-
     async def meta(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a metadata call. OSError passes through, counted unless it is an answer."""
+        """Run a metadata call, in a thread. OSError passes through, counted unless it is an answer."""
         self.calls += 1
         if self._gate is not None:
             await self._gate.delay(0)
         try:
-            if self._inline:
-                return call(*args, **kwargs)
-            return await trio.to_thread.run_sync(
-                lambda: call(*args, **kwargs), limiter=self._meta, abandon_on_cancel=True
-            )
+            return await self._in_thread(lambda: call(*args, **kwargs), self._meta)
         except OSError as error:
             self.errors += error.errno not in ANSWERS
             raise
+
+    async def ask(self, cached: Callable[P, T], call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `cached` knows without waiting; where it raises BlockingIOError, run `call` in a thread."""
+        if self.local:
+            try:
+                answer = cached(*args, **kwargs)
+            except BlockingIOError:
+                pass
+            else:
+                self.calls += 1
+                return answer
+        return await self.meta(call, *args, **kwargs)
 
     async def data(self, file: SlottedFile, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a call that moves `size` bytes of one file, in a thread."""
         if self._gate is not None:
             await self._gate.delay(size)
-        return await self._in_thread(file, lambda: call(*args, **kwargs))
+        return await self._for_file(file, lambda: call(*args, **kwargs))
 
-    async def _in_thread(self, file: SlottedFile, call: Callable[[], T]) -> T:
+    async def _for_file(self, file: SlottedFile, call: Callable[[], T]) -> T:
         if file.io_slots is None:
             file.io_slots = trio.CapacityLimiter(FILE_THREADS)
         try:
             async with file.io_slots:
-                return await trio.to_thread.run_sync(call, limiter=self._data, abandon_on_cancel=True)
+                return await self._in_thread(call, self._data)
         except OSError:
             self.errors += 1
             raise
 
+    async def _in_thread(self, call: Callable[[], T], threads: trio.CapacityLimiter) -> T:
+        return await trio.to_thread.run_sync(call, limiter=threads, abandon_on_cancel=True)
+
     async def control(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a call that may wait for the kernel, which may wait for this mount."""
-        return await trio.to_thread.run_sync(
-            lambda: call(*args, **kwargs), limiter=self._control, abandon_on_cancel=True
-        )
+        return await self._in_thread(lambda: call(*args, **kwargs), self._control)
 
     async def read(self, file: SlottedFile, fd: int, offset: int, size: int) -> bytearray:
         """Read up to `size` bytes; fewer only at the end of the file."""
@@ -110,16 +116,22 @@ class Backing:
         buffer = bytearray(size)
         if self._gate is not None:
             await self._gate.delay(size)
-        done = _read_cached(fd, buffer, offset)
-        if done == size:
-            if self._drop:
-                os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
-        else:
-            done = await self._in_thread(file, lambda: _read_whole(fd, buffer, offset, self._drop))
+        if not self._read_in_place(fd, buffer, offset):
+            done = await self._for_file(file, lambda: _read_whole(fd, buffer, offset, self._drop))
             del buffer[done:]
-        self.read_bytes += done
+        self.read_bytes += len(buffer)
         self.read_seconds += time.perf_counter() - started
         return buffer
+
+    def _read_in_place(self, fd: int, buffer: bytearray, offset: int) -> bool:
+        """Read what the kernel has in memory; False, where that is not all or is to be dropped after it: that waits."""
+        if self._drop or not self.local or len(buffer) > READ_IN_PLACE:
+            return False
+        try:
+            nowait.read(fd, buffer, offset)
+        except BlockingIOError:
+            return False
+        return True
 
     async def write(self, file: SlottedFile, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a call that writes `size` bytes."""
@@ -134,14 +146,6 @@ def write_some(fd: int, data: memoryview, offset: int) -> int:
     if not written:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     return written
-
-
-def _read_cached(fd: int, buffer: bytearray, offset: int) -> int:
-    """Read what the kernel has in memory, without waiting; a short count says nothing about the end of the file."""
-    try:
-        return os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:  # EAGAIN: not cached; EOPNOTSUPP: not offered; anything else comes again from the real read
-        return 0
 
 
 def _read_whole(fd: int, buffer: bytearray, offset: int, drop: bool) -> int:

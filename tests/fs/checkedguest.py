@@ -5,10 +5,13 @@ What it finds ends the mount with a status that the tests look at; `<log>.checke
 
 from __future__ import annotations
 
+import os
+
 import trio
 
 import tmemfs.running.mount
 from tests.consistency import check_content
+from tests.loopguard import LoopGuard
 from tmemfs.cli import main
 from tmemfs.guest import Guest
 
@@ -30,6 +33,7 @@ class CheckedGuest(Guest):
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Check while running."""
+        self.guard = LoopGuard(os.fspath(self.config.source))
         async with trio.open_nursery() as nursery:
             await nursery.start(super().run)
             task_status.started()
@@ -38,8 +42,10 @@ class CheckedGuest(Guest):
                 await trio.sleep(SECONDS)
 
     async def finish(self) -> None:
-        """Check what is left behind."""
+        """Check what is left behind, and that the event loop made no call that may wait for a disk."""
         await super().finish()
+        self.guard.active = False
+        self.guard.check()
         self.check()
         dirty = [inode.number for inode in self.inodes.known() if inode.dirty]
         assert self.config.log_file is not None

@@ -321,7 +321,10 @@ class Reader:
             return
         started = self._inodes.start()
         with file.borrowed() as fd:
-            st = await self._backing.meta(os.fstat, fd)
+            if inode.key[0] == self._inodes.root.key[0]:  # where it is local, the stat comes from memory
+                st = await self._backing.ask(os.fstat, os.fstat, fd)
+            else:
+                st = await self._backing.meta(os.fstat, fd)
         self._inodes.observe(inode, st, started)
 
 

@@ -11,6 +11,9 @@ whose name was removed, though the file may have others. So a call that fails wi
 with a descriptor that was opened anew, by whatever name leads to the file.
 
 Threads call in here: the lock guards the table alone and is never held over a system call.
+
+What the event loop lets go of is closed in a thread: a descriptor may be the last that holds a file without a name, and
+a disk takes seconds to free tens of gigabytes.
 """
 
 from __future__ import annotations
@@ -19,11 +22,14 @@ import errno
 import fcntl
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from trio.lowlevel import start_thread_soon
+
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+CLOSE_SECONDS = 10.0  # that the end waits for
 _NAME_GONE = (errno.ENOENT, errno.ESTALE)
 
 T = TypeVar("T")
@@ -71,6 +77,40 @@ class _Lease:
         self._owner._release(self._entry)
 
 
+class Closer:
+    """Close descriptors in a thread, one after the other and with nobody to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[int] = deque()
+        self._busy = False
+        self._idle = threading.Condition(self._lock)
+
+    def close(self, fd: int) -> None:
+        """Have a descriptor closed soon."""
+        with self._lock:
+            self._waiting.append(fd)
+            if self._busy:
+                return
+            self._busy = True
+        start_thread_soon(self._run, lambda outcome: None)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._busy = False
+                    self._idle.notify_all()
+                    return
+                fd = self._waiting.popleft()
+            os.close(fd)
+
+    def finish(self, seconds: float) -> None:
+        """Wait until everything is closed, for a bounded time."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._busy, seconds)
+
+
 class Descriptors:
     """Lend O_PATH descriptors of inodes; hold at most `limit` that are not in use or pinned."""
 
@@ -78,6 +118,7 @@ class Descriptors:
         self.limit = limit
         self._lock = threading.Lock()
         self._entries: OrderedDict[Located, _Entry] = OrderedDict()
+        self.closer = Closer()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -92,7 +133,7 @@ class Descriptors:
                 entry.pinned = True
                 return
             entry.pinned = True
-        os.close(fd)
+        self.closer.close(fd)
 
     def hold(self, inode: Located, fd: int) -> None:
         """Hand over a descriptor of an inode that is about to be used."""
@@ -103,7 +144,7 @@ class Descriptors:
                 entry.users = 0
                 spare = self._overflow()
         for fd in spare:
-            os.close(fd)
+            self.closer.close(fd)
 
     def use(self, inode: Located) -> _Lease:
         """Lend the inode's descriptor for the time of a `with` block. Raise OSError where it cannot be opened."""
@@ -136,13 +177,25 @@ class Descriptors:
         os.close(fd)  # another thread was faster
         return True
 
-    def _acquire(self, inode: Located) -> _Entry:
+    def use_open(self, inode: Located) -> _Lease:
+        """Lend the inode's descriptor where it is open. Raise BlockingIOError where it would have to be opened."""
+        entry = self._find(inode)
+        if entry is None:
+            raise BlockingIOError
+        return _Lease(self, entry)
+
+    def _find(self, inode: Located) -> _Entry | None:
         with self._lock:
             entry = self._entries.get(inode)
             if entry is not None:
                 entry.users += 1
                 self._entries.move_to_end(inode)
-                return entry
+            return entry
+
+    def _acquire(self, inode: Located) -> _Entry:
+        entry = self._find(inode)
+        if entry is not None:
+            return entry
         for ancestor in self._closed_ancestors(inode):  # from the top: each finds the one above it open
             self._release(self._acquire(ancestor))
         fd = self._open(inode)
@@ -215,7 +268,7 @@ class Descriptors:
         return -1
 
     def drop(self, inode: Located) -> None:
-        """Close the inode's descriptor, now or when its last user is done."""
+        """Have the inode's descriptor closed, soon or by its last user."""
         with self._lock:
             entry = self._entries.pop(inode, None)
             if entry is None:
@@ -223,12 +276,13 @@ class Descriptors:
             entry.doomed = True
             close = entry.users == 0
         if close:
-            os.close(entry.fd)
+            self.closer.close(entry.fd)
 
     def close(self) -> None:
         """Close everything."""
         for inode in list(self._entries):
             self.drop(inode)
+        self.closer.finish(CLOSE_SECONDS)
 
     def check(self) -> None:
         """Raise AssertionError when the bound is broken or an entry is closed."""

@@ -12,6 +12,7 @@ import trio
 
 from tmemfs.backing import Backing
 from tmemfs.data.writer import Writer
+from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.descriptors import Descriptors, stat_or_close
 from tmemfs.inodes.inode import Absent, Inode
 from tmemfs.inodes.inodes import InodeTable
@@ -56,12 +57,10 @@ class Attributes:
         self._backing = backing
         self._inodes = inodes
         self._descriptors = descriptors
+        self._stats = CachedStats(descriptors, inodes.root)
         self._writer = writer
         self._names = names
         self._absent: dict[Absent, Absent] = {}
-
-    def _stat(self, inode: Inode) -> os.stat_result:
-        return self._descriptors.call(inode, os.fstat)
 
     async def get(self, inode: Inode) -> os.stat_result:
         """Return the attributes, from memory within the attribute time-out."""
@@ -72,7 +71,7 @@ class Attributes:
     async def stat(self, inode: Inode) -> os.stat_result:
         """Return the attributes as the backing has them now."""
         started = self._inodes.start()
-        st = await self._backing.meta(self._stat, inode)
+        st = await self._backing.ask(self._stats.cached_inode, self._stats.inode, inode)
         self._inodes.observe(inode, st, started)
         return st
 
@@ -82,7 +81,7 @@ class Attributes:
         def call() -> None:
             self._descriptors.call(inode, lambda fd: changes.apply(f"/proc/self/fd/{fd}"))
 
-        await self._writer.change(inode, call, lambda: self._stat(inode))
+        await self._writer.change(inode, call, lambda: self._stats.inode(inode))
 
     async def truncate(self, inode: Inode, size: int, fd: int | None) -> None:
         """Set a file's size, through an open descriptor where there is one."""
@@ -93,7 +92,7 @@ class Attributes:
                 return
             self._descriptors.call(inode, lambda path_fd: os.truncate(f"/proc/self/fd/{path_fd}", size))
 
-        await self._writer.truncate(inode, size, call, lambda: self._stat(inode))
+        await self._writer.truncate(inode, size, call, lambda: self._stats.inode(inode))
 
     async def readlink(self, inode: Inode, thread: int) -> bytes:
         """Return a symbolic link's target. Raise ESTALE where no name leads to the link any more."""
@@ -106,7 +105,7 @@ class Attributes:
     async def check_directory(self, inode: Inode, thread: int) -> os.stat_result:
         """Return the attributes as they are now. Raise ESTALE where no name leads to the directory any more."""
         started = self._inodes.start()
-        st = await self._names.run(inode, thread, lambda: self._stat(inode))
+        st = await self._names.run(inode, thread, lambda: self._stats.inode(inode))
         self._inodes.observe(inode, st, started)
         return st
 
@@ -216,7 +215,7 @@ class Attributes:
 
     async def _change_xattr(self, inode: Inode, call: Callable[[], None]) -> None:
         try:
-            await self._writer.change(inode, call, lambda: self._stat(inode))
+            await self._writer.change(inode, call, lambda: self._stats.inode(inode))
         finally:
             inode.no_caps = False
             inode.absent = ()

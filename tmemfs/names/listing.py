@@ -54,6 +54,14 @@ class Listing:
         # By position: inode, when it was seen, what was said.
         self.replies: list[tuple[Inode, int, Any] | None] = [None] * len(names)
 
+    def add(self, stats: list[os.stat_result | None], started: int) -> None:
+        """Take in the stats of the next names, taken from tick `started` on."""
+        names = self.names[self.statted : self.statted + len(stats)]
+        self.entries.extend(
+            None if st is None else Entry(name, st, started) for name, st in zip(names, stats, strict=True)
+        )
+        self.statted += len(stats)
+
 
 class Listings:
     """The directory listings of one guest."""
@@ -73,7 +81,9 @@ class Listings:
             return kept
         started = self._inodes.start()
         made = trio.current_time()
-        listing = Listing(*await self._backing.meta(self._scan, directory), made)
+        names, version, stats = await self._backing.meta(self._scan, directory)
+        listing = Listing(names, version, made)
+        listing.add(stats, started)
         if directory.seen_at <= started:  # else something of our own changed in here meanwhile
             directory.listing = listing
             self._kept.pop(directory, None)
@@ -92,8 +102,8 @@ class Listings:
             del self._kept[directory]
             directory.listing = None
 
-    def _scan(self, directory: Inode) -> tuple[list[bytes], Version | None]:
-        """Return the names and the version that they are of; None where that cannot be told yet."""
+    def _scan(self, directory: Inode) -> tuple[list[bytes], Version | None, list[os.stat_result | None]]:
+        """Return the names, the version that they are of, None where it cannot be told yet, and the first stats."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = self._descriptors.call(directory, lambda path_fd: os.open(f"/proc/self/fd/{path_fd}", flags))
         try:
@@ -101,7 +111,8 @@ class Listings:
             if not st.st_nlink and not directory.unlinked:  # glibc makes ENOENT an empty directory
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             with os.scandir(fd) as entries:
-                return [os.fsencode(entry.name) for entry in entries], self._version(st)
+                names = [os.fsencode(entry.name) for entry in entries]
+            return names, self._version(st), [_stat_or_none(fd, name) for name in names[:BATCH]]
         finally:
             os.close(fd)
 
@@ -119,10 +130,7 @@ class Listings:
             stats = await self._backing.meta(self._stat_all, directory, names)
             if listing.statted != begin:
                 continue  # another reader of the same listing was here
-            listing.entries.extend(
-                None if st is None else Entry(name, st, started) for name, st in zip(names, stats, strict=True)
-            )
-            listing.statted += len(names)
+            listing.add(stats, started)
         return listing.entries[position]
 
     def _stat_all(self, directory: Inode, names: list[bytes]) -> list[os.stat_result | None]:

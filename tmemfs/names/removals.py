@@ -77,7 +77,7 @@ class Removals:
         if survivors == 0 and (inode.lookups or inode.opens):
             self._descriptors.pin(inode, gone.fd)
         else:
-            os.close(gone.fd)
+            self._descriptors.closer.close(gone.fd)
 
 
 def _without_link(before: os.stat_result) -> os.stat_result:

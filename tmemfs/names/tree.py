@@ -20,6 +20,7 @@ from functools import partial
 from typing import NamedTuple
 
 from tmemfs.backing import Backing
+from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors, stat_or_close
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
@@ -45,14 +46,21 @@ class Tree:
         self._inodes = inodes
         self._descriptors = descriptors
         self._removals = Removals(inodes, descriptors)
+        self._stats = CachedStats(descriptors, inodes.root)
 
-    async def lookup(self, parent: Inode, name: bytes, *, hold: bool = False) -> Inode | None:
-        """Find a name; None where there is none. `hold`: have a descriptor of what was found, whatever follows."""
+    async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
+        """Find a name; None where there is none."""
+        if self._inodes.on_first_look is not None:
+            await self._inodes.look_into(parent)
+        started = self._inodes.start()
+        st = await self._backing.ask(self._stats.cached_name, self._stats.name, parent, name)
+        return None if st is None else self._inodes.enter(parent, name, st, started)
+
+    async def hold(self, parent: Inode, name: bytes) -> Inode | None:
+        """Find a name, and have a descriptor of what was found, whatever follows; None where there is none."""
 
         def call(dir_fd: int) -> tuple[os.stat_result, int] | None:
             try:
-                if not hold:
-                    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False), -1
                 fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
             except FileNotFoundError:
                 os.fstat(dir_fd)  # fails where it is the directory that is missing
@@ -67,8 +75,7 @@ class Tree:
             return None
         st, fd = found
         inode = self._inodes.enter(parent, name, st, started)
-        if fd >= 0:
-            self._descriptors.hold(inode, fd)
+        self._descriptors.hold(inode, fd)
         return inode
 
     # -- making nodes --------------------------------------------------------------------------------------------
@@ -218,7 +225,7 @@ class Tree:
         self._changed(new_parent, started)
         if gone is not None and after is not None:
             if moved is not None and gone.inode is moved.inode:  # two names of one file: rename does nothing
-                os.close(gone.fd)
+                self._descriptors.closer.close(gone.fd)
                 return
             self._removals.settle(gone, after, new_parent, new_name, started)
         if not exchange:
@@ -255,9 +262,9 @@ class Tree:
     def _changed(self, parent: Inode, started: int, st: os.stat_result | None = None) -> None:
         """Take in that a directory's entries changed; `st` is its stat just after."""
         parent.listing = None
-        if st is not None and self._backing.local:
+        if st is not None:
             self._inodes.record(parent, st, started)
-        else:  # in threads, two such stats may overtake each other: ask again
+        else:
             self._inodes.expire(parent)
 
 

@@ -110,7 +110,8 @@ class Operations(pyfuse3.Operations):
     async def _lookup(self, parent: Inode, name: bytes, thread: int) -> Inode | None:
         names = self.parts.names
         again = names.is_walking_again(thread)
-        inode = await self.parts.tree.lookup(parent, name, hold=again)
+        tree = self.parts.tree
+        inode = await (tree.hold if again else tree.lookup)(parent, name)
         if again:
             names.looked_up(thread, inode)
         return inode

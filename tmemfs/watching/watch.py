@@ -223,9 +223,8 @@ class Watch:
 
     async def _own_changes(self, directory: Inode) -> None:
         """Wait until what this mount has changed of a directory's names by now is in the table."""
-        if not self._backing.local:
-            async with self._lanes:
-                await self._backing.control(self._kernel.forget_name, directory.number, b"/")
+        async with self._lanes:
+            await self._backing.control(self._kernel.forget_name, directory.number, b"/")
 
     def _own_removals(self, directory: Inode, news: Mapping[bytes, News]) -> set[bytes]:
         """Use up the removals of our own that events tell of; return the names that nobody else removed."""
