@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.conftest import REAL, Place, has_ended, run
+from tmemfs.cli import cli
 
 
 def refused(place: Place, *words: str | Path, code: int = 2) -> str:
@@ -160,3 +162,16 @@ def test_the_mount_table_shows_what_it_is(place: Place) -> None:
     assert source == os.fspath(place.source)
     assert {"ro", "nosuid", "noexec", "nodev", "default_permissions"} <= set(options.strip().split(","))
     assert "Read-only" in place.python("open('new', 'w')").stderr
+
+
+def test_what_a_mount_says_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strange:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def read(self, _: str) -> bytes:
+            return b"cache_hits 1\x1b[2J\ncache_misses \xff\n"
+
+    monkeypatch.setattr("tmemfs.cli.RemoteMount", Strange)
+    done = CliRunner().invoke(cli, ["stats", "/mnt"])
+    assert (done.exit_code, done.stdout) == (0, "cache_hits 1\\x1b[2J\ncache_misses \\xff\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from tmem.commands import DURATION, SIZE, Text, run, say
+from tmem.texts import printable
 from tmemfs import __version__
 from tmemfs.config import (
     MIB,
@@ -130,8 +130,9 @@ def stats_command(mountpoint: str, as_json: bool, reset: bool, control_name: str
     if reset:
         remote.write("stats", b"reset\n")
         return 0
-    sys.stdout.buffer.write(remote.read("stats.json" if as_json else "stats"))
-    sys.stdout.flush()
+    # What the process behind a mount says may be anything: it is somebody else's.
+    text = remote.read("stats.json" if as_json else "stats").decode(errors="surrogateescape")
+    print(*map(printable, text.rstrip("\n").split("\n")), sep="\n")
     return 0
 
 
