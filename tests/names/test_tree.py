@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -22,8 +26,18 @@ __all__ = ["make_parts"]
 class Caller:
     uid: int = 12_001
     gid: int = 13_001
-    pid: int = 1
+    pid: int = 0  # in another namespace: neither its groups nor its capabilities can be seen
     umask: int = 0o022
+
+
+@contextmanager
+def asking(who: Caller, groups: list[int]) -> Iterator[Caller]:
+    """Run a process of somebody with supplementary groups; give the caller that it is."""
+    with subprocess.Popen(["sleep", "60"], user=who.uid, group=who.gid, extra_groups=groups) as process:
+        try:
+            yield replace(who, pid=process.pid)
+        finally:
+            process.kill()
 
 
 @pytest.mark.root
@@ -45,6 +59,54 @@ async def test_a_node_that_cannot_be_given_away_is_not_left_behind(
     with pytest.raises(PermissionError):
         await tree.symlink(root, b"link", b"file", Caller())
     assert os.listdir(parts.directory) == []
+
+    def refuse_later(*args: object) -> None:
+        (parts.directory / "other").write_text("another's")
+        os.replace(parts.directory / "other", parts.directory / "file")
+        refuse()
+
+    monkeypatch.setattr(os, "chown", refuse_later)
+    with pytest.raises(PermissionError):
+        await tree.create(root, b"file", 0o644, os.O_RDWR, Caller())
+    assert (parts.directory / "file").read_text() == "another's"
+
+
+@pytest.mark.root
+@in_trio
+async def test_a_node_belongs_to_the_caller_from_the_start(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts()
+    tree, root = Tree(parts.backing, parts.inodes, parts.descriptors), parts.inodes.root
+    directory, mine = parts.directory, Caller()
+    os.chown(directory, 0, 13_002)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it belonged to somebody else")
+
+    monkeypatch.setattr(os, "chown", refuse)
+
+    async def make_all(caller: Caller) -> None:
+        _, fd = await tree.create(root, b"file", 0o4755, os.O_RDWR, caller)
+        os.close(fd)
+        await tree.mkdir(root, b"directory", 0o755, caller)
+        await tree.symlink(root, b"link", b"file", caller)
+        await tree.mknod(root, b"pipe", 0o644 | stat.S_IFIFO, 0, caller)
+        for name in os.listdir(directory):
+            st = os.lstat(directory / name)
+            assert (st.st_uid, st.st_gid) == (mine.uid, mine.gid)
+            (os.rmdir if stat.S_ISDIR(st.st_mode) else os.unlink)(directory / name)
+
+    directory.chmod(0o777)
+    await make_all(mine)
+    directory.chmod(0o770)  # by a supplementary group, and not without
+    with asking(mine, [13_002]) as caller:
+        await make_all(caller)
+    with asking(mine, []) as caller, pytest.raises(PermissionError):
+        await make_all(caller)
+    assert os.listdir(directory) == []
+    (directory / "root's").touch()
+    assert os.stat(directory / "root's").st_uid == 0, "this thread is root again"
 
 
 @in_trio

@@ -1,16 +1,41 @@
-"""Let new nodes belong to who asked for them.
+"""Make new nodes in the name of who asks for them, where the mount is root's.
 
-Mounted by root, a node is made by root, then given away, in the same call. The kernel has checked the permission
-(default_permissions).
+The thread that makes a node has the caller's ids for the time of that call (setfsuid(2), setfsgid(2) and setgroups(2)
+are a thread's own in the kernel): so the node belongs to the caller from its first moment, in the way in which the
+backing gives owners and groups, and a permission that the backing has withdrawn counts at once.
+
+Only what the caller may do by a capability of its own (a device node, a directory of somebody else's), or where its
+groups cannot be known, is made by root and then given away: the kernel has checked that it may (default_permissions).
+Such a node belongs to root for that moment, without set-ID bits. Where it cannot be given away it is removed, unless
+its name leads elsewhere by then; between this look and the removal somebody could still put another node there.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import platform
 import stat
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from tmemfs.inodes.descriptors import PATH_FLAGS
 
 _AS_ROOT = os.geteuid() == 0
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+# Capabilities by which the kernel lets somebody make a node: DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, MKNOD.
+_MAKING = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 27
+
+_libc = ctypes.PyDLL(None, use_errno=True)  # the GIL is kept: these calls take less time than giving it up
+_libc.setfsuid.argtypes = _libc.setfsgid.argtypes = [ctypes.c_uint]
+_NOBODY = 0xFFFF_FFFF  # no id: asks for the present one
+# glibc's setgroups changes all threads. The system call's number:
+_SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "loongarch64": 159, "ppc64le": 81, "s390x": 206}.get(
+    platform.machine()
+)
 
 
 class Caller(Protocol):
@@ -26,18 +51,89 @@ class Caller(Protocol):
     def umask(self) -> int: ...
 
 
-def give_away(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
-    """Let a new node belong to the caller: its group is the directory's where that has the set-group-ID bit."""
-    if not _AS_ROOT or (caller.uid == 0 and caller.gid == 0):
-        return
-    inherits = os.fstat(dir_fd).st_mode & stat.S_ISGID
+class Credentials(NamedTuple):
+    """What a process has beside its ids."""
+
+    groups: tuple[int, ...]
+    capabilities: int
+
+
+def credentials_of(caller: Caller) -> Credentials | None:
+    """Return the supplementary groups and effective capabilities of who asks; None where it cannot be seen."""
     try:
-        os.chown(name, caller.uid, -1 if inherits else caller.gid, dir_fd=dir_fd, follow_symlinks=False)
-    except OSError:  # who is told that it failed must not find it there, as root's
-        made = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
-        (os.rmdir if stat.S_ISDIR(made) else os.unlink)(name, dir_fd=dir_fd)
-        raise
-    lost = stat.S_ISUID | stat.S_ISGID  # chown(2) clears these
-    if mode & lost and not stat.S_ISLNK(mode):
-        made = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
-        os.chmod(name, stat.S_IMODE(made) | (mode & lost), dir_fd=dir_fd)
+        lines = Path(f"/proc/{caller.pid}/status").read_bytes().splitlines()
+    except OSError:
+        return None  # it has ended, or is in another pid namespace (pid 0)
+    fields = dict(line.split(b":", 1) for line in lines if b":" in line)
+    return Credentials(tuple(map(int, fields[b"Groups"].split())), int(fields[b"CapEff"], 16))
+
+
+def make_node(dir_fd: int, name: bytes, mode: int, caller: Caller, make: Callable[[int], None]) -> None:
+    """Call `make` with the mode, so that the node which it makes belongs to the caller."""
+    if not _AS_ROOT or (caller.uid == 0 and caller.gid == 0):
+        make(mode)
+        return
+    if not mode & stat.S_ISGID:  # which goes where the caller is not in the group
+        try:
+            with _ids(caller, None):
+                make(mode)
+            return
+        except PermissionError:
+            pass
+    known = credentials_of(caller)
+    if known is not None and _SETGROUPS is not None:
+        try:
+            with _ids(caller, known.groups):
+                make(mode)
+            return
+        except PermissionError:
+            if not known.capabilities & _MAKING:
+                raise
+    make(mode & ~_SET_ID)
+    _give_away(dir_fd, name, mode, caller)
+
+
+@contextmanager
+def _ids(caller: Caller, groups: tuple[int, ...] | None) -> Iterator[None]:
+    """Have this thread act on files as the caller for the block. Raise PermissionError where it cannot."""
+    own_gid, own_groups = os.getegid(), os.getgroups() if groups is not None else []
+    try:
+        _libc.setfsgid(caller.gid)
+        if groups is not None:
+            _set_groups(groups)
+        _libc.setfsuid(caller.uid)
+        now = (_libc.setfsuid(_NOBODY) & _NOBODY, _libc.setfsgid(_NOBODY) & _NOBODY)
+        if now != (caller.uid, caller.gid):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        yield
+    finally:
+        _libc.setfsuid(0)
+        _libc.setfsgid(own_gid)
+        if groups is not None:
+            _set_groups(tuple(own_groups))
+
+
+def _set_groups(groups: tuple[int, ...]) -> None:
+    """Set the supplementary groups of this thread alone."""
+    if _libc.syscall(_SETGROUPS, ctypes.c_size_t(len(groups)), (ctypes.c_uint * len(groups))(*groups)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _give_away(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
+    """Let a node of root's belong to the caller: its group is the directory's where that has the set-group-ID bit."""
+    inherits = os.fstat(dir_fd).st_mode & stat.S_ISGID
+    fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+    try:
+        made = os.fstat(fd)
+        try:
+            os.chown(f"/proc/self/fd/{fd}", caller.uid, -1 if inherits else caller.gid)
+        except OSError:  # who is told that it failed must not find it there, as root's
+            there = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            if (there.st_dev, there.st_ino) == (made.st_dev, made.st_ino):
+                (os.rmdir if stat.S_ISDIR(made.st_mode) else os.unlink)(name, dir_fd=dir_fd)
+            raise
+        if mode & _SET_ID and not stat.S_ISLNK(made.st_mode):
+            os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(os.fstat(fd).st_mode) | (mode & _SET_ID))
+    finally:
+        os.close(fd)

@@ -4,7 +4,7 @@ Calls are relative to O_PATH descriptors, so nothing depends on paths that other
 the mountpoint. One operation is one call into a thread, with every stat that it needs: what a call did and what it
 found cannot be told apart by somebody else's change in between.
 
-Mounted by root, a new node belongs to whoever asked for it (`owners.py`). The umask is applied here, because a
+Mounted by root, a new node belongs to whoever asks for it (`owners.py`). The umask is applied here, because a
 directory with a default ACL must not have it applied at all.
 """
 
@@ -24,7 +24,7 @@ from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors, stat_or_close
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
-from tmemfs.names.owners import Caller, give_away
+from tmemfs.names.owners import Caller, make_node
 from tmemfs.names.removals import Removals, Removed
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -109,8 +109,7 @@ class Tree:
     ) -> Inode:
         def call() -> tuple[os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as fd:
-                make(fd, self._masked(parent, fd, mode, caller))
-                give_away(fd, name, mode, caller)
+                make_node(fd, name, self._masked(parent, fd, mode, caller), caller, partial(make, fd))
                 return os.stat(name, dir_fd=fd, follow_symlinks=False), os.fstat(fd)
 
         started = self._inodes.start()
@@ -124,12 +123,20 @@ class Tree:
 
         def call() -> tuple[int, os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as dir_fd:
-                fd = os.open(name, opening, self._masked(parent, dir_fd, mode, caller), dir_fd=dir_fd)
+                opened: list[int] = []
                 try:
-                    give_away(dir_fd, name, mode, caller)
-                    return fd, os.fstat(fd), os.fstat(dir_fd)
+                    masked = self._masked(parent, dir_fd, mode, caller)
+                    make_node(
+                        dir_fd,
+                        name,
+                        masked,
+                        caller,
+                        lambda mode: opened.append(os.open(name, opening, mode, dir_fd=dir_fd)),
+                    )
+                    return opened[0], os.fstat(opened[0]), os.fstat(dir_fd)
                 except OSError:
-                    os.close(fd)
+                    for fd in opened:
+                        os.close(fd)
                     raise
 
         started = self._inodes.start()
