@@ -235,3 +235,20 @@ found = stat.filemode(os.stat('h').st_mode)
 """
     assert both(mounted, plain, ALICE, STAFF, [], without) == "-rw-------"
     assert both(mounted, plain, BOB, TEAM, [], "open('d/f', 'w').write('x'); found = open('d/f').read()") == "x"
+
+
+@acl
+def test_an_acl_takes_set_group_id_away_where_its_setter_is_not_in_the_group(mounted: Mounted, plain: Path) -> None:
+    prepare(mounted, plain, "sh", "-c", f"mkdir d; touch f; chown {ALICE}:{TEAM} d f")
+    mounted.start(*OPEN)
+    change = f"""
+found = []
+for name in ('f', 'd'):
+    subprocess.run(['setfacl', '-m', 'u:{BOB}:r%s', name], check=True, env=dict(PATH='/usr/bin:/bin'))
+    found.append(stat.filemode(os.stat(name).st_mode))
+"""
+    for directory in (mounted.root, plain):
+        for name in ("f", "d"):
+            (directory / name).chmod(0o2775)
+    assert both(mounted, plain, ALICE, STAFF, [TEAM], change % "-x") == ["-rwxrwsr-x", "drwxrwsr-x"]
+    assert both(mounted, plain, ALICE, STAFF, [], change % "wx") == ["-rwxrwxr-x", "drwxrwxr-x"]

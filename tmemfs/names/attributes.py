@@ -16,12 +16,14 @@ from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.descriptors import Descriptors, stat_or_close
 from tmemfs.inodes.inode import Absent, Inode
 from tmemfs.inodes.inodes import InodeTable
+from tmemfs.names.owners import Caller, may_keep_set_group_id
 from tmemfs.names.revalidate import Revalidator
 
 # What the kernel has done already when a request arrives, or what is ours to do.
 _NOT_FOR_BACKING = os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_TRUNC
 _ANY = b""  # stands for every name
-_OFTEN_ABSENT = frozenset({b"security.selinux", b"system.posix_acl_access", b"system.posix_acl_default", _ANY})
+_ACCESS_ACL = b"system.posix_acl_access"
+_OFTEN_ABSENT = frozenset({b"security.selinux", _ACCESS_ACL, b"system.posix_acl_default", _ANY})
 CAPABILITY = b"security.capability"
 
 
@@ -197,13 +199,22 @@ class Attributes:
             absent = tuple(sorted({*kept, (name, code)}))
             inode.absent = self._absent.setdefault(absent, absent)  # the same few for all inodes
 
-    async def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
-        """Set an attribute."""
+    async def setxattr(self, inode: Inode, name: bytes, value: bytes, caller: Caller) -> None:
+        """Set an attribute.
 
-        def call() -> None:
-            self._descriptors.call(inode, lambda fd: os.setxattr(f"/proc/self/fd/{fd}", name, value))
+        Setting an ACL takes the set-group-ID bit away, unless the caller is in the file's group: the backing does not
+        do it where it is root who sets it.
+        """
 
-        await self._change_xattr(inode, call)
+        def call(fd: int) -> None:
+            path = f"/proc/self/fd/{fd}"
+            os.setxattr(path, name, value)
+            if name == _ACCESS_ACL:
+                st = os.fstat(fd)
+                if st.st_mode & stat.S_ISGID and not may_keep_set_group_id(st.st_gid, caller):
+                    os.chmod(path, stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
+
+        await self._change_xattr(inode, lambda: self._descriptors.call(inode, call))
 
     async def removexattr(self, inode: Inode, name: bytes) -> None:
         """Remove an attribute."""

@@ -28,6 +28,7 @@ _AS_ROOT = os.geteuid() == 0
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 # Capabilities by which the kernel lets somebody make a node: DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, MKNOD.
 _MAKING = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 27
+_FSETID = 1 << 4
 
 _libc = ctypes.PyDLL(None, use_errno=True)  # the GIL is kept: these calls take less time than giving it up
 _libc.setfsuid.argtypes = _libc.setfsgid.argtypes = [ctypes.c_uint]
@@ -66,6 +67,14 @@ def credentials_of(caller: Caller) -> Credentials | None:
         return None  # it has ended, or is in another pid namespace (pid 0)
     fields = dict(line.split(b":", 1) for line in lines if b":" in line)
     return Credentials(tuple(map(int, fields[b"Groups"].split())), int(fields[b"CapEff"], 16))
+
+
+def may_keep_set_group_id(gid: int, caller: Caller) -> bool:
+    """Tell whether the set-group-ID bit of a group stays when the caller changes the permissions of a file."""
+    if caller.uid == 0 or caller.gid == gid:
+        return True
+    known = credentials_of(caller)
+    return known is not None and bool(gid in known.groups or known.capabilities & _FSETID)
 
 
 def make_node(dir_fd: int, name: bytes, mode: int, caller: Caller, make: Callable[[int], None]) -> None:

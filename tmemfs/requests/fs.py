@@ -215,7 +215,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def setxattr(self, number: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self.parts.attributes.setxattr(self._inode(number), name, value)
+        await self.parts.attributes.setxattr(self._inode(number), name, value, ctx)
 
     @answered
     async def listxattr(self, number: int, ctx: RequestContext) -> Sequence[bytes]:
