@@ -29,6 +29,7 @@ from tmemfs.config import (
 from tmemfs.kernel.kernelmount import resolve_mountpoint
 from tmemfs.running.remote import RemoteMount
 from tmemfs.running.top import Watcher, watch
+from tmemfs.running.writingback import Unwritable
 
 POOL = Text("SIZE|none|unix:PATH", parse_pool)
 BALLOON = Text("min=…,max=…,idle=…", parse_balloon)
@@ -108,13 +109,19 @@ def mount_command(
 @click.argument("mountpoint", metavar="MNT")
 @click.option("-l", "--lazy", is_flag=True, help="Hide a mount that is in use, and wait for its last user.")
 @click.option("--timeout", type=DURATION, default=None, help="Wait no longer. [default: 10m; 5s for copies elsewhere]")
+@click.option("--wait-backing", "unwritable", flag_value=Unwritable.WAIT, help="Go on trying to write back.")
+@click.option("--discard", "unwritable", flag_value=Unwritable.DISCARD, help="Give up what cannot be written back.")
 @control_option
-def umount_command(mountpoint: str, lazy: bool, timeout: float | None, control_name: str) -> int:
+def umount_command(
+    mountpoint: str, lazy: bool, timeout: float | None, unwritable: Unwritable | None, control_name: str
+) -> int:
     """Unmount MNT and wait until its process has ended and everything is written.
 
-    Exit code 3: it is unmounted, but its process has not ended in time, and goes on.
+    Exit code 1: it stays mounted, because it is in use, or because what --writeback kept cannot be written: the message
+    names the files. Exit code 3: it is unmounted, but its process has not ended in time, and goes on.
     """
-    if not RemoteMount(mountpoint, control_name).umount(lazy=lazy, timeout=timeout):
+    remote = RemoteMount(mountpoint, control_name)
+    if not remote.umount(lazy=lazy, timeout=timeout, unwritable=unwritable or Unwritable.REFUSE):
         say(f"'{mountpoint}' is unmounted, but did not name its process: its end was not waited for")
     return 0
 

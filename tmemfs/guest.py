@@ -46,6 +46,7 @@ from tmemfs.requests.control import BadControlInput, Control
 from tmemfs.requests.directories import Directories
 from tmemfs.requests.fs import Operations, Parts
 from tmemfs.requests.replies import Replies
+from tmemfs.requests.writebackswitch import WritebackSwitch
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
 from tmemfs.watching.watch import Watch
@@ -119,6 +120,8 @@ class Guest:
         if self.lender is not None and self.swap is not None:
             self.lender.borrower.on_persistent_revoke = self.swap.give_back
             self.lender.borrower.on_evicted = self.swap.lose_all
+        if self.writeback is not None:
+            WritebackSwitch(self.control, self.writeback)
         register(self.stats, self)
         self.operations = Operations(self._parts(), self.stats)
 
@@ -283,9 +286,8 @@ class Guest:
         """Write back what is dirty. Raise OSError when something could not be, after naming it in the log."""
         left = await self.writeback.finish() if self.writeback is not None else []
         for inode in left:
-            log.error(
-                "%s: %d dirty pages could not be written back: %s", inode.title, len(inode.dirty), inode.errors.last
-            )
+            reason = inode.errors.last.strerror if inode.errors.last is not None else "given up"
+            log.error("%s: %d dirty pages are lost, not written back: %s", inode.title, len(inode.dirty), reason)
         if left:
             raise OSError(f"the dirty pages of {len(left)} files could not be written back")
 

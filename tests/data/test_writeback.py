@@ -357,6 +357,38 @@ async def test_a_closed_file_that_loses_its_last_name_frees_its_space_at_once(ma
 
 
 @in_trio
+async def test_while_it_is_suspended_everything_is_written_and_nothing_becomes_dirty(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    assert parts.writeback is not None
+    one, two = parts.make("one", bytes(9000)), parts.make("two", bytes(9000))
+    for file in (one, two):
+        await parts.writer.write(file, 10, b"new")
+    parts.backing.before_write.shut = True
+    async with parts.running():
+        parts.writeback.suspend()
+        await parts.backing.before_write.holds(2)
+        assert dict(parts.writeback.unwritten()) == {one.inode: None, two.inode: None}
+        parts.backing.data_error = OSError(errno.EIO, "broken")
+        parts.backing.before_write.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [str(error) for _, error in parts.writeback.unwritten()] == ["[Errno 5] broken"] * 2
+        parts.backing.data_error = None
+        parts.writeback.suspend()
+        assert [error for _, error in parts.writeback.unwritten()] == [None, None], "they are tried again"
+        await trio.testing.wait_all_tasks_blocked()
+        assert not list(parts.writeback.unwritten())
+        await parts.writer.write(one, 10, b"thr")
+        assert parts.bytes_on_disk(one)[10:13] == b"thr"
+        assert parts.cache.dirty_pages == 0
+        parts.writeback.resume()
+        await parts.writer.write(one, 10, b"dir")
+        assert parts.cache.dirty_pages == 1
+        for file in (one, two):
+            with pytest.raises(OSError, match="broken"):
+                await flush(parts, file)
+
+
+@in_trio
 async def test_the_last_close_of_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     unused: Any = None

@@ -44,7 +44,10 @@ class Writeback:
         self._read = read
         self._since: dict[Inode, float] = {}  # when the oldest dirty page became so
         self._file: dict[Inode, OpenFile] = {}  # whose descriptor writes back; kept open until the inode is clean
-        self._pressed = trio.Event()  # too many pages are dirty
+        self._pressed = trio.Event()  # too many pages are dirty, or none may be from now on
+        self._untried: set[Inode] = set()  # dirty files that have not been tried since `suspend`
+        self.suspended = False
+        self._given_up = False  # what is dirty at the end is not written back
         self.touched_ns: dict[Inode, int] = {}  # the mtime that a dirty file shows
 
     @property
@@ -58,8 +61,8 @@ class Writeback:
         """Take bytes into dirty pages (write lock held); False when they must be written through."""
         inode = file.inode
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
-        if file.sync or file.appends or not (file.readable and file.writable) or last - first + 1 > self.limit:
-            return False  # (whose descriptor writes a page back is said to be neither O_SYNC nor O_APPEND)
+        if self.suspended or last - first + 1 > self.limit or not _can_write_back(file):
+            return False
         for edge in self._missing_edges(inode, offset, offset + len(data)):
             start = edge << PAGE_SHIFT
             await self._read(file, start, min(PAGE_SIZE, inode.size - start))
@@ -75,7 +78,7 @@ class Writeback:
         return True
 
     def _fits(self, pages: int) -> bool:
-        return self._cache.dirty_pages + pages <= self.limit
+        return not self.suspended and self._cache.dirty_pages + pages <= self.limit
 
     @staticmethod
     def _missing_edges(inode: Inode, start: int, end: int) -> list[int]:
@@ -146,6 +149,7 @@ class Writeback:
             if inode.errors.failed(error):
                 log.warning("%s: write-back failed: %s; it will be tried again", inode.title, error.strerror)
             self._since[inode] = trio.current_time()
+            self._untried.discard(inode)
             return error
         finally:
             inode.writers -= 1
@@ -174,6 +178,7 @@ class Writeback:
     def forget(self, inode: Inode) -> None:
         """Take a clean (or dropped) inode off the books."""
         inode.errors.succeeded()
+        self._untried.discard(inode)
         self._since.pop(inode, None)
         self.touched_ns.pop(inode, None)
         file = self._file.pop(inode, None)
@@ -214,11 +219,37 @@ class Writeback:
         busy.discard(inode)
 
     async def finish(self) -> list[Inode]:
-        """Write back everything; return the inodes for which that failed."""
+        """Write back everything; return the inodes for which that failed, or was given up before."""
         async with trio.open_nursery() as nursery:
-            for inode in self._since:
+            for inode in () if self._given_up else self._since:
                 nursery.start_soon(self._flush_alone, inode, set())
         return list(self._since)
+
+    # -- before the end ------------------------------------------------------------------------------------------
+
+    def suspend(self, *, give_up: bool = False) -> None:
+        """Let no page become dirty from now on, and have everything written back; `unwritten` tells what is left.
+
+        Once nothing is left nothing can be lost, whatever is written until the mount is gone. `give_up`: what is left
+        at the end is not tried again.
+        """
+        self.suspended, self._given_up = True, give_up
+        self._untried = set(self._since)
+        self._pressed.set()
+
+    def resume(self) -> None:
+        """Take dirty pages again."""
+        self.suspended = self._given_up = False
+
+    def unwritten(self) -> Iterator[tuple[Inode, OSError | None]]:
+        """Tell the dirty files, and why each could not be written back; None as long as it has not been tried."""
+        for inode in self._since:
+            yield inode, None if inode in self._untried else inode.errors.last
+
+
+def _can_write_back(file: OpenFile) -> bool:
+    """Tell whether a descriptor can fill pages and write them back; what O_SYNC and O_APPEND ask for needs another."""
+    return file.readable and file.writable and not file.sync and not file.appends
 
 
 def _runs(pages: set[int]) -> Iterator[tuple[int, int]]:

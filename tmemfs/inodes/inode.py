@@ -12,6 +12,7 @@ from tmemfs.inodes.writeerrors import WriteErrors
 
 Version = tuple[int, ...]
 Absent = tuple[tuple[bytes, int], ...]
+_SHOWN_DEPTH = 100
 
 MAX_LOCATIONS = 8  # of a file with many links, a few names are enough
 
@@ -89,8 +90,13 @@ class Inode:
 
     @property
     def title(self) -> str:
-        """A name for people, in a log."""
-        return os.fsdecode(self.locations[0][1]) if self.locations else f"inode {self.number}"
+        """Its path in the mount, for people; its number when it has no name any more."""
+        names: list[bytes] = []
+        inode = self
+        while inode.locations and len(names) < _SHOWN_DEPTH:  # names that others changed can lead in a circle
+            inode, name = inode.locations[0]
+            names.insert(0, name)
+        return os.fsdecode(b"/".join(names)) if names else f"inode {self.number}"
 
     def lock(self) -> trio.Lock:
         """Return the lock that every change of the file's content takes."""

@@ -73,15 +73,21 @@ class Control:
         self._add(b"metrics", read=lambda: as_prometheus(stats.snapshot(), stats.counter_names()).encode())
         self._add(b"config", read=lambda: as_text(config()).encode(errors="surrogateescape"))
 
-    def _add(self, name: bytes, read: Callable[[], bytes] | None = None, write: Write | None = None) -> Node:
-        mode = stat.S_IFREG | (0o444 if read else 0) | (0o200 if write else 0)
+    def _add(
+        self, name: bytes, read: Callable[[], bytes] | None = None, write: Write | None = None, readers: int = 0o444
+    ) -> Node:
+        mode = stat.S_IFREG | (readers if read else 0) | (0o200 if write else 0)
         node = Node(CONTROL_NUMBERS + len(self._nodes), name, mode, read, write)
         self._nodes[node.number] = self._by_name[name] = node
         return node
 
-    def add_switch(self, name: str, read: Callable[[], str] | None, write: Write) -> None:
-        """Add a file that takes a line and may show one. `write` raises BadControlInput for what it does not take."""
-        self._add(name.encode(), (lambda: read().encode() + b"\n") if read else None, write)
+    def add_switch(self, name: str, read: Callable[[], str] | None, write: Write, *, private: bool = False) -> None:
+        """Add a file that takes a line and may show some. `write` raises BadControlInput for what it does not take.
+
+        `private`: its owner alone may read it.
+        """
+        readers = 0o400 if private else 0o444
+        self._add(name.encode(), (lambda: read().encode() + b"\n") if read else None, write, readers)
 
     def add_file(self, name: str, file: RandomAccess) -> Node:
         """Add a file for its owner alone that is read and written at any offset."""

@@ -213,8 +213,11 @@ class _Mount:
         try:
             with trio.CancelScope(shield=True):
                 await self._guest.finish()
+        except OSError as error:
+            log.error("not everything is in %s: %s", self._config.source, error)
+            self._status = EXIT_FAILED
         except Exception:
-            log.exception("not everything could be written back to %s", self._config.source)
+            log.exception("writing back to %s failed", self._config.source)
             self._status = EXIT_FAILED
 
     def _note_device(self) -> None:

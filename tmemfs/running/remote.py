@@ -19,13 +19,16 @@ from tmem.commands import CommandError, say
 from tmemfs.config import ConfigError
 from tmemfs.hswap import swapfile
 from tmemfs.kernel.kernelmount import MountCopy, copies_of, filesystem_of, resolve_mountpoint, top_mount, unmount
+from tmemfs.requests.writebackswitch import NAME, ON
 from tmemfs.running.preflight import is_dead
+from tmemfs.running.writingback import Unwritable, write_back
 
 _ANSWER_SECONDS = 30.0  # a busy machine can take its time
 _RESERVE_SECONDS = 120.0  # and a busy disk more
 _CHUNK_BYTES = 1 << 20
 END_SECONDS = 600.0  # that umount waits: writing back to a slow directory takes its time
 COPY_SECONDS = 5.0  # and for a copy of the mount elsewhere: a container runs for days
+DISCARD_SECONDS = 5.0  # and for what may be given up
 _FIRST_LOOK_SECONDS = 1.0
 _LOOK_SECONDS = 5.0
 _SHOWN_COPIES = 4
@@ -132,21 +135,30 @@ class RemoteMount:
             raise RemoteError(f"'{self.mountpoint}' is not swapped to: swapon --show lists what is")
         self.write("hswap_clear", b"1\n")
 
-    def umount(self, *, lazy: bool = False, timeout: float | None = None) -> bool:
+    def umount(
+        self, *, lazy: bool = False, timeout: float | None = None, unwritable: Unwritable = Unwritable.REFUSE
+    ) -> bool:
         """Unmount and wait until the process behind the mount has ended.
 
         Returns False if that could not be waited for, because the mount did not name its process. Raises
-        RemoteError if the mount is in use, and UnfinishedError if the process has not ended in time: without a
-        `timeout` END_SECONDS, or COPY_SECONDS while a copy of the mount stays that nothing here ends.
+        RemoteError if the mount is in use, UnwrittenError if it holds what cannot be written back, and UnfinishedError
+        if the process has not ended in time: without a `timeout` END_SECONDS, or COPY_SECONDS while a copy of the
+        mount stays that nothing here ends.
         """
         dead = is_dead(self.mountpoint)
         if not dead and swapfile.swaps_of(self.hswap):
             raise RemoteError(f"'{self.mountpoint}' is swapped to: run tmemfs swapoff {self.mountpoint} first")
         pid = None if dead else self.pid()
         process = _open_process(pid) if pid is not None else None
+        writes_back = not dead and self._writes_back()
+        if writes_back:
+            seconds = DISCARD_SECONDS if unwritable is Unwritable.DISCARD else END_SECONDS
+            write_back(self, unwritable, seconds if timeout is None else timeout)
         try:
             unmount(self.mountpoint, lazy=lazy or dead)
         except OSError as error:
+            if writes_back:
+                self.write(NAME, ON)
             if error.errno == errno.EBUSY:
                 raise RemoteError(
                     f"'{self.mountpoint}' is in use: end what uses it (fuser -vm lists it), or give --lazy"
@@ -159,6 +171,13 @@ class RemoteMount:
         finally:
             os.close(process)
         return True
+
+    def _writes_back(self) -> bool:
+        """Tell whether the mount may hold dirty pages; one that does not answer cannot be helped."""
+        try:
+            return self._config().get("writeback") == "1"
+        except RemoteError:
+            return False
 
     def _wait_for_end(self, process: int, name: str, timeout: float | None) -> None:
         """Wait for the end of the process, and say what for when it takes long. Raises UnfinishedError."""
