@@ -91,7 +91,7 @@ def _round(sides: dict[str, Mounted], order: list[int], number: int) -> Figures:
 
 def picture(figures: Figures, path: Path) -> None:
     """Draw a read on both sides."""
-    values = {f"{side} slabs": median(figures["best_microseconds"][side]) for side in SIDES}
+    values = {f"{side} slabs": spread(figures["best_microseconds"][side]) for side in SIDES}
     draw.bars(path, "4-KiB reads of pages in the pool by one reader", {"a read": values}, "µs")
 
 

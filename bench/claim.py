@@ -23,6 +23,8 @@ times of single steps vary by a quarter on a shared machine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from bench.subjects import guestloads
@@ -32,7 +34,7 @@ from bench.tools import draw, traces
 from bench.tools.content import MIB
 from bench.tools.harness import fast_workspace
 from bench.tools.report import Figures, Goal, Outcome, main, median, parser, ratios, say
-from bench.tools.verdict import Verdict, judged, spread
+from bench.tools.verdict import Spread, Verdict, judged, spread
 
 GUESTS = 6
 BUSY = 2  # at the same time
@@ -123,15 +125,16 @@ def _steps(guests: Guests, step: Step, steps: int, size: int) -> Figures:
     done: list[Done] = []
     until: list[float | None] = []
     most: list[int] = []
-    used = guests.processor_seconds()
+    taken = [_taken(guests)]
     for number in range(steps):
         busy = [(number * BUSY + place) % len(guests.paths) for place in range(BUSY)]
         with Watching(guests, busy) as watching:
             done.append(step([guests.paths[guest] for guest in busy], number + 1))
+        taken.append(_taken(guests))
         if number and size:  # in the first one all memory is free
             until += watching.seconds_until(int(HAS * size))
             most += watching.most()
-    figures = _figures(guests, used, done)
+    figures = _figures(taken, done)
     if done[0].p50:
         figures["p50_seconds"] = median([value for one in done for value in one.p50])
         figures["p99_seconds"] = median([value for one in done for value in one.p99])
@@ -142,13 +145,21 @@ def _steps(guests: Guests, step: Step, steps: int, size: int) -> Figures:
     return figures
 
 
-def _figures(guests: Guests, used: float, done: Sequence[Done]) -> Figures:
-    """Tell what every load tells."""
+def _taken(guests: Guests) -> tuple[int, float]:
+    """Tell the pages read from the backings and the processor time so far."""
+    return guests.backing_pages(), guests.processor_seconds()
+
+
+def _figures(taken: Sequence[tuple[int, float]], done: Sequence[Done]) -> Figures:
+    """Tell what every load tells: in all, and in each step; `taken` is what was before each step and after the last."""
+    steps: dict[str, list[float]] = {
+        "backing_pages": [after - before for (before, _), (after, _) in pairwise(taken)],
+        "seconds": [one.seconds for one in done],
+        "processor_seconds": [after - before for (_, before), (_, after) in pairwise(taken)],
+    }
     return {
-        "backing_pages": guests.backing_pages(),
-        "seconds": sum(one.seconds for one in done),
-        "step_seconds": [one.seconds for one in done],
-        "processor_seconds": guests.processor_seconds() - used,
+        **{name: sum(values) for name, values in steps.items()},
+        **{f"step_{name}": values for name, values in steps.items()},
     }
 
 
@@ -168,8 +179,9 @@ def _traces(space: Path, paths: Sequence[Path], requests: int) -> Figures:
         found: Figures = {}
         for arm in ARMS:
             with sharing(arm, space, sources, shape, throttle) as guests:
-                used = guests.processor_seconds()
-                found[arm] = _figures(guests, used, [guestloads.replays(sources, guests.paths)])
+                before = _taken(guests)
+                done = [guestloads.replays(sources, guests.paths)]
+                found[arm] = _figures([before, _taken(guests)], done)
             _tell(backing, arm, found[arm])
         loads[f"traces, {backing}"] = found
     return loads
@@ -213,11 +225,18 @@ def picture(figures: Figures, path: Path) -> None:
         ("processor_seconds", "Processor time of the mounts", path.with_name(path.stem + "-processor.png")),
     ):
         groups = {
-            load: {arm: found[key] / max(arms["a static"][key], 0.01) for arm, found in arms.items()}
+            load: {arm: _share(key, found, arms["a static"]) for arm, found in arms.items()}
             for load, arms in figures["loads"].items()
         }
         total = f"{figures['guests']} guests, the same memory in every arm"
         draw.bars(name, f"{title}: {total}", groups, "× the static split (less is better)", form="{:.2f}")
+
+
+def _share(key: str, found: Figures, other: Figures) -> Spread:
+    """Return the ratio of two arms in all, with the interval of their steps."""
+    steps = zip(found[f"step_{key}"], other[f"step_{key}"], strict=True)
+    interval = spread([one / max(two, 0.01) for one, two in steps])
+    return replace(interval, median=found[key] / max(other[key], 0.01))
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ def picture(figures: Figures, path: Path) -> None:
     names = {"null view": "null", "eager null": "null, eager", "ordered": "tmemfs", "scattered": "tmemfs, scattered"}
     groups = {}
     for load, found in figures.items():
-        null = median(found["values"][found["stronger_null"]])
-        values = {name: median(values) / null for name, values in found["values"].items()}
+        null = found["values"][found["stronger_null"]]
+        values = {name: spread(ratios(values, null)) for name, values in found["values"].items()}
         groups[load] = {shown: values[name] for name, shown in names.items()}
     draw.bars(path, "All pages in the cache: reads against a null filesystem (1 = null)", groups, "× null")
 

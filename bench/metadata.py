@@ -135,7 +135,7 @@ def _list_with_attributes(root: Path) -> None:
 
 def picture(figures: Figures, path: Path) -> None:
     """Draw the rates of both sides."""
-    groups = {name: {side: median(rates) for side, rates in figures[name]["calls_a_second"].items()} for name in LOADS}
+    groups = {name: {side: spread(rates) for side, rates in figures[name]["calls_a_second"].items()} for name in LOADS}
     draw.bars(
         path, "Names and attributes: tmemfs over a local directory, and a null filesystem", groups, "calls/s", log=True
     )

@@ -29,7 +29,7 @@ from bench.tools import draw, fio, pages
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import fast_workspace, nullfs, served, tmemfs
-from bench.tools.report import Figures, Goal, Outcome, main, median, parser, ratios, say
+from bench.tools.report import Figures, Goal, Outcome, main, parser, ratios, say
 from bench.tools.verdict import in_turn, spread
 
 OURS = "tmemfs"
@@ -163,13 +163,13 @@ def _goals(figures: Figures) -> list[Goal]:
 
 def picture(figures: Figures, path: Path) -> None:
     """Draw all rates, those of the same unit together."""
-    medians = {load: {peer: median(rates) for peer, rates in found.items()} for load, found in figures["loads"].items()}
+    loads = {load: {peer: spread(rates) for peer, rates in found.items()} for load, found in figures["loads"].items()}
     for word, unit, name in (
         ("random", "reads/s", path),
         ("sequential", "MiB/s", path.with_name(path.stem + "-sequential.png")),
         ("stat", "calls/s", path.with_name(path.stem + "-stat.png")),
     ):
-        groups = {load: found for load, found in medians.items() if word in load}
+        groups = {load: found for load, found in loads.items() if word in load}
         draw.bars(name, "tmemfs and its peers over one slow directory: more is better", groups, unit, log=True)
 
 

@@ -27,6 +27,7 @@ from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, half_compressible, shuffled
 from bench.tools.harness import workspace
 from bench.tools.report import Figures, Goal, Outcome, main, median, parser, say
+from bench.tools.verdict import spread
 
 OURS = "tmem pool"
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000, 5_000_000)
@@ -94,7 +95,7 @@ def _in_turn(stores: dict[str, Store], content: Sequence[bytes], rounds: int) ->
 
 def _growth(most: int) -> list[Figures]:
     """Fill a pool step by step and measure at each size."""
-    found = []
+    found: list[Figures] = []
     sizes = [size for size in SIZES if size <= most] or [most]
     with tmem_pool(max(64 * MIB, sizes[-1] * _SMALL_PAGE)) as store:
         empty, filled = store.memory(), 0
@@ -102,7 +103,10 @@ def _growth(most: int) -> list[Figures]:
             for number in range(filled, size):
                 store.put(number, small_page(number))
             filled = size
-            found.append(_costs(store, size) | {"pages": size, "bytes_a_page": (store.memory() - empty) / size})
+            parts = _costs(store, size)
+            costs = {name: median(values) for name, values in parts.items()}
+            memory = (store.memory() - empty) / size
+            found.append({**costs, "parts": parts, "pages": size, "bytes_a_page": memory})
             say(
                 "  {pages:>9,} pages: put {put:5.1f} µs, get {get:5.1f} µs, failed get {failed_get:4.1f} µs,"
                 " {bytes_a_page:,.0f} bytes a page".format(**found[-1])
@@ -110,8 +114,8 @@ def _growth(most: int) -> list[Figures]:
     return found
 
 
-def _costs(store: PoolStore, size: int) -> dict[str, float]:
-    """Take pages out and put them back; microseconds, the median over ten parts of the sample."""
+def _costs(store: PoolStore, size: int) -> dict[str, list[float]]:
+    """Take pages out and put them back; microseconds in each of ten parts of the sample."""
     chosen = random.Random(size).sample(range(size), min(SAMPLE, size))
     costs: dict[str, list[float]] = {"get": [], "put": [], "failed_get": []}
     step = max(1, len(chosen) // 10)
@@ -130,7 +134,7 @@ def _costs(store: PoolStore, size: int) -> dict[str, float]:
         clock.append(time.perf_counter())
         for name, began, ended in zip(("get", "failed_get", "put"), clock, clock[1:], strict=False):
             costs[name].append(1e6 * (ended - began) / len(part))
-    return {name: median(values) for name, values in costs.items()}
+    return costs
 
 
 def small_page(number: int) -> bytes:
@@ -158,15 +162,16 @@ def _goals(figures: Figures) -> list[Goal]:
 
 
 def picture(figures: Figures, path: Path) -> None:
-    """Draw rates and memory, and beside it the growth."""
-    groups = {}
-    for what, key in (("puts/s", "puts_a_second"), ("gets/s", "gets_a_second"), ("bytes a page", "bytes_a_page")):
-        groups[what] = {name: found[key] for name, found in figures["stores"].items()}
-    draw.bars(
-        path, "2:1 pages, one at a time: puts, gets (more is better), memory (less is better)", groups, "", log=True
-    )
+    """Draw rates, beside them memory, and the growth."""
+    stores = figures["stores"]
+    rates = {
+        f"{verb}s": {name: spread(found["rounds"][verb]) for name, found in stores.items()} for verb in ("put", "get")
+    }
+    draw.bars(path, "2:1 pages, one at a time: more is better", rates, "pages/s", log=True)
+    memory = {"a page": {name: found["bytes_a_page"] for name, found in stores.items()}}
+    draw.bars(path.with_name(path.stem + "-memory.png"), "Memory for a 2:1 page: less is better", memory, "bytes")
     costs = {
-        name: [(found["pages"], found[key]) for found in figures["growth"]]
+        name: [(found["pages"], spread(found["parts"][key])) for found in figures["growth"]]
         for name, key in (("put", "put"), ("get", "get"), ("failed get", "failed_get"))
     }
     labels = "pages in the pool", "µs"

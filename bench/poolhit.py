@@ -99,7 +99,7 @@ def picture(figures: Figures, path: Path) -> None:
     """Draw a read on both sides."""
     rounds = figures["rounds"]
     sides = {"from the cache": "cache_microseconds", "from the pool": "pool_microseconds"}
-    values = {side: median([found[key] for found in rounds]) for side, key in sides.items()}
+    values = {side: spread([found[key] for found in rounds]) for side, key in sides.items()}
     draw.bars(path, "4-KiB reads by one reader: a page in the pool instead of in the cache", {"a read": values}, "µs")
 
 

@@ -82,7 +82,7 @@ def picture(figures: Figures, path: Path) -> None:
     """Draw both passes in both orders."""
     groups = {
         f"{order}, cache {found['cache_bytes'] // MIB}M": {
-            f"{which} pass": median([one[f"{which}_seconds"] for one in found["rounds"]])
+            f"{which} pass": spread([one[f"{which}_seconds"] for one in found["rounds"]])
             for which in ("first", "second")
         }
         for order, found in figures.items()

@@ -74,9 +74,18 @@ def measure(rounds: int = 3, limit: int = 16 * MIB, slow_rounds: int = 1) -> Out
 def picture(figures: Figures, path: Path) -> None:
     """Draw what a page costs."""
     names = {"slow": "slow file"}
-    costs = {names.get(name, name): cost for name, cost in figures["microseconds_a_page"].items()}
+    costs = {names.get(name, name): spread(_costs(passes)) for name, passes in figures["passes"].items() if passes}
     title = f"Paging {TIMES_LIMIT} × the memory of a process: a page in and out"
     draw.bars(path, title, {"swap to": costs}, "µs a page", log=True)
+
+
+def _costs(passes: list[Figures]) -> list[float]:
+    """Give what a page costs in each timed part of the passes, in microseconds."""
+    return [
+        one["microseconds_a_page"] * seconds * len(one["part_seconds"]) / sum(one["part_seconds"])
+        for one in passes
+        for seconds in one["part_seconds"]
+    ]
 
 
 def _against(some: list[Figures], other: list[Figures]) -> list[float]:

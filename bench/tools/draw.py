@@ -54,6 +54,7 @@ COLOURS = {
 }
 _SPARE = ("#1f5fa8", "#c9702c", "#7b4ea3", "#e0b04a", "#4f8f4f", "#b5473c", "#8c8c8c", "#3a3a3a")
 _DPI = 110
+INTERVAL = "95-% interval\n(range, of fewer than six)"
 
 
 def colour(name: str, number: int = 0) -> str:
@@ -71,9 +72,10 @@ def bars(
     goal: float | None = None,
     form: str = "",
 ) -> None:
-    """Draw horizontal bars: a group for each key, in it a bar for each arm; every bar has its value written on it.
+    """Draw horizontal bars of one unit: a group for each key, in it a bar for each arm, its value written at its end.
 
-    A Spread is drawn as its median, with a line from end to end of its interval.
+    A Spread is drawn as its median, with a line from end to end of its interval. A logarithmic axis has no zero for a
+    bar to begin at: there each value is a point.
     """
     arms = list(dict.fromkeys(arm for group in groups.values() for arm in group))
     height = sum(len(group) for group in groups.values()) * 0.27 + len(groups) * 0.35 + 1.3
@@ -85,15 +87,24 @@ def bars(
         for arm, given in values.items():
             label = "_" if arm in shown else arm
             shown.add(arm)
-            value, low, high = (given.median, given.low, given.high) if isinstance(given, Spread) else (given,) * 3
-            axes.barh(place, value, height=0.85, color=colour(arm, arms.index(arm)), label=label)
+            value, low, high = _ends(given)
+            if log:
+                axes.plot(value, place, color=colour(arm, arms.index(arm)), label=label, marker="o", linestyle="none")
+            else:
+                axes.barh(place, value, height=0.85, color=colour(arm, arms.index(arm)), label=label)
             if low < high:
-                axes.plot((low, high), (place, place), color="#3a3a3a", linewidth=1.2, marker="|", markersize=6)
+                label = "_" if INTERVAL in shown else INTERVAL
+                shown.add(INTERVAL)
+                axes.plot(
+                    (low, high), (place, place), color="#3a3a3a", linewidth=1.2, marker="|", markersize=6, label=label
+                )
+            beyond = value < 0 and not log
             axes.annotate(
-                form.format(value) if form else _short(value),
-                (max(0.0, value, high), place),
-                xytext=(4, 0),
+                (form.format(value) if form else _short(value)).replace("-", "−"),
+                (min(value, low) if beyond else max(value, high), place),
+                xytext=(-6 if beyond else 6, 0),
                 textcoords="offset points",
+                ha="right" if beyond else "left",
                 va="center",
                 fontsize=8,
             )
@@ -103,7 +114,7 @@ def bars(
     axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
     axes.set_ylim(place - 0.7, -0.8)
     axes.set_xlabel(unit)
-    axes.margins(x=0.12)
+    axes.margins(x=0.15)
     if log:
         axes.set_xscale("log")
     else:
@@ -116,24 +127,40 @@ def bars(
     _save(figure, path)
 
 
+def _ends(given: float | Spread) -> tuple[float, float, float]:
+    """Return a value and the ends of its interval, which are itself where there is none."""
+    return (given.median, given.low, given.high) if isinstance(given, Spread) else (given, given, given)
+
+
 def _short(value: float) -> str:
     """Write a number with about three digits, and no powers of ten."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def curves(
     path: Path,
     title: str,
-    series: Mapping[str, Sequence[tuple[float, float]]],
+    series: Mapping[str, Sequence[tuple[float, float | Spread]]],
     labels: tuple[str, str],
     *,
     log: tuple[bool, bool] = (False, False),
 ) -> None:
-    """Draw lines through points; `labels` and `log` are those of x and y."""
+    """Draw lines through points, each with its interval if it is a Spread; `labels` and `log` are those of x and y."""
     figure, axes = _axes(title, (9.0, 4.6))
     for number, (name, points) in enumerate(series.items()):
-        ordered = sorted(points)
-        axes.plot(*zip(*ordered, strict=True), marker="o", markersize=4, color=colour(name, number), label=name)
+        ordered = sorted(points, key=lambda point: point[0])
+        values = [_ends(given) for _, given in ordered]
+        errors = [[value - low for value, low, _ in values], [high - value for value, _, high in values]]
+        axes.errorbar(
+            [at for at, _ in ordered],
+            [value for value, _, _ in values],
+            yerr=errors,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            color=colour(name, number),
+            label=name,
+        )
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     for logarithmic, scale in zip(log, (axes.set_xscale, axes.set_yscale), strict=True):

@@ -188,7 +188,7 @@ def test_the_pool_alone_is_compared_with_what_is_there_and_its_growth_is_reporte
     assert all(found["puts_a_second"] > 0 < found["gets_a_second"] for found in figures["stores"].values())
     assert [found["pages"] for found in figures["growth"]] == [10_000]
     poolalone.picture(figures, tmp_path / "poolalone.png")
-    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert len(list(tmp_path.glob("*.png"))) == 3
 
 
 def test_small_pages_are_all_different_and_eight_to_one() -> None:
