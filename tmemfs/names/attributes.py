@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
 
@@ -16,6 +15,7 @@ from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.descriptors import Descriptors, stat_or_close
 from tmemfs.inodes.inode import Absent, Inode
 from tmemfs.inodes.inodes import InodeTable
+from tmemfs.names.changes import Changes
 from tmemfs.names.owners import Caller, may_keep_set_group_id
 from tmemfs.names.revalidate import Revalidator
 
@@ -25,29 +25,6 @@ _ANY = b""  # stands for every name
 _ACCESS_ACL = b"system.posix_acl_access"
 _OFTEN_ABSENT = frozenset({b"security.selinux", _ACCESS_ACL, b"system.posix_acl_default", _ANY})
 CAPABILITY = b"security.capability"
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What a setattr asks for; None leaves a thing as it is. Times are nanoseconds."""
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
-
-    def apply(self, path: str) -> None:
-        """Carry them out on a path that leads to the node itself."""
-        if self.uid is not None or self.gid is not None:
-            os.chown(path, -1 if self.uid is None else self.uid, -1 if self.gid is None else self.gid)
-        if self.mode is not None:
-            os.chmod(path, stat.S_IMODE(self.mode))
-        if self.atime_ns is not None or self.mtime_ns is not None:
-            st = os.stat(path)
-            atime = st.st_atime_ns if self.atime_ns is None else self.atime_ns
-            mtime = st.st_mtime_ns if self.mtime_ns is None else self.mtime_ns
-            os.utime(path, ns=(atime, mtime))
 
 
 class Attributes:

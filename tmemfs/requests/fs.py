@@ -23,7 +23,8 @@ from tmemfs.data.reader import Reader
 from tmemfs.data.writer import Writer
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
-from tmemfs.names.attributes import Attributes, Changes
+from tmemfs.names.attributes import Attributes
+from tmemfs.names.changes import Changes
 from tmemfs.names.opener import Opener
 from tmemfs.names.revalidate import Revalidator
 from tmemfs.names.tree import Tree
@@ -203,7 +204,7 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        if changes != Changes():
+        if changes != Changes() or not fields.update_size:  # chown(f, -1, -1) changes the ctime alone
             await attributes.set(inode, changes)
         return self._replies.entry(inode, await attributes.get(inode))
 
