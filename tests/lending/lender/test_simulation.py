@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from bench import division
 from bench.models import splits
 from bench.models.lent import LentMemory
-from bench.models.slotpool import PAGES_A_SLAB, Stream, stream
+from bench.models.slotpool import PAGES_A_SLAB, Borrowing, SlotPool, Stream, stream
 from tests.lending.lender.world import Guest, World
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
 from tmem.lending.lender.lender import Lender
@@ -120,6 +121,56 @@ def test_the_measure_counts_every_way_to_divide(tmp_path: Path) -> None:
         assert size["change_percent"]["best fixed parts"] == 0.0
     assert all(goal.verdict in ("met", "missed") for goal in outcome.goals)
     assert all(goal.verdict == "reported" for goal in division.measure(None).goals)
+
+
+# Guests that lie.
+
+
+class Liar:
+    """A guest of another user that wants all there is: what it says of itself is as good as it can be."""
+
+    def __init__(self, memory: LentMemory, hits: int, age: float | None) -> None:
+        self._memory, self._age, self._hits = memory, age, hits
+        self._said = 0
+        number, _ = memory.lender.join(0.0, m.Hello(m.VERSION, b"a liar's token..", "/liar", 1 << 16, 0), 666, 1)
+        self.guest = Borrowing(number, SlotPool(1, 0, 0), most=1)
+        memory.guests.append(self.guest)
+        memory._ticks.append(math.inf)  # it reports by itself
+
+    def speak(self) -> None:
+        """Report, and ask for as much as one may."""
+        self._said += 1
+        if self._hits:
+            told = self._hits * self._said
+            self._memory._say(self.guest, m.Report(self._age, told, told, told, told, told, told))
+        self._memory._say(self.guest, m.Ask(self._said, m.MAX_ASK, False, self._age))
+
+
+@pytest.mark.parametrize(
+    ("hits", "age"),
+    [(10**9, 0.0), (10**9, None), (0, None), (0, 0.0)],
+    ids=["hits", "hits and no age", "no word", "asks alone"],
+)
+def test_a_liar_of_another_user_leaves_honest_guests_what_half_the_memory_gives_them(
+    hits: int, age: float | None
+) -> None:
+    guests, slabs = [zipf("one", 600, 3000, 1), zipf("two", 900, 3000, 2)], 60
+    half = sum(guest.pool.misses for guest in lend(guests, slabs // 2, DEFAULT).guests)
+    memory = LentMemory(guests, slabs, DEFAULT)
+    liar = Liar(memory, hits, age)
+    next_lie = 0.0
+    for guest, place in splits.schedule(guests):
+        one = guests[guest]
+        now = (one.at[place] + 0.5) / one.requests * 60.0
+        memory.pass_to(now)
+        if now >= next_lie:
+            liar.speak()
+            next_lie = now + m.RETRY
+        memory.request(guest, one.misses[place], one.evicted[place])
+    memory.lender.check()
+    honest = memory.guests[:2]
+    assert sum(len(guest.slabs) for guest in honest) >= 0.9 * slabs // 2
+    assert sum(guest.pool.misses for guest in honest) <= 1.05 * half
 
 
 # How fast memory moves, in simulated time.

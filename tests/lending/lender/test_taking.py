@@ -6,9 +6,9 @@ from math import inf
 
 import pytest
 
-from tests.lending.lender.world import add, counters, hold, report, world
+from tests.lending.lender.world import Guest, World, add, counters, hold, report, world
 from tmem.lending.lender.actions import GuestFault
-from tmem.lending.lender.lender import PATIENCE
+from tmem.lending.lender.lender import BATCH, PATIENCE
 from tmem.lending.lender.stats import Denial
 from tmem.lending.lender.taking import CHUNK
 from tmem.lending.protocol import messages as m
@@ -169,6 +169,63 @@ def test_much_is_taken_in_pieces_and_others_are_heard_between_them() -> None:
     assert here.lender.deadline() is None
     here.settle()
     assert here.lender.stats().ephemeral == 0
+
+
+# Between users.
+
+
+def busy(here: World, guest: Guest, age: float, hits: int) -> None:
+    """Let a guest report that it does something, and how well."""
+    for times in (1, 2):
+        report(here, guest, age, hits=hits * times, puts=times, misses=times)
+
+
+def test_a_user_gets_its_part_from_those_above_theirs_whatever_they_say_and_no_more() -> None:
+    here = world(200)
+    liar, modest = add(here, uid=1), add(here, uid=2)
+    hold(here, liar, 200)
+    busy(here, liar, 0.0, 10**9)
+    hold(here, modest, 130, age=1000.0)
+    assert (len(liar.ephemeral), len(modest.ephemeral)) == (100, 100)
+    hold(here, modest, 1, age=1000.0)
+    busy(here, modest, 1000.0, 0)
+    hold(here, liar, 1, age=0.0)
+    assert modest.denied == liar.denied == [Denial.YOUNGER.value]
+
+
+def test_what_a_user_does_not_use_is_there_for_the_others() -> None:
+    here = world()
+    first, second = add(here, uid=1), add(here, uid=2)
+    hold(here, first, 100)
+    busy(here, first, 10.0, 1)
+    here.pass_time(60.0)
+    hold(here, second, 100, age=1.0)
+    assert len(second.ephemeral) == 100, "an idle guest keeps no part"
+
+
+def test_a_smaller_size_is_taken_from_those_above_their_part_first() -> None:
+    here = world()
+    liar, modest = add(here, uid=1), add(here, uid=2)
+    hold(here, liar, 70)
+    hold(here, modest, 30)
+    busy(here, liar, 0.0, 10**9)
+    busy(here, modest, 1000.0, 0)
+    here.perform(here.lender.resize(here.now, 60)[1])
+    here.settle()
+    assert (len(liar.ephemeral), len(modest.ephemeral)) == (30, 30)
+
+
+def test_a_guest_that_tells_no_age_gets_a_start_and_then_gives_way_like_others() -> None:
+    here = world(300)
+    silent, other = add(here), add(here)
+    hold(here, other, 300)
+    busy(here, other, 0.5, 1)
+    hold(here, silent, BATCH)
+    here.pass_time(1.0)
+    busy(here, other, 0.5, 1)
+    hold(here, silent, 100)
+    assert len(silent.ephemeral) == BATCH
+    assert silent.denied == [Denial.YOUNGER.value]
 
 
 # Persistent slabs.

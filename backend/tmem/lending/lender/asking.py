@@ -15,6 +15,7 @@ from math import inf
 from tmem.lending.lender.account import Account
 from tmem.lending.lender.actions import Action, GuestFault, MakeReal, Send
 from tmem.lending.lender.division import Division, choose
+from tmem.lending.lender.fairness import Offers, Parts
 from tmem.lending.lender.ledger import Ledger
 from tmem.lending.lender.slabmap import State, count
 from tmem.lending.lender.stats import Counters, Denial
@@ -155,14 +156,28 @@ class Asking:
         """Let those owe slabs to whom they are worth less than to the asker, or whatever they are worth."""
         if slabs <= 0:
             return
-        self.division.survey((account.standing for account in self._ledger.accounts.values()), now)
-        need = (inf, inf) if asker is None else self.division.need(asker.standing, now)
-        victims = [account for account in self._ledger.accounts.values() if account is not but and account.takeable]
-        offers = [(account.standing, account.takeable) for account in victims]
-        given = choose(self.division, offers, slabs, need, now)
-        for account, count_given in zip(victims, given, strict=True):
+        accounts = self._ledger.accounts.values()
+        self.division.survey((account.standing for account in accounts), now)
+        victims = [account for account in accounts if account is not but and account.takeable]
+        victims.sort(key=lambda account: self.division.worth(account.standing, now))
+        parts = Parts(self._ledger, now)
+        if asker is None:
+            slabs -= self._owe(now, parts, parts.open(victims, None), slabs, _FORCED)
+            self._owe(now, parts, parts.all(victims), slabs, _FORCED)
+        else:
+            lacking = min(slabs, parts.lacking(asker.uid))
+            slabs -= self._owe(now, parts, parts.above(victims, asker.uid), lacking, _FORCED)
+            need = self.division.need(asker.standing, now)
+            self._owe(now, parts, parts.open(victims, asker.uid), slabs, need)
+
+    def _owe(self, now: float, parts: Parts, offers: Offers, slabs: int, need: tuple[float, float]) -> int:
+        """Let those who offer owe so many slabs as far as they are worth less than the need; give how many."""
+        given = choose(self.division, [(account.standing, most) for account, most in offers], slabs, need, now)
+        for (account, _), count_given in zip(offers, given, strict=True):
             if count_given:
+                parts.give(account.uid, count_given)
                 self._taking.owe(now, account, count_given)
+        return sum(given)
 
     def fit(self, now: float) -> None:
         """Take back what is booked beyond the size."""
@@ -229,4 +244,5 @@ class Asking:
             assert ask.batches or (ask.missing and self._taking.debts), "an Ask that waits for nothing"
 
 
+_FORCED = (inf, inf)  # more than any worth
 _WITHDRAWS = (Denial.FROZEN, Denial.DRAINING, Denial.BARRED)

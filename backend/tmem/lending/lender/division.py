@@ -11,17 +11,21 @@ beside a guest that reads in a loop.) `mix`, the default, divides a busy guest's
 ghost hits per slab against those of all busy guests: twice the hits, and its pages may stay twice as long. It is
 bounded, as a guest that has had no memory yet has had no hits. A guest that does nothing is judged by age alone, and
 at once: nothing more can be learned about its hits. So neither a scan nor a guest that has stopped keeps memory.
+
+Hits are compared between the guests of one user alone, and ages between users only where `fairness` lets them: both
+are what guests say of themselves.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 from typing import ClassVar
 
-from tmem.lending.protocol.messages import Report
+from tmem.lending.protocol.messages import BATCH, Report
 
 # Seconds without a report after which a guest is idle; a busy one reports about once a second.
 SILENT = 1.5
@@ -50,6 +54,7 @@ class Standing:
     resting: bool = False  # nothing moved between the last two reports, and it did not ask since
     hits: float = 0.0  # a second
     ghost_hits: float = 0.0
+    uid: int = 0
 
     def tell(self, now: float, age: float | None) -> None:
         """Note the age of the oldest page."""
@@ -77,6 +82,11 @@ class Standing:
     def idle(self, now: float) -> bool:
         """Tell whether the guest does nothing."""
         return self.resting or now - max(self.reported, self.asked) > SILENT
+
+    @property
+    def needs_a_start(self) -> bool:
+        """Tell whether the guest has no page yet, and too little memory to have shown what it does with it."""
+        return self.age is None and self.slabs < BATCH
 
     def oldness(self, now: float, given: int = 0) -> float:
         """Estimate the age of the oldest page once `given` more slabs were given up; infinite without a page.
@@ -113,7 +123,7 @@ class Division:
 
     def need(self, standing: Standing, now: float) -> tuple[float, float]:
         """Give what one more slab is worth to a guest that asks, against idle guests and against busy ones."""
-        if standing.age is None:
+        if standing.needs_a_start:
             return inf, inf
         return -standing.oldness(now) / standing.weight, inf
 
@@ -124,18 +134,23 @@ class Mix(Division):
     name = "mix"
 
     def __init__(self) -> None:
-        self._usual = 0.0  # hits and ghost hits a second and slab, of the busy guests
+        self._usual: dict[int, float] = {}  # hits and ghost hits a second and slab, of the busy guests of each user
 
     def survey(self, standings: Iterable[Standing], now: float) -> None:
-        """Find out what is usual among the busy."""
-        busy = [standing for standing in standings if not standing.idle(now)]
-        hits = sum(standing.hits + standing.ghost_hits for standing in busy)
-        self._usual = hits / max(1, sum(standing.slabs for standing in busy))
+        """Find out what is usual among the busy guests of each user."""
+        hits: defaultdict[int, float] = defaultdict(float)
+        slabs: Counter[int] = Counter()
+        for standing in standings:
+            if not standing.idle(now):
+                hits[standing.uid] += standing.hits + standing.ghost_hits
+                slabs[standing.uid] += standing.slabs
+        self._usual = {uid: hits[uid] / max(1, slabs[uid]) for uid in hits}
 
     def _usefulness(self, standing: Standing) -> float:
-        if not self._usual:
+        usual = self._usual.get(standing.uid)
+        if not usual:
             return 1.0
-        useful = (standing.hits + standing.ghost_hits) / max(1, standing.slabs) / self._usual
+        useful = (standing.hits + standing.ghost_hits) / max(1, standing.slabs) / usual
         return min(MOST_USEFUL, max(1 / MOST_USEFUL, useful))
 
     def worth(self, standing: Standing, now: float, given: int = 0) -> Worth:
@@ -145,7 +160,7 @@ class Mix(Division):
 
     def need(self, standing: Standing, now: float) -> tuple[float, float]:
         """Give what one more slab is worth to a guest that asks, against idle guests and against busy ones."""
-        if standing.age is None:
+        if standing.needs_a_start:
             return inf, inf
         value = -standing.oldness(now) / standing.weight
         return value, value / self._usefulness(standing)
@@ -164,7 +179,7 @@ class Utility(Division):
 
     def need(self, standing: Standing, now: float) -> tuple[float, float]:
         """Give the hits a second that one more slab would bring."""
-        if standing.age is None:
+        if standing.needs_a_start:
             return inf, inf
         return super().need(standing, now)[0], standing.weight * standing.ghost_hits / max(1, standing.slabs)
 

@@ -175,7 +175,7 @@ class Ledger:
             frozen=holding.frozen,
             draining=holding.draining,
         )
-        account.standing.weight = holding.weight
+        account.standing.weight, account.standing.uid = holding.weight, holding.uid
         self.accounts[account.number] = account
         self.totals[State.FREE] += slabs
         return account
