@@ -34,6 +34,7 @@ from tmemfs.data.writer import Writer
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
+from tmemfs.inodes.stamps import Stamps
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -180,6 +181,16 @@ class HeldBacking(Backing):
         return result
 
 
+class Settled(Stamps):
+    """Stamps of a backing whose versions can be believed at once."""
+
+    def settles_at(self, stamp: int, now: float, wall: int) -> float:
+        return now
+
+    def tells_apart(self, device: int) -> bool:
+        return True
+
+
 class Parts:
     """Cache, pool, content, reader and writer over a directory."""
 
@@ -192,6 +203,7 @@ class Parts:
         writeback: bool = False,
         attr_timeout: float = 1.0,
         version_by: str = "all",
+        stamps: Stamps | None = None,
     ) -> None:
         self.directory = directory
         self.arena = EmbeddedArena(pool) if pool else None
@@ -203,7 +215,14 @@ class Parts:
         self.backing = HeldBacking()
         self.descriptors = Descriptors(64)
         root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.inodes = InodeTable(root, self.descriptors, self.content, version_by=version_by, attr_timeout=attr_timeout)
+        self.inodes = InodeTable(
+            root,
+            self.descriptors,
+            self.content,
+            stamps or Settled(own_clock=True),
+            version_by=version_by,
+            attr_timeout=attr_timeout,
+        )
         self.reader = Reader(self.content, self.backing, self.inodes)
         self.writeback = Writeback(self.content, self.backing, self.inodes, self.reader.read) if writeback else None
         if self.writeback is not None:
@@ -226,7 +245,7 @@ class Parts:
         inode = self.lookup(name)
         started = self.inodes.start()
         fd = os.open(self.directory / name, flags | os.O_CLOEXEC)
-        self.inodes.observe(inode, os.fstat(fd), started)
+        self.inodes.opened(inode, os.fstat(fd), started)
         return self.files.add(inode, fd, flags, os.getuid())
 
     def make(self, name: str, data: bytes, flags: int = os.O_RDWR) -> OpenFile:

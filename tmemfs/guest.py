@@ -35,6 +35,7 @@ from tmemfs.hswap.swaparea import SwapArea
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
+from tmemfs.inodes.stamps import Stamps
 from tmemfs.kernel.kernelcache import KernelCache
 from tmemfs.kernel.kernelmount import is_local
 from tmemfs.names.attributes import Attributes
@@ -81,12 +82,14 @@ class Guest:
         self.precache = Precache(self.cache, pool)
         self.content = Content(self.cache, self.precache)
         gate = ThrottleGate(config.throttle) if config.throttle else None
-        self.backing = Backing(gate, local=is_local(source_fd), drop=config.backing_cache == "drop")
+        local = is_local(source_fd)
+        self.backing = Backing(gate, local=local, drop=config.backing_cache == "drop")
         self.descriptors = Descriptors(min(MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self.inodes = InodeTable(
             source_fd,
             self.descriptors,
             self.content,
+            Stamps(own_clock=local),
             version_by=config.version_by,
             attr_timeout=config.attr_timeout,
         )

@@ -3,9 +3,9 @@
     python faultfs.py DIRECTORY MOUNTPOINT FAULTS
 
 FAULTS is a file that says what is wrong, one `operation name trouble` a line: the operation is read, write, open,
-stat, fsync, flush or any; the name is a file's, or *; the trouble is an errno, `hang`,
-or `slow`. It is
-looked at before every request. What hangs goes on when its line is gone. It prints `ready` once it is mounted.
+stat, fsync, flush or any; the name is a file's, or *; the trouble is an errno, `hang`, `slow`, or `seconds` (as
+`stat * seconds`: all times are whole seconds). It is looked at before every request. What hangs goes on when its line
+is gone. It prints `ready` once it is mounted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FaultFs(pyfuse3.Operations):
             found = [
                 trouble
                 for which, whose, trouble in self._orders()
-                if which in (operation, "any") and whose in (name, "*")
+                if which in (operation, "any") and whose in (name, "*") and trouble != "seconds"
             ]
             if not found:
                 return
@@ -72,12 +72,14 @@ class FaultFs(pyfuse3.Operations):
             raise FUSEError(error.errno or errno.EIO) from None
         entry = EntryAttributes()
         root = name == "."
+        coarse = ["stat", "*", "seconds"] in self._orders()
         entry.st_ino = InodeT(pyfuse3.ROOT_INODE if root else st.st_ino)
         if not root:
             self.names[st.st_ino] = name
         entry.st_mode = ModeT(st.st_mode)
         for field in ("nlink", "uid", "gid", "size", "blksize", "blocks", "atime_ns", "mtime_ns", "ctime_ns"):
-            setattr(entry, f"st_{field}", getattr(st, f"st_{field}"))
+            value = getattr(st, f"st_{field}")
+            setattr(entry, f"st_{field}", value - value % 1_000_000_000 if coarse and field.endswith("_ns") else value)
         entry.attr_timeout = entry.entry_timeout = 0
         return entry
 

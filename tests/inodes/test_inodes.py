@@ -46,7 +46,9 @@ async def test_numbers_that_are_taken_or_reserved_are_replaced_by_own_ones(make_
         fields = list(st)
         fields[1] = number
         fields[2] += 1  # another device
-        inode = parts.inodes.enter(directory, b"x%d" % number, os.stat_result(fields), parts.inodes.start())
+        times = {"st_mtime_ns": st.st_mtime_ns, "st_ctime_ns": st.st_ctime_ns}
+        found = os.stat_result(fields, times)
+        inode = parts.inodes.enter(directory, b"x%d" % number, found, parts.inodes.start())
         assert inode.number > OWN_NUMBERS
         assert parts.inodes.get(inode.number) is inode
 

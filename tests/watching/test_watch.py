@@ -6,7 +6,6 @@ import errno
 import os
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import trio
@@ -14,7 +13,6 @@ from inotify_simple import Event, flags  # type: ignore[import-untyped]
 
 from tests.watching.watched import Watched
 from tmemfs.cache.pagecache import PAGE_SIZE
-from tmemfs.inodes.inode import Inode
 from tmemfs.watching import inotify
 
 
@@ -170,33 +168,21 @@ def test_clean_pages_of_a_dirty_file_go_when_others_change_it(tmp_path: Path) ->
     trio.run(main)
 
 
-def test_a_second_change_with_the_times_of_the_first_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts, path = Watched(tmp_path), tmp_path / "f"
-    parts.inodes._version = lambda st: (st.st_size,)  # no clock is coarser
-    renew_later, changed_twice = parts.watch._renew_later, trio.Event()
-
-    async def renew_after_the_second(inode: Inode) -> None:
-        await changed_twice.wait()
-        await renew_later(inode)
-
-    monkeypatch.setattr(parts.watch, "_renew_later", renew_after_the_second)
+def test_a_change_that_leaves_the_stamps_as_they_were_is_seen(parts: Watched) -> None:
+    parts.inodes._version = lambda st: ()  # no clock is coarser
 
     async def main() -> None:
+        path = parts.directory / "f"
         file = parts.make("f", b"a" * PAGE_SIZE)
         await parts.find("f")
         async with parts.watching():
-            # However late the event is read, it tells of a change of just now.
-            monkeypatch.setattr(
-                "tmemfs.watching.watch.time", SimpleNamespace(time_ns=lambda: os.stat(path).st_mtime_ns)
-            )
-            path.write_bytes(b"b" * PAGE_SIZE * 2)
-            await parts.until(lambda: parts.inodes.invalidations == 1)
-            assert await parts.read(file, 0, 1) == b"b"
-            with path.open("r+b") as theirs:
-                theirs.write(b"c")
-            changed_twice.set()
-            await parts.until(lambda: not file.inode.pages)
-            assert await parts.read(file, 0, 1) == b"c"
+            for content in (b"b", b"c"):
+                await parts.settled()
+                assert await parts.read(file, 0, 1) != content
+                with path.open("r+b") as theirs:
+                    theirs.write(content)
+                await parts.until(lambda: not file.inode.pages)
+                assert await parts.read(file, 0, 1) == content
 
     trio.run(main)
 

@@ -90,6 +90,11 @@ class Content:
             file.pages = self.cache.split(old, file.dirty)
             self.precache.discards.add(old)
 
+    def holds(self, file: CachedFile) -> bool:
+        """Tell whether anything of a file is held, or on its way."""
+        pool = self.precache.pool
+        return bool(file.pages or file.fills or file.dirty) or (pool is not None and pool.has_object(file.pages.oid))
+
     def forget(self, file: CachedFile) -> None:
         """Forget everything of a file that nobody can open any more."""
         for index in file.dirty:

@@ -270,6 +270,8 @@ class Reader:
         pages = fill.last - fill.first + 1
         self._cache.announce(pages)
         started = trio.current_time()
+        if started < inode.settles_at:
+            inode.provisional = True
         try:
             with file.borrowed() as fd:
                 fill.data = await self._backing.read(inode, fd, start, size)

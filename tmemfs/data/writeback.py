@@ -63,6 +63,7 @@ class Writeback:
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
         if self.suspended or last - first + 1 > self.limit or not _can_write_back(file):
             return False
+        await self._doubt_edges(file, offset, offset + len(data))
         for edge in self._missing_edges(inode, offset, offset + len(data)):
             start = edge << PAGE_SHIFT
             await self._read(file, start, min(PAGE_SIZE, inode.size - start))
@@ -80,16 +81,29 @@ class Writeback:
     def _fits(self, pages: int) -> bool:
         return not self.suspended and self._cache.dirty_pages + pages <= self.limit
 
+    async def _doubt_edges(self, file: OpenFile, start: int, end: int) -> None:
+        """Drop clean pages that a write keeps bytes of if others may have changed them: they are written back whole."""
+        inode = file.inode
+        if not any(self._held_clean(inode, index) for index in _edges(inode, start, end)):
+            return
+        started = self._inodes.start()
+        with file.borrowed() as fd:
+            st = await self._backing.meta(os.fstat, fd)
+        self._inodes.observe(inode, st, started)
+        if inode.provisional:
+            for index in _edges(inode, start, end):
+                if index not in inode.dirty:
+                    self._content.drop(inode, index, index)
+
+    def _held_clean(self, inode: Inode, index: int) -> bool:
+        if index in inode.pages:
+            return index not in inode.dirty
+        return index in inode.fills or self._content.precache.holds(inode, index)
+
     @staticmethod
     def _missing_edges(inode: Inode, start: int, end: int) -> list[int]:
         """Return the pages that a write of the bytes start..end keeps bytes of and that are not in the cache."""
-        missing = []
-        for index in {start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT}:
-            base = index << PAGE_SHIFT
-            partial = base < inode.size and (start > base or end < min(base + PAGE_SIZE, inode.size))
-            if partial and index not in inode.pages:
-                missing.append(index)
-        return missing
+        return [index for index in _edges(inode, start, end) if index not in inode.pages]
 
     def _place(self, inode: Inode, first: int, last: int) -> bool:
         """Give every page of the range a dirty frame; False, and nothing placed, when there are not enough."""
@@ -250,6 +264,16 @@ class Writeback:
 def _can_write_back(file: OpenFile) -> bool:
     """Tell whether a descriptor can fill pages and write them back; what O_SYNC and O_APPEND ask for needs another."""
     return file.readable and file.writable and not file.sync and not file.appends
+
+
+def _edges(inode: Inode, start: int, end: int) -> list[int]:
+    """Return the pages that a write of the bytes start..end keeps bytes of."""
+    edges = []
+    for index in {start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT}:
+        base = index << PAGE_SHIFT
+        if base < inode.size and (start > base or end < min(base + PAGE_SIZE, inode.size)):
+            edges.append(index)
+    return edges
 
 
 def _runs(pages: set[int]) -> Iterator[tuple[int, int]]:

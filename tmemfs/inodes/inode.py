@@ -43,11 +43,14 @@ class Inode:
         "opens",
         "pages",
         "plain_until",
+        "provisional",
         "readable_opens",
         "recorded_at",
         "seen_at",
+        "settles_at",
         "size",
         "size_in_doubt",
+        "touched_at",
         "unlinked",
         "version",
         "watch",
@@ -82,7 +85,10 @@ class Inode:
         self.changed_underneath = False  # by others, some time
         self.size_in_doubt = False  # changed underneath since the kernel was told of the size
         self.version: Version | None = None
+        self.settles_at = 0.0  # from then on (monotonic), every change by others changes the version
+        self.provisional = False  # pages were read, or changed by us, before that: an open does not believe in them
         self.seen_at = 0  # tick of the last stat that was taken in, or of the last change of our own
+        self.touched_at = -1.0  # monotonic time of the same: of the last change of our own
         self.recorded_at = 0  # tick at which a change of our own was recorded last
         self.writers = 0
         self.write_lock: trio.Lock | None = None

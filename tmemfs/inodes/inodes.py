@@ -8,12 +8,19 @@ The version of a file is what `version_by` selects of its stat. Every stat that 
 version; on a mismatch all clean pages go. Changes of our own are recorded by whoever makes them, with a stat taken in
 the same thread call. Stats overtake each other on their way through threads and listings, so each carries the tick of
 its start: one that is older than the last change of our own, or than the last stat taken in, says nothing.
+
+Equal stats prove nothing for pages that were read while another change could have left the same stamps (`stamps.py`).
+A file with such pages is *provisional*: the next open drops its clean pages whatever the stats say. So each open within
+the grain reads anew, the first one after it does so once more, and then the pages are as good as any. Pages that a
+change of our own leaves behind are provisional too, as somebody else's change in the same grain would not be seen,
+unless the device gives every change that follows a look a stamp of its own.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +30,7 @@ import trio
 from tmemfs.cache.content import Content
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode, Version
+from tmemfs.inodes.stamps import SECOND, Stamps, grain_of
 
 ROOT = 1
 OWN_NUMBERS = 1 << 48  # from here on: numbers that the backing could not give uniquely
@@ -35,13 +43,30 @@ def version_of(version_by: str) -> Callable[[os.stat_result], Version]:
     return lambda st: (st.st_size, st.st_mtime_ns)
 
 
+def newest_of(version_by: str) -> Callable[[os.stat_result], int]:
+    """Return the function that gives the newest stamp of a version, in ns."""
+    if version_by == "all":
+        return lambda st: max(st.st_mtime_ns, st.st_ctime_ns)
+    return lambda st: st.st_mtime_ns
+
+
 class InodeTable:
     """All inodes by node number and by (device, inode number)."""
 
     def __init__(
-        self, root_fd: int, descriptors: Descriptors, content: Content, *, version_by: str, attr_timeout: float
+        self,
+        root_fd: int,
+        descriptors: Descriptors,
+        content: Content,
+        stamps: Stamps,
+        *,
+        version_by: str,
+        attr_timeout: float,
     ) -> None:
         st = os.fstat(root_fd)
+        self._stamps = stamps
+        self._newest = newest_of(version_by)
+        self._stable_ctimes = version_by == "all"
         self._descriptors = descriptors
         self._content = content
         self._version = version_of(version_by)
@@ -125,16 +150,26 @@ class InodeTable:
             return False
         inode.seen_at = started
         changed = False
+        now, wall = trio.current_time(), time.time_ns()
+        self._stamps.see(self._newest(st), now, wall)
         if stat.S_ISREG(st.st_mode):
             changed = self.changed_since_recorded(inode, st)
             if changed:
                 self.others_changed(inode)
-            inode.version = self._version(st)
+            if changed or inode.version is None:
+                inode.version = self._version(st)
+                inode.settles_at = self._stamps.settles_at(self._newest(st), now, wall)
             if inode.dirty:
                 return changed  # size and times are ours until the dirty pages are written back
             inode.size = st.st_size
-        self._keep(inode, st)
+        self._keep(inode, st, now)
         return changed
+
+    def opened(self, inode: Inode, st: os.stat_result, started: int) -> None:
+        """Take in the stat of an open: what others changed before is not read from memory after it."""
+        self.observe(inode, st, started)
+        if inode.provisional:
+            self._renew(inode)
 
     def is_worthless(self, inode: Inode, started: int) -> bool:
         """Tell whether a stat says nothing: older than what is known, or a change of our own is under way."""
@@ -158,11 +193,15 @@ class InodeTable:
     def others_changed(self, inode: Inode) -> None:
         """Drop the clean pages of a file that somebody else changed, here and in the kernel."""
         self.invalidations += 1
-        self._content.renew(inode)
-        inode.no_caps = False
-        inode.absent = ()
+        self._renew(inode)
         inode.changed_underneath = inode.size_in_doubt = True
         self.on_mismatch(inode)
+
+    def _renew(self, inode: Inode) -> None:
+        self._content.renew(inode)
+        inode.provisional = False
+        inode.no_caps = False
+        inode.absent = ()
 
     def record(self, inode: Inode, st: os.stat_result, started: int) -> None:
         """Take in the stat that a change of our own, begun at tick `started`, has left behind.
@@ -173,12 +212,19 @@ class InodeTable:
         overtaken = inode.recorded_at > started
         self.touch(inode)
         inode.recorded_at = inode.seen_at
+        if inode.attr is not None and self._stable_ctimes:
+            self._stamps.compare(inode.key[0], inode.attr.st_ctime_ns, st.st_ctime_ns)
+        if self._stamps.tells_apart(inode.key[0]):
+            inode.settles_at = 0.0
+        elif stat.S_ISREG(st.st_mode):
+            inode.settles_at = trio.current_time() + grain_of(self._newest(st)) / SECOND
+            inode.provisional = inode.provisional or self._content.holds(inode)
         if not overtaken or inode.attr is None or st.st_ctime_ns > inode.attr.st_ctime_ns:
             if stat.S_ISREG(st.st_mode):
                 inode.version = self._version(st)
                 if not inode.dirty:
                     inode.size = st.st_size
-            self._keep(inode, st)
+            self._keep(inode, st, trio.current_time())
         if overtaken:
             inode.attr_until = 0.0
         for parent, _ in inode.locations:
@@ -189,9 +235,9 @@ class InodeTable:
         """Tell whether somebody else changed the file before our own change, by the stat taken just before it."""
         return inode.version is not None and inode.version != self._version(before)
 
-    def _keep(self, inode: Inode, st: os.stat_result) -> None:
+    def _keep(self, inode: Inode, st: os.stat_result, now: float) -> None:
         inode.attr = st
-        inode.attr_until = trio.current_time() + self.attr_timeout
+        inode.attr_until = now + self.attr_timeout
 
     def expire(self, inode: Inode) -> None:
         """Do not answer from the cached attributes any more."""
@@ -201,6 +247,7 @@ class InodeTable:
     def touch(self, inode: Inode) -> None:
         """Make stats that are under way too old to be taken in."""
         inode.seen_at = self.start()
+        inode.touched_at = trio.current_time()
 
     def start(self) -> int:
         """Return the tick that a stat which is about to be taken carries."""
@@ -241,9 +288,7 @@ class InodeTable:
         inode.lookups += 1
 
     def _worth_parking(self, inode: Inode) -> bool:
-        pool = self._content.precache.pool
-        held = inode.pages or inode.dirty or inode.fills or (pool is not None and pool.has_object(inode.pages.oid))
-        return bool(held) and not inode.unlinked
+        return self._content.holds(inode) and not inode.unlinked
 
     def _sweep(self) -> None:
         """Look at the two inodes parked longest ago, and remove those whose pages have all gone.

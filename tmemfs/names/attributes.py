@@ -111,7 +111,7 @@ class Attributes:
 
         started = self._inodes.start()
         fd, opened, st = await self._names.run(inode, thread, call)
-        self._inodes.observe(inode, st, started)
+        self._inodes.opened(inode, st, started)
         prepare_descriptor(fd)
         return fd, opened
 
@@ -166,7 +166,7 @@ class Attributes:
         """Believe for the attribute time-out that an attribute is not there: `ls -l` asks for two of each file."""
         if inode.writers or started < inode.seen_at:
             return  # it may have been set meanwhile
-        if name == CAPABILITY and code == errno.ENODATA:
+        if name == CAPABILITY and code == errno.ENODATA and trio.current_time() >= inode.settles_at:
             inode.no_caps = True
         if name in _OFTEN_ABSENT:
             now = trio.current_time()

@@ -20,11 +20,13 @@ log = logging.getLogger(__name__)
 
 GONE: int = flags.DELETE | flags.MOVED_FROM
 NAMES: int = flags.CREATE | flags.MOVED_TO | GONE
+MODIFIED: int = flags.MODIFY
 CONTENT: int = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE
 ITSELF = b""  # the name of an event that is about the watched directory itself
 
 _MASK: int = NAMES | CONTENT | flags.ONLYDIR | flags.EXCL_UNLINK
 _READ_BYTES = 1 << 16  # of events at once: about 2000, 5 ms
+_LARGEST_EVENT = 16 + 256  # bytes, with its name
 _RETRY = 60.0  # seconds without new watches after the limit was hit
 
 RawEvent = tuple[int, int, bytes]  # inotify's number of the directory, mask, name
@@ -53,6 +55,7 @@ class Watches:
         self._on_end = on_end
         self._by_number: dict[int, Inode] = {}
         self._refused_until = 0.0
+        self._emptied_at = self.since = 0.0
         self.events = 0
         self.refusals = 0  # directories that could not be watched
 
@@ -114,9 +117,14 @@ class Watches:
     # -- events --------------------------------------------------------------------------------------------------
 
     async def read(self) -> tuple[list[Event], bool]:
-        """Wait for events; return them, and whether others were lost."""
+        """Wait for events; return them, and whether others were lost. None of them is older than `since`."""
         await trio.lowlevel.wait_readable(self._inotify.fd)
-        events = parse_events(os.read(self._inotify.fd, _READ_BYTES))
+        self.since = self._emptied_at
+        now = trio.current_time()
+        found = os.read(self._inotify.fd, _READ_BYTES)
+        if len(found) < _READ_BYTES - _LARGEST_EVENT:
+            self._emptied_at = now
+        events = parse_events(found)
         return self.take_in([(number, mask, os.fsencode(name)) for number, mask, _, name in events])
 
     def take_in(self, raw: list[RawEvent]) -> tuple[list[Event], bool]:

@@ -5,7 +5,9 @@ older than its watch. A directory that was only listed by its parent costs no wa
 wait for the attribute time-out.
 
 inotify tells of our own changes too. They are told apart by what the table knows: a change of our own was recorded
-with its stat, so the stat that follows the event compares equal; somebody else's does not. Two races come with that:
+with its stat, so the stat that follows the event compares equal; somebody else's does not. Where stamps are coarse it
+may, too. So a write that happened while none of ours was under way is somebody else's whatever the stats say; an event
+is no older than the last moment at which there was none. Two races come with that:
 
 - The event of our own create or rename may be read, and its result seen by a stat, before its maker has entered it
   into the table. The kernel holds the directory's lock until we have answered the maker, so before removals are told
@@ -31,7 +33,6 @@ import contextlib
 import logging
 import os
 import stat
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -44,21 +45,24 @@ from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.kernel.kernelcache import KernelCache
-from tmemfs.watching.inotify import CONTENT, GONE, ITSELF, NAMES, Watches
+from tmemfs.watching.inotify import CONTENT, GONE, ITSELF, MODIFIED, NAMES, Watches
 
 log = logging.getLogger(__name__)
 
 PACE = 0.01  # seconds between two reads of events: a file that is being written costs one stat in that time
 BATCH = 256  # names in one call on the backing
 LANES = 4  # threads that may wait for the kernel's directory locks: half of those that Backing has for control
-GRAIN = 0.02  # seconds: two changes within one have the same times on kernels before 6.13
 
 
 class News(NamedTuple):
-    """What events told of a name: their kinds, and how often it went."""
+    """What events told of a name: their kinds, how often it went, and when at the earliest they happened."""
 
     mask: int
     gone: int
+    since: float
+
+
+NO_NEWS = News(0, 0, 0.0)
 
 
 class Watch:
@@ -81,7 +85,6 @@ class Watch:
         self._pending: dict[Inode, dict[bytes, News]] = {}  # by directory: names with events
         self._busy: set[Inode] = set()  # directories with a task
         self._waiting: set[tuple[Inode, bytes]] = set()  # names to be looked at again after a writer
-        self._settling: set[Inode] = set()
         self._removed: dict[Inode, Counter[bytes]] = {}  # by directory: removals through this mount without event yet
         self._lanes = trio.CapacityLimiter(LANES)
         self._nursery: trio.Nursery | None = None
@@ -105,7 +108,7 @@ class Watch:
             return
         if self._inodes.get(directory.number) is directory:
             watches.enter(number, directory)
-            self._compare(directory, st, started)  # it may have changed since the kernel was told of it
+            self._compare(directory, st, started, NO_NEWS)  # it may have changed since the kernel was told of it
         elif not watches.holds(number):  # forgotten meanwhile
             watches.remove(number)
 
@@ -140,8 +143,8 @@ class Watch:
     def _note(self, directory: Inode, name: bytes, mask: int) -> None:
         """Have a name of a directory looked at."""
         names = self._pending.setdefault(directory, {})
-        before = names.get(name, News(0, 0))
-        names[name] = News(before.mask | mask, before.gone + bool(mask & GONE))
+        before = names.get(name, News(0, 0, self.watches.since))
+        names[name] = News(before.mask | mask, before.gone + bool(mask & GONE), before.since)
         if directory not in self._busy and self._nursery is not None:
             self._busy.add(directory)
             self._nursery.start_soon(self._work, directory)
@@ -176,7 +179,7 @@ class Watch:
             self._kernel.forget_attributes(inode.number)
             for directory, name in inode.locations:
                 if directory.watch > 0:
-                    self._note(directory, name, NAMES | CONTENT)
+                    self._note(directory, name, NAMES | CONTENT & ~MODIFIED)
             if count % BATCH == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -203,7 +206,7 @@ class Watch:
         wrong: dict[bytes, os.stat_result | None] = {}
         for name, st in found.items():
             inode = directory if name == ITSELF else self._known(st)
-            if inode is not None and st is not None and not self._compare(inode, st, started):
+            if inode is not None and st is not None and not self._compare(inode, st, started, news[name]):
                 self._again(directory, name, inode)
             if name in removed or (st is None and name in own):
                 continue
@@ -261,13 +264,15 @@ class Watch:
 
     # -- one inode -----------------------------------------------------------------------------------------------
 
-    def _compare(self, inode: Inode, st: os.stat_result, started: int) -> bool:
+    def _compare(self, inode: Inode, st: os.stat_result, started: int, news: News) -> bool:
         """Take in a stat that followed an event; False when a change of our own makes it worthless."""
         if self._inodes.is_worthless(inode, started):
             return False
         before = inode.attr
         if self._inodes.observe(inode, st, started):
-            self._settle(inode, st)
+            return True
+        if news.mask & MODIFIED and inode.touched_at < news.since:
+            self._inodes.others_changed(inode)
         elif before is not None and _shown(before) != _shown(st):
             self._kernel.forget_attributes(inode.number)
         return True
@@ -289,20 +294,7 @@ class Watch:
         await trio.sleep(PACE)  # a busy writer is not to cost a stat for every write
         self._waiting.discard((directory, name))
         if directory.watch > 0:
-            self._note(directory, name, CONTENT)
-
-    def _settle(self, inode: Inode, st: os.stat_result) -> None:
-        """Renew a file once more after a change of just now: another one in the same grain of time looks the same."""
-        recent = abs(time.time_ns() - st.st_mtime_ns) < GRAIN * 1e9
-        if recent and inode not in self._settling and self._nursery is not None:
-            self._settling.add(inode)
-            self._nursery.start_soon(self._renew_later, inode)
-
-    async def _renew_later(self, inode: Inode) -> None:
-        await trio.sleep(GRAIN)
-        self._settling.discard(inode)
-        self._content.renew(inode)
-        self._inodes.on_mismatch(inode)
+            self._note(directory, name, CONTENT & ~MODIFIED)
 
     def check(self) -> None:
         """Raise AssertionError unless every directory with events has a task."""

@@ -1,0 +1,173 @@
+"""Changes that leave a file's stats as they were: what is read is no older than the last open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.parts import MakeParts, Parts, in_trio, make_parts, page_of, pages_of
+from tmemfs.cache.pagecache import PAGE_SIZE
+from tmemfs.data.files import OpenFile
+from tmemfs.inodes.stamps import SECOND, Stamps
+
+__all__ = ["make_parts"]
+
+STAMP = 1_700_000_001 * SECOND  # of a backing with whole seconds
+GRAIN = 1.1
+OLD, NEW = pages_of(1, 4), pages_of(2, 4)
+
+
+@contextmanager
+def same_stamps(path: Path) -> Iterator[None]:
+    """Have others change a file so that its mtime stays: a version here is size and mtime."""
+    st = path.stat()
+    yield
+    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def coarse(make_parts: MakeParts, stamp: int = STAMP, **more: object) -> tuple[Parts, OpenFile, Path]:
+    """Make the parts of a guest whose backing shows whole seconds, with a file that was just made."""
+    parts = make_parts(version_by="size,mtime", stamps=Stamps(own_clock=False), **more)
+    path = parts.directory / "f"
+    path.write_bytes(OLD)
+    os.utime(path, ns=(stamp, stamp))
+    return parts, parts.open("f"), path
+
+
+def rewrite(path: Path, data: bytes = NEW) -> None:
+    """Have others write over a file within the grain of its stamp."""
+    with same_stamps(path), path.open("r+b") as theirs:
+        theirs.write(data)
+
+
+async def reads_of(parts: Parts, data: bytes) -> int:
+    """Open the file and read it; return how often the backing was read."""
+    before = parts.backing.reads
+    assert await parts.read(parts.open("f"), 0, len(data)) == data
+    return parts.backing.reads - before
+
+
+@pytest.mark.parametrize("where", ["cache", "pool", "in flight"])
+@in_trio
+async def test_a_rewrite_in_the_same_grain_is_seen_at_the_next_open(make_parts: MakeParts, where: str) -> None:
+    parts, file, path = coarse(make_parts)
+    parts.backing.after_read.shut = where == "in flight"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parts.read, file, 0, len(OLD))
+        await parts.backing.after_read.holds(int(where == "in flight"))
+        if where == "pool":
+            parts.evict_all()
+            assert parts.pooled(file, 0)
+        rewrite(path)
+        again = parts.open("f")
+        parts.backing.after_read.open()
+    assert await parts.read(again, 0, len(NEW)) == NEW
+
+
+@in_trio
+async def test_each_open_within_the_grain_reads_anew_and_one_after_it(make_parts: MakeParts) -> None:
+    parts, file, path = coarse(make_parts)
+    await parts.read(file, 0, len(OLD))
+    for turn in range(5):
+        rewrite(path, pages_of(turn, 4))
+        assert await reads_of(parts, pages_of(turn, 4)) == 1
+    rewrite(path)
+    await trio.sleep(GRAIN)
+    assert [await reads_of(parts, NEW) for _ in range(3)] == [1, 0, 0]
+
+
+@in_trio
+async def test_a_file_that_is_older_than_others_is_read_once(make_parts: MakeParts) -> None:
+    parts, _, path = coarse(make_parts)
+    later = parts.directory / "later"
+    later.touch()
+    os.utime(later, ns=(STAMP + 2 * SECOND,) * 2)
+    parts.lookup("later")
+    os.utime(path, ns=(STAMP - SECOND - 1,) * 2)  # so its version is new
+    assert [await reads_of(parts, OLD) for _ in range(3)] == [1, 0, 0]
+
+
+@in_trio
+async def test_a_file_from_the_future_is_read_twice(make_parts: MakeParts) -> None:
+    parts, file, _ = coarse(make_parts, 4_000_000_000 * SECOND)
+    await parts.read(file, 0, len(OLD))
+    await trio.sleep(2 * GRAIN)
+    assert [await reads_of(parts, OLD) for _ in range(3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+@in_trio
+async def test_a_rewrite_in_the_grain_of_a_write_of_ours_is_seen_at_the_next_open(
+    make_parts: MakeParts, writeback: bool
+) -> None:
+    parts, file, path = coarse(make_parts, writeback=writeback)
+    await trio.sleep(GRAIN)
+    assert await reads_of(parts, OLD) == 1
+    await parts.writer.write(file, 100, b"own")
+    if parts.writeback is not None:
+        await parts.writeback.sync(file)
+    rewrite(path)
+    assert await reads_of(parts, NEW) == 1
+    await trio.sleep(2 * GRAIN)
+    assert [await reads_of(parts, NEW) for _ in range(3)] == [1, 0, 0]
+
+
+@in_trio
+async def test_own_writes_cost_no_read_where_each_change_has_its_stamp(make_parts: MakeParts) -> None:
+    parts, file, _ = coarse(make_parts)
+    await trio.sleep(GRAIN)
+    assert await reads_of(parts, OLD) == 1
+    parts.inodes._stamps.compare(file.inode.key[0], 5, 6)
+    await parts.writer.write(file, 0, page_of(9))
+    assert await reads_of(parts, page_of(9) + OLD[PAGE_SIZE:]) == 0
+
+
+@pytest.mark.parametrize("where", ["cache", "pool"])
+@pytest.mark.parametrize("waited", [0.0, GRAIN])
+@in_trio
+async def test_a_byte_that_is_written_back_takes_no_old_neighbour_with_it(
+    make_parts: MakeParts, waited: float, where: str
+) -> None:
+    parts, file, path = coarse(make_parts, writeback=True)
+    assert parts.writeback is not None
+    await parts.read(file, 0, len(OLD))
+    if where == "pool":
+        parts.evict_all()
+    rewrite(path)
+    await trio.sleep(waited)
+    await parts.writer.write(file, 10, b"own")
+    await parts.writer.write(file, 3 * PAGE_SIZE - 2, b"own")
+    await parts.writeback.sync(file)
+    want = bytearray(NEW)
+    want[10:13] = want[3 * PAGE_SIZE - 2 : 3 * PAGE_SIZE + 1] = b"own"
+    assert parts.bytes_on_disk(file) == want
+
+
+@in_trio
+async def test_a_page_that_others_changed_while_a_file_was_open_is_filled_before_a_part_of_it_is_written(
+    make_parts: MakeParts,
+) -> None:
+    parts, file, path = coarse(make_parts, writeback=True)
+    assert parts.writeback is not None
+    await parts.read(file, 0, len(OLD))
+    path.write_bytes(NEW)  # with a stamp of its own; the file stays open
+    await parts.writer.write(file, 10, b"own")
+    await parts.writeback.sync(file)
+    assert parts.bytes_on_disk(file) == NEW[:10] + b"own" + NEW[13:]
+
+
+@in_trio
+async def test_an_open_keeps_dirty_pages_whatever_is_in_doubt(make_parts: MakeParts) -> None:
+    parts, file, path = coarse(make_parts, writeback=True)
+    await parts.read(file, 0, len(OLD))
+    await parts.writer.write(file, 0, page_of(9))
+    with same_stamps(path), path.open("r+b") as theirs:
+        theirs.seek(PAGE_SIZE)
+        theirs.write(NEW[PAGE_SIZE:])
+    want = page_of(9) + NEW[PAGE_SIZE:]
+    assert await parts.read(parts.open("f"), 0, len(OLD)) == want
