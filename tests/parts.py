@@ -1,8 +1,9 @@
 """The parts of a guest without a mount and without threads, for tests that decide who runs when.
 
-The classes are the product's. Only the backing is extended: calls run in place instead of in a thread, and a test
-can hold them between their effect and their return, or have them fail. Under a MockClock time passes when nobody
-can run, so a deadlock ends in `trio.TooSlowError` at once and an hour of write-back takes milliseconds.
+The classes are the product's. Only the backing is extended: calls run in place instead of in a thread, unless a test
+asks for `threads` (under a real clock), and a test can hold them between their effect and their return, or have them
+fail. Under a MockClock time passes when nobody can run, so a deadlock ends in `trio.TooSlowError` at once and an hour
+of write-back takes milliseconds.
 """
 
 from __future__ import annotations
@@ -117,8 +118,9 @@ class Latch:
 class HeldBacking(Backing):
     """The backing, with every call in the hands of the test."""
 
-    def __init__(self) -> None:
-        super().__init__(None, local=True, drop=False)
+    def __init__(self, *, threads: bool, drop: bool) -> None:
+        super().__init__(None, local=True, drop=drop)
+        self._threads = threads
         self.before_read, self.after_read = Latch(), Latch()
         self.before_write, self.after_write = Latch(), Latch()
         self.after_meta = Latch()
@@ -136,9 +138,11 @@ class HeldBacking(Backing):
                 await trio.lowlevel.checkpoint()
 
     async def _in_thread(self, call: Callable[[], T], threads: trio.CapacityLimiter) -> T:
-        return call()
+        return await super()._in_thread(call, threads) if self._threads else call()
 
     async def _for_file(self, file: SlottedFile, call: Callable[[], T]) -> T:
+        if self._threads:
+            return await super()._for_file(file, call)
         try:
             return call()
         except OSError:
@@ -204,6 +208,8 @@ class Parts:
         attr_timeout: float = 1.0,
         version_by: str = "all",
         stamps: Stamps | None = None,
+        threads: bool = False,
+        drop: bool = False,
     ) -> None:
         self.directory = directory
         self.arena = EmbeddedArena(pool) if pool else None
@@ -212,7 +218,7 @@ class Parts:
         self.cache = PageCache(cache, limit=64 * MIB, queueing=self.pool is not None)
         self.precache = Precache(self.cache, self.pool)
         self.content = Content(self.cache, self.precache)
-        self.backing = HeldBacking()
+        self.backing = HeldBacking(threads=threads, drop=drop)
         self.descriptors = Descriptors(64)
         root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.inodes = InodeTable(
