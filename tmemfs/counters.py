@@ -44,6 +44,10 @@ class Counted(Protocol):
     def frozen(self) -> bool:
         """Return whether the pool takes no new pages."""
 
+    @property
+    def stock_bytes(self) -> int:
+        """Return the memory that is ready for the pool."""
+
 
 def register(stats: Stats, guest: Counted) -> None:
     """Register every counter of a guest."""
@@ -129,6 +133,7 @@ def _register_pool(stats: Stats, guest: Counted) -> None:
         return {
             "slabs": now.slabs,
             "lent_bytes": now.lent_bytes,
+            "stock_bytes": guest.stock_bytes,  # real, and not yet used by the pool
             "used_bytes": now.used_bytes,
             "pages": now.pages,
             "original_bytes": now.original_bytes,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import trio
 
-from tmem import SLAB_SIZE, EmbeddedArena, Tmem
+from tmem import SLAB_SIZE, EmbeddedArena, SlabSource, Tmem
 from tmem.headroom import Headroom
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.borrower import Borrower
@@ -19,6 +19,7 @@ from tmem.lending.guest.handshake import Declined, Unreachable
 from tmem.lending.protocol.messages import MAX_SLABS
 from tmem.resident import ResidentSlabs
 from tmem.sizes import ram_bytes
+from tmem.stock import Stock
 from tmemfs import memory
 from tmemfs.backing import Backing
 from tmemfs.cache.content import Content
@@ -69,8 +70,11 @@ class Guest:
         self._headroom = Headroom(None)  # what is swapped comes when the machine has nothing left
         self._locked = bool(config.hswap_bytes) and memory.is_locked()
         self.tmem = None
+        self._stock: Stock | None = None
         if self.arena is not None:
-            source = ResidentSlabs(self.arena, self._has_room) if self._locked else self.arena
+            source: SlabSource = ResidentSlabs(self.arena, self._has_room) if self._locked else self.arena
+            if isinstance(self.arena, EmbeddedArena):  # what is borrowed has a stock of its own
+                source = self._stock = Stock(source)
             self.tmem = Tmem(source, compress=config.compress)
         self.lender: Client | None = None
         if config.pool_socket is not None and isinstance(self.arena, Borrowed) and self.tmem is not None:
@@ -272,6 +276,8 @@ class Guest:
             nursery.start_soon(self.precache.run)
             nursery.start_soon(self.precache.discards.run)
             nursery.start_soon(self.kernel.run)
+            if self._stock is not None:
+                nursery.start_soon(self._keep_stocked, self._stock)
             if self.writeback is not None:
                 nursery.start_soon(self.writeback.run)
             if self.lender is not None:
@@ -284,6 +290,19 @@ class Guest:
                 nursery.start_soon(self.watch.run)
             task_status.started()
             await trio.sleep_forever()
+
+    @property
+    def stock_bytes(self) -> int:
+        """Memory of the arena that the pool does not use yet; that of a loan is the lender's to count."""
+        return self._stock.stocked * SLAB_SIZE if self._stock is not None else 0
+
+    async def _keep_stocked(self, stock: Stock) -> None:
+        """Have slabs made real whenever the pool has taken many."""
+        while True:
+            await trio.to_thread.run_sync(stock.fill)
+            wanted = trio.Event()
+            stock.on_want = wanted.set
+            await wanted.wait()
 
     async def finish(self) -> None:
         """Write back what is dirty. Raise OSError when something could not be, after naming it in the log."""
@@ -309,6 +328,8 @@ class Guest:
             self.ballooning.balloon.check()
         if self.tmem is not None:
             self.tmem.check()
+        if self._stock is not None:
+            self._stock.check()
         if self.swap is not None:
             self.swap.hswap.check()
         if self.lender is not None:

@@ -103,21 +103,26 @@ class EmbeddedArena(SlabSource):
         return len(self._out)
 
     def acquire(self, persistent: bool) -> int | None:
-        """Make a slab real and give it out; None when the capacity or the machine's memory is used up."""
+        """Make a slab real and give it out; None when the capacity or the machine's memory is used up.
+
+        It may wait for memory, and may run beside a `release` of another thread.
+        """
         if len(self._out) >= self._allowed:
             return None
-        slab = self._returned[-1] if self._returned else self._never_used
+        if self._returned:  # taken before it is made real: a release may come meanwhile, of another thread
+            slab = self._returned.pop()
+        else:
+            slab = self._never_used
+            self._never_used += 1
+        self._out[slab] = persistent
         try:
             os.posix_fallocate(self._fd, slab * SLAB_SIZE, SLAB_SIZE)
         except OSError as error:
+            del self._out[slab]
+            self._returned.append(slab)
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 return None
             raise
-        if self._returned:
-            self._returned.pop()
-        else:
-            self._never_used += 1
-        self._out[slab] = persistent
         return slab
 
     def release(self, slab: int, persistent: bool) -> None:

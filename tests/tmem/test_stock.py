@@ -1,0 +1,99 @@
+"""A stock of real slabs: the pool never waits for memory, and gets every slab of the arena all the same."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from tmem_pages import filled, page_of
+
+from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, Tmem
+from tmem.stock import SLABS, Stock
+
+PAGES = SLAB_SIZE // PAGE_SIZE
+
+
+def test_a_slab_comes_from_the_stock_alone() -> None:
+    stock = Stock(EmbeddedArena(64 * SLAB_SIZE))
+    assert stock.acquire(False) is None
+    stock.fill()
+    assert stock.stocked == 16
+    taken = [stock.acquire(False) for _ in range(17)]
+    assert taken[16] is None
+    assert len(set(taken)) == 17
+    stock.check()
+
+
+def test_a_low_stock_says_so_until_the_arena_has_no_more() -> None:
+    stock = Stock(EmbeddedArena(8 * SLAB_SIZE))
+    wanted: list[int] = []
+    stock.on_want = lambda: wanted.append(stock.stocked)
+    slabs = []
+    for _ in range(8):
+        stock.fill()
+        slabs.append(stock.acquire(True))
+    assert None not in slabs
+    assert wanted
+    wanted.clear()
+    assert stock.acquire(True) is None
+    assert not wanted, "nobody is woken for what the arena does not have"
+
+
+def test_a_released_slab_is_given_again_without_being_made_real_again() -> None:
+    arena = EmbeddedArena(4 * SLAB_SIZE)
+    stock = Stock(arena)
+    stock.fill()
+    slab = stock.acquire(True)
+    assert slab is not None
+    with pytest.raises(ValueError, match="not out as ephemeral"):
+        stock.release(slab, False)
+    stock.release(slab, True)
+    assert stock.acquire(False) == slab
+    stock.check()
+    arena.check()
+
+
+def test_what_is_released_beyond_the_stock_is_memory_given_back() -> None:
+    arena = EmbeddedArena(64 * SLAB_SIZE)
+    stock = Stock(arena)
+    slabs = []
+    for _ in range(64):
+        stock.fill()
+        slabs.append(stock.acquire(False))
+    for slab in slabs:
+        assert slab is not None
+        stock.release(slab, False)
+    assert stock.stocked == arena.slabs_out == 16
+    assert os.fstat(arena.fd).st_blocks * 512 == 16 * SLAB_SIZE
+    arena.check()
+
+
+def test_the_pool_goes_on_while_memory_is_being_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = EmbeddedArena(4 * SLABS * SLAB_SIZE)
+    stock = Stock(arena)
+    stock.fill()
+    pool = Tmem(stock, compress=False).new_pool()
+    begun, go_on, allocate = threading.Event(), threading.Event(), os.posix_fallocate
+
+    def slow(fd: int, offset: int, size: int) -> None:
+        assert threading.current_thread() is thread, "the pool waits for memory"
+        begun.set()
+        go_on.wait(30)
+        allocate(fd, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", slow)
+    thread = threading.Thread(target=stock.fill)
+    assert pool.put(1, 0, filled(1))
+    for index in range(3 * SLABS * PAGES // 2):  # more than the stock has room for: the oldest go, and nobody waits
+        assert pool.put(1, index, page_of(index, PAGE_SIZE))
+        if index == SLABS * PAGES // 2:
+            thread.start()
+            assert begun.wait(30)
+    assert pool.get(1, index) == page_of(index, PAGE_SIZE)
+    pool.flush_object(1)
+    go_on.set()
+    thread.join(30)
+    assert stock.stocked == SLABS
+    stock.check()
+    arena.check()
