@@ -9,6 +9,7 @@ import os
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.conftest import SECONDS, wait_until
@@ -315,6 +316,7 @@ def test_a_name_is_bounded_and_cannot_break_a_log_line(tmemd: Tmemd, guest: Make
     assert "\nERROR forged" not in tmemd.log_text()
     assert "\x1b" not in tmemd.log_text()
     client = Client(tmemd)
-    client.socket.sendall(encode(m.Hello(m.VERSION, b"t" * 16, "x" * 513, 256)))
+    body = msgspec.msgpack.encode(m.Hello(m.VERSION, b"t" * 16, "x" * 513, 256))
+    client.socket.sendall(len(body).to_bytes(4, "little") + body)
     assert client.ends()
     assert tmemd.totals()["cut_off_malformed"] == 1
