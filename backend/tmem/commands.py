@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -51,6 +52,9 @@ def say(message: str, program: str = "tmemfs") -> None:
 
 def run(command: click.Command, program: str) -> NoReturn:
     """Run a command; every error a person can make is one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may have what the terminal's encoding has not
     try:
         code = command.main(prog_name=program, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

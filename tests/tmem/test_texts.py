@@ -6,9 +6,12 @@ import io
 import logging
 import os
 
+import click
 import pytest
+from rich.console import Console
+from rich.text import Text
 
-from tmem.commands import say
+from tmem.commands import run, say
 from tmem.texts import LogFormatter, printable, shortened
 
 
@@ -40,6 +43,20 @@ def test_a_shortened_text_keeps_both_ends() -> None:
 def test_an_error_is_one_line_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
     say("'/mnt/\x1b[31m\nroot: done\udcff' is in use:\n  end what uses it")
     assert capsys.readouterr().err == "tmemfs: '/mnt/\\x1b[31m root: done\\xff' is in use: end what uses it\n"
+
+
+def test_a_terminal_that_has_no_such_letters_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(screen, "ascii", write_through=True))
+    monkeypatch.setattr("sys.argv", ["show"])
+
+    @click.command
+    def command() -> None:
+        Console(width=80).print(Text("/mnt/日本"))
+
+    with pytest.raises(SystemExit) as end:
+        run(command, "show")
+    assert (end.value.code, screen.getvalue()) == (0, b"/mnt/\\u65e5\\u672c\n")
 
 
 def test_a_name_in_the_log_makes_no_line_of_its_own() -> None:
