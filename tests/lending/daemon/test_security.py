@@ -6,7 +6,10 @@ import contextlib
 import fcntl
 import mmap
 import os
+import resource
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,7 +22,9 @@ from tests.lending.fakeguest import SEALS, Denied, FakeGuest, GuestRefused, make
 from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd
 from tmem.arena import SLAB_SIZE
-from tmem.lending.daemon.connection import FRAMES_AT_ONCE, READ
+from tmem.lending.daemon.budget import FRAMES_A_SECOND, FRAMES_AT_ONCE
+from tmem.lending.daemon.connection import READ, VERB_FRAMES
+from tmem.lending.daemon.server import MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE_USER, RESERVED_CONNECTIONS
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.wire import encode
 
@@ -281,20 +286,57 @@ def test_who_does_not_read_is_cut_off_and_stops_nobody(tmemd: Tmemd, guest: Make
     assert slow.ends()
 
 
-def test_connections_are_bounded_for_each_user(tmemd: Tmemd, guest: MakeGuest) -> None:
+@contextlib.contextmanager
+def crowd(tmemd: Tmemd, users: int, connections: int) -> Iterator[list[Client]]:
+    """Connect so many times as each of so many users, for a while."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    clients: list[Client] = []
+    try:
+        for uid in range(OTHER_UID, OTHER_UID + users):
+            os.seteuid(uid)
+            clients += [Client(tmemd) for _ in range(connections)]
+            os.seteuid(0)
+        yield clients
+    finally:
+        os.seteuid(0)
+        for client in clients:
+            client.socket.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.root
+def test_connections_are_bounded_for_each_user_and_users_do_not_lock_root_out(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start("4M", "--mode", "0666")
-
-    def crowd() -> None:
-        clients = []
-        for _ in range(300):
-            clients.append(Client(tmemd))
+    most = MAX_CONNECTIONS - RESERVED_CONNECTIONS
+    users = most // MAX_CONNECTIONS_OF_ONE_USER + 2
+    with crowd(tmemd, users, MAX_CONNECTIONS_OF_ONE_USER + 2) as clients:
+        for client in clients:
             with contextlib.suppress(ConnectionError):
-                clients[-1].socket.sendall(encode(m.List()))  # who has asked something may then be silent for a minute
-        assert all(client.ends() for client in clients[256:])
+                client.socket.sendall(encode(m.List()))  # who has asked something may then be silent for a minute
+        assert all(client.ends() for client in clients[MAX_CONNECTIONS_OF_ONE_USER : MAX_CONNECTIONS_OF_ONE_USER + 2])
+        assert clients[-1].ends()
+        undisturbed(guest().join())
+        assert tmemd.totals()["connections_refused"] >= len(clients) - most
 
-    as_other(crowd)
-    undisturbed(guest().join())
-    assert tmemd.totals()["connections_refused"] >= 44
+
+@pytest.mark.root
+def test_a_user_with_many_connections_is_answered_no_more_than_its_budget(tmemd: Tmemd) -> None:
+    tmemd.start("4M", "--mode", "0666")
+    verbs = 60
+    with crowd(tmemd, 1, 64) as clients:
+        began = time.monotonic()
+        for client in clients:
+            client.socket.setblocking(False)
+            client.socket.sendall(encode(m.List()) * verbs)
+        answered = 0
+        while time.monotonic() < began + 2.0:
+            tmemd.totals()
+            for client in clients:
+                with contextlib.suppress(BlockingIOError):
+                    answered += len(client.socket.recv(1 << 16)) // len(encode(m.Table((), True)))
+        frames = FRAMES_AT_ONCE + FRAMES_A_SECOND * (time.monotonic() - began)
+        assert answered <= frames / VERB_FRAMES + verbs < len(clients) * verbs
 
 
 def test_one_user_borrows_no_more_than_its_cap(tmemd: Tmemd, guest: MakeGuest) -> None:

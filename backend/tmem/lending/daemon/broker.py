@@ -216,7 +216,9 @@ class Broker:
         guest = self._guests.get(number)
         if guest is not None and guest.connection is not None and guest.connection.fileno() >= 0:
             try:
-                while messages := guest.connection.receive(time.monotonic()):
+                connection = guest.connection
+                # One whose user has sent more than it may is not read: then its slabs are taken, and that is all.
+                while not connection.delay(time.monotonic()) and (messages := connection.receive(time.monotonic())):
                     self._hear(number, messages)
             except (CutOff, GuestFault, Ended) as error:
                 self._cut(number, error)

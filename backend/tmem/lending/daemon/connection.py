@@ -11,12 +11,12 @@ import contextlib
 import os
 import socket
 from collections import deque
+from collections.abc import Sequence
 
+from tmem.lending.daemon.budget import FRAMES_A_SECOND, FRAMES_AT_ONCE, Budget
 from tmem.lending.protocol.messages import Answer, FromGuest, ToGuest, Verb
 from tmem.lending.protocol.wire import ProtocolError, encode, tmemd_decoder
 
-FRAMES_A_SECOND = 2000.0
-FRAMES_AT_ONCE = 4000.0
 VERB_FRAMES = 20  # what a verb of tmemctl counts as: its answer may be long
 MAX_QUEUED = 4 << 20  # bytes that wait for a slow reader
 READ = 1 << 16  # bytes at once
@@ -39,13 +39,15 @@ class Ended(Exception):
 class Connection:
     """The socket of one peer, its unfinished frame, its unsent frames, and the descriptor that came with the first."""
 
-    def __init__(self, stream: socket.socket, now: float) -> None:
+    def __init__(self, stream: socket.socket, now: float, budgets: Sequence[Budget] = ()) -> None:
+        """Take an accepted socket; `budgets` are those that its user shares with others."""
         stream.setblocking(False)
         self._socket = stream
         self._decoder = tmemd_decoder()
         self._queued: deque[bytes] = deque()
         self._queued_bytes = 0
-        self._allowance, self._since = FRAMES_AT_ONCE, now
+        self._own = Budget(FRAMES_A_SECOND, FRAMES_AT_ONCE, now)
+        self._budgets = budgets
         self._descriptor: int | None = None
         self._anything_read = False
         self.is_flushing = False  # somebody sends the queue as the peer reads it
@@ -144,9 +146,13 @@ class Connection:
         reason = "descriptors were sent that nobody asked for" if numbers else "there is none left for its descriptor"
         raise CutOff("foreign_descriptors", reason)
 
+    def delay(self, now: float) -> float:
+        """Give the seconds until its user may send more: to be waited for before `receive`."""
+        return max((budget.delay(now) for budget in self._budgets), default=0.0)
+
     def _spend(self, frames: int, now: float) -> None:
-        """Count frames against what a peer may send."""
-        self._allowance = min(FRAMES_AT_ONCE, self._allowance + (now - self._since) * FRAMES_A_SECOND) - frames
-        self._since = now
-        if self._allowance < 0:
+        """Count frames against what a peer, its user and all may send."""
+        for budget in (self._own, *self._budgets):
+            budget.spend(now, frames)
+        if self._own.delay(now) > 0:
             raise CutOff("flooding", f"more than {FRAMES_A_SECOND:.0f} frames a second")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ import trio
 
 from tmem.lending.daemon import processes
 from tmem.lending.daemon.broker import Broker
+from tmem.lending.daemon.budget import Budgets
 from tmem.lending.daemon.connection import Connection, CutOff, Ended
 from tmem.lending.daemon.processes import Process
 from tmem.lending.daemon.waiting import flush, hang_up, readable
@@ -20,8 +22,11 @@ from tmem.lending.protocol.messages import Answer, Evicted, FromGuest, Hello, Re
 
 log = logging.getLogger(__name__)
 
+# Root and the user that runs tmemd always have some: who locks them out can lock out whoever would help.
 MAX_CONNECTIONS = 1024
-MAX_CONNECTIONS_OF_ONE_USER = 256
+RESERVED_CONNECTIONS = 64
+MAX_CONNECTIONS_OF_ONE_USER = 128
+RESERVED_DESCRIPTORS = 128
 FIRST_MESSAGE_SECONDS = 5.0
 SILENT_SECONDS = 60.0  # after which somebody with tmemctl makes room for others
 ANSWER_SECONDS = 5.0  # that somebody has to read an answer
@@ -44,12 +49,16 @@ COUNTERS = (
 class Server:
     """Serve a listening socket: guests until they hang up, people for as long as they ask."""
 
-    def __init__(self, listener: socket.socket, broker: Broker, counters: Counter[str]) -> None:
+    def __init__(
+        self, listener: socket.socket, broker: Broker, counters: Counter[str], trusted: frozenset[int]
+    ) -> None:
         self._listener = listener
         self._broker = broker
         self._counters = counters
         counters.update(dict.fromkeys(COUNTERS, 0))
         self._of_user: Counter[int] = Counter()
+        self._trusted = trusted
+        self._budgets = Budgets(trusted, time.monotonic())
 
     async def run(self) -> None:
         """Accept until cancelled."""
@@ -76,16 +85,31 @@ class Server:
             stream.close()
             return
         process, pidfd = found
-        # Nobody takes the room of the other users, not even root's guests.
-        if self._of_user[process.uid] >= MAX_CONNECTIONS_OF_ONE_USER or self._of_user.total() >= MAX_CONNECTIONS:
+        if (reason := self._no_room(process.uid, stream.fileno())) is not None:
             self._counters["connections_refused"] += 1
-            log.warning("a connection (pid %d, uid %d) is refused: too many are open", process.pid, process.uid)
+            log.warning("a connection (pid %d, uid %d) is refused: %s", process.pid, process.uid, reason)
             os.close(pidfd)
             stream.close()
             return
         self._counters["connections"] += 1
         self._of_user[process.uid] += 1
-        nursery.start_soon(self._serve, Connection(stream, time.monotonic()), process, pidfd)
+        now = time.monotonic()
+        budgets = self._budgets.of(process.uid, self._of_user, now)
+        nursery.start_soon(self._serve, Connection(stream, now, budgets), process, pidfd)
+
+    def _no_room(self, uid: int, fd: int) -> str | None:
+        """Say why a user may not have another connection, which has that descriptor; None where it may."""
+        if uid in self._trusted:
+            return "too many are open" if self._of_user.total() >= MAX_CONNECTIONS else None
+        if self._of_user[uid] >= MAX_CONNECTIONS_OF_ONE_USER:
+            return "too many of its user are open"
+        others = sum(count for user, count in self._of_user.items() if user not in self._trusted)
+        if others >= MAX_CONNECTIONS - RESERVED_CONNECTIONS:
+            return "too many are open"
+        # The lowest number that is free tells how many are in use.
+        if fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS:
+            return "the descriptors that are left are root's (ulimit -n)"
+        return None
 
     async def _serve(self, connection: Connection, process: Process, pidfd: int) -> None:
         """Serve one connection to its end."""

@@ -89,10 +89,15 @@ def command(
     bounds = UserBounds(
         cap=None if uid_cap is None else uid_cap // SLAB_SIZE,
         persistent=None if uid_persistent is None else uid_persistent // SLAB_SIZE,
-        trusted=frozenset((0, os.geteuid())),
+        trusted=trusted(),
     )
     trio.run(serve, listen, size // SLAB_SIZE, policy, bounds, headroom)
     return 0
+
+
+def trusted() -> frozenset[int]:
+    """Give the users who may have all, and change anything: root and the one who runs this tmemd."""
+    return frozenset((0, os.geteuid()))
 
 
 def prepare_process() -> None:
@@ -138,7 +143,7 @@ async def serve(
         )
         arenas, counters = Arenas(headroom), Counter[str]()
         broker = Broker(lender, arenas, holdings, counters)
-        server = Server(socket_file.listener, broker, counters)
+        server = Server(socket_file.listener, broker, counters, trusted())
         async with trio.open_nursery() as nursery:
             await nursery.start(broker.run, away)
             nursery.start_soon(server.run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import trio
 
 from tmem.lending.daemon.connection import Connection, Ended
@@ -20,10 +22,17 @@ async def flush(connection: Connection) -> None:
 
 
 async def readable(connection: Connection) -> None:
-    """Wait until there is something to read. Raises ClosedResourceError when the connection is closed here."""
+    """Wait until there is something to read, and the connection's user may send it.
+
+    Raises ClosedResourceError when the connection is closed here.
+    """
     if connection.fileno() < 0:
         raise trio.ClosedResourceError("closed before it was waited for")
     await trio.lowlevel.wait_readable(connection)
+    while delay := connection.delay(time.monotonic()):
+        await trio.sleep(delay)
+    if connection.fileno() < 0:
+        raise trio.ClosedResourceError("closed while it was waited for")
 
 
 def hang_up(connection: Connection) -> None:

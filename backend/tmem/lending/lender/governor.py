@@ -180,9 +180,9 @@ class Governor:
         self._asking.fit(now)
         return self._ledger.size, self._decided(now)
 
-    def rows(self, now: float) -> list[Row]:
-        """Give the table of guests, by number."""
-        return [self._row(now, account) for account in self._accounts.values()]
+    def rows(self, now: float, uid: int | None = None) -> list[Row]:
+        """Give the table of guests, of one user or of all, by number."""
+        return [self._row(now, account) for account in self._accounts.values() if uid in (None, account.uid)]
 
     @staticmethod
     def _row(now: float, account: Account) -> Row:

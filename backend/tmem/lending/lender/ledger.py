@@ -31,8 +31,9 @@ from tmem.lending.lender.stats import Why
 from tmem.lending.protocol.messages import MAX_SLABS, VERSION, Hello
 
 MAX_GUESTS = 4096
+RESERVED_GUESTS = 256  # of them, for trusted users
 # What one user's guests, honest or not, may make tmemd remember: a byte a slab, twice while they claim.
-MAX_GUESTS_OF_A_UID = 1024
+MAX_GUESTS_OF_A_UID = 512
 MAX_ARENAS_OF_A_UID = MAX_SLABS
 
 # Of the size: what one user, and what all users that are not trusted, may have promised.
@@ -138,11 +139,7 @@ class Ledger:
             raise Refusal(
                 f"this tmemd speaks version {VERSION}, the guest {hello.version}: upgrade the older one", Why.VERSION
             )
-        peers = self._of(uid)
-        arenas = sum(peer.map.total for peer in peers) + hello.slabs
-        if len(self.accounts) >= MAX_GUESTS or (
-            uid != 0 and (len(peers) >= MAX_GUESTS_OF_A_UID or arenas > MAX_ARENAS_OF_A_UID)
-        ):
+        if self._is_full(uid, hello.slabs):
             raise Refusal("tmemd has as many guests as it may: unmount one first", Why.GUESTS, retry=True)
         wanted = hello.persistent_slabs
         most = min(wanted or 0, hello.slabs)
@@ -157,6 +154,15 @@ class Ledger:
         promised = None if wanted is None else most
         account = self._open(Holding(hello.token, hello.name, uid, pid, hello.slabs, 0, 0, persistent_cap=promised))
         return account, [other for other in self._share() if other is not account]
+
+    def _is_full(self, uid: int, slabs: int) -> bool:
+        """Tell whether there is no entry for one more guest of a user."""
+        if uid in (self._bounds.trusted or (0,)):
+            return len(self.accounts) >= MAX_GUESTS
+        peers = self._of(uid)
+        arenas = sum(peer.map.total for peer in peers) + slabs
+        full = len(self.accounts) >= MAX_GUESTS - RESERVED_GUESTS or len(peers) >= MAX_GUESTS_OF_A_UID
+        return full or arenas > MAX_ARENAS_OF_A_UID
 
     def _open(self, holding: Holding) -> Account:
         self._numbers += 1

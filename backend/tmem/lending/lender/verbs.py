@@ -36,7 +36,7 @@ def answer(lender: Lender, now: float, verb: Verb, uid: int, trusted: bool) -> t
     Others see their own guests alone and change nothing.
     """
     if isinstance(verb, List):
-        return list(_tables([row for row in lender.rows(now) if trusted or row.uid == uid])), []
+        return list(_tables(lender.rows(now, None if trusted else uid))), []
     if isinstance(verb, AskTotals):
         return [_totals(lender)], []
     try:
