@@ -17,15 +17,9 @@ import errno
 import os
 
 from tmemfs.cache.frames import PAGE_SHIFT
+from tmemfs.openat2 import CACHED, NO_XDEV, PathOpener
 
-_OPENAT2, _CACHESTAT = 437, 451
-_NO_XDEV, _CACHED = 0x01, 0x20
-
-
-class _How(ctypes.Structure):
-    """Hold a struct open_how."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+_CACHESTAT = 451
 
 
 class _Range(ctypes.Structure):
@@ -37,20 +31,16 @@ class _Range(ctypes.Structure):
 _CacheStat = ctypes.c_uint64 * 5  # cached, dirty, under write-back, evicted, recently evicted
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_openat2 = _libc["syscall"]
-_openat2.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
-_openat2.restype = ctypes.c_long
 _cachestat = _libc["syscall"]
 _cachestat.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)
 _cachestat.restype = ctypes.c_long
 
-_HOW = _How(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _CACHED | _NO_XDEV)
-_HOW_ADDRESS, _HOW_SIZE = ctypes.addressof(_HOW), ctypes.sizeof(_HOW)
+_cached_path = PathOpener(CACHED | NO_XDEV)
 
 
 def stat_name(dir_fd: int, name: bytes) -> os.stat_result | None:
     """Return the stat of a name in a directory, None where there is none; by the event loop alone."""
-    fd = _openat2(_OPENAT2, dir_fd, name, _HOW_ADDRESS, _HOW_SIZE)
+    fd = _cached_path.open(dir_fd, name)
     if fd < 0:
         if ctypes.get_errno() == errno.ENOENT:
             return None

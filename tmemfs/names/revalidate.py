@@ -29,11 +29,16 @@ from tmemfs.backing import Backing
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import MAX_LOCATIONS, Inode
 from tmemfs.inodes.inodes import InodeTable
+from tmemfs.openat2 import NO_SYMLINKS, PathOpener
 
 T = TypeVar("T")
 
 RETRY_SECONDS = 0.1  # the second walk follows the ESTALE, and its OPEN the last LOOKUP, at once
 MAX_RETRIES = 1024  # threads that are remembered
+MAX_DEPTH = 256  # of a path that is walked at once
+_without_links = PathOpener(
+    NO_SYMLINKS
+)  # a link that others put there may lead into this mount, which would wait for us
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
@@ -96,7 +101,13 @@ class Revalidator:
         return len(inode.locations) == MAX_LOCATIONS and inode.attr is not None and inode.attr.st_nlink > MAX_LOCATIONS
 
     def _check(self, inode: Inode) -> None:
-        """Compare names with what they lead to, of an inode and of all directories above it. Raise Stale."""
+        """Compare names with what they lead to, of an inode and of all directories above it. Raise Stale.
+
+        One walk of the whole path says for nearly all that they are right; else each is looked at.
+        """
+        locations = tuple(inode.locations)
+        if locations and all(self._path_leads_to(parent, name, inode) for parent, name in locations):
+            return
         wrong: list[Name] = []
         unreachable = False
         nodes, seen = [inode], {inode}
@@ -112,6 +123,24 @@ class Revalidator:
         if wrong or unreachable:
             raise Stale(wrong)
 
+    def _path_leads_to(self, parent: Inode, name: bytes, inode: Inode) -> bool:
+        """Tell whether the path from the root to a name leads to an inode; False too where that cannot be found out."""
+        names = [name]
+        while parent is not self._inodes.root:
+            location = next(iter(parent.locations), None)
+            if location is None or len(names) > MAX_DEPTH:  # after renames by others, names can lead in a circle
+                return False
+            parent, name = location
+            names.append(name)
+        with self._descriptors.use(parent) as root_fd:
+            fd = _without_links.open(root_fd, b"/".join(reversed(names)))
+        if fd < 0:
+            return False
+        try:
+            return _is(os.fstat(fd), inode)
+        finally:
+            os.close(fd)
+
     def _leads_to(self, parent: Inode, name: bytes, inode: Inode) -> bool:
         """Tell whether a name leads to an inode; where the backing does not say, it is not known to be wrong."""
         try:
@@ -119,9 +148,7 @@ class Revalidator:
                 st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError as error:
             return error.errno not in _GONE
-        known = inode.attr
-        same_type = known is None or stat.S_IFMT(known.st_mode) == stat.S_IFMT(st.st_mode)
-        return same_type and (st.st_dev, st.st_ino) == inode.key
+        return _is(st, inode)
 
     def _forget(self, wrong: list[Name], started: int) -> None:
         """Forget names, except of inodes that we were changing: theirs may have been right again since."""
@@ -165,3 +192,9 @@ class Revalidator:
         if ends_walk:
             del self._retries[thread]
         return allowed
+
+
+def _is(st: os.stat_result, inode: Inode) -> bool:
+    """Tell whether a stat is an inode's, and not of another that has got its number."""
+    same_type = inode.attr is None or stat.S_IFMT(inode.attr.st_mode) == stat.S_IFMT(st.st_mode)
+    return same_type and (st.st_dev, st.st_ino) == inode.key
