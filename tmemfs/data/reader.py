@@ -11,7 +11,6 @@ failed, been poisoned, or come back short because the file shrank underneath.
 
 from __future__ import annotations
 
-import os
 from typing import cast
 
 import trio
@@ -20,6 +19,7 @@ from tmemfs.backing import Backing
 from tmemfs.cache.content import Content, Fill
 from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE, USED
 from tmemfs.data.files import OpenFile
+from tmemfs.data.filler import Filler
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 
@@ -35,7 +35,7 @@ class Reader:
         self._cache = content.cache
         self._precache = content.precache
         self._backing = backing
-        self._inodes = inodes
+        self._filler = Filler(content, backing, inodes)
         self._ref = content.cache.ref
         self._passing = content.cache.passing
         self._view = content.cache.view
@@ -138,7 +138,9 @@ class Reader:
         """Return up to `size` bytes, fewer only at the end of the file. Raise the backing's OSError."""
         inode = file.inode
         if offset + size > inode.size:
-            await self._look_again(file)
+            await self._filler.look_again(file)
+            if not inode.size and inode.true_size is None:
+                await self._filler.find_end(file)
             size = min(size, inode.size - offset)
         if size <= 0:
             return b""
@@ -168,7 +170,7 @@ class Reader:
         limit = max(limit, offset)
         found = memoryview(out)[offset & _OFFSET : limit - (first << PAGE_SHIFT)]
         if limit < offset + size:
-            await self._look_again(file, force=True)
+            await self._filler.look_again(file, force=True)
             if inode.size > limit and not again:  # it grew while a read that began before was under way
                 rest = await self.read(file, limit, offset + size - limit, again=True)
                 return b"".join((found, rest))
@@ -248,7 +250,7 @@ class Reader:
         self._backing.pages += last - run[0] + 1
         self._backing.readahead_pages += last - run[1]
         fill = Fill(run[0], last, ahead=last > run[1])
-        await self._run_fill(file, fill)
+        await self._filler.run(file, fill)
         if fill.error is not None:
             raise fill.error
         return fill
@@ -256,36 +258,7 @@ class Reader:
     def _present(self, inode: Inode, index: int) -> bool:
         return index in inode.pages or index in inode.fills or self._precache.holds(inode, index)
 
-    async def _run_fill(self, file: OpenFile, fill: Fill) -> None:
-        """Carry out one backing read and tell everybody who waits for it."""
-        inode = file.inode
-        fill.hollow = bool(inode.dirty)
-        for index in range(fill.first, fill.last + 1):
-            if inode.fills.setdefault(index, fill) is not fill:
-                # Another fill began on this page while our request waited for something else. A change of the page
-                # would poison that one and never see this one, so this one only answers its own request.
-                fill.poisoned = True
-        start, size = fill.first << PAGE_SHIFT, (fill.last - fill.first + 1) << PAGE_SHIFT
-        size = max(1, min(size, inode.size - start))
-        pages = fill.last - fill.first + 1
-        self._cache.announce(pages)
-        started = trio.current_time()
-        if started < inode.settles_at:
-            inode.provisional = True
-        try:
-            with file.borrowed() as fd:
-                fill.data = await self._backing.read(inode, fd, start, size)
-            if fill.data and not fill.poisoned:
-                passing = fill.ahead and self._precache.passes(inode, fill.first, fill.last, started)
-                self._cache.insert(inode, fill.first, fill.data, ahead=fill.ahead, passing=passing)
-        except OSError as error:
-            fill.error = error
-        finally:
-            self._cache.announce(-pages)
-            self._content.detach(inode, fill)
-            fill.done.set()
-
-    # -- readahead and the end of the file -----------------------------------------------------------------------
+    # -- readahead -------------------------------------------------------------------------------------------------
 
     def _read_ahead(self, file: OpenFile, first: int) -> None:
         """Start the next window of a stream; nobody waits for it."""
@@ -312,22 +285,9 @@ class Reader:
 
     async def _fill_ahead(self, file: OpenFile, fill: Fill) -> None:
         try:
-            await self._run_fill(file, fill)
+            await self._filler.run(file, fill)
         finally:
             file.release()
-
-    async def _look_again(self, file: OpenFile, *, force: bool = False) -> None:
-        """Ask the backing where the file ends, unless that was asked within the attribute time-out."""
-        inode = file.inode
-        if not force and trio.current_time() < inode.attr_until:
-            return
-        started = self._inodes.start()
-        with file.borrowed() as fd:
-            if inode.key[0] == self._inodes.root.key[0]:  # where it is local, the stat comes from memory
-                st = await self._backing.ask(os.fstat, os.fstat, fd)
-            else:
-                st = await self._backing.meta(os.fstat, fd)
-        self._inodes.observe(inode, st, started)
 
 
 _SCRATCH_PAGES = 257  # the largest request, 1 MiB, at any alignment

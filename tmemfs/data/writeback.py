@@ -67,6 +67,8 @@ class Writeback:
         for edge in self._missing_edges(inode, offset, offset + len(data)):
             start = edge << PAGE_SHIFT
             await self._read(file, start, min(PAGE_SIZE, inode.size - start))
+        if inode.virtual:
+            return False  # a page would be written back whole
         if not self._fits(last - first + 1):  # asked after the reads: others may have become dirty meanwhile
             await self._make_room(inode)
         if not self._fits(last - first + 1) or self._missing_edges(inode, offset, offset + len(data)):
@@ -171,7 +173,10 @@ class Writeback:
         if befores and self._inodes.changed_since_recorded(inode, befores[0]):
             self._inodes.others_changed(inode)
         self.forget(inode)
+        expected = inode.size
         self._inodes.record(inode, after, started)
+        if after.st_size < expected:
+            self._inodes.disbelieve_size(inode)
         if not self._cache.settled:  # a shrink waited for these pages
             await self._content.precache.resize(self._cache.capacity)
         return None

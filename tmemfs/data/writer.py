@@ -46,6 +46,8 @@ class Writer:
         """Write bytes; return how many were taken. Raise the backing's OSError when none were."""
         inode = file.inode
         async with inode.lock():
+            if inode.virtual:
+                self._inodes.disbelieve_size(inode)
             if file.appends and not (file.readable and _is_of_mapping(inode, offset, len(data))):
                 return await self._append(file, offset, data)
             if self.writeback is not None:
@@ -100,6 +102,8 @@ class Writer:
             self._inodes.others_changed(inode)
         self._inodes.record(inode, after, started)
         inode.size = max(inode.size, after.st_size if append else offset + written)  # where it is not recorded
+        if inode.virtual or after.st_size < (written if append else offset + written):
+            self._inodes.disbelieve_size(inode)
         if after.st_mode != before.st_mode:
             self._inodes.on_mismatch(inode)  # the kernel forgets times and size after a write, not the mode
         return written
@@ -129,6 +133,8 @@ class Writer:
     ) -> None:
         """Set the size of a file; `call` does so on the backing."""
         async with inode.lock():
+            if inode.virtual:
+                self._inodes.disbelieve_size(inode)
             old = inode.size
             try:
                 await self._change_locked(inode, call, stat_of)

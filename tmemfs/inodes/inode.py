@@ -51,8 +51,10 @@ class Inode:
         "size",
         "size_in_doubt",
         "touched_at",
+        "true_size",
         "unlinked",
         "version",
+        "virtual",
         "watch",
         "write_lock",
         "writers",
@@ -82,6 +84,8 @@ class Inode:
         self.dirty: set[int] = set()  # page numbers
         self.errors = WriteErrors()  # of write-backs, owed to fsync and close
         self.size = 0
+        self.true_size: int | None = None  # as reads found it for this version, where the stat may be wrong
+        self.virtual = False  # its size is not what the stat shows: its content is made when it is read
         self.changed_underneath = False  # by others, some time
         self.size_in_doubt = False  # changed underneath since the kernel was told of the size
         self.version: Version | None = None
@@ -103,6 +107,12 @@ class Inode:
             inode, name = inode.locations[0]
             names.insert(0, name)
         return os.fsdecode(b"/".join(names)) if names else f"inode {self.number}"
+
+    def ends_at(self, size: int) -> None:
+        """Take in that reads found the end there: it holds for this version, and until the next open."""
+        self.size = self.true_size = size
+        if self.attr is not None and size != self.attr.st_size:
+            self.virtual = self.provisional = True
 
     def lock(self) -> trio.Lock:
         """Return the lock that every change of the file's content takes."""

@@ -157,11 +157,11 @@ class InodeTable:
             if changed:
                 self.others_changed(inode)
             if changed or inode.version is None:
-                inode.version = self._version(st)
+                inode.version, inode.true_size = self._version(st), None
                 inode.settles_at = self._stamps.settles_at(self._newest(st), now, wall)
             if inode.dirty:
                 return changed  # size and times are ours until the dirty pages are written back
-            inode.size = st.st_size
+            inode.size = st.st_size if inode.true_size is None else inode.true_size
         self._keep(inode, st, now)
         return changed
 
@@ -169,7 +169,7 @@ class InodeTable:
         """Take in the stat of an open: what others changed before is not read from memory after it."""
         self.observe(inode, st, started)
         if inode.provisional:
-            self._renew(inode)
+            self.renew(inode)
 
     def is_worthless(self, inode: Inode, started: int) -> bool:
         """Tell whether a stat says nothing: older than what is known, or a change of our own is under way."""
@@ -193,15 +193,26 @@ class InodeTable:
     def others_changed(self, inode: Inode) -> None:
         """Drop the clean pages of a file that somebody else changed, here and in the kernel."""
         self.invalidations += 1
-        self._renew(inode)
+        self.renew(inode)
+        inode.virtual = False
         inode.changed_underneath = inode.size_in_doubt = True
         self.on_mismatch(inode)
 
-    def _renew(self, inode: Inode) -> None:
+    def renew(self, inode: Inode) -> None:
+        """Drop the clean pages of a file, and what else was learned by reading it."""
         self._content.renew(inode)
+        if inode.true_size is not None and inode.attr is not None:
+            inode.size, inode.true_size = inode.attr.st_size, None
         inode.provisional = False
         inode.no_caps = False
         inode.absent = ()
+
+    def disbelieve_size(self, inode: Inode) -> None:
+        """Take in that a file's size is not what the stat shows: reads find out again what it has."""
+        inode.virtual = True
+        self.renew(inode)
+        if inode.attr is not None and not inode.dirty:
+            inode.size = inode.attr.st_size
 
     def record(self, inode: Inode, st: os.stat_result, started: int) -> None:
         """Take in the stat that a change of our own, begun at tick `started`, has left behind.
@@ -221,7 +232,7 @@ class InodeTable:
             inode.provisional = inode.provisional or self._content.holds(inode)
         if not overtaken or inode.attr is None or st.st_ctime_ns > inode.attr.st_ctime_ns:
             if stat.S_ISREG(st.st_mode):
-                inode.version = self._version(st)
+                inode.version, inode.true_size = self._version(st), None
                 if not inode.dirty:
                     inode.size = st.st_size
             self._keep(inode, st, trio.current_time())

@@ -61,7 +61,7 @@ class Opener:
 
     async def tell_size(self, inode: Inode) -> None:
         """Have the kernel know the size of a file that others made larger, before it is used."""
-        if inode.size_in_doubt and inode.size:
+        if inode.size_in_doubt and inode.size and not inode.virtual:
             inode.size_in_doubt = False
             await self._kernel.tell_size(inode.number, inode.size, await self._attributes.last_byte(inode))
 
