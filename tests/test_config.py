@@ -18,7 +18,6 @@ from tmemfs.config import (
     MountConfig,
     PoolChoice,
     Throttle,
-    mount_name,
     parse_balloon,
     parse_duration,
     parse_options,
@@ -27,6 +26,7 @@ from tmemfs.config import (
     parse_throttle,
 )
 from tmemfs.options import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY
+from tmemfs.statefiles import mount_name
 
 PLAIN = MountConfig(Path("/source"), Path("/mnt"))
 RAM = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

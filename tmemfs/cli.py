@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from tmem.commands import DURATION, SIZE, Text, run, say
+from tmem.sizes import format_size
 from tmem.texts import printable
 from tmemfs import __version__
 from tmemfs.config import (
@@ -20,13 +21,13 @@ from tmemfs.config import (
     MountConfig,
     PoolChoice,
     Throttle,
-    check_cache_bytes,
     parse_balloon,
     parse_options,
     parse_pool,
     parse_throttle,
 )
 from tmemfs.kernel.kernelmount import resolve_mountpoint
+from tmemfs.running.controlsocket import RemoteError
 from tmemfs.running.remote import RemoteMount
 from tmemfs.running.top import Watcher, watch
 from tmemfs.running.writingback import Unwritable
@@ -34,10 +35,6 @@ from tmemfs.running.writingback import Unwritable
 POOL = Text("SIZE|none|unix:PATH", parse_pool)
 BALLOON = Text("min=…,max=…,idle=…", parse_balloon)
 THROTTLE = Text("latency=…,bandwidth=…,depth=…", parse_throttle)
-
-control_option = click.option(
-    "--control-name", default=".tmemfs", show_default=True, help="Name of the mount's control directory."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,7 +64,7 @@ def cli() -> None:
 @click.option("--version-by", type=click.Choice(["all", "size,mtime"]), default="all", show_default=True)
 @click.option("--log", "log_file", metavar="FILE", default=None, help="Log to this file.")
 @click.option("--debug", is_flag=True, help="Log everything.")
-@control_option
+@click.option("--control-name", default=".tmemfs", show_default=True, help="Name of the mount's control directory.")
 def mount_command(
     source: str,
     mountpoint: str,
@@ -111,16 +108,13 @@ def mount_command(
 @click.option("--timeout", type=DURATION, default=None, help="Wait no longer. [default: 10m; 5s for copies elsewhere]")
 @click.option("--wait-backing", "unwritable", flag_value=Unwritable.WAIT, help="Go on trying to write back.")
 @click.option("--discard", "unwritable", flag_value=Unwritable.DISCARD, help="Give up what cannot be written back.")
-@control_option
-def umount_command(
-    mountpoint: str, lazy: bool, timeout: float | None, unwritable: Unwritable | None, control_name: str
-) -> int:
+def umount_command(mountpoint: str, lazy: bool, timeout: float | None, unwritable: Unwritable | None) -> int:
     """Unmount MNT and wait until its process has ended and everything is written.
 
     Exit code 1: it stays mounted, because it is in use, or because what --writeback kept cannot be written: the message
     names the files. Exit code 3: it is unmounted, but its process has not ended in time, and goes on.
     """
-    remote = RemoteMount(mountpoint, control_name)
+    remote = RemoteMount(mountpoint)
     if not remote.umount(lazy=lazy, timeout=timeout, unwritable=unwritable or Unwritable.REFUSE):
         say(f"'{mountpoint}' is unmounted, but did not name its process: its end was not waited for")
     return 0
@@ -130,10 +124,9 @@ def umount_command(
 @click.argument("mountpoint", metavar="MNT")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--reset", is_flag=True, help="Set the counters to zero.")
-@control_option
-def stats_command(mountpoint: str, as_json: bool, reset: bool, control_name: str) -> int:
+def stats_command(mountpoint: str, as_json: bool, reset: bool) -> int:
     """Print the counters of MNT."""
-    remote = RemoteMount(mountpoint, control_name)
+    remote = RemoteMount(mountpoint)
     if reset:
         remote.write("stats", b"reset\n")
         return 0
@@ -148,91 +141,83 @@ def stats_command(mountpoint: str, as_json: bool, reset: bool, control_name: str
 @click.option("--once", is_flag=True, help="Look once, over one interval, and end.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for scripts.")
 @click.option("--interval", type=DURATION, default=1.0, help="Time between two looks. [default: 1s]")
-@control_option
-def top_command(mountpoints: tuple[str, ...], once: bool, as_json: bool, interval: float, control_name: str) -> int:
+def top_command(mountpoints: tuple[str, ...], once: bool, as_json: bool, interval: float) -> int:
     """Show the tmemfs mounts of this machine, or some: hits, cache, pool, swap, and what the backing has to do."""
     only = {resolve_mountpoint(mountpoint) for mountpoint in mountpoints}
-    watch(Watcher(only, control_name), max(interval, 0.1), once=once, as_json=as_json)
+    watch(Watcher(only), max(interval, 0.1), once=once, as_json=as_json)
     return 0
 
 
 @cli.command("swapon")
 @click.argument("mountpoint", metavar="MNT")
-@control_option
-def swapon_command(mountpoint: str, control_name: str) -> int:
+def swapon_command(mountpoint: str) -> int:
     """Swap to the hswap file of MNT, through a loop device (root only)."""
-    device = RemoteMount(mountpoint, control_name).swap_on()
+    device = RemoteMount(mountpoint).swap_on()
     say(f"swapping to '{mountpoint}' through {device}; tmemfs swapoff {mountpoint} ends it")
     return 0
 
 
 @cli.command("swapoff")
 @click.argument("mountpoint", metavar="MNT")
-@control_option
-def swapoff_command(mountpoint: str, control_name: str) -> int:
+def swapoff_command(mountpoint: str) -> int:
     """Take everything that was swapped to MNT back into memory, and empty its hswap file."""
-    RemoteMount(mountpoint, control_name).swap_off()
+    RemoteMount(mountpoint).swap_off()
     return 0
 
 
 @cli.command("resize")
 @click.argument("mountpoint", metavar="MNT")
 @click.argument("size", type=SIZE)
-@control_option
-def resize_command(mountpoint: str, size: int, control_name: str) -> int:
+def resize_command(mountpoint: str, size: int) -> int:
     """Give the page cache of MNT another size while it runs."""
-    check_cache_bytes(size)
-    RemoteMount(mountpoint, control_name).write("cache_size", b"%d\n" % size)
+    RemoteMount(mountpoint).write("cache_size", b"%d\n" % size)
     return 0
 
 
 @cli.command("drop")
 @click.argument("mountpoint", metavar="MNT")
 @click.argument("path", required=False)
-@control_option
-def drop_command(mountpoint: str, path: str | None, control_name: str) -> int:
-    """Drop the clean pages of MNT, or of one PATH in it, from cache and pool."""
-    remote = RemoteMount(mountpoint, control_name)
-    remote.write("drop_caches", b"1\n" if path is None else os.fsencode(remote.relative(path)) + b"\n")
+def drop_command(mountpoint: str, path: str | None) -> int:
+    """Drop the clean pages of MNT, or of the file PATH in it, from cache and pool."""
+    remote = RemoteMount(mountpoint)
+    remote.write("drop_caches", b"1\n" if path is None else b"/" + os.fsencode(remote.relative(path)) + b"\n")
     return 0
 
 
 @cli.command("freeze")
 @click.argument("mountpoint", metavar="MNT")
-@control_option
-def freeze_command(mountpoint: str, control_name: str) -> int:
+def freeze_command(mountpoint: str) -> int:
     """Have the pool of MNT take no new pages; those that it holds can still be read."""
-    return _set_frozen(RemoteMount(mountpoint, control_name), b"1\n")
+    RemoteMount(mountpoint).write("freeze", b"1\n")
+    return 0
 
 
 @cli.command("thaw")
 @click.argument("mountpoint", metavar="MNT")
-@control_option
-def thaw_command(mountpoint: str, control_name: str) -> int:
+def thaw_command(mountpoint: str) -> int:
     """Have the pool of MNT take new pages again."""
-    return _set_frozen(RemoteMount(mountpoint, control_name), b"0\n")
-
-
-def _set_frozen(remote: RemoteMount, state: bytes) -> int:
-    remote.write("freeze", state)
-    if remote.read("freeze") != state:
-        raise ConfigError(f"'{remote.mountpoint}' has no pool to freeze: mount it with --pool SIZE")
+    RemoteMount(mountpoint).write("freeze", b"0\n")
     return 0
 
 
 @cli.command("warm")
 @click.argument("mountpoint", metavar="MNT")
 @click.argument("paths", metavar="PATH…", nargs=-1, required=True)
-@control_option
-def warm_command(mountpoint: str, paths: tuple[str, ...], control_name: str) -> int:
-    """Read files and directories of MNT, so that their pages are in memory."""
-    remote = RemoteMount(mountpoint, control_name)
-    relative = [remote.relative(path) for path in paths]
+def warm_command(mountpoint: str, paths: tuple[str, ...]) -> int:
+    """Read files and directories of MNT, so that their pages are in memory, and say how much of it stayed."""
+    remote = RemoteMount(mountpoint)
+    files = list(remote.files([remote.relative(path) for path in paths]))
+    total = sum(file.stat().st_size for file in files)
     columns = TextColumn("warming"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        total = sum(file.stat().st_size for file in remote.files(relative))
         task = progress.add_task("warm", total=total)
-        remote.warm(relative, lambda size: progress.advance(task, size))
+        remote.warm(files, lambda size: progress.advance(task, size))
+    try:
+        held = min(total, remote.held_bytes(files))
+    except RemoteError as error:
+        say(f"read {format_size(total)}; how much of it stayed in memory cannot be asked: {error}")
+    else:
+        say(f"read {format_size(total)}, {format_size(held)} of it are in memory now ({100 * held // max(1, total)} %)")
     return 0
 
 

@@ -6,10 +6,8 @@ remedy. Whatever holds a MountConfig needs to check nothing again.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,7 +25,6 @@ __all__ = [
     "PoolChoice",
     "Throttle",
     "check_cache_bytes",
-    "mount_name",
     "parse_balloon",
     "parse_duration",
     "parse_options",
@@ -41,8 +38,6 @@ MIN_POOL_BYTES = 64 * KIB  # one slab
 MIN_IDLE_SECONDS = 0.1  # a balloon looks eight times as often
 MIN_HSWAP_BYTES = 64 * KIB
 MAX_HSWAP_BYTES = 4 << 40
-_MOUNT_NAME_BYTES = 200  # leaves room for what a file's name has besides
-_PLAIN_BYTES = re.compile(rb"[^A-Za-z0-9:_.]")
 _NAME_BYTES = 255  # NAME_MAX
 _SOCKET_BYTES = 107  # of sockaddr_un
 
@@ -139,22 +134,6 @@ def check_cache_bytes(size: int, what: str = "cache") -> None:
     if size < MIN_CACHE_BYTES:
         raise ConfigError(f"{what} of {size} bytes is too small: give at least 1M")
     check_ram(what, size)
-
-
-def mount_name(mountpoint: Path) -> str:
-    """Make a file name of a mountpoint, for what belongs to its mount: another one for each.
-
-    Escaped as by `systemd-escape --path`; of a name that is too long for that, the end and a hash of the whole.
-    """
-    parts = os.fsencode(mountpoint).strip(b"/").split(b"/")
-    plain = [_PLAIN_BYTES.sub(lambda match: b"\\x%02x" % match[0][0], part) for part in parts]
-    name = (b"-".join(plain) or b"-").decode("ascii")
-    if name.startswith("."):
-        name = "\\x2e" + name[1:]
-    if len(name) > _MOUNT_NAME_BYTES:
-        digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:32]
-        name = f"{digest}-{name[len(digest) + 1 - _MOUNT_NAME_BYTES :]}"
-    return name
 
 
 def parse_throttle(text: str) -> Throttle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import resource
@@ -25,7 +24,7 @@ from tmemfs.backing import Backing
 from tmemfs.cache.content import Content
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
 from tmemfs.cache.precache import Precache
-from tmemfs.config import MIB, ConfigError, MountConfig, check_cache_bytes, parse_size
+from tmemfs.config import MIB, ConfigError, MountConfig
 from tmemfs.counters import register
 from tmemfs.data.ballooning import Ballooning
 from tmemfs.data.files import OpenFiles
@@ -44,10 +43,11 @@ from tmemfs.names.listing import Listings
 from tmemfs.names.opener import Opener
 from tmemfs.names.revalidate import Revalidator
 from tmemfs.names.tree import Tree
-from tmemfs.requests.control import BadControlInput, Control
+from tmemfs.requests.control import Control
 from tmemfs.requests.directories import Directories
 from tmemfs.requests.fs import Operations, Parts
 from tmemfs.requests.replies import Replies
+from tmemfs.requests.switches import Switches
 from tmemfs.requests.writebackswitch import WritebackSwitch
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
@@ -56,7 +56,6 @@ from tmemfs.watching.watch import Watch
 log = logging.getLogger(__name__)
 
 REQUESTS_BYTES = 32 * MIB  # what the buffers of many large requests take at once: 25 MiB seen while it was swapped to
-INODES = 1024  # looked at in one stretch
 MAX_DESCRIPTORS = 4096  # O_PATH ones; half of what the process may have, if that is less
 
 
@@ -116,9 +115,6 @@ class Guest:
             else None
         )
         self.control = Control(config.control_name, self.stats, self._describe)
-        self.control.add_switch("cache_size", lambda: str(self.cache.capacity), self._resize_to)
-        self.control.add_switch("drop_caches", None, self._drop)
-        self.control.add_switch("freeze", lambda: str(int(self.frozen)), self._freeze)
         self.swap = (
             SwapArea(config, self.tmem, 0 if self.lender else config.pool_bytes, self.control, self.kernel)
             if config.hswap_bytes and self.tmem is not None
@@ -157,7 +153,8 @@ class Guest:
 
     def _parts(self) -> Parts:
         config, backing, inodes = self.config, self.backing, self.inodes
-        tree = self._tree = Tree(backing, inodes, self.descriptors)
+        tree = Tree(backing, inodes, self.descriptors)
+        Switches(self.control, self.content, inodes, tree, self.tmem, self.resize)
         names = Revalidator(backing, inodes, self.descriptors)
         attributes = Attributes(backing, inodes, self.descriptors, self.writer, names)
         replies = Replies(
@@ -198,6 +195,7 @@ class Guest:
             "pid": os.getpid(),
             "source": os.fspath(config.source),
             "mountpoint": os.fspath(config.mountpoint),
+            "control_name": config.control_name,
             "cache_bytes": self.cache.capacity,
             "pool_bytes": config.pool_bytes,
             "hswap_bytes": self.swap.hswap.size if self.swap is not None else 0,
@@ -218,14 +216,6 @@ class Guest:
             "version_by": config.version_by,
         }
 
-    async def _resize_to(self, data: bytes) -> None:
-        try:
-            size = parse_size(data.decode(errors="replace"))
-            check_cache_bytes(size)
-        except ConfigError as error:
-            raise BadControlInput(str(error)) from None
-        await self.resize(size)
-
     async def resize(self, capacity: int) -> None:
         """Give the cache another size in bytes, of those that `check_cache_bytes` lets pass."""
         await self.precache.resize(capacity)
@@ -237,37 +227,6 @@ class Guest:
     def frozen(self) -> bool:
         """True while the pools take no new pages."""
         return self.tmem is not None and self.tmem.frozen
-
-    async def _freeze(self, data: bytes) -> None:
-        """Freeze the pools (`1`) or thaw them (`0`): what is evicted meanwhile is read from the backing again."""
-        word = data.strip()
-        if word not in (b"0", b"1"):
-            raise BadControlInput("the digit to write is 1 (freeze) or 0 (thaw)")
-        if self.tmem is not None:
-            (self.tmem.freeze if word == b"1" else self.tmem.thaw)()
-
-    async def _drop(self, data: bytes) -> None:
-        """Drop the clean pages of everything (`1` or an empty line) or of one file, by its path in the mount."""
-        path = data.removesuffix(b"\n")
-        if path in (b"", b"1", b"/", b"."):
-            for count, inode in enumerate(self.inodes.known(), 1):
-                self.content.renew(inode)
-                if count % INODES == 0:
-                    await trio.lowlevel.checkpoint()
-            await self.precache.discards.finish()
-            return
-        inode = self.inodes.root
-        for name in path.strip(b"/").split(b"/"):
-            found = None
-            if name not in (b"", b".", b"..") and b"\0" not in name:
-                with contextlib.suppress(OSError):
-                    found = await self._tree.lookup(inode, name)
-            if found is None:
-                raise BadControlInput(f"no such file in the mount: {os.fsdecode(path)}")
-            inode = found
-        self.content.renew(inode)
-        await self.precache.discards.finish()
-        self.inodes.forget(inode.number, 0)  # the kernel may never have asked for it
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the background tasks until cancelled."""

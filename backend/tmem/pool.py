@@ -133,6 +133,10 @@ class Pool:
         """Tell whether the page is there; counts nothing and changes nothing."""
         return index in self._objects.get(obj, ())
 
+    def pages_of(self, obj: int) -> int:
+        """Count the pages of an object."""
+        return len(self._objects.get(obj, ()))
+
     def has_object(self, obj: int) -> bool:
         """Tell whether any page of the object is there."""
         return obj in self._objects

@@ -15,6 +15,7 @@ from tests.conftest import Place, run, wait_until
 from tests.fs.failing import Backing, backing
 from tests.mounted import Mounted
 from tests.parts import pages_of
+from tmemfs.running.remote import RemoteMount
 
 __all__ = ["backing"]
 
@@ -96,6 +97,10 @@ def test_200_stuck_readers_stop_nobody_else(place: Place, hanging: Backing, opti
     in_time(30, place, "assert len(open('cold', 'rb').read()) == 50 * 4096")
     in_time(30, place, "assert os.stat('stuck').st_size and len(os.listdir('.')) == 3")
     in_time(30, place, "assert 'cache_hits' in open('stats').read() + open('.tmemfs/metrics').read()")
+    remote = RemoteMount(place.mountpoint)
+    for name in ("stats", "stats.json", "config"):
+        assert remote.read(name)
+    remote.write("cache_size", b"3M")
     in_time(30, place, "open('new', 'wb').write(b'x' * 9000); assert len(open('new', 'rb').read()) == 9000")
     in_time(30, place, "open('.tmemfs/drop_caches', 'w').write('1'); open('.tmemfs/cache_size', 'w').write('2M')")
     hits = "import time; fd = os.open('warm', os.O_RDONLY); os.pread(fd, 204800, 0)\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.calls import code_of
 from tests.conftest import REAL, run
 from tests.mounted import Mounted
 from tests.parts import pages_of
@@ -41,7 +42,7 @@ def test_a_frozen_pool_takes_no_page_and_gives_those_that_it_has(mounted: Mounte
 
 def test_a_mount_without_a_pool_has_nothing_to_freeze(mounted: Mounted) -> None:
     root = mounted.start("--pool", "none")
-    mounted.control("freeze", "1")
+    assert code_of(lambda: mounted.control("freeze", "1")) == "EINVAL"
     assert (root / ".tmemfs" / "freeze").read_text() == "0\n"
     assert mounted.stats()["pool_frozen"] == 0
 

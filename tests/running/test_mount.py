@@ -373,6 +373,7 @@ tiny() {{ timeout 120 {python} {tiny} "$@"; }}
 tiny mount source mnt
 grep -q " {dir}/mnt .*fuse.tmemfs" /proc/self/mountinfo
 head -c 4 mnt/data
+tiny stats mnt
 timeout 120 {python} -c "{mmap}"
 tiny umount mnt
 if grep -q " {dir}/mnt " /proc/self/mountinfo; then exit 9; fi
@@ -421,6 +422,7 @@ def test_an_ordinary_user_mounts_through_fusermount(place: Place) -> None:
         assert "user_allow_other" in done.stderr
         assert "may not be read by you" in done.stderr
         assert "Traceback" not in done.stderr
+        assert "its end was not waited for" not in done.stderr, "its socket was found"
         assert ".log" in done.stdout
         assert (base / "source" / "written").read_bytes()[:4] in (b"user", b"tiny")
     finally:

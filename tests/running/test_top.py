@@ -12,8 +12,9 @@ import pytest
 from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
 from tests.parts import pages_of
 from tmemfs.kernel.kernelmount import MountEntry, unmount
+from tmemfs.running.controlsocket import MAX_ANSWER
 from tmemfs.running.top import Watcher, mounts
-from tmemfs.running.toplines import MAX_BYTES, Line, Sample, line_of, sample_of
+from tmemfs.running.toplines import Line, Sample, line_of, sample_of
 
 ENTRY = MountEntry("0:77", Path("/data"), "fuse.tmemfs", "/mnt/nfs")
 BEFORE: dict[str, object] = {
@@ -100,7 +101,7 @@ NONSENSE = {
         for value in (-1, 1.5, "7", True, None, [1], 1 << 63, 10**300, float("nan"), float("inf"))
     },
     "another word for the lender": json.dumps({**BEFORE, "lender": "\x1b[31mconnected"}).encode(),
-    "a long end": json.dumps({**BEFORE, "x": "x" * MAX_BYTES}).encode()[:MAX_BYTES],
+    "a long end": json.dumps({**BEFORE, "x": "x" * MAX_ANSWER}).encode()[:MAX_ANSWER],
 }
 
 
@@ -147,40 +148,33 @@ def test_a_mount_is_found_and_its_reads_are_seen(place: Place) -> None:
 
 
 @pytest.mark.mount
-def test_a_mount_that_hangs_is_told_and_touched_by_one_thread_only(place: Place) -> None:
+def test_a_mount_that_hangs_is_told(place: Place) -> None:
     process = place.serve(command=TINY)
     process.send_signal(signal.SIGSTOP)
     wait_until(lambda: state_of(process.pid) == "T", "the process has stopped")
     watcher = Watcher([place.mountpoint])
     try:
-        threads = set()
         for _ in range(3):
             (seen,) = watcher.look(0.2)
             assert "hangs" in seen.trouble
-            threads |= set(watcher._hanging.values())
-        assert len(threads) == 1
     finally:
         process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.mount
-def test_a_mount_with_another_control_name_says_so(place: Place) -> None:
+def test_a_mount_with_another_control_name_is_one_like_any(place: Place) -> None:
     assert place.mount("--control-name", ".other").returncode == 0
     (seen,) = Watcher([place.mountpoint]).look(30.0)
-    assert "another --control-name" in seen.trouble
-    (seen,) = Watcher([place.mountpoint], ".other").look(30.0)
     assert seen.trouble == ""
 
 
 @pytest.mark.mount
-def test_a_mount_with_a_wild_name_that_tells_nonsense_spoils_no_others_table(place: Place) -> None:
+def test_a_mount_with_a_wild_name_spoils_no_others_table(place: Place) -> None:
     wild = place.mountpoint.parent / "[/]\x1b[31m[red]\n\udcff"
     wild.mkdir(parents=True)
-    (place.source / ".tmemfs").mkdir()
-    (place.source / ".tmemfs" / "stats.json").write_text('{"cache_hits": "\x1b[2J"}')
     try:
         assert place.mount().returncode == 0
-        assert place.mount("--control-name", ".other", mountpoint=wild).returncode == 0
+        assert place.mount(mountpoint=wild).returncode == 0
         done = run(*REAL, "top", place.mountpoint, wild, "--once", "--interval", "100ms")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.replace("\n", "").isprintable()
@@ -189,15 +183,6 @@ def test_a_mount_with_a_wild_name_that_tells_nonsense_spoils_no_others_table(pla
     finally:
         if place.is_mounted(wild):
             unmount(wild, lazy=True)
-
-
-@pytest.mark.mount
-def test_counters_that_are_no_file_hold_nobody_up(place: Place) -> None:
-    (place.source / ".tmemfs").mkdir()
-    os.mkfifo(place.source / ".tmemfs" / "stats.json")
-    assert place.mount("--control-name", ".other").returncode == 0
-    (seen,) = Watcher([place.mountpoint]).look(30.0)
-    assert "no file" in seen.trouble
 
 
 def test_a_path_that_is_no_mount_is_refused(place: Place) -> None:

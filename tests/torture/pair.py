@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from pathlib import Path
@@ -53,6 +54,9 @@ class Pair:
         fd = os.open(self._control / name, os.O_WRONLY)
         try:
             os.write(fd, line.encode())
+        except OSError as error:
+            if (name, error.errno) != ("freeze", errno.EINVAL):  # without a pool there is nothing to freeze
+                raise
         finally:
             os.close(fd)
 

@@ -47,6 +47,11 @@ class Content:
         self.cache = cache
         self.precache = precache
 
+    def held_pages(self, file: CachedFile) -> int:
+        """Count the pages of a file that are in memory: in the cache or in the pool."""
+        pool = self.precache.pool
+        return len(file.pages) + (pool.pages_of(file.pages.oid) if pool is not None else 0)
+
     def poison(self, file: CachedFile, first: int, last: int) -> None:
         """Keep the fills that overlap pages first..last from entering the cache."""
         if not file.fills:

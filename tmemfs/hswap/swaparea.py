@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from tmem import PAGE_SIZE
-from tmemfs.config import ConfigError, MountConfig, mount_name
+from tmemfs.config import ConfigError, MountConfig
 from tmemfs.hswap import overflow
 from tmemfs.hswap.hswap import Hswap
 from tmemfs.requests.control import BadControlInput, Control
+from tmemfs.statefiles import make_private, mount_name, state_directory
 
 if TYPE_CHECKING:
     from tmem import Tmem
@@ -29,10 +30,7 @@ RESERVE, CLEAR = "hswap_reserve", "hswap_clear"
 
 def default_overflow(mountpoint: Path) -> Path:
     """Choose where the overflow file of a mount is."""
-    if os.geteuid() == 0:
-        directory = Path("/var/lib/tmemfs")
-    else:
-        directory = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "tmemfs"
+    directory = Path("/var/lib/tmemfs") if os.geteuid() == 0 else state_directory()
     return directory / f"{mount_name(mountpoint)}.overflow"
 
 
@@ -63,7 +61,7 @@ class SwapArea:
         path = asked or default_overflow(config.mountpoint)
         if asked is None:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                make_private(path.parent)
             except OSError as error:
                 raise ConfigError(
                     f"overflow file '{path}': {error.strerror}; give another place with --hswap-overflow"
@@ -98,7 +96,14 @@ class SwapArea:
     async def _reserve(self, data: bytes) -> None:
         """Have disk space for all pages, before the file is used for swap."""
         _expect_one(data)
-        await self.hswap.reserve(self._pool_bytes)
+        try:
+            await self.hswap.reserve(self._pool_bytes)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"overflow file '{self.overflow_path}' cannot have its space: {error.strerror}; "
+                "give --hswap-overflow on a local disk with room for all pages",
+            ) from error
 
     async def _clear(self, data: bytes) -> None:
         """Forget all pages: for a file that nobody has open, such as after swapoff."""

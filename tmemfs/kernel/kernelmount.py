@@ -43,6 +43,7 @@ class MountEntry:
     fstype: str
     fsname: str
     number: int = 0  # of this mount; a copy has another one
+    owner: int = 0  # uid of who mounted it, for a FUSE mount
 
     @property
     def is_tmemfs(self) -> bool:
@@ -63,7 +64,8 @@ def mount_table(pid: int | None = None) -> list[MountEntry]:
         fields, tail = left.split(b" "), right.split(b" ")
         mountpoint = Path(_unescape(fields[4]))
         device, fstype = fields[2].decode(), tail[0].decode()
-        entries.append(MountEntry(device, mountpoint, fstype, _unescape(tail[1]), int(fields[0])))
+        owner = next((int(word[8:]) for word in tail[2].split(b",") if word.startswith(b"user_id=")), 0)
+        entries.append(MountEntry(device, mountpoint, fstype, _unescape(tail[1]), int(fields[0]), owner))
     return entries
 
 

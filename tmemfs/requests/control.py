@@ -1,7 +1,8 @@
-"""Show and change a running guest through virtual files: /stats and the directory /.tmemfs/.
+"""Show and change a running guest: virtual files, /stats and the directory /.tmemfs/, and the same by name.
 
 A file's content is made when it is opened, so one read is one consistent snapshot. The files are found by name and
-never listed, so that a copy or a diff of the mount equals the backing.
+never listed, so that a copy or a diff of the mount equals the backing. `call` is what the control socket asks: it reads
+and writes the same files, and has queries besides, which take a text and give an answer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ CONTROL_NUMBERS = 1 << 56  # node numbers from here on are ours
 ROOT_STATS = b"stats"
 
 Write = Callable[[bytes], Awaitable[None]]
+Query = Callable[[bytes], Awaitable[bytes]]
 
 
 class RandomAccess(Protocol):
@@ -66,6 +68,7 @@ class Control:
         self.directory = Node(CONTROL_NUMBERS, self._name, stat.S_IFDIR | 0o555)
         self._nodes: dict[int, Node] = {self.directory.number: self.directory}
         self._by_name: dict[bytes, Node] = {}
+        self._queries: dict[bytes, Query] = {}
         self.root_stats = self._add(ROOT_STATS, read=self._text)
         del self._by_name[ROOT_STATS]
         self._add(b"stats", read=self._text, write=self._reset)
@@ -88,6 +91,22 @@ class Control:
         """
         readers = 0o400 if private else 0o444
         self._add(name.encode(), (lambda: read().encode() + b"\n") if read else None, write, readers)
+
+    def add_query(self, name: str, answer: Query) -> None:
+        """Add a name that only `call` knows. `answer` raises BadControlInput for what it does not take."""
+        self._queries[name.encode()] = answer
+
+    async def call(self, name: bytes, data: bytes | None) -> bytes:
+        """Read the file of a name, write `data` to it, or put a query. Raises BadControlInput, and what they raise."""
+        query, node = self._queries.get(name), self._by_name.get(name)
+        if query is not None and data is not None:
+            return await query(data)
+        if data is None and node is not None and node.read is not None:
+            return node.read()
+        if data is not None and node is not None and node.write is not None:
+            await node.write(data)
+            return b""
+        raise BadControlInput(f"there is nothing called '{os.fsdecode(name)}' to {'write' if data else 'read'}")
 
     def add_file(self, name: str, file: RandomAccess) -> Node:
         """Add a file for its owner alone that is read and written at any offset."""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tmem.texts import LogFormatter
 from tmemfs import memory
-from tmemfs.config import ConfigError, MountConfig, mount_name
+from tmemfs.config import ConfigError, MountConfig
+from tmemfs.statefiles import mount_name, state_directory
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _READY = b"\0ready"
@@ -21,11 +22,7 @@ Ready = Callable[[], None]
 
 def default_log_file(mountpoint: Path) -> Path:
     """Choose where a mount in the background logs to."""
-    if os.geteuid() == 0:
-        directory = Path("/var/log/tmemfs")
-    else:
-        state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-        directory = Path(state) / "tmemfs"
+    directory = Path("/var/log/tmemfs") if os.geteuid() == 0 else state_directory()
     return directory / f"{mount_name(mountpoint)}.log"
 
 

@@ -23,6 +23,7 @@ from tmemfs.guest import Guest
 from tmemfs.hswap.swapfile import SwapError, swap_off, swaps_of
 from tmemfs.kernel.kernelmount import abort, top_mount, unmount
 from tmemfs.kernel.session import Session
+from tmemfs.running.controlserver import ControlServer
 from tmemfs.running.daemon import LogFile, Ready, in_background, prepare_process, start_log
 from tmemfs.running.preflight import prepare
 
@@ -72,6 +73,7 @@ class _Mount:
         self._log_file = log_file
         self._guest = guest
         self._device = ""
+        self._socket = ControlServer(guest.control)
         self._works = False
         self._status = 0
         # Not trio's default limiter: unmounting must not wait for threads that hang in the backing.
@@ -105,9 +107,11 @@ class _Mount:
             await nursery.start(session.run)
             # Again: without the handshake it is another connection.
             self._note_device()
+            await self._open_socket(nursery)
             self._announce(session)
             nursery.start_soon(self._obey, signals, session, nursery)
             await session.ended.wait()
+            await self._socket.stop()
             self._take_away()
             self._device = ""  # its number may be that of anybody's next mount while dirty pages are written back
             await self._finish()
@@ -115,6 +119,15 @@ class _Mount:
             timer.daemon = True
             timer.start()
             nursery.cancel_scope.cancel()
+
+    async def _open_socket(self, nursery: trio.Nursery) -> None:
+        """Listen for the commands. Without its socket the mount works all the same, and its control files."""
+        try:
+            path = await nursery.start(self._socket.run, self._device)
+        except OSError as error:
+            log.warning("there is no control socket: %s; the commands do not reach this mount", error)
+        else:
+            log.info("control socket %s", path)
 
     def _announce(self, session: Session) -> None:
         """Say that the mount works, and where it logs."""

@@ -1,8 +1,4 @@
-"""A running mount, seen from outside: its control files, and how to wait for its end.
-
-Everything goes through files of the mount, so that any user who may read the mount can ask it, and no second
-protocol is needed.
-"""
+"""A running mount, seen from outside: what is asked of it, and how to wait for its end."""
 
 from __future__ import annotations
 
@@ -11,21 +7,23 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from tmem.commands import CommandError, say
+from tmem.arena import PAGE_SIZE
+from tmem.commands import say
 from tmemfs.config import ConfigError
 from tmemfs.hswap import swapfile
 from tmemfs.kernel.kernelmount import MountCopy, copies_of, filesystem_of, resolve_mountpoint, top_mount, unmount
 from tmemfs.requests.writebackswitch import NAME, ON
+from tmemfs.running.controlsocket import ANSWER_SECONDS, MAX_REQUEST, RemoteError, ask, connected, peer, remove_stale
 from tmemfs.running.preflight import is_dead
 from tmemfs.running.writingback import Unwritable, write_back
 
-_ANSWER_SECONDS = 30.0  # a busy machine can take its time
-_RESERVE_SECONDS = 120.0  # and a busy disk more
+_RESERVE_SECONDS = 120.0  # a busy disk can take its time
 _CHUNK_BYTES = 1 << 20
+_NAMES_BYTES = MAX_REQUEST // 2
 END_SECONDS = 600.0  # that umount waits: writing back to a slow directory takes its time
 COPY_SECONDS = 5.0  # and for a copy of the mount elsewhere: a container runs for days
 DISCARD_SECONDS = 5.0  # and for what may be given up
@@ -37,10 +35,6 @@ MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 T = TypeVar("T")
 
 
-class RemoteError(CommandError):
-    """Report that a mount could not do what it was asked, in one line."""
-
-
 class UnfinishedError(RemoteError):
     """Report that a mount was taken away, but its process has not ended in time."""
 
@@ -50,11 +44,9 @@ class UnfinishedError(RemoteError):
 class RemoteMount:
     """Be the outside of one mount."""
 
-    def __init__(self, mountpoint: str | os.PathLike[str], control_name: str = ".tmemfs") -> None:
+    def __init__(self, mountpoint: str | os.PathLike[str]) -> None:
         """Find a mount. Raises ConfigError if there is none of ours."""
         self.mountpoint = resolve_mountpoint(mountpoint)
-        self._control = self.mountpoint / control_name
-        self.hswap = self._control / "hswap"
         entry = top_mount(self.mountpoint)
         if entry is None or not entry.is_tmemfs:
             raise ConfigError(f"'{mountpoint}' is not a tmemfs mount: findmnt -t fuse.tmemfs lists those there are")
@@ -62,42 +54,39 @@ class RemoteMount:
 
     def read(self, name: str) -> bytes:
         """Read a control file. Raises RemoteError."""
-        path = self._control / name
-        return _bounded(path, path.read_bytes)
+        return ask(self._entry, name)
 
-    def write(self, name: str, content: bytes, seconds: float = _ANSWER_SECONDS) -> None:
-        """Write a control file in one request. Raises RemoteError, at the latest after `seconds`."""
-        path = self._control / name
-
-        def put() -> None:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, content)
-            finally:
-                os.close(fd)
-
-        _bounded(path, put, seconds)
+    def write(self, name: str, content: bytes, seconds: float = ANSWER_SECONDS) -> None:
+        """Write a control file. Raises RemoteError, at the latest after `seconds`, and ConfigError for bad content."""
+        ask(self._entry, name, content, seconds)
 
     def relative(self, path: str) -> Path:
-        """Make a path relative to the mount: given so, or absolute below the mountpoint."""
-        absolute = Path(os.path.normpath(self.mountpoint / path))
+        """Make a path relative to the mount: given as to any program, from the working directory or absolute."""
+        absolute = _bounded(lambda: Path(os.path.realpath(path)), f"'{path}'")
         try:
             return absolute.relative_to(self.mountpoint)
         except ValueError:
-            raise ConfigError(f"path '{path}' is not below '{self.mountpoint}': give one in the mount") from None
+            raise ConfigError(
+                f"'{absolute}' is not below '{self.mountpoint}': paths are absolute, or from the working directory"
+            ) from None
 
-    def pid(self) -> int | None:
-        """Ask for the process behind the mount; None if it does not say."""
+    def _process(self) -> tuple[int, int] | None:
+        """Get hold of the process behind the mount: its pid and a pidfd; None if it cannot be found."""
         try:
-            pid = self._config().get("pid", "")
-        except RemoteError:
+            with connected(self._entry) as connection:
+                pid, _ = peer(connection)
+                return pid, os.pidfd_open(pid)
+        except (RemoteError, OSError):
             return None
-        return int(pid) if pid.isdecimal() else None
 
     def _config(self) -> dict[str, str]:
         """Ask for the mount's configuration."""
         lines = os.fsdecode(self.read("config")).splitlines()
         return {name: value.strip() for name, _, value in (line.partition(" ") for line in lines)}
+
+    def _hswap(self, config: Mapping[str, str]) -> Path:
+        """Say where the mount's swap-like file is, if it has one."""
+        return self.mountpoint / config.get("control_name", ".tmemfs") / "hswap"
 
     def swap_on(self) -> Path:
         """Swap to the mount's hswap file; return the loop device. Raises ConfigError, or an error with nothing left."""
@@ -113,25 +102,18 @@ class RemoteMount:
         kind = filesystem_of(overflow)
         if kind in MEMORY_FILESYSTEMS or kind.startswith("fuse"):  # or the process that serves it can
             raise ConfigError(f"overflow file '{overflow}' can be swapped out itself: give --hswap-overflow on a disk")
-        if swapfile.swaps_of(self.hswap):
+        hswap = self._hswap(config)
+        if swapfile.swaps_of(hswap):
             raise RemoteError(f"'{self.mountpoint}' is swapped to already: tmemfs swapoff {self.mountpoint} ends that")
-        try:
-            self.write("hswap_reserve", b"1\n", _RESERVE_SECONDS)
-        except RemoteError as error:
-            if not isinstance(error.__cause__, OSError):
-                raise
-            raise RemoteError(
-                f"overflow file '{overflow}' cannot have its space: {error.__cause__.strerror}; "
-                "give --hswap-overflow on a local disk with room for all pages"
-            ) from error
-        return swapfile.swap_on(self.hswap)
+        self.write("hswap_reserve", b"1\n", _RESERVE_SECONDS)
+        return swapfile.swap_on(hswap)
 
     def swap_off(self) -> None:
         """End swapping to the mount's hswap file and empty the file."""
         lacking = swapfile.missing()
         if lacking is not None:
             raise ConfigError(lacking)
-        if not swapfile.swap_off(self.hswap):
+        if not swapfile.swap_off(self._hswap(self._config())):
             raise RemoteError(f"'{self.mountpoint}' is not swapped to: swapon --show lists what is")
         self.write("hswap_clear", b"1\n")
 
@@ -146,11 +128,13 @@ class RemoteMount:
         mount stays that nothing here ends.
         """
         dead = is_dead(self.mountpoint)
-        if not dead and swapfile.swaps_of(self.hswap):
+        config = {} if dead else self._config_if_it_answers()
+        if config and swapfile.swaps_of(self._hswap(config)):
             raise RemoteError(f"'{self.mountpoint}' is swapped to: run tmemfs swapoff {self.mountpoint} first")
-        pid = None if dead else self.pid()
-        process = _open_process(pid) if pid is not None else None
-        writes_back = not dead and self._writes_back()
+        if dead:
+            remove_stale(self._entry)
+        process = None if dead else self._process()
+        writes_back = config.get("writeback") == "1"
         if writes_back:
             seconds = DISCARD_SECONDS if unwritable is Unwritable.DISCARD else END_SECONDS
             write_back(self, unwritable, seconds if timeout is None else timeout)
@@ -166,26 +150,27 @@ class RemoteMount:
             raise RemoteError(f"'{self.mountpoint}' cannot be unmounted: {error.strerror}") from error
         if process is None:
             return dead
+        pid, pidfd = process
         try:
-            self._wait_for_end(process, f"its process (pid {pid})", timeout)
+            self._wait_for_end(pidfd, f"its process (pid {pid})", timeout)
         finally:
-            os.close(process)
+            os.close(pidfd)
         return True
 
-    def _writes_back(self) -> bool:
-        """Tell whether the mount may hold dirty pages; one that does not answer cannot be helped."""
+    def _config_if_it_answers(self) -> dict[str, str]:
+        """Ask for the configuration; nothing of a mount that does not answer: umount(2) sees whether it is in use."""
         try:
-            return self._config().get("writeback") == "1"
+            return self._config()
         except RemoteError:
-            return False
+            return {}
 
-    def _wait_for_end(self, process: int, name: str, timeout: float | None) -> None:
+    def _wait_for_end(self, pidfd: int, name: str, timeout: float | None) -> None:
         """Wait for the end of the process, and say what for when it takes long. Raises UnfinishedError."""
         began = time.monotonic()
         told = ""
         pause = _FIRST_LOOK_SECONDS
         while True:
-            if select.select([process], [], [], pause if timeout is None else min(pause, timeout))[0]:
+            if select.select([pidfd], [], [], pause if timeout is None else min(pause, timeout))[0]:
                 return
             copies = copies_of(self._entry)
             limit = timeout if timeout is not None else COPY_SECONDS if copies else END_SECONDS
@@ -200,55 +185,41 @@ class RemoteMount:
                 told = reason
             pause = min(left, _LOOK_SECONDS)
 
-    def warm(self, paths: list[Path], advance: Callable[[int], None]) -> int:
-        """Read files and directories through the mount; return how many files were read.
+    def warm(self, files: list[Path], advance: Callable[[int], None]) -> None:
+        """Read files through the mount.
 
         `advance` is told the bytes as they come. A file is read from its end: read from its start it would be a stream
         that is seen for the first time, and the pages of such a one need not be put into the pool.
         """
-        count = 0
         buffer = bytearray(_CHUNK_BYTES)
-        for path in self.files(paths):
+        for path in files:
             with open(path, "rb", buffering=0) as file:
                 for start in reversed(range(0, path.stat().st_size, _CHUNK_BYTES)):
                     advance(os.preadv(file.fileno(), [buffer], start))
-            count += 1
-        return count
+
+    def held_bytes(self, files: list[Path]) -> int:
+        """Ask how much of files is in memory, in whole pages, for as many files at once as a request has room for."""
+        pages, names = 0, b""
+        for path in [*files, None]:
+            name = os.fsencode(path.relative_to(self.mountpoint)) + b"\0" if path is not None else b""
+            if names and (path is None or len(names) + len(name) > _NAMES_BYTES):
+                pages += int(ask(self._entry, "held_pages", names))
+                names = b""
+            names += name
+        return pages * PAGE_SIZE
 
     def files(self, paths: list[Path]) -> Iterator[Path]:
         """Walk over the regular files at and below paths, without following links."""
         for path in paths:
             full = self.mountpoint / path
-            if full.is_dir() and not full.is_symlink():
+            if full.is_dir():
                 for directory, _, names in os.walk(full):
                     found = (Path(directory) / name for name in sorted(names))
                     yield from (file for file in found if file.is_file() and not file.is_symlink())
             elif full.is_file():
                 yield full
             else:
-                raise ConfigError(f"path '{path}' is no file or directory in '{self.mountpoint}': check its name")
-
-
-def _bounded(path: Path, call: Callable[[], T], seconds: float = _ANSWER_SECONDS) -> T:
-    """Touch a file of the mount from a thread, because a mount that hangs hangs whoever touches it."""
-    results: list[T | OSError] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except OSError as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not results:
-        raise RemoteError(f"'{path}' does not answer: the mount hangs; tmemfs umount --lazy takes it away")
-    result = results[0]
-    if isinstance(result, OSError):
-        hint = "; was the mount made with another --control-name?" if result.errno == errno.ENOENT else ""
-        raise RemoteError(f"'{path}': {result.strerror}{hint}") from result
-    return result
+                raise ConfigError(f"there is no file or directory '{full}': check its name")
 
 
 def _places_of(copies: list[MountCopy]) -> str:
@@ -264,9 +235,22 @@ def _places_of(copies: list[MountCopy]) -> str:
     return ", ".join(places) + (f" and {more} more" if more else "")
 
 
-def _open_process(pid: int) -> int | None:
-    """Get hold of a process, so that its end can be waited for."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
+def _bounded(call: Callable[[], T], what: str) -> T:
+    """Touch a file of the mount from a thread, because a mount that hangs hangs whoever touches it."""
+    results: list[T | OSError] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except OSError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not results:
+        raise RemoteError(f"{what} does not answer: the mount hangs; tmemfs umount --lazy takes it away")
+    result = results[0]
+    if isinstance(result, OSError):
+        raise RemoteError(f"{what}: {result.strerror}") from result
+    return result

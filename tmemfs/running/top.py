@@ -1,19 +1,16 @@
 """Look at all mounts of this machine at once: `tmemfs top`.
 
-A mount that hangs hangs whoever touches it, so each is read by a thread of its own for a bounded time; one whose last
-reading has not come back yet is not touched again.
+Each is asked through its control socket, all at once and for a bounded time: one that hangs holds up no other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import stat
 import sys
-import threading
 import time
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +19,8 @@ from rich.live import Live
 
 from tmemfs.config import ConfigError
 from tmemfs.kernel.kernelmount import MountEntry, mount_table
-from tmemfs.running.toplines import MAX_BYTES, Line, Sample, line_of, sample_of
+from tmemfs.running.controlsocket import RemoteError, ask
+from tmemfs.running.toplines import Line, Sample, line_of, sample_of
 from tmemfs.running.topview import view
 
 WAIT_SECONDS = 1.0
@@ -39,53 +37,30 @@ def mounts(only: Collection[Path] = ()) -> list[MountEntry]:
 class Watcher:
     """Reads the counters of mounts again and again."""
 
-    def __init__(self, only: Collection[Path] = (), control_name: str = ".tmemfs") -> None:
+    def __init__(self, only: Collection[Path] = ()) -> None:
         """Watch all mounts, or some. Raises ConfigError when one of these is none."""
         for missing in set(only) - {entry.mountpoint for entry in mounts(only)}:
             raise ConfigError(f"'{missing}' is not a tmemfs mount: tmemfs top without a path shows those there are")
         self._only = only
-        self._control_name = control_name
-        self._hanging: dict[str, threading.Thread] = {}  # by the mount's device
         self._before: dict[str, Sample] = {}
 
     def look(self, seconds: float = WAIT_SECONDS) -> list[Line]:
         """Read all mounts at once, for so many seconds at most, and compare with the last look."""
         found = mounts(self._only)
-        samples: dict[str, Sample] = {}
-        self._hanging = {device: thread for device, thread in self._hanging.items() if thread.is_alive()}
-        started: dict[str, threading.Thread] = {}
-        for entry in found:
-            if entry.device not in self._hanging:
-                started[entry.device] = threading.Thread(target=self._read, args=(entry, samples), daemon=True)
-                started[entry.device].start()
-        deadline = time.monotonic() + seconds
-        for thread in started.values():
-            thread.join(max(0.0, deadline - time.monotonic()))
-        self._hanging |= {device: thread for device, thread in started.items() if thread.is_alive()}
-        silent = Sample(time.monotonic(), trouble="does not answer: it hangs")
-        lines = [line_of(entry, self._before.get(entry.device), samples.get(entry.device, silent)) for entry in found]
-        self._before = dict(samples)
+        with ThreadPoolExecutor(len(found) or 1) as threads:
+            samples = list(threads.map(lambda entry: _sample(entry, seconds), found))
+        lines = [line_of(entry, self._before.get(entry.device), now) for entry, now in zip(found, samples, strict=True)]
+        self._before = {entry.device: now for entry, now in zip(found, samples, strict=True)}
         return lines
 
-    def _read(self, entry: MountEntry, samples: dict[str, Sample]) -> None:
-        try:
-            content = _content(Path(entry.mountpoint) / self._control_name / "stats.json")
-        except FileNotFoundError:
-            sample = Sample(time.monotonic(), trouble="has another --control-name")
-        except OSError as error:
-            sample = Sample(time.monotonic(), trouble=f"cannot be asked: {error.strerror}")
-        else:
-            sample = sample_of(time.monotonic(), content)
-        samples[entry.device] = sample
 
-
-def _content(path: Path) -> bytes:
-    """Read a file that may be anything of anybody's, as far as counters go."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "its counters are no file")
-        return file.read(MAX_BYTES)
+def _sample(entry: MountEntry, seconds: float) -> Sample:
+    """Ask one mount for its counters."""
+    try:
+        content = ask(entry, "stats.json", seconds=seconds)
+    except (RemoteError, ConfigError) as error:
+        return Sample(time.monotonic(), trouble=str(error).removeprefix(f"'{entry.mountpoint}' "))
+    return sample_of(time.monotonic(), content)
 
 
 def watch(watcher: Watcher, interval: float, *, once: bool, as_json: bool) -> None:

@@ -15,8 +15,6 @@ from msgspec import DecodeError, Meta, Struct, json
 from tmem.arena import PAGE_SIZE
 from tmemfs.kernel.kernelmount import MountEntry
 
-MAX_BYTES = 1 << 20  # of what a mount tells
-
 _Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
