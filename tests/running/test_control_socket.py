@@ -97,7 +97,7 @@ def test_a_killed_mount_says_so_and_its_socket_goes_with_it(place: Place) -> Non
     assert f"has no process any more: run tmemfs umount {place.mountpoint}" in done.stderr
     assert run(*TINY, "umount", place.mountpoint).returncode == 0
     assert not left.exists()
-    stale = left.with_name("0:0.sock")
+    stale = left.with_name(f"0:0-{os.getpid()}.sock")
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(os.fspath(stale))
     again = place.serve(command=TINY)
