@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +28,11 @@ from tmemfs.running.remote import RemoteMount
 from tmemfs.stats import Stats
 
 MOUNT = MountEntry("0:4711", Path("/data"), "fuse.tmemfs", "/source", owner=os.geteuid())
-JUNK = [b"", b"\xff", b"\x93\xa1x\xc0\x01", msgspec.msgpack.encode(["stats", "text"]), b"x" * (MAX_REQUEST + 1)]
+JUNK = [
+    *(b"", b"\xff", b"\x93\xa1x\xc0\x01", b"\x92\xa1\xff\xc0"),
+    msgspec.msgpack.encode(["stats", "text"]),
+    b"x" * (MAX_REQUEST + 1),
+]
 
 
 def socket_of(place: Place) -> Path:
@@ -154,7 +159,7 @@ class Verbs:
         raise OSError(28, "No space left on device")
 
     async def _refuse(self, data: bytes) -> None:
-        raise BadControlInput("not\nthis")
+        raise BadControlInput(f"not\nthis {os.fsdecode(data)}")
 
 
 def serving(verbs: Verbs, client: Callable[[], object]) -> None:
@@ -190,8 +195,8 @@ def test_errors_are_one_line_and_say_whose_fault_it_is(directory: Path) -> None:
         assert ask(MOUNT, "config") == b"pid 4711\n"
         with pytest.raises(RemoteError, match="'/data': No space left on device"):
             ask(MOUNT, "fail", b"1")
-        with pytest.raises(ConfigError, match="'/data': not this"):
-            ask(MOUNT, "refuse", b"1")
+        with pytest.raises(ConfigError, match=r"'/data': not this /a\\x1b\[2J\\xff$"):
+            ask(MOUNT, "refuse", b"/a\x1b[2J\xff")
         for name, data in (("none", None), ("none", b"1"), ("config", b"1"), ("fail", None), ("../config", None)):
             with pytest.raises(ConfigError, match="there is nothing called"):
                 ask(MOUNT, name, data)
@@ -271,6 +276,34 @@ def test_a_socket_that_another_user_holds_is_not_believed(directory: Path) -> No
             ask(MOUNT, "config")
     with pytest.raises(PermissionError, match="belongs to uid 12001"):
         trio.run(ControlServer(Verbs().control).run, MOUNT.device)
+
+
+@pytest.mark.parametrize("answer", [b"", b"\xff", b"\x93\xc4\x00\xa1\xff\xc2", b"\x91" * 4096])
+def test_an_answer_that_is_none_is_the_trouble_of_its_mount(directory: Path, answer: bytes) -> None:
+    directory.mkdir()
+    failures: list[str] = []
+
+    def client() -> None:
+        try:
+            ask(MOUNT, "stats.json", seconds=60)
+        except RemoteError as error:
+            failures.append(str(error))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(60)
+        listener.bind(os.fspath(directory / socket_name(MOUNT.device)))
+        listener.listen()
+        thread = threading.Thread(target=client, daemon=True)
+        thread.start()
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(60)
+            while connection.recv(MAX_REQUEST):
+                pass
+            connection.sendall(answer)
+        thread.join(60)
+    (failure,) = failures
+    assert "nothing that can be understood" in failure
 
 
 def test_a_mount_without_a_socket_says_where_it_was_looked_for(directory: Path) -> None:

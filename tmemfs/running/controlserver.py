@@ -169,7 +169,7 @@ class ControlServer:
             return Answer(error=f"only root and uid {os.geteuid()} may ask: use sudo")
         try:
             request = msgspec.msgpack.decode(content, type=Request)
-        except msgspec.DecodeError as error:
+        except ValueError as error:  # also what is not UTF-8, which is no DecodeError
             return Answer(error=f"the request is not understood: {error}", misused=True)
         return await self._do(request)
 

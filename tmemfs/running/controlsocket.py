@@ -24,6 +24,7 @@ from typing import Protocol
 import msgspec
 
 from tmem.commands import CommandError
+from tmem.texts import printable
 from tmemfs.config import ConfigError
 from tmemfs.kernel.kernelmount import MountEntry
 from tmemfs.statefiles import state_directory
@@ -49,6 +50,10 @@ class Answer(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     data: bytes = b""
     error: str | None = None
     misused: bool = False
+
+    def __post_init__(self) -> None:
+        if self.error is not None:  # it may quote a path, which need not be text
+            self.error = printable(" ".join(self.error.split()))
 
 
 class RemoteError(CommandError):
@@ -127,11 +132,11 @@ def ask(mount: MountEntry, name: str, data: bytes | None = None, seconds: float 
             raise RemoteError(f"'{mount.mountpoint}' hung up: {error.strerror}; its log may say why") from error
     try:
         answer = msgspec.msgpack.decode(content, type=Answer)
-    except msgspec.DecodeError:
+    except ValueError:  # also what is not UTF-8, which is no DecodeError
         raise RemoteError(f"'{mount.mountpoint}' answers nothing that can be understood: is it busy?") from None
     if answer.error is None:
         return answer.data
-    text = f"'{mount.mountpoint}': {' '.join(answer.error.split())}"
+    text = f"'{mount.mountpoint}': {answer.error}"
     raise ConfigError(text) if answer.misused else RemoteError(text)
 
 
