@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from tmem.commands import DURATION, SIZE, Text, run, say
+from tmem.lending.guest.listener import parse_user
 from tmem.sizes import format_size
 from tmem.texts import printable
 from tmemfs import __version__
@@ -32,6 +33,7 @@ from tmemfs.running.remote import RemoteMount
 from tmemfs.running.top import Watcher, watch
 from tmemfs.running.writingback import Unwritable
 
+USER = Text("USER", parse_user)
 POOL = Text("SIZE|none|unix:PATH", parse_pool)
 BALLOON = Text("min=…,max=…,idle=…", parse_balloon)
 THROTTLE = Text("latency=…,bandwidth=…,depth=…", parse_throttle)
@@ -50,6 +52,7 @@ def cli() -> None:
 @click.option("--pool", type=POOL, default=PoolChoice(256 * MIB), help="Compressed pool. [default: 256M]")
 @click.option("--compress/--no-compress", default=True, help="Compress the pool's pages. [default: compress]")
 @click.option("--pool-max", type=SIZE, default=None, help="With --pool unix:PATH: borrow no more. [default: all RAM]")
+@click.option("--pool-owner", type=USER, default=None, help="Who runs that tmemd, if it is neither root nor you.")
 @click.option("--hswap", type=SIZE, default=0, help="Give the mount a swap-like file of this size, .tmemfs/hswap.")
 @click.option("--hswap-overflow", metavar="FILE", default=None, help="Where its pages go that the pool refuses.")
 @click.option("--balloon", type=BALLOON, default=None, help="Let the cache's size follow need between min and max.")
@@ -71,6 +74,7 @@ def mount_command(
     cache: int,
     pool: PoolChoice,
     pool_max: int | None,
+    pool_owner: int | None,
     hswap: int,
     hswap_overflow: str | None,
     balloon: BalloonRange | None,
@@ -82,12 +86,15 @@ def mount_command(
     """Mount the directory SOURCE on MOUNTPOINT (which may be SOURCE itself)."""
     if pool_max is not None and pool.socket is None:
         raise ConfigError("--pool-max bounds what is borrowed: give it with --pool unix:PATH, or --pool SIZE alone")
+    if pool_owner is not None and pool.socket is None:
+        raise ConfigError("--pool-owner says whose tmemd is meant: give it with --pool unix:PATH")
     config = MountConfig(
         source=Path(os.path.realpath(source)),
         mountpoint=resolve_mountpoint(mountpoint),
         cache_bytes=balloon.clamp(cache) if balloon is not None else cache,
         pool_bytes=pool_max or pool.pool_bytes,
         pool_socket=pool.socket,
+        pool_owner=pool_owner,
         hswap_bytes=hswap,
         hswap_overflow=Path(os.path.abspath(hswap_overflow)) if hswap_overflow is not None else None,
         balloon=balloon,

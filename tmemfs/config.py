@@ -66,6 +66,7 @@ class MountConfig:
     cache_bytes: int = 64 * MIB
     pool_bytes: int = 256 * MIB  # 0: no pool
     pool_socket: str | None = None  # tmemd's, to borrow from it; pool_bytes is then the most to borrow
+    pool_owner: int | None = None  # uid of who runs it, where that is neither root nor this user
     compress: bool = True  # the pool's pages
     hswap_bytes: int = 0  # 0: no swap-like file
     hswap_overflow: Path | None = None  # None: beside the guest's state

@@ -15,6 +15,7 @@ from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.guest.client import Client
 from tmem.lending.guest.handshake import Declined, Unreachable
+from tmem.lending.guest.listener import Untrusted
 from tmem.lending.protocol.messages import MAX_SLABS
 from tmem.resident import ResidentSlabs
 from tmem.sizes import ram_bytes
@@ -79,7 +80,7 @@ class Guest:
         if config.pool_socket is not None and isinstance(self.arena, Borrowed) and self.tmem is not None:
             persistent = None if config.hswap_bytes else 0  # slabs: what fits
             borrower = Borrower(self.arena, self.tmem, os.fspath(config.mountpoint), persistent)
-            self.lender = Client(config.pool_socket, borrower)
+            self.lender = Client(config.pool_socket, borrower, config.pool_owner)
         pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
         self.cache = PageCache(config.cache_bytes, limit=ram_bytes(), queueing=pool is not None)
         self.precache = Precache(self.cache, pool)
@@ -141,6 +142,8 @@ class Guest:
                 self.lender.connect()
         except Unreachable as error:
             match error.__cause__:
+                case Untrusted() as untrusted:
+                    remedy = untrusted.remedy("--pool-owner")
                 case PermissionError():
                     remedy = "its mode and group say who may"
                 case FileNotFoundError() | ConnectionRefusedError():

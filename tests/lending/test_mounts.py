@@ -45,6 +45,16 @@ def test_a_mount_without_a_tmemd_fails_at_once_and_says_what_to_do(place: Place)
     assert "--pool-max" in done.stderr
 
 
+def test_a_mount_does_not_use_a_socket_whose_place_others_can_take(tmemd: Tmemd, place: Place) -> None:
+    tmemd.start("16M")
+    tmemd.directory.chmod(0o1777)
+    done = place.mount("--pool", f"unix:{tmemd.socket}")
+    tmemd.directory.chmod(0o755)
+    assert done.returncode == 2
+    assert "take the socket's place" in done.stderr
+    assert tmemd.totals()["joins"] == 0
+
+
 def test_a_mount_in_the_background_has_found_tmemd_when_it_reports_success(tmemd: Tmemd, place: Place) -> None:
     tmemd.start("16M")
     assert place.mount("--pool", f"unix:{tmemd.socket}", "--pool-max", "1M").returncode == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tmem.commands import CommandError
+from tmem.lending.guest.listener import Untrusted, connect
 from tmem.lending.protocol.messages import Answer, AskTotals, Done, Failed, List, Row, Table, Totals, Verb
 from tmem.lending.protocol.wire import ProtocolError, encode, tmemctl_decoder
 from tmem.sizes import ConfigError
@@ -24,20 +25,24 @@ _NEEDED = {
 class Control:
     """A connection to tmemd. Raises ConfigError when there is none to be had, CommandError when tmemd refuses."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: int | None = None) -> None:
+        """Connect to the tmemd at `path`, which must be root's, this user's or the owner's."""
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(_ANSWER_SECONDS)
         self._decoder = tmemctl_decoder()
         self._arrived: list[Answer] = []
         try:
-            self._socket.connect(os.fspath(path))
+            connect(self._socket, os.fspath(path), owner)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             self._socket.close()
             raise ConfigError(
                 f"tmemd does not listen on '{path}': start it with tmemd --size SIZE --socket {path},"
                 " or name its socket with --socket"
             ) from None
+        except Untrusted as error:
+            self._socket.close()
+            raise ConfigError(f"socket '{path}' is not used: {error.strerror}: {error.remedy('--owner')}") from None
         except OSError as error:
             self._socket.close()
             reason = "you may not use it" if isinstance(error, PermissionError) else error.strerror or str(error)

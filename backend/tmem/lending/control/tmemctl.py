@@ -19,6 +19,7 @@ from tmem.commands import DURATION, Text, run
 from tmem.lending.control.control import Control
 from tmem.lending.control.tables import as_json, view
 from tmem.lending.daemon.socketfile import likely_path
+from tmem.lending.guest.listener import parse_user
 from tmem.lending.protocol.messages import (
     MAX_SLABS,
     MAX_WEIGHT,
@@ -74,6 +75,7 @@ SLABS = Text("SIZE", parse_slabs)
 LIMIT = Text("SIZE", parse_limit)
 WEIGHT = Text("WEIGHT", parse_weight)
 GUEST = Text("GUEST", parse_guest)
+USER = Text("USER", parse_user)
 guest_argument = click.argument("guest", type=GUEST)
 all_argument = click.argument("guest", type=GUEST, required=False)
 json_option = click.option("--json", "as_text", is_flag=True, help="Print JSON.")
@@ -87,11 +89,12 @@ json_option = click.option("--json", "as_text", is_flag=True, help="Print JSON."
     default=None,
     help="Where tmemd listens. [default: this user's own, else /run/tmemd.sock]",
 )
+@click.option("--owner", type=USER, default=None, help="Who runs that tmemd, if it is neither root nor you.")
 @click.version_option(package_name="tmemfs", prog_name="tmemctl")
 @click.pass_context
-def command(context: click.Context, path: str | None) -> None:
+def command(context: click.Context, path: str | None, owner: int | None) -> None:
     """See what tmemd lends to whom, and change it. A GUEST is a number or a mountpoint of the list."""
-    context.obj = lambda: context.with_resource(Control(Path(path) if path is not None else likely_path()))
+    context.obj = lambda: context.with_resource(Control(Path(path) if path is not None else likely_path(), owner))
 
 
 Connect = Callable[[], Control]

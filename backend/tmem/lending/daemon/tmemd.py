@@ -27,6 +27,7 @@ from tmem.lending.daemon.holdings import Holdings, Record
 from tmem.lending.daemon.notify import READY, STOPPING, notify
 from tmem.lending.daemon.server import Server
 from tmem.lending.daemon.socketfile import SocketFile, default_path, parse_mode
+from tmem.lending.guest.listener import is_open_to_others
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
@@ -149,6 +150,9 @@ async def serve(
             nursery.start_soon(server.run)
             mib = size * SLAB_SIZE // MIB
             log.info("lending %d MiB on '%s', pid %d, policy %s", mib, socket_file.path, os.getpid(), policy)
+            directory = socket_file.path.parent
+            if is_open_to_others(directory.stat().st_mode):
+                log.warning("no guest uses this socket: others may write to '%s' and take its place", directory)
             notify(READY, f"STATUS=lending {mib} MiB")
             async for number in signals:
                 log.info("%s: ending; guests keep what they hold", signal.Signals(number).name)

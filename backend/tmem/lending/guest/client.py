@@ -30,8 +30,10 @@ MOST_PAUSE_DECLINED = 5.0  # it is there and does not want us: that is not forgo
 class Client:
     """The connection of one guest."""
 
-    def __init__(self, path: str, borrower: Borrower) -> None:
+    def __init__(self, path: str, borrower: Borrower, owner: int | None = None) -> None:
+        """Prepare to borrow from the tmemd at `path`, which must be root's, this user's or the owner's."""
         self.path = path
+        self._owner = owner
         self.borrower = borrower
         self.connected = False
         self._first: Registered | None = None
@@ -54,7 +56,7 @@ class Client:
         self.connected = True
 
     def _register(self) -> Registered:
-        return register(self.path, self.borrower.greeting(), self.borrower.source.fd)
+        return register(self.path, self.borrower.greeting(), self.borrower.source.fd, self._owner)
 
     async def run(self) -> None:
         """Serve the first connection, and find tmemd again whenever it was lost."""
@@ -102,6 +104,7 @@ class Client:
                     self.path,
                     greeting,
                     self.borrower.source.fd,
+                    self._owner,
                     abandon_on_cancel=True,
                     limiter=self._limiter,
                 )

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Sequence
 
+from tmem.lending.guest.listener import connect
 from tmem.lending.protocol.messages import Evicted, FromGuest, Refused, ToGuest, Welcome
 from tmem.lending.protocol.wire import Decoder, ProtocolError, encode, guest_decoder
 
@@ -50,12 +51,12 @@ class Registered:
         self.welcome = welcome
 
 
-def register(path: str, greeting: Sequence[FromGuest], memfd: int) -> Registered:
-    """Connect to tmemd and send the greeting; raise Unreachable or Declined."""
+def register(path: str, greeting: Sequence[FromGuest], memfd: int, owner: int | None = None) -> Registered:
+    """Connect to tmemd, root's, ours or the owner's, and send the greeting; raise Unreachable or Declined."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(ANSWER_SECONDS)
-        connection.connect(path)
+        connect(connection, path, owner)
         frames = b"".join(map(encode, greeting))
         # Who declines need not read the greeting to its end: its answer is there although nothing more can be sent.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
