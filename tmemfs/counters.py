@@ -22,6 +22,7 @@ from tmemfs.hswap.swaparea import SwapArea
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.stats import Stats
+from tmemfs.watching.source import SourceMount
 from tmemfs.watching.watch import Watch
 
 
@@ -36,6 +37,7 @@ class Counted(Protocol):
     lender: Client | None
     precache: Precache
     reader: Reader
+    source: SourceMount
     swap: SwapArea | None
     tmem: Tmem | None
     watch: Watch | None
@@ -86,6 +88,7 @@ def register(stats: Stats, guest: Counted) -> None:
             "read_seconds": round(backing.read_seconds, 6),
         },
     )
+    stats.gauges("backing_", lambda: {"replaced": int(guest.source.replaced)})  # SOURCE leads to another mount by now
     stats.counters("coherency_", lambda: {"mismatches": guest.inodes.invalidations})
     if guest.ballooning is not None:
         balloon = guest.ballooning.balloon

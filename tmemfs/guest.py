@@ -52,6 +52,7 @@ from tmemfs.requests.switches import Switches
 from tmemfs.requests.writebackswitch import WritebackSwitch
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
+from tmemfs.watching.source import SourceMount
 from tmemfs.watching.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Guest:
             version_by=config.version_by,
             attr_timeout=config.attr_timeout,
         )
+        self.source = SourceMount(source_fd)
         self.kernel = KernelCache(self.backing)
         self.inodes.on_mismatch = self._mismatch
         self.watch = (
@@ -238,6 +240,7 @@ class Guest:
             nursery.start_soon(self.precache.run)
             nursery.start_soon(self.precache.discards.run)
             nursery.start_soon(self.kernel.run)
+            nursery.start_soon(self.source.run)
             if self._stock is not None:
                 nursery.start_soon(self._keep_stocked, self._stock)
             if self.writeback is not None:

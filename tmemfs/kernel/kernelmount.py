@@ -43,6 +43,7 @@ class MountEntry:
     fstype: str
     fsname: str
     number: int = 0  # of this mount; a copy has another one
+    parent: int = 0  # number of the mount that it is mounted on
     owner: int = 0  # uid of who mounted it, for a FUSE mount
 
     @property
@@ -65,7 +66,8 @@ def mount_table(pid: int | None = None) -> list[MountEntry]:
         mountpoint = Path(_unescape(fields[4]))
         device, fstype = fields[2].decode(), tail[0].decode()
         owner = next((int(word[8:]) for word in tail[2].split(b",") if word.startswith(b"user_id=")), 0)
-        entries.append(MountEntry(device, mountpoint, fstype, _unescape(tail[1]), int(fields[0]), owner))
+        numbers = int(fields[0]), int(fields[1])
+        entries.append(MountEntry(device, mountpoint, fstype, _unescape(tail[1]), *numbers, owner))
     return entries
 
 

@@ -1,0 +1,82 @@
+"""Notice that SOURCE leads to another mount by now: this one still shows what was there when it was made.
+
+A descriptor holds the old mount, so what replaces it is a lazy unmount and a new mount, or a mount over it. The mount
+table tells, and can be waited for; nothing here asks a server that may hang.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+
+from tmemfs.kernel.kernelmount import MountEntry, mount_table
+
+log = logging.getLogger(__name__)
+
+PACE = 0.5  # seconds between two looks: a machine may mount many things at once
+PATIENCE = 60.0  # seconds that a thread waits for a change
+
+
+def mounts_on_way(table: Sequence[MountEntry], path: Path) -> list[MountEntry]:
+    """Return the mounts that a path leads through, the one it ends in last."""
+    numbers = {entry.number for entry in table}
+    upon = {(entry.parent, entry.mountpoint): entry for entry in table}
+    found = [entry for entry in table if entry.mountpoint == Path("/") and entry.parent not in numbers][:1]
+    if found:
+        for place in (*reversed(path.parents), path):
+            while (entry := upon.get((found[-1].number, place))) is not None and entry not in found:
+                found.append(entry)
+    return found
+
+
+def leads_to(table: Sequence[MountEntry], path: Path, number: int) -> bool:
+    """Tell whether a path leads to the mount with a number, or to mounts of tmemfs over it."""
+    way = mounts_on_way(table, path)
+    numbers = [entry.number for entry in way]
+    return number in numbers and all(entry.is_tmemfs for entry in way[numbers.index(number) + 1 :])
+
+
+class SourceMount:
+    """The mount that a guest's SOURCE was on when it began."""
+
+    def __init__(self, source_fd: int) -> None:
+        self._path = Path(os.readlink(f"/proc/self/fd/{source_fd}"))
+        lines = Path(f"/proc/self/fdinfo/{source_fd}").read_text().splitlines()
+        self._number = int(next((line.split()[1] for line in lines if line.startswith("mnt_id:")), 0))
+        self.replaced = False
+
+    def look(self, table: Sequence[MountEntry]) -> None:
+        """Compare with the mount table; say so in the log when SOURCE leads elsewhere, or here again."""
+        replaced = not leads_to(table, self._path, self._number)
+        if replaced and not self.replaced:
+            log.warning(
+                "something else is mounted at %s by now, and this mount still shows what was there before:"
+                " unmount it and mount it anew",
+                self._path,
+            )
+        elif self.replaced and not replaced:
+            log.info("%s is again what this mount shows", self._path)
+        self.replaced = replaced
+
+    async def run(self) -> None:
+        """Look at the mount table whenever it changes, until cancelled."""
+        if not leads_to(mount_table(), self._path, self._number):
+            return  # the table does not show where SOURCE is: in another mount namespace, for example
+        threads = trio.CapacityLimiter(1)
+        fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        while True:
+            self.look(await trio.to_thread.run_sync(_next_table, fd, limiter=threads, abandon_on_cancel=True))
+            await trio.sleep(PACE)
+
+
+def _next_table(fd: int) -> list[MountEntry]:
+    """Wait until the mount table changes, for a bounded time, and read it."""
+    changed = select.poll()
+    changed.register(fd, select.POLLPRI | select.POLLERR)
+    changed.poll(PATIENCE * 1000)
+    return mount_table()
