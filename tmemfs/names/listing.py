@@ -11,7 +11,6 @@ the backing's clock left the same times. Such a listing serves nobody after the 
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import time
@@ -107,12 +106,10 @@ class Listings:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = self._descriptors.call(directory, lambda path_fd: os.open(f"/proc/self/fd/{path_fd}", flags))
         try:
-            st = os.fstat(fd)
-            if not st.st_nlink and not directory.unlinked:  # glibc makes ENOENT an empty directory
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            version = self._version(os.fstat(fd))
             with os.scandir(fd) as entries:
                 names = [os.fsencode(entry.name) for entry in entries]
-            return names, self._version(st), [_stat_or_none(fd, name) for name in names[:BATCH]]
+            return names, version, [_stat_or_none(fd, name) for name in names[:BATCH]]
         finally:
             os.close(fd)
 
