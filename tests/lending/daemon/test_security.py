@@ -24,7 +24,12 @@ from tests.lending.tmemd import Tmemd
 from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon.budget import FRAMES_A_SECOND, FRAMES_AT_ONCE
 from tmem.lending.daemon.connection import READ, VERB_FRAMES
-from tmem.lending.daemon.server import MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE_USER, RESERVED_CONNECTIONS
+from tmem.lending.daemon.server import (
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_OF_ONE_USER,
+    RESERVED_CONNECTIONS,
+    RESERVED_DESCRIPTORS,
+)
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.wire import encode
 
@@ -350,6 +355,33 @@ def test_one_user_borrows_no_more_than_its_cap(tmemd: Tmemd, guest: MakeGuest) -
 
     as_other(other)
     assert len(guest().join().ask_until(100)) == 100, "root is not bounded"
+
+
+@pytest.mark.root
+def test_by_default_a_user_is_promised_half_of_the_memory_and_root_all(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("8M", "--mode", "0666")
+
+    def other() -> None:
+        with pytest.raises(GuestRefused, match="only 4 MiB"):
+            FakeGuest(tmemd.socket, persistent=65).join()
+        one = FakeGuest(tmemd.socket, persistent=64).join()
+        assert len(one.ask_until(64, persistent=True)) == 64
+        assert len(FakeGuest(tmemd.socket).join().ask_until(32)) == 32, "what can be taken is not bounded"
+
+    as_other(other)
+    wait_until(lambda: not tmemd.rows(), "its guests have ended")
+    assert len(guest(persistent=128).join().ask_until(128, persistent=True)) == 128
+
+
+@pytest.mark.root
+def test_the_last_descriptors_are_kept_for_root(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("4M", "--mode", "0666")
+    few = RESERVED_DESCRIPTORS + 40
+    resource.prlimit(tmemd.pid, resource.RLIMIT_NOFILE, (few, few))
+    with crowd(tmemd, 1, 60) as clients:
+        assert clients[-1].ends()
+        assert tmemd.totals()["connections_refused"] >= 20
+        undisturbed(guest().join())
 
 
 def test_a_name_is_bounded_and_cannot_break_a_log_line(tmemd: Tmemd, guest: MakeGuest) -> None:
