@@ -1,10 +1,10 @@
 """What tmemd costs: processor and memory for each guest and each slab, from one guest to 64, and while all is quiet.
 
 Guests are bare (bench/subjects/syncguest.py): only tmemd is measured. For each number of guests and size of arena:
-its memory (proportional set size) before the guests, with them, and with everything lent in pieces; its processor
-time for slabs that are lent and returned again and again. And its share of a core while 64 guests send the report
-that a busy mount sends each 0.9 s, and nothing else: all hit (the median of these periods, with the interval of
-bench/tools/verdict.py).
+its memory and its workers' (proportional set size) before the guests, with them, and with everything lent in pieces;
+their processor time for slabs that are lent and returned again and again. And their share of a core while 64 guests
+send the report that a busy mount sends each 0.9 s, and nothing else: all hit (the median of these periods, with the
+interval of bench/tools/verdict.py).
 
     python -m bench.scale [--slabs 20000] [--quiet 20] [--out FILE]
 """
@@ -55,17 +55,17 @@ def measure(
 def _costs(guests: int, arena: int, slabs: int) -> dict[str, float]:
     """Measure one tmemd with so many guests of such an arena; about `slabs` slabs are lent and returned."""
     with _lending(guests, arena, LENT) as (lending, borrowers, before):
-        joined = procmem.of(lending.pid).pss
+        joined = _memory(lending.pid)
         for guest in borrowers:
             _lend_in_pieces(guest, LENT // SLAB_SIZE // guests)
         lent = sum(len(guest.held) for guest in borrowers)
-        full = procmem.of(lending.pid).pss
-        began, turns = procmem.run_seconds(lending.pid), max(1, slabs // (ASK * guests))
+        full = _memory(lending.pid)
+        began, turns = _seconds(lending.pid), max(1, slabs // (ASK * guests))
         moved = 0
         for _ in range(turns):
             for guest in borrowers:
                 moved += _turn_over(guest)
-        spent = procmem.run_seconds(lending.pid) - began
+        spent = _seconds(lending.pid) - began
     costs = {
         "guests": guests,
         "arena_bytes": arena,
@@ -87,13 +87,23 @@ def _lending(guests: int, arena: int, size: int) -> Iterator[tuple[Lending, Sequ
     with workspace() as space, tmemd(space, size) as lending:
         # The first guest makes Python load and allocate what no further one does.
         _warm(lending.socket)
-        before = procmem.of(lending.pid).pss
+        before = _memory(lending.pid)
         borrowers = [SyncGuest(lending.socket, arena // SLAB_SIZE, f"/mnt/{number}").join() for number in range(guests)]
         try:
             yield lending, borrowers, before
         finally:
             for guest in borrowers:
                 guest.close()
+
+
+def _memory(pid: int) -> int:
+    """Give the memory of a tmemd and its workers."""
+    return sum(procmem.of(one).pss for one in procmem.family(pid))
+
+
+def _seconds(pid: int) -> float:
+    """Give the processor time of the first threads of a tmemd and its workers, which do all the work."""
+    return sum(map(procmem.main_thread_seconds, procmem.family(pid)))
 
 
 def _warm(path: Path) -> None:
@@ -123,11 +133,11 @@ def _quiet(seconds: float) -> list[float]:
             guest.ask(ASK)
         shares: list[float] = []
         for turn in range(1, 1 + max(1, round(seconds / REPORT_SECONDS))):
-            began, spent = time.monotonic(), procmem.main_thread_seconds(lending.pid)
+            began, spent = time.monotonic(), _seconds(lending.pid)
             for number, guest in enumerate(borrowers):
                 guest.send(m.Report(1.0, 100, 1 << 20, 100 * turn, 90 * turn, 10 * turn, number))
             time.sleep(REPORT_SECONDS - time.monotonic() % REPORT_SECONDS)  # mounts tick in step, too
-            shares.append((procmem.main_thread_seconds(lending.pid) - spent) / (time.monotonic() - began))
+            shares.append((_seconds(lending.pid) - spent) / (time.monotonic() - began))
         return shares[1:] or shares  # the first began anywhere between two ticks
 
 

@@ -35,7 +35,7 @@ FLOORS = {
 }
 # Thin trio adapters over pure logic; everything else in the backend is called, never scheduled.
 LENDING_ADAPTERS = {
-    *(f"tmem.lending.daemon.{name}" for name in ("server", "broker", "executor", "waiting", "tmemd")),
+    *(f"tmem.lending.daemon.{name}" for name in ("server", "broker", "executor", "lane", "waiting", "tmemd")),
     "tmem.lending.guest.client",
 }
 # What decides about lending, and the protocol: driven by messages and a clock that is handed in.

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from bench.models.slotpool import Borrowing, SlotPool, Stream
-from tmem.lending.lender.actions import Action, MakeReal, Send
+from tmem.lending.lender.actions import Action, MakeReal, Punch, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.protocol.messages import RETRY, VERSION, Ask, Deny, FromGuest, Hello, Lend, Return, Revoke
 
@@ -69,6 +69,8 @@ class LentMemory:
             action = queue.popleft()
             if isinstance(action, MakeReal):
                 queue.extend(self.lender.made(self.now, action.guest, action.batch, action.runs))
+            elif isinstance(action, Punch) and action.freed:
+                queue.extend(self.lender.punched(self.now, action.guest, action.freed))
             elif isinstance(action, Send):
                 self._act(self.guests[action.guest - 1], action.message)
 

@@ -39,6 +39,15 @@ def of(pid: int) -> Memory:
     return Memory(pss, _memfd_bytes(pid))
 
 
+def family(pid: int) -> list[int]:
+    """Give a process and the processes that it has started."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
 def _memfd_bytes(pid: int) -> int:
     """Add up the blocks of each memfd once, however many descriptors it has."""
     blocks: dict[int, int] = {}

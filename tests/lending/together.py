@@ -123,9 +123,11 @@ class Together:
                     for first, count in runs:
                         os.posix_fallocate(guest.source.fd, first * SLAB_SIZE, count * SLAB_SIZE)
                     self.perform(self.lender.made(self.now, number, batch, runs))
-                case Punch(_, runs):
+                case Punch(number, runs, freed):
                     for slab in slabs_of(runs):
                         punch(guest.source.fd, slab)
+                    if freed:
+                        self.perform(self.lender.punched(self.now, number, freed))
                 case FindHoles(number, runs):
                     holes = runs_of(slab for slab in slabs_of(runs) if not is_whole(guest.source.fd, slab))
                     self.perform(self.lender.holes(self.now, number, holes))

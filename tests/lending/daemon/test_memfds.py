@@ -161,12 +161,6 @@ def test_a_whole_slab_is_told_from_one_with_holes(arena: int) -> None:
     assert memfds.real_bytes(arena) == SLAB_SIZE, "what is not whole is freed"
 
 
-def test_freeing_gives_the_memory_back_while_others_have_the_memfd(arena: int) -> None:
-    memfds.make_real(arena, 0, SLABS)
-    memfds.free(os.dup(arena), SLABS)
-    assert memfds.real_bytes(arena) == 0
-
-
 def test_a_memfd_is_known_by_any_of_its_descriptors(arena: int, tmp_path: Path) -> None:
     other, copy = make_arena(SLABS), os.dup(arena)
     assert memfds.identity(arena) == memfds.identity(copy) != memfds.identity(other)

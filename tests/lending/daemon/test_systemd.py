@@ -112,6 +112,7 @@ def test_the_units_belong_together_and_leave_what_tmemd_needs() -> None:
     assert service["Unit"]["Requires"] == "tmemd.socket"
     assert passed["Socket"]["ListenStream"] == "/run/tmemd.sock"
     assert service["Service"]["RuntimeDirectoryPreserve"] == "yes"
+    assert service["Service"]["KillMode"] == "process", "no restart waits for a worker that hangs"
     assert service["Service"]["RestrictAddressFamilies"] == "AF_UNIX"
     for hides_guests in ("ProtectProc", "PrivateUsers", "ProcSubset", "PrivatePIDs"):
         assert hides_guests not in service["Service"]

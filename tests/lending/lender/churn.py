@@ -120,7 +120,7 @@ class Churn:
                         persistent_cap=chance.choice((None, chance.randint(0, 20))),
                     )
                 case 6:
-                    actions = lender.audited(now, guest.number, len(guest.real) * 65536)
+                    actions = lender.audit()
                 case _:
                     actions = lender.thaw(now, None)
         except Refusal:

@@ -204,7 +204,7 @@ def test_nothing_is_taken_from_a_guest_before_it_has_said_which_slabs_it_holds(f
     other.ask(90)
     there.settle()
     for _ in range(4):
-        there.perform(there.lender.audited(there.now, guest.number, len(guest.real) * 65536))
+        there.audit()
         there.settle()
     assert guest.persistent <= guest.real, "a persistent page is lost"
     assert isinstance(last, m.Claim)

@@ -152,13 +152,13 @@ def test_an_excess_is_punched_and_one_that_stays_ends_the_lending() -> None:
     hold(here, guest, 10)
     for _ in range(EXCESS_AUDITS + 2):
         guest.real |= set(range(100, 100 + BATCH))
-        here.perform(here.lender.audited(here.now, guest.number, len(guest.real) * SLAB))
+        here.audit()
         here.settle()
         assert len(guest.real) == 10, "an excess of one batch may come from late puts: punched, no more"
     for _ in range(EXCESS_AUDITS):
         assert not here.lender.stats().counters["barred_guests"]
         guest.real |= set(range(100, 101 + BATCH))
-        here.perform(here.lender.audited(here.now, guest.number, len(guest.real) * SLAB))
+        here.audit()
         here.settle()
     assert here.lender.stats().counters["barred_guests"] == 1
     assert guest.ephemeral == guest.real == set()
@@ -170,8 +170,8 @@ def test_an_audit_that_finds_what_is_booked_or_less_does_nothing() -> None:
     here = world()
     guest = add(here)
     hold(here, guest, 10)
-    assert here.lender.audited(here.now, guest.number, 10 * SLAB) == []
-    assert here.lender.audited(here.now, guest.number, 3 * SLAB) == []
+    assert here.lender.audited(here.now, guest.number, 10, 10 * SLAB) == []
+    assert here.lender.audited(here.now, guest.number, 10, 3 * SLAB) == []
     assert counters(here)["excess_audits"] == 0
 
 

@@ -106,12 +106,17 @@ class LenderMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         self.world.restart(self.lender)
 
+    @rule()
+    def audit(self) -> None:
+        self.world.audit()
+
     @rule(place=guests)
-    def audit(self, place: int) -> None:
+    def hang_or_go_on(self, place: int) -> None:
         guest = self.known[place] if place < len(self.known) else None
-        if guest is not None and guest.number in self.world.guests and not self.world.queue:
-            real = len(guest.real) * 65536
-            self.world.perform(self.world.lender.audited(self.world.now, guest.number, real))
+        if guest is not None and guest.number in self.world.hanging:
+            self.world.go_on(guest)
+        elif guest is not None and guest.number in self.world.guests:
+            self.world.hang(guest)
 
     @rule(place=guests)
     def kill(self, place: int) -> None:
@@ -160,6 +165,9 @@ class LenderMachine(RuleBasedStateMachine):
         self.world.check()
 
     def teardown(self) -> None:
+        for guest in [*self.world.guests.values()]:
+            if guest.number in self.world.hanging:
+                self.world.go_on(guest)
         for guest in self.known:
             guest.stopped = False
             if not guest.connected:

@@ -11,10 +11,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tests.lending.fakeguest import slabs_of
+from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon.holdings import Record
 from tmem.lending.daemon.processes import Process
 from tmem.lending.guest.borrowed import runs_of
-from tmem.lending.lender.actions import Action, Close, FindHoles, HangUp, Holding, MakeReal, Punch, ReadDry, Send
+from tmem.lending.lender.actions import (
+    Action,
+    Close,
+    CountReal,
+    FindHoles,
+    HangUp,
+    Holding,
+    MakeReal,
+    Punch,
+    ReadDry,
+    Send,
+)
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import State
 from tmem.lending.protocol import messages as m
@@ -114,6 +126,7 @@ class World:
         self.guests: dict[int, Guest] = {}
         self.gone: list[Guest] = []
         self.queue: deque[Action] = deque()
+        self.hanging: dict[int, deque[Action]] = {}  # what waits for calls on the arenas of guests to return
         self.short: int | None = None
         self.booked = 0  # slabs at the last check
 
@@ -139,7 +152,22 @@ class World:
         """Carry out what waits."""
         while self.queue and most > 0:
             most -= 1
-            self.do(self.queue.popleft())
+            action = self.queue.popleft()
+            if action.guest in self.hanging:
+                self.hanging[action.guest].append(action)
+            else:
+                self.do(action)
+
+    def hang(self, guest: Guest) -> None:
+        """Let calls on a guest's arena not return from now on; that has been noticed."""
+        self.hanging[guest.number] = deque()
+        self.perform(self.lender.hangs(self.now, guest.number, True))
+
+    def go_on(self, guest: Guest) -> None:
+        """Let calls on a guest's arena return."""
+        for action in self.hanging.pop(guest.number):
+            self.do(action)
+        self.perform(self.lender.hangs(self.now, guest.number, False))
 
     def do(self, action: Action) -> None:
         """Carry one action out."""
@@ -154,9 +182,12 @@ class World:
                     self.short -= len(real)
                 guest.real.update(real)
                 self.perform(self.lender.made(self.now, number, batch, runs_of(real)))
-            case Punch(_, runs):
-                ends = sorted(runs)
-                guest.real -= {slab for slab in guest.real if any(a <= slab < a + n for a, n in ends)}
+            case Punch(number, runs, freed):
+                guest.real -= {slab for slab in guest.real if any(a <= slab < a + n for a, n in runs)}
+                if freed:
+                    self.perform(self.lender.punched(self.now, number, freed))
+            case CountReal(number, held):
+                self.perform(self.lender.audited(self.now, number, held, len(guest.real) * SLAB_SIZE))
             case FindHoles(number, runs):
                 self.perform(self.lender.holes(self.now, number, runs_of(set(slabs_of(runs)) - guest.real)))
             case Close(number):
@@ -189,6 +220,10 @@ class World:
         while guest.outbox and guest.connected:
             self.perform(self.lender.received(self.now, guest.number, guest.outbox.popleft()))
 
+    def audit(self) -> None:
+        """Have what is real counted, once all that waits is done."""
+        self.perform(self.lender.audit())
+
     def restart(self, lender: Callable[[Sequence[Holding]], Lender], forget: bool = False) -> None:
         """Kill the lender and start one with its holdings, which say how much a guest holds and not which slabs.
 
@@ -198,6 +233,7 @@ class World:
         kept = [Record.of(holding, Process(1, 1, holding.uid), 0).holding() for holding in held]
         guests = {guest.token: guest for guest in self.guests.values()}
         self.queue.clear()
+        self.hanging.clear()
         self.lender = lender(kept)
         away = self.lender.guests_away()
         self.guests = {number: guests[holding.token] for number, holding in away.items()}
@@ -254,11 +290,12 @@ class World:
         """Hold the ledger against the world."""
         self.lender.check()
         stats = self.lender.stats()
-        total = stats.ephemeral + stats.persistent + stats.promised
+        total = stats.ephemeral + stats.persistent + stats.promised + stats.unpunched
         assert total <= max(stats.size, self.booked), "lent beyond the size"
         self.booked = total
-        if self.queue:
+        if self.queue or self.hanging:
             return
+        assert stats.unpunched == 0, "what is punched stays booked"
         for number, guest in self.guests.items():
             account = self.lender._accounts[number]
             ephemeral = set(slabs_of(account.map.runs(State.EPHEMERAL)))

@@ -19,14 +19,26 @@ import trio
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon import memfds
-from tmem.lending.daemon.arenas import Arenas, Found
+from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.connection import Connection, CutOff, Ended
-from tmem.lending.daemon.executor import Executor
+from tmem.lending.daemon.executor import Executor, Work
 from tmem.lending.daemon.holdings import Holdings, Record
+from tmem.lending.daemon.jobs import Result
 from tmem.lending.daemon.processes import Process, duplicate
 from tmem.lending.daemon.waiting import flush, hang_up
 from tmem.lending.lender import verbs
-from tmem.lending.lender.actions import Action, GuestFault, HangUp, MakeReal, ReadDry, Refusal, Send
+from tmem.lending.lender.actions import (
+    Action,
+    CountReal,
+    FindHoles,
+    GuestFault,
+    HangUp,
+    MakeReal,
+    Punch,
+    ReadDry,
+    Refusal,
+    Send,
+)
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import count
 from tmem.lending.protocol.messages import Answer, Done, Failed, FromGuest, Hello, Resize, Totals, Verb
@@ -49,12 +61,15 @@ class Guest:
 class Broker:
     """Carry messages to the lender and its decisions out. `run` must be running."""
 
-    def __init__(self, lender: Lender, arenas: Arenas, holdings: Holdings, counters: Counter[str]) -> None:
+    def __init__(
+        self, lender: Lender, arenas: Arenas, holdings: Holdings, counters: Counter[str], reserve: int
+    ) -> None:
+        """`reserve` bytes of the machine's memory are left alone."""
         self._lender = lender
         self._arenas = arenas
         self._holdings = holdings
         self._counters = counters
-        self._executor = Executor(arenas, self._found, self._closed)
+        self._executor = Executor(arenas, reserve, self._done, self._hangs)
         self._guests: dict[int, Guest] = {}
         self._actions: deque[Action] = deque()
         self._performing = False
@@ -92,7 +107,7 @@ class Broker:
             surplus.append(watched := duplicate(pidfd))
             number, actions = self._lender.join(time.monotonic(), hello, process.uid, process.pid)
             if self._arenas.get(number) is None:
-                self._arenas.adopt(number, fd, hello.slabs)
+                self._arenas.adopt(number, fd, hello.slabs, process.uid)
                 surplus.remove(fd)
             assert self._nursery is not None
             if number not in self._guests:
@@ -262,15 +277,22 @@ class Broker:
         if self._arenas.owner(identity) not in (None, known) or (arena is not None and arena.identity != identity):
             raise Refusal("the arena is not the one that this guest registered before")
 
-    def _found(self, found: Found) -> None:
-        now, work = time.monotonic(), found.work
+    def _done(self, work: Work, result: Result) -> None:
+        """Tell the lender what came of a decision."""
+        now, lender = time.monotonic(), self._lender
         if isinstance(work, MakeReal):
-            self._perform(self._lender.made(now, work.guest, work.batch, found.runs))
-        else:
-            self._perform(self._lender.holes(now, work.guest, found.runs))
+            self._perform(lender.made(now, work.guest, work.batch, result.runs))
+        elif isinstance(work, FindHoles):
+            self._perform(lender.holes(now, work.guest, result.runs))
+        elif isinstance(work, CountReal):
+            self._perform(lender.audited(now, work.guest, work.held, result.real_bytes))
+        elif not isinstance(work, Punch):
+            self._perform(lender.closed(now, work.guest))
+        elif work.freed:
+            self._perform(lender.punched(now, work.guest, work.freed))
 
-    def _closed(self, number: int) -> None:
-        self._perform(self._lender.closed(time.monotonic(), number))
+    def _hangs(self, number: int, does: bool) -> None:
+        self._perform(self._lender.hangs(time.monotonic(), number, does))
 
     async def _watch(self, number: int, pidfd: int) -> None:
         """Wait for the end of a guest's process, then free what it held."""
@@ -296,13 +318,10 @@ class Broker:
                 self._perform(self._lender.wake(time.monotonic()))
 
     async def _audit(self) -> None:
-        """Compare what is real with what is lent, and put down what changed."""
+        """Have what is real compared with what is lent, and put down what changed."""
         while True:
             await trio.sleep(AUDIT_SECONDS)
-            for number, real in list(self._arenas.real_bytes()):
-                # What is being made real now is in neither count for certain.
-                if not self._executor.is_busy(number):
-                    self._perform(self._lender.audited(time.monotonic(), number, real))
+            self._perform(self._lender.audit())
             self.flush_holdings()
 
     # What is told.

@@ -74,17 +74,6 @@ def is_whole(fd: int, slab: int) -> bool:
     return False
 
 
-def free(fd: int, slabs: int) -> None:
-    """Punch a whole arena of `slabs` slabs and close it.
-
-    Closing alone frees nothing as long as a child of the dead guest still has the memfd.
-    """
-    try:
-        punch(fd, 0, slabs)
-    finally:
-        os.close(fd)
-
-
 def real_bytes(fd: int) -> int:
     """Count the bytes that have memory behind them."""
     return os.fstat(fd).st_blocks * _BLOCK

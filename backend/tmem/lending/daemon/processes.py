@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
@@ -13,6 +14,7 @@ from pathlib import Path
 from tmem.lending.lender.actions import Refusal
 
 _SO_PEERPIDFD = 77  # since Linux 6.5; not named by this Python
+_PR_SET_DUMPABLE = 4
 _CREDENTIALS = struct.Struct("iII")
 
 
@@ -62,6 +64,21 @@ def duplicate(pidfd: int) -> int:
     except OSError as error:
         reason = f"tmemd cannot take another guest: {error.strerror}; unmount one first, or raise its limit (ulimit -n)"
         raise Refusal(reason, retry=True) from None
+
+
+def make_undumpable() -> None:
+    """Let nobody of the same user at this process's descriptors and memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "this process cannot be made undumpable")
+
+
+def state(pid: int) -> str | None:
+    """Read the letter of a process's state, as ps shows it; None when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][0]
+    except (OSError, IndexError):
+        return None
 
 
 def start_time(pid: int) -> int | None:

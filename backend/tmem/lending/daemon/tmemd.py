@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import resource
@@ -19,7 +18,6 @@ import trio
 
 from tmem.arena import SLAB_SIZE
 from tmem.commands import SIZE, Text, run
-from tmem.headroom import Headroom
 from tmem.lending.daemon import processes
 from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.broker import Broker
@@ -38,7 +36,6 @@ log = logging.getLogger(__name__)
 
 MODE = Text("MODE", parse_mode)
 _WHERE = "Where to listen. [default: /run/tmemd.sock for root, tmemd.sock in XDG_RUNTIME_DIR for others]"
-_PR_SET_DUMPABLE = 4
 _CREDITS = 256  # parts of the size: what the holdings file may say too much of each guest
 _LEAST_CREDIT = 64  # slabs: one batch
 
@@ -86,13 +83,13 @@ def command(
     def listen() -> SocketFile:
         return SocketFile.passed() or SocketFile.create(path or default_path(), mode, group)
 
-    headroom = Headroom(ram_bytes() // 50 if reserve is None else reserve)
+    spared = ram_bytes() // 50 if reserve is None else reserve
     bounds = UserBounds(
         cap=None if uid_cap is None else uid_cap // SLAB_SIZE,
         persistent=None if uid_persistent is None else uid_persistent // SLAB_SIZE,
         trusted=trusted(),
     )
-    trio.run(serve, listen, size // SLAB_SIZE, policy, bounds, headroom)
+    trio.run(serve, listen, size // SLAB_SIZE, policy, bounds, spared)
     return 0
 
 
@@ -105,9 +102,7 @@ def prepare_process() -> None:
     """Take many descriptors, and let nobody of the same user at those of the guests."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "this process cannot be made undumpable")
+    processes.make_undumpable()
 
 
 def start_log(debug: bool) -> None:
@@ -124,9 +119,7 @@ def holdings_path(socket_path: Path) -> Path:
     return Path(directory, "holdings") if directory else socket_path.with_name(socket_path.name + ".holdings")
 
 
-async def serve(
-    listen: Callable[[], SocketFile], size: int, policy: str, bounds: UserBounds, headroom: Headroom
-) -> None:
+async def serve(listen: Callable[[], SocketFile], size: int, policy: str, bounds: UserBounds, reserve: int) -> None:
     """Lend until SIGTERM or SIGINT. Guests keep what they hold, and come back to the next tmemd."""
     with (
         # Before anybody sees the socket: from then on we may be ended, and are to take it with us.
@@ -142,8 +135,8 @@ async def serve(
             bounds=bounds,
             holdings=[record.holding() for record, _ in away],
         )
-        arenas, counters = Arenas(headroom), Counter[str]()
-        broker = Broker(lender, arenas, holdings, counters)
+        arenas, counters = Arenas(), Counter[str]()
+        broker = Broker(lender, arenas, holdings, counters, reserve)
         server = Server(socket_file.listener, broker, counters, trusted())
         async with trio.open_nursery() as nursery:
             await nursery.start(broker.run, away)

@@ -49,6 +49,8 @@ class Account:
     serial: int = 0
     unconfirmed: dict[int, Runs] = field(default_factory=dict)  # by the serial of their Taken
     untold: deque[tuple[int, int]] = field(default_factory=deque)  # runs of taken slabs that no Taken names yet
+    unpunched: int = 0  # slabs that are its no more, and may still be real
+    hangs: bool = False  # a call on its arena does not return
     excess_audits: int = 0
     revoked: int = 0  # slabs given back when asked
     taken: int = 0  # slabs taken without an answer
@@ -83,7 +85,7 @@ class Account:
     @property
     def takeable(self) -> int:
         """Ephemeral slabs that may be made to come back, beyond those that are to already."""
-        return max(0, self.gettable - self.floor - self.debt)
+        return 0 if self.hangs else max(0, self.gettable - self.floor - self.debt)
 
     @property
     def gettable(self) -> int:
@@ -102,7 +104,12 @@ class Account:
             return "evicted"
         if not self.connected:
             return "away"
-        words = {"claiming": self.claims is not None, "barred": self.barred, "draining": self.draining}
+        words = {
+            "hanging": self.hangs,
+            "claiming": self.claims is not None,
+            "barred": self.barred,
+            "draining": self.draining,
+        }
         return next((word for word, true in words.items() if true), "frozen" if self.frozen else "connected")
 
     def next_serial(self) -> int:

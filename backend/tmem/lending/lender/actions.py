@@ -43,10 +43,14 @@ class MakeReal:
 
 @dataclass(frozen=True, slots=True)
 class Punch:
-    """Free the memory of slabs, before any later action. Runs may be large and hold holes already."""
+    """Free the memory of slabs, before any later action on the guest. Runs may be large and hold holes already.
+
+    `freed` slabs stay booked until it is done: call `Lender.punched` with them then, unless there are none.
+    """
 
     guest: int
     runs: Runs
+    freed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,17 @@ class FindHoles:
 
     guest: int
     runs: Runs
+
+
+@dataclass(frozen=True, slots=True)
+class CountReal:
+    """Count what is real of the arena when all earlier actions on the guest are done, and call `Lender.audited`.
+
+    `held` is what the guest holds by then, in slabs.
+    """
+
+    guest: int
+    held: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,7 @@ class Close:
     guest: int
 
 
-Action = Send | MakeReal | Punch | FindHoles | ReadDry | HangUp | Close
+Action = Send | MakeReal | Punch | FindHoles | CountReal | ReadDry | HangUp | Close
 
 
 @dataclass(frozen=True, slots=True)

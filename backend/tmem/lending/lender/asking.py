@@ -74,11 +74,16 @@ class Asking:
 
     def serve(self, now: float) -> None:
         """Give what is free to those who wait for it, and end the Asks for which nothing more will come."""
-        nothing_comes = not self._taking.debts
+        nothing_comes = not self._coming
         for ask in [*self._open.values()]:
             self._give(now, ask)
             if ask.missing and nothing_comes:
                 self._end(ask, ask.denial or Denial.YOUNGER)
+
+    @property
+    def _coming(self) -> int:
+        """Slabs that will be free."""
+        return self._taking.debts + self._ledger.punching
 
     def _room(self, ask: OpenAsk) -> int:
         """Give how much of an Ask may be answered by the limits, and note which limit is in the way of the rest."""
@@ -106,6 +111,8 @@ class Asking:
     def _hindrance(account: Account) -> Denial | None:
         if account.barred:
             return Denial.BARRED
+        if account.hangs:
+            return Denial.HANGS
         if account.draining:
             return Denial.DRAINING
         return Denial.FROZEN if account.frozen or account.claims is not None else None
@@ -144,7 +151,7 @@ class Asking:
     def _demand(self, now: float, ask: OpenAsk) -> None:
         """Make others give up what is missing for an Ask."""
         account, others = ask.account, sum(other.missing for other in self._open.values() if other is not ask)
-        coming = self._taking.debts - max(0, self._ledger.booked - self._ledger.size) - others
+        coming = self._coming - max(0, self._ledger.booked - self._ledger.size) - others
         want = min(ask.missing, self._room(ask)) - max(0, coming)
         below = 0 if ask.persistent else max(0, account.floor - account.ephemeral)
         forced = want if ask.persistent else min(want, below)
@@ -181,7 +188,7 @@ class Asking:
 
     def fit(self, now: float) -> None:
         """Take back what is booked beyond the size."""
-        self._take_back(now, self._ledger.booked - self._ledger.size - self._taking.debts, None, None)
+        self._take_back(now, self._ledger.booked - self._ledger.size - self._coming, None, None)
 
     def made(self, now: float, batch_number: int, account: Account, real: Runs) -> None:
         """Lend what is real of a batch, free the rest; short memory ends the Ask."""
@@ -241,7 +248,7 @@ class Asking:
             assert ask.account.connected
             assert ask.persistent == persistent
             assert ask.batches == sum(batch.ask is ask for batch in self._batches.values())
-            assert ask.batches or (ask.missing and self._taking.debts), "an Ask that waits for nothing"
+            assert ask.batches or (ask.missing and self._coming), "an Ask that waits for nothing"
 
 
 _FORCED = (inf, inf)  # more than any worth

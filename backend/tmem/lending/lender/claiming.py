@@ -81,15 +81,18 @@ class Claiming:
 
     def _settle(self, now: float, account: Account, claimed: SlabMap) -> None:
         states = self._believe(account, claimed) if account.from_before else self._compare(account, claimed)
+        before = account.held
         self._ledger.load(account, states)
-        # What is free now is nobody's: what a Lend that was not read would have given, what a late put made real.
-        self._act(Punch(account.number, account.map.runs(State.FREE)))
+        freed = max(0, before - account.held)
+        self._ledger.add_unpunched(account, freed)
         lost = account.map.runs(State.TAKEN)
         if lost:
             self._counters.lost_slabs += count(lost)
             account.untold.extend(lost)
             self._taking.tell_more(account)
             self._act(Punch(account.number, lost))
+        # What is free now is nobody's: what a Lend that was not read would have given, what a late put made real.
+        self._act(Punch(account.number, account.map.runs(State.FREE), freed))
         if account.from_before and account.map.counts[State.EPHEMERAL]:
             self._act(FindHoles(account.number, account.map.runs(State.EPHEMERAL)))
         account.from_before = False
@@ -118,7 +121,7 @@ class Claiming:
             return
         self._counters.lost_slabs += count(holes)
         if account.listens:  # else the claims that are on their way tell of them
-            self._taking.tell_taken(account, holes)
+            self._act(Punch(account.number, holes, self._taking.tell_taken(account, holes)))
         else:
             self._taking.free(account, holes)
         self._taking.gone(now, account, count(holes))

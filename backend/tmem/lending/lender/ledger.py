@@ -2,8 +2,8 @@
 
 Its rules, in slabs:
 
-1. What is held and what is being made real never exceeds the size. Where it does (the size was made smaller, or
-   tmemd came back with a smaller one), nothing is lent until enough came back.
+1. What is held, what is being made real and what was given up and may still be real never exceeds the size. Where it
+   does (the size was made smaller, or tmemd came back with a smaller one), nothing is lent until enough came back.
 2. The floors and the persistent caps of all guests never exceed the size together. So whoever is below its floor or
    its persistent cap can get memory: either it is free, or somebody has ephemeral slabs above a floor.
 3. A guest holds at most its cap; the guests of one uid other than 0 hold, and are promised, at most the uid's cap.
@@ -75,14 +75,21 @@ class Ledger:
         self.accounts: dict[int, Account] = {}
         self.totals = [0] * len(State)  # slabs of all guests by state
         self.held_by: Counter[int] = Counter()  # slabs held or promised by uid
+        self.unpunched = 0  # slabs that were given up and may still be real
+        self.hanging: Counter[int] = Counter()  # those of these that nobody knows the end of, by uid
         self._numbers = 0
 
     # Sums.
 
     @property
     def booked(self) -> int:
-        """Slabs held or promised."""
-        return sum(self.totals[state] for state in _BOOKED)
+        """Slabs held or promised, or given up and not punched yet."""
+        return sum(self.totals[state] for state in _BOOKED) + self.unpunched
+
+    @property
+    def punching(self) -> int:
+        """Slabs that are free in a moment."""
+        return self.unpunched - self.hanging.total()
 
     @property
     def free(self) -> int:
@@ -119,13 +126,35 @@ class Ledger:
             self.totals[each] += account.map.counts[each] - before[each]
         account.standing.slabs = account.ephemeral
 
+    def release(self, account: Account, runs: Sequence[tuple[int, int]], state: State) -> int:
+        """Put slabs of a guest into a state in which they are not its; give how many stay booked until punched."""
+        before = account.held
+        self.move(account, runs, state)
+        freed = before - account.held
+        self.add_unpunched(account, freed)
+        return freed
+
+    def add_unpunched(self, account: Account, slabs: int) -> None:
+        """Keep slabs booked that a guest gave up (a negative number: no longer)."""
+        assert account.unpunched + slabs >= 0, "more was punched than given up"
+        account.unpunched += slabs
+        self.unpunched += slabs
+        if account.hangs:
+            self.hanging[account.uid] += slabs
+
+    def set_hanging(self, account: Account, hangs: bool) -> None:
+        """Note whether calls on a guest's arena return."""
+        if hangs != account.hangs:
+            account.hangs = hangs
+            self.hanging[account.uid] += account.unpunched if hangs else -account.unpunched
+
     def room(self, account: Account, persistent: bool) -> int:
         """Give how many more slabs the limits let the guest hold, not regarding what is free."""
         room = account.cap - account.held
         if persistent:
             room = min(room, account.persistent_cap - account.persistent)
         if self._bounds.cap is not None and account.uid != 0:
-            room = min(room, self._bounds.cap - self.held_by[account.uid])
+            room = min(room, self._bounds.cap - self.held_by[account.uid] - self.hanging[account.uid])
         return max(0, room)
 
     def _of(self, uid: int) -> list[Account]:
@@ -211,12 +240,15 @@ class Ledger:
     def clear(self, account: Account) -> list[Account]:
         """Leave a guest nothing, neither slabs nor promises. Gives the accounts whose limits changed."""
         self.load(account, bytearray())
+        self.add_unpunched(account, -account.unpunched)
         account.floor = account.persistent_cap = 0
         account.persistent_set, account.from_before = True, False
         return self._share()
 
     def close(self, account: Account) -> list[Account]:
         """Forget a guest; what it held is free. Gives the accounts whose limits changed."""
+        self.set_hanging(account, False)
+        self.add_unpunched(account, -account.unpunched)
         for state in State:
             self.totals[state] -= account.map.counts[state]
         self.held_by[account.uid] -= account.held
@@ -335,4 +367,8 @@ class Ledger:
             assert self.totals[state] == total, f"sum of {state.name}"
         for uid, held in self.held_by.items():
             assert held == sum(account.held for account in self._of(uid)), f"sum of uid {uid}"
+        accounts = self.accounts.values()
+        assert self.unpunched == sum(account.unpunched for account in accounts), "sum of what is not punched"
+        for uid, slabs in self.hanging.items():
+            assert slabs == sum(account.unpunched for account in accounts if account.hangs and account.uid == uid)
         assert self.reserved <= self.size, "more is promised than there is"

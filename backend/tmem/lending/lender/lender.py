@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.account import Account
-from tmem.lending.lender.actions import Action, Close, GuestFault, Holding, Punch, Refusal, Send
+from tmem.lending.lender.actions import Action, Close, CountReal, GuestFault, Holding, Punch, Refusal, Send
 from tmem.lending.lender.governor import EVICTED, Governor
 from tmem.lending.lender.slabmap import SlabMap, State
 from tmem.lending.lender.stats import Why
@@ -34,7 +34,7 @@ class Lender(Governor):
         return [self.holding(number) for number in self._accounts]
 
     def holding(self, guest: int) -> Holding:
-        """Give what a guest holds; slabs being made real count as held."""
+        """Give what a guest holds; what is being made real counts, and what is not punched yet."""
         account = self._accounts[guest]
         return Holding(
             account.token,
@@ -42,7 +42,7 @@ class Lender(Governor):
             account.uid,
             account.pid,
             account.map.total,
-            account.ephemeral,
+            min(account.ephemeral + account.unpunched, account.map.total - account.persistent),
             account.persistent,
             account.standing.weight,
             account.cap,
@@ -173,16 +173,39 @@ class Lender(Governor):
             self._taking.dry(now, account)
         return self._decided(now)
 
-    def audited(self, now: float, guest: int, real_bytes: int) -> list[Action]:
-        """Compare what is real in a guest's memfd (st_blocks * 512) with the ledger, when nothing is being made real.
+    def punched(self, now: float, guest: int, freed: int) -> list[Action]:
+        """Note that a Punch is done: its slabs are free."""
+        account = self._accounts.get(guest)
+        if account is not None:
+            self._ledger.add_unpunched(account, -freed)
+        return self._decided(now)
+
+    def hangs(self, now: float, guest: int, does: bool) -> list[Action]:
+        """Note that a call on a guest's arena does not return, or that it did; meanwhile nobody waits for its slabs."""
+        account = self._accounts.get(guest)
+        if account is not None:
+            self._counters.hangs += does
+            self._ledger.set_hanging(account, does)
+            self._asking.fit(now)
+        return self._decided(now)
+
+    def audit(self) -> list[Action]:
+        """Have what is real of each guest's arena counted."""
+        accounts = self._accounts.values()
+        return [CountReal(one.number, one.held) for one in accounts if not (one.hangs or one.ended or one.evicted)]
+
+    def audited(self, now: float, guest: int, held: int, real_bytes: int) -> list[Action]:
+        """Compare what is real in a guest's memfd (st_blocks * 512) with what it held, both as of a CountReal.
 
         An excess is punched and counted; one that stays above a batch ends the lending to the guest.
         """
-        account = self._accounts[guest]
+        account = self._accounts.get(guest)
+        if account is None:
+            return []
         self._counters.audits += 1
         if account.from_before:
             return []  # which slabs it holds is not known yet
-        excess = real_bytes - account.held * SLAB_SIZE
+        excess = real_bytes - held * SLAB_SIZE
         if excess > 0:
             self._counters.excess_audits += 1
             self._counters.excess_bytes += excess

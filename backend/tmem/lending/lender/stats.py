@@ -12,6 +12,7 @@ class Denial(Enum):
     FROZEN = "the guest is frozen"
     DRAINING = "the guest is being drained"
     BARRED = "the guest wrote to memory that it was not lent"
+    HANGS = "a call on the guest's arena does not return"
     CAP = "the guest holds its cap"
     PERSISTENT_CAP = "the guest holds its persistent cap"
     UID_CAP = "the guests of this user hold the user's cap"
@@ -59,6 +60,7 @@ class Counters:
     excess_audits: int = 0  # that found more real than is booked
     excess_bytes: int = 0  # punched by them
     barred_guests: int = 0
+    hangs: int = 0  # calls on a guest's arena that did not return in time
     faults: int = 0  # messages that no honest guest sends
     joins: int = 0
     rejoins: int = 0
@@ -67,6 +69,7 @@ class Counters:
     denied_frozen: int = 0
     denied_draining: int = 0
     denied_barred: int = 0
+    denied_hangs: int = 0
     denied_cap: int = 0
     denied_persistent_cap: int = 0
     denied_uid_cap: int = 0
@@ -102,6 +105,7 @@ class LenderStats:
     ephemeral: int
     persistent: int
     promised: int  # being made real
+    unpunched: int  # given up, and not free yet
     reserved: int  # floors, persistent caps that were asked for, and persistent slabs
     guests: int
     connected: int

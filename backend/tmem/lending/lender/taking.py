@@ -169,16 +169,19 @@ class Taking:
         if account.revocation is not None:
             account.revocation.outstanding -= taken
         if account.listens:
-            self.tell_taken(account, runs)
-            self._act(Punch(account.number, runs))
+            self._act(Punch(account.number, runs, self.tell_taken(account, runs)))
         else:
             self.free(account, runs)
 
-    def tell_taken(self, account: Account, runs: Runs) -> None:
-        """Tell a connected guest which slabs are not its any more: in steps, for the guest loses one at a time."""
-        self._ledger.move(account, runs, State.TAKEN)
+    def tell_taken(self, account: Account, runs: Runs) -> int:
+        """Tell a connected guest which slabs are not its any more, in steps, for the guest loses one at a time.
+
+        Gives how many stay booked until they are punched.
+        """
+        freed = self._ledger.release(account, runs, State.TAKEN)
         account.untold.extend(runs)
         self.tell_more(account)
+        return freed
 
     def tell_more(self, account: Account) -> None:
         """Send Takens of what the guest has not been told, as many as it may leave unconfirmed."""
@@ -204,10 +207,9 @@ class Taking:
         self.tell_more(account)
 
     def free(self, account: Account, runs: Runs) -> int:
-        """Make slabs free; gives how many."""
+        """Make slabs free, once they are punched; gives how many."""
         if runs:
-            self._ledger.move(account, runs, State.FREE)
-            self._act(Punch(account.number, runs))
+            self._act(Punch(account.number, runs, self._ledger.release(account, runs, State.FREE)))
         return count(runs)
 
     def left(self, account: Account) -> None:

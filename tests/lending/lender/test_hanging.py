@@ -1,0 +1,102 @@
+"""Memory that was given up stays booked until it is free; a guest whose arena cannot be punched stops nobody else."""
+
+from __future__ import annotations
+
+from tests.lending.lender.world import add, counters, hold, world
+from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.stats import Denial
+
+
+def test_what_is_given_back_is_lent_once_it_is_punched() -> None:
+    here = world(100)
+    giver, asker = add(here), add(here)
+    hold(here, giver, 100)
+    giver.give(100)
+    here.hear(giver)
+    assert asker.ask(60)
+    here.hear(asker)
+    assert here.lender.stats().unpunched == 100
+    assert here.lender.stats().promised == 0, "nothing is promised that may still be real"
+    here.settle()
+    assert len(asker.ephemeral) == 60
+
+
+def test_a_hanging_guest_keeps_its_memory_booked_and_others_go_on() -> None:
+    here = world(100)
+    bad, one, two = add(here), add(here), add(here)
+    hold(here, bad, 40)
+    hold(here, one, 60, age=1.0)
+    here.hang(bad)
+    bad.give(40)
+    here.settle()
+    assert here.lender.stats().unpunched == 40
+    hold(here, two, 30, age=100.0)
+    assert two.ephemeral == set()
+    assert two.denied, "nobody waits for it"
+    one.give(20)
+    here.settle()
+    hold(here, two, 30, age=100.0)
+    assert len(two.ephemeral) == 20
+    assert len(bad.real) + len(one.real) + len(two.real) == 100
+    hold(here, bad, 1)
+    assert bad.denied == [Denial.HANGS.value]
+    here.go_on(bad)
+    hold(here, two, 30, age=100.0)
+    assert len(two.ephemeral) == 50
+    assert counters(here)["hangs"] == 1
+
+
+def test_slabs_of_a_hanging_guest_are_not_asked_for_by_others() -> None:
+    here = world(100)
+    bad, good, asker = add(here), add(here), add(here)
+    hold(here, bad, 50, age=1000.0)
+    hold(here, good, 50, age=500.0)
+    here.hang(bad)
+    hold(here, asker, 10, age=1.0)
+    assert len(bad.ephemeral) == 50
+    assert (len(good.ephemeral), len(asker.ephemeral)) == (40, 10)
+
+
+def test_what_hangs_counts_for_its_user() -> None:
+    here = world(100, uid_cap=30)
+    bad, peer, other = add(here), add(here), add(here, uid=2000)
+    hold(here, bad, 20)
+    here.hang(bad)
+    bad.give(20)
+    here.settle()
+    hold(here, peer, 30)
+    hold(here, other, 30)
+    assert (len(peer.ephemeral), len(other.ephemeral)) == (10, 30)
+    here.go_on(bad)
+    here.settle()
+    hold(here, peer, 30)
+    assert len(peer.ephemeral) == 30
+
+
+def test_what_hangs_is_booked_after_a_restart() -> None:
+    here = world(100)
+    bad = add(here)
+    hold(here, bad, 60)
+    here.hang(bad)
+    bad.give(60)
+    here.settle()
+    here.restart(lambda holdings: Lender(100, holdings=holdings))
+    other = add(here)
+    hold(here, other, 100)
+    assert len(other.ephemeral) == 40
+
+
+def test_a_hanging_guest_that_ends_is_forgotten() -> None:
+    here = world(100)
+    bad, other = add(here), add(here)
+    hold(here, bad, 100)
+    here.hang(bad)
+    bad.give(30)
+    here.settle()
+    here.kill(bad)
+    here.settle()
+    hold(here, other, 10)
+    assert other.ephemeral == set()
+    here.go_on(bad)
+    hold(here, other, 64)
+    assert len(other.ephemeral) == 64
