@@ -18,7 +18,7 @@ from tmem.arena import punch
 from tmem.lending.daemon.memfds import is_whole
 from tmem.lending.guest.borrowed import Borrowed, runs_of
 from tmem.lending.guest.borrower import Borrower
-from tmem.lending.lender.actions import Action, Close, FindHoles, MakeReal, Punch, ReadDry, Refusal, Send
+from tmem.lending.lender.actions import Action, Close, FindHoles, HangUp, MakeReal, Punch, ReadDry, Refusal, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import State
 from tmem.lending.protocol.messages import FromGuest, Hello, ToGuest, Welcome
@@ -111,6 +111,7 @@ class Together:
                 self.listen(guest)
                 self.perform(self.lender.dry(self.now, action.guest))
             else:
+                assert not isinstance(action, HangUp), "an honest guest is cut off"
                 self._waiting.append(action)
 
     def work(self) -> None:

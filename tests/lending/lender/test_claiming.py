@@ -6,9 +6,11 @@ import pytest
 
 from tests.lending.lender.world import Guest, World
 from tmem.lending.lender.actions import GuestFault, Refusal
-from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.claiming import CLAIM_SECONDS
+from tmem.lending.lender.lender import EXCESS_AUDITS, Lender
 from tmem.lending.lender.taking import STEP, WINDOW
 from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.messages import BATCH
 
 
 def guest_of(slabs: int = 1000, number: int = 1) -> Guest:
@@ -351,3 +353,88 @@ def test_a_guest_hears_of_its_losses_at_the_pace_at_which_it_confirms_them() -> 
     there.settle()
     assert len(guest.ephemeral) == 100
     assert there.lender.stats().counters["lost_slabs"] == 900
+
+
+# Claims that do not come.
+
+
+def put_off(here: World, slabs: int) -> Guest:
+    """Give a guest that says that it was here before, has real slabs, and does not claim them."""
+    guest = guest_of(number=7)
+    guest.real = set(range(slabs))
+    here.join(guest, 20, again=True)
+    guest.outbox.clear()
+    return guest
+
+
+def test_what_is_real_of_a_guest_that_does_not_claim_is_booked() -> None:
+    here = World(Lender(100))
+    guest, other = put_off(here, 30), guest_of(number=8)
+    here.audit()
+    here.settle()
+    assert here.lender.stats().ephemeral == 30
+    guest.real |= set(range(50))
+    here.audit()
+    here.settle()
+    assert here.lender.stats().ephemeral == 50
+    here.join(other)
+    other.ask(100)
+    here.settle()
+    assert len(other.ephemeral) == 50
+    guest.real |= set(range(500))
+    here.audit()
+    here.settle()
+    assert here.lender.stats().ephemeral == 100, "there is no room for more"
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_an_unknown_guest_that_does_not_claim_in_time_has_nothing(stays: bool) -> None:
+    here = World(Lender(100))
+    guest = put_off(here, 30)
+    if not stays:
+        here.hang_up(guest)
+    for _ in range(3):
+        here.pass_time(CLAIM_SECONDS / 4)
+        here.audit()
+        here.settle()
+        if not stays:
+            here.join(guest, 20, again=True)
+            guest.outbox.clear()
+            here.hang_up(guest)
+        assert len(guest.real) == here.lender.stats().ephemeral == 30
+    here.pass_time(CLAIM_SECONDS / 4)
+    here.settle()
+    assert (len(guest.real), here.lender.stats().ephemeral) == (0, 0)
+    for _ in range(EXCESS_AUDITS):
+        guest.real = set(range(BATCH + 1))
+        here.audit()
+        here.settle()
+        assert guest.real == set()
+    assert here.lender.stats().counters["barred_guests"] == 1
+
+
+def test_claims_that_lie_in_the_socket_are_in_time() -> None:
+    here, guest = holding()
+    there = restarted(here, forget=True)
+    there.join(guest, 20, again=True)
+    there.pass_time(CLAIM_SECONDS)
+    there.settle()
+    assert (len(guest.ephemeral), len(guest.persistent)) == (40, 10)
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_known_guest_that_does_not_claim_in_time_is_cut_off_and_loses_nothing(restart: bool) -> None:
+    here, guest = holding()
+    here.hang_up(guest)
+    there = restarted(here) if restart else here
+    there.join(guest, 20, again=True)
+    guest.outbox.clear()
+    there.pass_time(CLAIM_SECONDS)
+    there.settle()
+    assert not guest.connected
+    assert there.lender.stats().counters["faults"] == 1
+    there.join(guest, 20, again=True)
+    there.settle()
+    assert (len(guest.ephemeral), len(guest.persistent)) == (40, 10)
+    there.pass_time(CLAIM_SECONDS)
+    assert guest.connected

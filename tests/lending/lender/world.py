@@ -279,7 +279,7 @@ class World:
                 self.hear(guest)
             if not self.queue and not any(g.outbox or (g.inbox and not g.stopped) for g in self.guests.values()):
                 deadline = self.lender.deadline()
-                if deadline is None:
+                if deadline is None or deadline > self.now + 1.0:
                     break
                 self.pass_time(max(0.0, deadline - self.now))
         else:

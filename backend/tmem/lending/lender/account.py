@@ -43,6 +43,7 @@ class Account:
     draining: bool = False
     barred: bool = False  # wrote to more than it was lent, again and again
     silent: bool = False  # did not answer the last Revoke: it is not waited for again
+    restored: bool = False  # what it holds at most was known when tmemd started
     claims: SlabMap | None = None  # what it said so far that it holds, after it came back
     debt: int = 0  # ephemeral slabs that are to come back
     revocation: Revocation | None = None  # the one open Revoke of ephemeral slabs

@@ -83,7 +83,7 @@ class Asking:
     @property
     def _coming(self) -> int:
         """Slabs that will be free."""
-        return self._taking.debts + self._ledger.punching
+        return self._taking.debts + self._ledger.unpunched.coming
 
     def _room(self, ask: OpenAsk) -> int:
         """Give how much of an Ask may be answered by the limits, and note which limit is in the way of the rest."""

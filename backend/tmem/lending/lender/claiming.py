@@ -6,19 +6,26 @@ fault. After a restart the guest knows better than the old holdings, which say h
 it claims is booked, persistent slabs up to its persistent cap, ephemeral ones as many as the holdings and free memory
 have room for. Ephemeral slabs that turn out to be holes, because the old tmemd had just taken them, are answered with
 Taken too. Until then none of its slabs is touched: any might be a persistent one.
+
+It may not put that off: what audits find real meanwhile is booked as far as there is room for it, and after
+CLAIM_SECONDS a guest that tmemd knows nothing of has claimed all that it ever will. One that tmemd knows is cut off,
+and keeps what is booked for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.account import Account
-from tmem.lending.lender.actions import Action, FindHoles, GuestFault, Punch
+from tmem.lending.lender.actions import Action, FindHoles, GuestFault, Punch, ReadDry
 from tmem.lending.lender.ledger import Ledger
 from tmem.lending.lender.slabmap import SlabMap, State, count
 from tmem.lending.lender.stats import Counters
 from tmem.lending.lender.taking import Taking
 from tmem.lending.protocol.messages import Claim, Runs
+
+CLAIM_SECONDS = 30.0  # an honest guest's claims come with its Hello
 
 _NOT_LENT = "it claims slabs that it was not lent"
 
@@ -51,6 +58,54 @@ class Claiming:
         self._taking = taking
         self._counters = counters
         self._act = act
+        self._deadlines: dict[int, float] = {}  # of guests that have come back, by number
+        self._overdue: set[int] = set()
+
+    def expect(self, now: float, account: Account) -> None:
+        """Wait for the claims of a guest that came back, but not longer for those of one that came back before."""
+        account.claims = SlabMap(account.map.total)
+        if account.restored or not account.from_before:
+            self._deadlines[account.number] = now + CLAIM_SECONDS
+        else:
+            self._deadlines.setdefault(account.number, now + CLAIM_SECONDS)
+
+    def deadline(self) -> float | None:
+        """Give when the next guest's time is over."""
+        return min(self._deadlines.values(), default=None)
+
+    def wake(self, now: float) -> None:
+        """Read those dry whose time is over."""
+        for number in [number for number, deadline in self._deadlines.items() if deadline <= now]:
+            del self._deadlines[number]
+            self._overdue.add(number)
+            self._act(ReadDry(number))
+
+    def dry(self, now: float, account: Account) -> bool:
+        """Settle what an unknown guest has claimed by now; True for another one that does not go on."""
+        if account.number not in self._overdue:
+            return False
+        self._overdue.discard(account.number)
+        if not account.from_before or account.restored:
+            return account.claims is not None
+        nothing = SlabMap(account.map.total)
+        try:
+            self._settle(now, account, account.claims or nothing)
+        except GuestFault:
+            self._settle(now, account, nothing)
+        account.claims = None
+        return False
+
+    def closed(self, account: Account) -> None:
+        """Forget a guest that is no more."""
+        self._deadlines.pop(account.number, None)
+        self._overdue.discard(account.number)
+
+    def book(self, account: Account, real_bytes: int) -> None:
+        """Book what is real of a guest whose slabs are not known, whichever they are, as far as there is room."""
+        excess = -(-real_bytes // SLAB_SIZE) - account.held
+        slabs = min(excess, self._ledger.free, self._ledger.room(account, False))
+        if slabs > 0:
+            self._ledger.move(account, account.map.lowest_free(slabs), State.EPHEMERAL)
 
     def claim(self, now: float, account: Account, message: Claim) -> bool:
         """Take a part of the claims in; True once all are there and settled."""
@@ -84,7 +139,7 @@ class Claiming:
         before = account.held
         self._ledger.load(account, states)
         freed = max(0, before - account.held)
-        self._ledger.add_unpunched(account, freed)
+        self._ledger.unpunched.add(account, freed)
         lost = account.map.runs(State.TAKEN)
         if lost:
             self._counters.lost_slabs += count(lost)
@@ -96,6 +151,7 @@ class Claiming:
         if account.from_before and account.map.counts[State.EPHEMERAL]:
             self._act(FindHoles(account.number, account.map.runs(State.EPHEMERAL)))
         account.from_before = False
+        self._deadlines.pop(account.number, None)
         self._taking.gone(now, account, 0)
 
     def _compare(self, account: Account, claimed: SlabMap) -> bytearray:

@@ -217,7 +217,7 @@ class Governor:
             ephemeral=totals[State.EPHEMERAL],
             persistent=totals[State.PERSISTENT],
             promised=totals[State.MAKING_EPHEMERAL] + totals[State.MAKING_PERSISTENT],
-            unpunched=ledger.unpunched,
+            unpunched=ledger.unpunched.total,
             reserved=ledger.firm(),
             guests=len(accounts),
             connected=sum(account.connected for account in accounts),

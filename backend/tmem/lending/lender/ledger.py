@@ -28,6 +28,7 @@ from tmem.lending.lender.account import Account
 from tmem.lending.lender.actions import Holding, Refusal
 from tmem.lending.lender.slabmap import SlabMap, State
 from tmem.lending.lender.stats import Why
+from tmem.lending.lender.unpunched import Unpunched
 from tmem.lending.protocol.messages import MAX_SLABS, VERSION, Hello
 
 MAX_GUESTS = 4096
@@ -75,8 +76,7 @@ class Ledger:
         self.accounts: dict[int, Account] = {}
         self.totals = [0] * len(State)  # slabs of all guests by state
         self.held_by: Counter[int] = Counter()  # slabs held or promised by uid
-        self.unpunched = 0  # slabs that were given up and may still be real
-        self.hanging: Counter[int] = Counter()  # those of these that nobody knows the end of, by uid
+        self.unpunched = Unpunched()
         self._numbers = 0
 
     # Sums.
@@ -84,12 +84,7 @@ class Ledger:
     @property
     def booked(self) -> int:
         """Slabs held or promised, or given up and not punched yet."""
-        return sum(self.totals[state] for state in _BOOKED) + self.unpunched
-
-    @property
-    def punching(self) -> int:
-        """Slabs that are free in a moment."""
-        return self.unpunched - self.hanging.total()
+        return sum(self.totals[state] for state in _BOOKED) + self.unpunched.total
 
     @property
     def free(self) -> int:
@@ -131,22 +126,8 @@ class Ledger:
         before = account.held
         self.move(account, runs, state)
         freed = before - account.held
-        self.add_unpunched(account, freed)
+        self.unpunched.add(account, freed)
         return freed
-
-    def add_unpunched(self, account: Account, slabs: int) -> None:
-        """Keep slabs booked that a guest gave up (a negative number: no longer)."""
-        assert account.unpunched + slabs >= 0, "more was punched than given up"
-        account.unpunched += slabs
-        self.unpunched += slabs
-        if account.hangs:
-            self.hanging[account.uid] += slabs
-
-    def set_hanging(self, account: Account, hangs: bool) -> None:
-        """Note whether calls on a guest's arena return."""
-        if hangs != account.hangs:
-            account.hangs = hangs
-            self.hanging[account.uid] += account.unpunched if hangs else -account.unpunched
 
     def room(self, account: Account, persistent: bool) -> int:
         """Give how many more slabs the limits let the guest hold, not regarding what is free."""
@@ -154,7 +135,7 @@ class Ledger:
         if persistent:
             room = min(room, account.persistent_cap - account.persistent)
         if self._bounds.cap is not None and account.uid != 0:
-            room = min(room, self._bounds.cap - self.held_by[account.uid] - self.hanging[account.uid])
+            room = min(room, self._bounds.cap - self.held_by[account.uid] - self.unpunched.hanging_of[account.uid])
         return max(0, room)
 
     def _of(self, uid: int) -> list[Account]:
@@ -223,7 +204,7 @@ class Ledger:
                 account.evicted = True
                 self.clear(account)
                 continue
-            account.from_before = True
+            account.from_before = account.restored = True
             # Any slabs will do: which it holds is known once it has claimed them.
             self.move(account, ((0, holding.ephemeral),), State.EPHEMERAL)
             self.move(account, ((holding.ephemeral, holding.persistent),), State.PERSISTENT)
@@ -240,15 +221,14 @@ class Ledger:
     def clear(self, account: Account) -> list[Account]:
         """Leave a guest nothing, neither slabs nor promises. Gives the accounts whose limits changed."""
         self.load(account, bytearray())
-        self.add_unpunched(account, -account.unpunched)
+        self.unpunched.forget(account)
         account.floor = account.persistent_cap = 0
         account.persistent_set, account.from_before = True, False
         return self._share()
 
     def close(self, account: Account) -> list[Account]:
         """Forget a guest; what it held is free. Gives the accounts whose limits changed."""
-        self.set_hanging(account, False)
-        self.add_unpunched(account, -account.unpunched)
+        self.unpunched.forget(account)
         for state in State:
             self.totals[state] -= account.map.counts[state]
         self.held_by[account.uid] -= account.held
@@ -367,8 +347,5 @@ class Ledger:
             assert self.totals[state] == total, f"sum of {state.name}"
         for uid, held in self.held_by.items():
             assert held == sum(account.held for account in self._of(uid)), f"sum of uid {uid}"
-        accounts = self.accounts.values()
-        assert self.unpunched == sum(account.unpunched for account in accounts), "sum of what is not punched"
-        for uid, slabs in self.hanging.items():
-            assert slabs == sum(account.unpunched for account in accounts if account.hangs and account.uid == uid)
+        self.unpunched.check(self.accounts.values())
         assert self.reserved <= self.size, "more is promised than there is"

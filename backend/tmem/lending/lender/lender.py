@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.account import Account
-from tmem.lending.lender.actions import Action, Close, CountReal, GuestFault, Holding, Punch, Refusal, Send
+from tmem.lending.lender.actions import Action, Close, CountReal, GuestFault, HangUp, Holding, Punch, Refusal, Send
 from tmem.lending.lender.governor import EVICTED, Governor
-from tmem.lending.lender.slabmap import SlabMap, State
+from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Why
 from tmem.lending.lender.taking import PATIENCE
 from tmem.lending.protocol.messages import BATCH, Ask, Claim, Confirm, FromGuest, Hello, Report, Return, Runs, Welcome
@@ -72,7 +72,8 @@ class Lender(Governor):
             self._counters.refuse(refusal.why)
             raise
         account.connected = True
-        account.claims = SlabMap(account.map.total) if hello.again else None
+        if hello.again:
+            self._claiming.expect(now, account)
         welcome = Welcome(account.number, self._most(account), account.persistent_cap, account.frozen)
         self._actions.append(Send(account.number, welcome))
         self._tell_limits(changed)
@@ -141,6 +142,7 @@ class Lender(Governor):
         if account is not None:
             self._asking.closed(account)
             self._taking.closed(account)
+            self._claiming.closed(account)
             if account.ended:
                 self._counters.ends += 1
             self._tell_limits(self._ledger.close(account) if account.ended else self._ledger.clear(account))
@@ -171,13 +173,17 @@ class Lender(Governor):
         account = self._accounts.get(guest)
         if account is not None:
             self._taking.dry(now, account)
+            if self._claiming.dry(now, account):
+                self._counters.faults += 1
+                self._actions.append(HangUp(guest))
+                self._leave(account)
         return self._decided(now)
 
     def punched(self, now: float, guest: int, freed: int) -> list[Action]:
         """Note that a Punch is done: its slabs are free."""
         account = self._accounts.get(guest)
         if account is not None:
-            self._ledger.add_unpunched(account, -freed)
+            self._ledger.unpunched.add(account, -freed)
         return self._decided(now)
 
     def hangs(self, now: float, guest: int, does: bool) -> list[Action]:
@@ -185,7 +191,7 @@ class Lender(Governor):
         account = self._accounts.get(guest)
         if account is not None:
             self._counters.hangs += does
-            self._ledger.set_hanging(account, does)
+            self._ledger.unpunched.set_hanging(account, does)
             self._asking.fit(now)
         return self._decided(now)
 
@@ -203,8 +209,9 @@ class Lender(Governor):
         if account is None:
             return []
         self._counters.audits += 1
-        if account.from_before:
-            return []  # which slabs it holds is not known yet
+        if account.from_before:  # which slabs it holds is not known yet
+            self._claiming.book(account, real_bytes)
+            return self._decided(now)
         excess = real_bytes - held * SLAB_SIZE
         if excess > 0:
             self._counters.excess_audits += 1
@@ -220,9 +227,11 @@ class Lender(Governor):
 
     def deadline(self) -> float | None:
         """Give the time at which `wake` is to be called; None when nothing is waited for."""
-        return self._taking.deadline()
+        deadlines = (self._taking.deadline(), self._claiming.deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def wake(self, now: float) -> list[Action]:
         """Act on what is due."""
         self._taking.wake(now)
+        self._claiming.wake(now)
         return self._decided(now)
