@@ -18,6 +18,7 @@ from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied, FakeGuest
 from tests.lending.otheruser import as_other
 from tests.lending.tmemd import Tmemd
+from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon.executor import MAX_HANGING
 
 __all__ = ["backing"]
@@ -81,12 +82,12 @@ def test_a_guest_whose_memfd_is_locked_stops_nobody_and_keeps_it_booked(
     wait_until(lambda: row_of(tmemd, bad)["state"] == "hanging", "it is noticed")
     good.ask_until(32)
     assert len(good.held) == 32, "what may still be real is lent to nobody"
-    assert tmemd.totals()["unpunched"] == 32
+    assert tmemd.totals()["unpunched_bytes"] == 32 * SLAB_SIZE
     good.give(set(good.held))
     good.ask_until(32)
     assert bad.real_slabs() == 32
     backing.fail()
-    wait_until(lambda: tmemd.totals()["unpunched"] == 0, "it is punched at last")
+    wait_until(lambda: tmemd.totals()["unpunched_bytes"] == 0, "it is punched at last")
     good.give(set(sorted(good.held)[:8]))
     bad.ask_until(8)
     assert tmemd.totals()["hangs"] == 1
@@ -137,9 +138,9 @@ def test_many_guests_that_hang_cost_others_one_wait_and_a_few_processes(
         lock(bad, str(number))
     for bad in crowd:
         bad.give(set(bad.held))
-    wait_until(lambda: tmemd.totals()["unpunched"] == 32, "all of them wait")
+    wait_until(lambda: tmemd.totals()["unpunched_bytes"] == 32 * SLAB_SIZE, "all of them wait")
     as_other(another_user)
     assert workers(tmemd) <= MAX_HANGING + 2
     backing.fail()
-    wait_until(lambda: tmemd.totals()["unpunched"] == 0, "all of them are done")
+    wait_until(lambda: tmemd.totals()["unpunched_bytes"] == 0, "all of them are done")
     wait_until(lambda: workers(tmemd) <= 2, "no process is left behind")

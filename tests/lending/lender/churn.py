@@ -120,7 +120,7 @@ class Churn:
                         persistent_cap=chance.choice((None, chance.randint(0, 20))),
                     )
                 case 6:
-                    actions = lender.audit()
+                    actions = [one for one in lender.audit() if one.guest == guest.number]
                 case _:
                     actions = lender.thaw(now, None)
         except Refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.lending.lender.world import add, counters, hold, world
+from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.stats import Denial
 
@@ -58,7 +59,7 @@ def test_slabs_of_a_hanging_guest_are_not_asked_for_by_others() -> None:
 
 
 def test_what_hangs_counts_for_its_user() -> None:
-    here = world(100, uid_cap=30)
+    here = world(100, bounds=UserBounds(cap=30))
     bad, peer, other = add(here), add(here), add(here, uid=2000)
     hold(here, bad, 20)
     here.hang(bad)

@@ -88,7 +88,10 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close the guest's memfd, if there is one, then call `Lender.closed`: its memory is free only then."""
+    """Close the guest's memfd, if there is one, then call `Lender.closed`: its memory is free only then.
+
+    All other actions on the guest come before, also those that come of them meanwhile.
+    """
 
     guest: int
 
