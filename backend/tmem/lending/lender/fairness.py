@@ -9,7 +9,6 @@ and all that idle guests hold, goes by worth.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from tmem.lending.lender.account import Account
@@ -27,7 +26,7 @@ class Parts:
         users = {account.uid for account in accounts if account.number not in self._idle}
         self._part = ledger.size // max(1, len(users))
         self._one_user = len({account.uid for account in accounts}) <= 1
-        self._held = Counter(ledger.held_by)
+        self._held = ledger.held_by + ledger.unpunched.hanging_of
         for account in accounts:
             self._held[account.uid] -= account.debt
 

@@ -125,9 +125,8 @@ class Ledger:
         """Put slabs of a guest into a state in which they are not its; give how many stay booked until punched."""
         before = account.held
         self.move(account, runs, state)
-        freed = before - account.held
-        self.unpunched.add(account, freed)
-        return freed
+        self.unpunched.add(account, before - account.held)
+        return before - account.held
 
     def room(self, account: Account, persistent: bool) -> int:
         """Give how many more slabs the limits let the guest hold, not regarding what is free."""
