@@ -15,11 +15,23 @@ from tmem.sizes import MIB
 
 CGROUP_RESERVE = 16 * MIB  # what a cgroup keeps for its processes themselves
 
+CORE_ALLOWANCE = MIB // 2  # of each core: 64 pages charged ahead, and batches of up to 31 pages
+
 _UNLIMITED = 1 << 62  # v1 writes a number for "no limit", v2 a word
 
-_Names = tuple[tuple[str, ...], str, str]
-_V1: _Names = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
-_V2: _Names = (("memory.max", "memory.high"), "memory.current", "inactive_file")
+_Names = tuple[tuple[str, ...], str, str, tuple[str, ...]]
+_V1: _Names = (
+    ("memory.limit_in_bytes",),
+    "memory.usage_in_bytes",
+    "total_inactive_file",
+    ("total_rss", "total_cache"),
+)
+_V2: _Names = (
+    ("memory.max", "memory.high"),
+    "memory.current",
+    "inactive_file",
+    ("anon", "file", "kernel", "sock"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,7 @@ class _Level:
     limits: tuple[str, ...]
     usage: str
     reclaimable: str  # the line of memory.stat with file pages that nobody used lately
+    statistics: tuple[str, ...]  # the lines that name what is charged; the kernel's own memory has a file in version 1
 
     def spare(self, enough: int) -> int:
         """Count the bytes below the limit; what could be reclaimed only when the rest is not `enough`."""
@@ -65,6 +78,20 @@ class Headroom:
             return self._refusal(wanted)
         except OSError as error:
             return f"how much memory is left cannot be read: {error.strerror}"
+
+    def pinned(self) -> int | None:
+        """Count the bytes charged to this process's memory cgroup that are in none of its statistics; None without one.
+
+        These are pages that were cut off their file while somebody held a reference. What each core has been charged
+        ahead, and what it is about to free, looks the same and is allowed for.
+        """
+        for level in self._bounds()[:1]:
+            stat = dict(line.split(" ", 1) for line in (_read(level.path / "memory.stat") or "").splitlines())
+            named = sum(int(stat.get(name, 0)) for name in level.statistics)
+            kernel = _read(level.path / "memory.kmem.usage_in_bytes")
+            charged = _number(level.path / level.usage) - named - int(kernel or 0)
+            return max(0, charged - CORE_ALLOWANCE * (os.cpu_count() or 1))
+        return None
 
     def _refusal(self, wanted: int) -> str | None:
         available = self._available() if self._reserve is not None else None

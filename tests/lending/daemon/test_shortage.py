@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.conftest import wait_until
 from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied, FakeGuest
 from tests.lending.tmemd import Tmemd
+from tmem.arena import SLAB_SIZE
 from tmem.headroom import CGROUP_RESERVE
 from tmem.sizes import MIB, ram_bytes
 
@@ -65,3 +67,26 @@ def test_the_reserve_of_the_machine_is_left_alone(tmemd: Tmemd, guest: MakeGuest
         one.ask(1, persistent=True)
     assert one.real_slabs() == 0
     assert "are reserved" in tmemd.log_text()
+
+
+@pytest.mark.root
+def test_what_is_kept_in_pipes_stays_booked_for_its_user(cgroup: Path, tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start("16M", within=cgroup)
+    one, two = guest().join(), guest().join()
+    two.give(two.ask_until(1))
+    wait_until(lambda: tmemd.totals()["audits"] > 4, "tmemd has looked at what there is")
+    held = one.ask_until(128)
+    pipes = []
+    for slab in sorted(held):
+        one.write(slab, b"x" * SLAB_SIZE)
+        pipes.append(os.pipe())
+        assert os.splice(one.fd, pipes[-1][1], SLAB_SIZE, offset_src=slab * SLAB_SIZE) == SLAB_SIZE
+    one.give(set(one.held))
+    wait_until(lambda: one.real_slabs() == 0, "what was returned is punched")
+    wait_until(lambda: tmemd.totals()["pinned_bytes"] >= 5 << 20, "what lives on is booked")
+    borrow_all(two)
+    assert len(two.held) <= 256 - 80
+    for ends in pipes:
+        for fd in ends:
+            os.close(fd)
+    wait_until(lambda: tmemd.totals()["pinned_bytes"] == 0, "it is free")

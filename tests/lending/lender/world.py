@@ -295,7 +295,7 @@ class World:
         """Hold the ledger against the world."""
         self.lender.check()
         stats = self.lender.stats()
-        total = stats.ephemeral + stats.persistent + stats.promised + stats.unpunched
+        total = stats.ephemeral + stats.persistent + stats.promised + stats.unpunched + stats.pinned
         assert total <= max(stats.size, self.booked), "lent beyond the size"
         self.booked = total
         if self.queue or self.hanging:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import trio
 
 from tmem.arena import SLAB_SIZE
+from tmem.headroom import Headroom
 from tmem.lending.daemon import memfds
 from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.connection import Connection, CutOff, Ended
@@ -70,6 +71,7 @@ class Broker:
         self._holdings = holdings
         self._counters = counters
         self._executor = Executor(arenas, reserve, self._done, self._hangs)
+        self._headroom = Headroom(reserve)
         self._guests: dict[int, Guest] = {}
         self._actions: deque[Action] = deque()
         self._performing = False
@@ -322,6 +324,9 @@ class Broker:
         while True:
             await trio.sleep(AUDIT_SECONDS)
             self._perform(self._lender.audit())
+            pinned = await trio.to_thread.run_sync(self._headroom.pinned)
+            if pinned is not None:
+                self._perform(self._lender.looked(time.monotonic(), pinned))
             self.flush_holdings()
 
     # What is told.

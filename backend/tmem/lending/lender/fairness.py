@@ -26,7 +26,7 @@ class Parts:
         users = {account.uid for account in accounts if account.number not in self._idle}
         self._part = ledger.size // max(1, len(users))
         self._one_user = len({account.uid for account in accounts}) <= 1
-        self._held = ledger.held_by + ledger.unpunched.hanging_of
+        self._held = ledger.held_by + ledger.unpunched.kept_by
         for account in accounts:
             self._held[account.uid] -= account.debt
 

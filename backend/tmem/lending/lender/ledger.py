@@ -134,7 +134,7 @@ class Ledger:
         if persistent:
             room = min(room, account.persistent_cap - account.persistent)
         if self._bounds.cap is not None and account.uid != 0:
-            room = min(room, self._bounds.cap - self.held_by[account.uid] - self.unpunched.hanging_of[account.uid])
+            room = min(room, self._bounds.cap - self.held_by[account.uid] - self.unpunched.kept_by[account.uid])
         return max(0, room)
 
     def _of(self, uid: int) -> list[Account]:

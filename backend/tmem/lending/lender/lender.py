@@ -195,6 +195,12 @@ class Lender(Governor):
             self._asking.fit(now)
         return self._decided(now)
 
+    def looked(self, now: float, pinned_bytes: int) -> list[Action]:
+        """Take in how much memory was punched and lives on: it stays booked, as far as it is known whose it is."""
+        self._ledger.unpunched.look(pinned_bytes // SLAB_SIZE)
+        self._asking.fit(now)
+        return self._decided(now)
+
     def audit(self) -> list[Action]:
         """Have what is real of each guest's arena counted."""
         accounts = self._accounts.values()

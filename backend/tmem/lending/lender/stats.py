@@ -106,6 +106,7 @@ class LenderStats:
     persistent: int
     promised: int  # being made real
     unpunched: int  # given up, and not free yet
+    pinned: int  # punched, and kept from being free by their users
     reserved: int  # floors, persistent caps that were asked for, and persistent slabs
     guests: int
     connected: int

@@ -1,4 +1,4 @@
-"""Slabs that guests gave up and that may still be real: they stay booked until somebody says that they are punched."""
+"""Slabs that guests gave up and that may still be real: they stay booked until somebody says that they are free."""
 
 from __future__ import annotations
 
@@ -6,27 +6,45 @@ from collections import Counter
 from collections.abc import Collection
 
 from tmem.lending.lender.account import Account
+from tmem.lending.lender.pinned import Pinned
 
 
 class Unpunched:
     """The sums of what accounts gave up. Of a guest whose arena hangs nobody knows when that is free."""
 
     def __init__(self) -> None:
-        self.total = 0
-        self.hanging_of: Counter[int] = Counter()  # those of hanging guests, by uid
+        self._of: Counter[int] = Counter()  # by uid
+        self._hanging_of: Counter[int] = Counter()  # those of hanging guests, by uid
+        self.pinned = Pinned()
+
+    @property
+    def total(self) -> int:
+        """Slabs that are booked for nobody's use."""
+        return self._of.total() + self.pinned.of.total()
+
+    @property
+    def kept_by(self) -> Counter[int]:
+        """Those that count for a user as if its guests held them, by uid."""
+        return self._hanging_of + self.pinned.of
 
     @property
     def coming(self) -> int:
         """Slabs that are free in a moment."""
-        return self.total - self.hanging_of.total()
+        return self._of.total() - self._hanging_of.total()
 
     def add(self, account: Account, slabs: int) -> None:
         """Keep slabs booked that a guest gave up (a negative number: no longer)."""
         assert account.unpunched + slabs >= 0, "more was punched than given up"
         account.unpunched += slabs
-        self.total += slabs
+        self._of[account.uid] += slabs
         if account.hangs:
-            self.hanging_of[account.uid] += slabs
+            self._hanging_of[account.uid] += slabs
+        if slabs < 0:
+            self.pinned.punched(account.uid, -slabs)
+
+    def look(self, found: int) -> None:
+        """Take in how many slabs were punched and live on."""
+        self.pinned.look(found, self._of)
 
     def forget(self, account: Account) -> None:
         """Book nothing any more of what a guest gave up."""
@@ -36,10 +54,10 @@ class Unpunched:
         """Note whether calls on a guest's arena return."""
         if hangs != account.hangs:
             account.hangs = hangs
-            self.hanging_of[account.uid] += account.unpunched if hangs else -account.unpunched
+            self._hanging_of[account.uid] += account.unpunched if hangs else -account.unpunched
 
     def check(self, accounts: Collection[Account]) -> None:
         """Raise AssertionError unless the sums are those of the accounts."""
-        assert self.total == sum(account.unpunched for account in accounts), "sum of what is not punched"
-        for uid, slabs in self.hanging_of.items():
+        assert self._of.total() == sum(account.unpunched for account in accounts), "sum of what is not punched"
+        for uid, slabs in self._hanging_of.items():
             assert slabs == sum(account.unpunched for account in accounts if account.hangs and account.uid == uid)

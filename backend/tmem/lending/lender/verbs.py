@@ -27,7 +27,7 @@ from tmem.lending.protocol.messages import (
     Verb,
 )
 
-_SIZES = ("size", "free", "ephemeral", "persistent", "promised", "unpunched", "reserved")
+_SIZES = ("size", "free", "ephemeral", "persistent", "promised", "unpunched", "pinned", "reserved")
 
 
 def answer(lender: Lender, now: float, verb: Verb, uid: int, trusted: bool) -> tuple[list[Answer], list[Action]]:

@@ -1,0 +1,77 @@
+"""Whose the memory is that was punched and lives on, and what follows for its user."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.lending.lender.world import World, add, hold, world
+from tmem.arena import SLAB_SIZE
+from tmem.lending.lender.ledger import UserBounds
+from tmem.lending.lender.pinned import Pinned
+
+
+def look(here: World, slabs: int) -> None:
+    here.perform(here.lender.looked(here.now, slabs * SLAB_SIZE))
+    here.settle()
+
+
+def test_the_only_user_that_gave_anything_up_is_blamed_for_no_more_than_that() -> None:
+    pinned = Pinned()
+    pinned.look(5, Counter())
+    pinned.punched(1, 10)
+    pinned.look(12, Counter())
+    assert pinned.of == {1: 7}
+    pinned.punched(1, 10)
+    pinned.look(100, Counter())
+    assert pinned.of == {1: 17}
+
+
+def test_what_there_was_before_and_what_others_may_have_kept_is_nobodys() -> None:
+    pinned = Pinned()
+    pinned.punched(1, 10)
+    pinned.look(10, Counter())
+    assert not pinned.of.total()
+    pinned.punched(1, 10)
+    pinned.punched(2, 4)
+    pinned.look(10 + 9, Counter())
+    assert (pinned.of[1], pinned.of[2]) == (5, 0), "of nine the second may have kept four"
+
+
+def test_what_may_have_been_punched_counts_although_nobody_said_so_yet() -> None:
+    pinned = Pinned()
+    pinned.look(0, Counter())
+    pinned.punched(1, 10)
+    pinned.look(10, Counter({2: 6}))
+    assert pinned.of == {1: 4}
+
+
+def test_what_went_away_may_have_been_anybodys() -> None:
+    pinned = Pinned()
+    pinned.look(0, Counter())
+    for uid, slabs in ((1, 10), (2, 4)):
+        pinned.punched(uid, slabs)
+        pinned.look(pinned.of.total() + slabs, Counter())
+    assert pinned.of == {1: 10, 2: 4}
+    pinned.look(8, Counter())
+    assert pinned.of == {1: 4}
+    pinned.look(0, Counter())
+    assert not pinned.of
+
+
+def test_a_user_is_lent_less_by_what_it_keeps_and_nothing_more_than_there_is() -> None:
+    here = world(100, bounds=UserBounds(cap=60))
+    look(here, 0)
+    bad, good = add(here, uid=1000), add(here, uid=2000)
+    hold(here, bad, 40)
+    bad.give(40)
+    here.settle()
+    look(here, 40)
+    assert here.lender.stats().pinned == 40
+    hold(here, bad, 60)
+    assert len(bad.ephemeral) == 20
+    hold(here, good, 60)
+    assert (len(bad.ephemeral), len(good.ephemeral)) == (10, 50), "what it keeps is of its part"
+    look(here, 0)
+    assert here.lender.stats().pinned == 0
+    hold(here, good, 10)
+    assert len(good.ephemeral) == 60
