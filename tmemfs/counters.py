@@ -65,13 +65,14 @@ def register(stats: Stats, guest: Counted) -> None:
     stats.counters(
         "cache_",
         lambda: {
-            "hits": reader.hits,
+            "hits": reader.hits - reader.readahead_hits,  # first uses of what was read ahead apart
             "misses": reader.misses,  # not in the cache, wherever they then came from
             "evictions": cache.evictions,
             "waits": reader.waits,  # pages that another request was already reading
         },
     )
-    stats.ratio("cache_hit_ratio", ("cache_hits",), ("cache_hits", "cache_misses"))
+    _register_demand(stats, guest)
+    stats.ratio("cache_hit_ratio", ("cache_hits",), ("demand_pages",))
     _register_pool(stats, guest)
     _register_hswap(stats, guest)
     stats.counters(
@@ -79,7 +80,6 @@ def register(stats: Stats, guest: Counted) -> None:
         lambda: {
             "reads": backing.reads,
             "pages": backing.pages,  # asked for and ahead
-            "readahead_pages": backing.readahead_pages,
             "read_bytes": backing.read_bytes,
             "writes": backing.writes,
             "write_bytes": backing.write_bytes,
@@ -106,7 +106,30 @@ def register(stats: Stats, guest: Counted) -> None:
         )
         stats.gauges("watch_", lambda: {"directories": len(watch.watches)})
     stats.gauges("inode_", lambda: {"count": len(guest.inodes), "descriptors": len(guest.descriptors)})
-    stats.ratio("hit_ratio", ("cache_hits", "precache_succ_gets"), ("cache_hits", "cache_misses"))
+    stats.ratio("hit_ratio", ("demand_hits",), ("demand_pages",))
+
+
+def _register_demand(stats: Stats, guest: Counted) -> None:
+    """Register what was asked for, and what was read ahead of that."""
+    cache, reader, backing, pool = guest.cache, guest.reader, guest.backing, guest.precache.pool
+
+    def demand() -> dict[str, int | float]:
+        gets = pool.stats.succ_gets if pool is not None else 0
+        return {
+            "pages": reader.hits + reader.misses,
+            "hits": reader.hits - reader.readahead_hits + gets,  # in the cache or the pool
+            "misses": reader.waits + backing.pages - backing.readahead_pages,  # that somebody waited for
+        }
+
+    stats.counters("demand_", demand)
+    stats.counters(
+        "readahead_",
+        lambda: {
+            "pages": backing.readahead_pages,  # read before anybody had asked for them
+            "hits": reader.readahead_hits,  # of these, in the cache when they were first asked for
+            "unused": cache.unused,  # of these, left the cache before
+        },
+    )
 
 
 def _register_pool(stats: Stats, guest: Counted) -> None:

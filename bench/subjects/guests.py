@@ -142,7 +142,7 @@ def _ballooned(mounts: Sequence[Mounted], shape: Shape, hysteresis: Hysteresis) 
 def need(before: dict[str, float], now: dict[str, float], least: int) -> int:
     """Tell what a guest wants: what it holds and what it missed since the last look; the least, too, when it idled."""
     missed = now["cache_misses"] - before["cache_misses"]
-    used = missed + now["cache_hits"] - before["cache_hits"]
+    used = now["demand_pages"] - before["demand_pages"]
     return max(least, int(now["cache_resident_bytes"] + 4096 * missed)) if used > 100 else least
 
 

@@ -22,9 +22,9 @@ def test_a_surplus_is_given_up_at_the_pace_of_the_balloon_and_lacks_share_what_i
 
 
 def test_a_guest_that_idles_needs_the_least_and_a_busy_one_what_it_missed() -> None:
-    before = {"cache_misses": 10.0, "cache_hits": 10.0, "cache_resident_bytes": 0.0}
-    idle = {"cache_misses": 20.0, "cache_hits": 20.0, "cache_resident_bytes": 9e6}
-    busy = {"cache_misses": 510.0, "cache_hits": 10.0, "cache_resident_bytes": 9e6}
+    before = {"cache_misses": 10.0, "demand_pages": 20.0, "cache_resident_bytes": 0.0}
+    idle = {"cache_misses": 20.0, "demand_pages": 40.0, "cache_resident_bytes": 9e6}
+    busy = {"cache_misses": 510.0, "demand_pages": 520.0, "cache_resident_bytes": 9e6}
     assert guests.need(before, idle, MIB) == MIB
     assert guests.need(before, busy, MIB) == 9e6 + 500 * 4096
     assert guests.need(before, busy | {"cache_resident_bytes": 0.0}, 4 * MIB) == 4 * MIB, "nobody gets less"

@@ -55,7 +55,12 @@ CONTRACT = [
     "hswap_overflow_pages",
     "backing_reads",
     "backing_pages",
-    "backing_readahead_pages",
+    "readahead_pages",
+    "readahead_hits",
+    "readahead_unused",
+    "demand_pages",
+    "demand_hits",
+    "demand_misses",
     "backing_read_bytes",
     "backing_writes",
     "backing_write_bytes",
@@ -281,7 +286,7 @@ def test_a_reset_starts_the_counters_at_zero(mounted: Mounted) -> None:
 @pytest.mark.parametrize("name", ["through", "threads", "nopool"])
 @pytest.mark.parametrize("seed", range(2))
 def test_counters_reconcile_exactly(mounted: Mounted, name: str, seed: int) -> None:
-    """pages requested = cache_hits + precache_succ_gets + cache_waits + (backing_pages - backing_readahead_pages)"""
+    """pages requested = demand_pages = demand_hits + readahead_hits + demand_misses; these add up too."""
     generator = random.Random(seed)
     size = 900 * PAGE + 123
     data = pages_of(seed, 901)[:size]
@@ -310,9 +315,24 @@ def test_counters_reconcile_exactly(mounted: Mounted, name: str, seed: int) -> N
     starts = "".join(f'python3 -c "$CODE" "$PLAN{number}" & ' for number in range(children))
     shell(f"{starts} for j in $(jobs -p); do wait $j; done", root, 100.0, CODE=program, **variables)
     now = mounted.stats()
-    came = now["cache_hits"] + now.get("precache_succ_gets", 0) + now["cache_waits"]
-    assert requested == came + now["backing_pages"] - now["backing_readahead_pages"]
-    assert requested == now["cache_hits"] + now["cache_misses"]
+    assert requested == now["demand_pages"] == now["demand_hits"] + now["readahead_hits"] + now["demand_misses"]
+    assert requested == now["cache_hits"] + now["readahead_hits"] + now["cache_misses"]
+    assert now["demand_hits"] == now["cache_hits"] + now["precache_succ_gets"]
+    assert now["demand_misses"] == now["cache_waits"] + now["backing_pages"] - now["readahead_pages"]
+    assert now["readahead_hits"] + now["readahead_unused"] <= now["readahead_pages"]
+
+
+def test_a_scan_from_the_slow_directory_is_no_hit_and_a_second_one_is(mounted: Mounted) -> None:
+    (mounted.source / "f").write_bytes(pages_of(1, 200))
+    root = mounted.start("--throttle", "latency=1ms")
+    for ratio in (0.0, 1.0):
+        mounted.control("stats", "reset\n")
+        with (root / "f").open("rb", buffering=0) as file:
+            while file.read(PAGE):
+                pass
+        now = mounted.stats()
+        assert now["demand_pages"] == 200
+        assert now["hit_ratio"] == now["cache_hit_ratio"] == ratio, now
 
 
 def test_throttle_is_obeyed(mounted: Mounted) -> None:

@@ -18,9 +18,8 @@ from tmemfs.running.toplines import Line, Sample, line_of, sample_of
 
 ENTRY = MountEntry("0:77", Path("/data"), "fuse.tmemfs", "/mnt/nfs")
 BEFORE: dict[str, object] = {
-    "cache_hits": 100,
-    "cache_misses": 100,
-    "precache_succ_gets": 50,
+    "demand_hits": 150,
+    "demand_pages": 200,
     "backing_read_bytes": 1 << 20,
     "backing_write_bytes": 0,
     "backing_errors": 0,
@@ -34,7 +33,7 @@ BEFORE: dict[str, object] = {
     "hswap_lost_pages": 0,
     "what_a_later_version_tells": "more",
 }
-AFTER = {**BEFORE, "cache_hits": 160, "cache_misses": 140, "precache_succ_gets": 80, "backing_read_bytes": 5 << 20}
+AFTER = {**BEFORE, "demand_hits": 240, "demand_pages": 300, "backing_read_bytes": 5 << 20}
 
 
 def told(at: float, values: dict[str, object]) -> Sample:
@@ -65,7 +64,7 @@ def test_the_first_look_has_a_ratio_and_no_rates() -> None:
 
 
 def test_a_reset_and_a_pause_are_no_nonsense() -> None:
-    seen = line(AFTER, {**BEFORE, "cache_hits": 3, "cache_misses": 1, "precache_succ_gets": 0}, 1.0)
+    seen = line(AFTER, {**BEFORE, "demand_hits": 3, "demand_pages": 4}, 1.0)
     assert (seen.hit_ratio, seen.asked_bytes_per_second) == (0.75, 4 * 4096)
     assert line(AFTER, AFTER).hit_ratio is None
     assert line(AFTER, AFTER, 0.0).asked_bytes_per_second is None
@@ -92,12 +91,12 @@ def test_each_trouble_is_said() -> None:
 NONSENSE = {
     "nothing": b"",
     "no JSON": b"\x1b[2J",
-    "no text": b'{"cache_hits": "\xff"}',
+    "no text": b'{"demand_hits": "\xff"}',
     "a list": b"[]",
     "a depth that no parser takes": b'{"x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
-    "only a part": b'{"cache_hits": 1}',
+    "only a part": b'{"demand_hits": 1}',
     **{
-        f"{value!r} for a number": json.dumps({**BEFORE, "cache_hits": value}).encode()
+        f"{value!r} for a number": json.dumps({**BEFORE, "demand_hits": value}).encode()
         for value in (-1, 1.5, "7", True, None, [1], 1 << 63, 10**300, float("nan"), float("inf"))
     },
     "another word for the lender": json.dumps({**BEFORE, "lender": "\x1b[31mconnected"}).encode(),

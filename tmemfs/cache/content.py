@@ -12,19 +12,20 @@ from typing import Protocol
 
 import trio
 
-from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE, USED, PageCache, PageOwner
+from tmemfs.cache.pagecache import NONE, PAGE_SHIFT, PAGE_SIZE, USED, PageCache, PageOwner
 from tmemfs.cache.precache import MANY, Precache
 
 
 class Fill:
     """A backing read in flight for the pages first..last."""
 
-    __slots__ = ("ahead", "data", "done", "error", "first", "hollow", "last", "poisoned")
+    __slots__ = ("ahead", "data", "done", "error", "first", "hollow", "last", "poisoned", "unread")
 
-    def __init__(self, first: int, last: int, *, ahead: bool) -> None:
+    def __init__(self, first: int, last: int, *, ahead: bool, unread: int = NONE) -> None:
         self.first = first
         self.last = last
         self.ahead = ahead  # of a stream: some of it was not asked for yet
+        self.unread = unread  # from this page on, nobody had asked for them when the read began
         self.done = trio.Event()
         self.poisoned = False
         self.hollow = False  # begun while pages behind it were dirty: what the backing lacks reads as zeros

@@ -26,6 +26,7 @@ __all__ = ["FREE", "IDLE", "PAGE_SHIFT", "PAGE_SIZE", "QUEUED", "USED", "PageCac
 _AGED = bytes([IDLE, IDLE, QUEUED, FREE]) + bytes(range(4, 256))
 _IS_FREE = bytes(mark == FREE for mark in range(256))
 
+NONE = 1 << 62  # beyond every page
 MAX_RESERVE = 512
 MAX_AHEAD = 4096
 EXTRA = 32  # pages queued at once beyond what is missing: one wake-up of the drain for many, not one a page
@@ -48,6 +49,7 @@ class PageCache(Frames):
         self.dirty_pages = 0
         self.evictions = 0
         self.dropped = 0  # evicted without having been offered to the pool
+        self.unused = 0  # read ahead, and gone before anybody asked for them
         self.passed = 0  # the same, because they were passing
         self._set_bounds()
 
@@ -67,6 +69,7 @@ class PageCache(Frames):
         *,
         ahead: bool = False,
         passing: bool = False,
+        unread: int = NONE,
     ) -> int:
         """Copy consecutive pages of `owner` from page `first` on; the last may be short and is filled with zeros.
 
@@ -77,8 +80,10 @@ class PageCache(Frames):
         source, pages, stored = memoryview(data), owner.pages, 0
         for start in range(0, len(source), PAGE_SIZE):
             index, piece = first + (start >> PAGE_SHIFT), source[start : start + PAGE_SIZE]
-            if index not in pages and not self.insert_page(owner, index, piece, pool_bit, ahead, passing):
-                break
+            if index not in pages:
+                if not self.insert_page(owner, index, piece, pool_bit, ahead, passing):
+                    break
+                self.unread[pages[index]] = index >= unread
             stored += 1
         return stored
 
@@ -96,6 +101,7 @@ class PageCache(Frames):
         self.ref[frame] = USED if ahead else IDLE
         self.pool_bit[frame] = pool_bit
         self.passing[frame] = passing
+        self.unread[frame] = 0
         self._owner[frame] = owner.pages
         self._index[frame] = index
         owner.pages[index] = frame
@@ -187,6 +193,7 @@ class PageCache(Frames):
         self.ref[frame] = FREE
         if self.dirty[frame]:
             self.clean(frame)
+        self.unused += self.unread[frame]
         self.resident -= 1
         if frame < self.frames:
             self._free.append(frame)

@@ -52,7 +52,8 @@ class Filler:
                 fill.data = await self._backing.read(inode, fd, start, size)
             if fill.data and not fill.poisoned:
                 passing = fill.ahead and self._precache.passes(inode, fill.first, fill.last, started)
-                self._cache.insert(inode, fill.first, fill.data, ahead=fill.ahead, passing=passing)
+                ahead, unread = fill.ahead, fill.unread
+                self._cache.insert(inode, fill.first, fill.data, ahead=ahead, passing=passing, unread=unread)
             if len(fill.data) < size and not (fill.poisoned or fill.hollow or inode.dirty):
                 inode.ends_at(min(inode.size or size, start + len(fill.data)))
         except OSError as error:
@@ -83,7 +84,7 @@ class Filler:
             if joined is not None:
                 await joined.done.wait()
                 continue
-            fill = Fill(0, MIN_PAGES - 1, ahead=False)
+            fill = Fill(0, MIN_PAGES - 1, ahead=False, unread=0)
             await self.run(file, fill, size=MIN_PAGES << PAGE_SHIFT)
             if fill.error is not None:
                 raise fill.error

@@ -38,11 +38,13 @@ class Reader:
         self._filler = Filler(content, backing, inodes)
         self._ref = content.cache.ref
         self._passing = content.cache.passing
+        self._unread = content.cache.unread
         self._view = content.cache.view
         # One request's pages: a fresh buffer of 1 MiB for each would cost more in page faults than the copy does.
         self._scratch = memoryview(bytearray(_SCRATCH_PAGES << PAGE_SHIFT))
         self.nursery: trio.Nursery | None = None  # for readahead; none is done while there is none
-        self.hits = 0
+        self.hits = 0  # pages that were in the cache
+        self.readahead_hits = 0  # those of them that were read ahead and asked for the first time
         self.misses = 0  # pages that were not in the cache, wherever they came from
         self.waits = 0
 
@@ -67,6 +69,9 @@ class Reader:
             if not stream.continues(first):
                 self._passing[frame] = 0  # used apart from the stream that brought it
             self.hits += 1
+            if self._unread[frame]:
+                self._unread[frame] = 0
+                self.readahead_hits += 1
             start = (frame << PAGE_SHIFT) + (offset & _OFFSET)
             data = self._view[start : start + size]
         else:
@@ -116,11 +121,14 @@ class Reader:
 
     def _join(self, frames: list[int]) -> memoryview:
         """Copy frames, a run of neighbours at a time, into a buffer that is used again and again."""
-        size, view, ref = len(frames) << PAGE_SHIFT, self._view, self._ref
+        size, view, ref, unread = len(frames) << PAGE_SHIFT, self._view, self._ref, self._unread
         out = self._scratch if size <= len(self._scratch) else memoryview(bytearray(size))
         done, base, end = 0, frames[0], frames[0]
         for frame in frames:
             ref[frame] = USED
+            if unread[frame]:
+                unread[frame] = 0
+                self.readahead_hits += 1
             if frame != end:
                 stop = done + ((end - base) << PAGE_SHIFT)
                 out[done:stop] = view[base << PAGE_SHIFT : end << PAGE_SHIFT]
@@ -130,6 +138,9 @@ class Reader:
         return out
 
     def _use(self, base: int, count: int) -> None:
+        if self._unread.find(1, base, base + count) >= 0:
+            self.readahead_hits += self._unread.count(1, base, base + count)
+            self._unread[base : base + count] = bytes(count)
         self._ref[base : base + count] = _ALL_USED[:count] if count <= len(_ALL_USED) else bytes([USED]) * count
 
     # -- everything else -----------------------------------------------------------------------------------------
@@ -157,6 +168,10 @@ class Reader:
                 missing.append(run)
                 continue
             self.waits += run[1] - run[0] + 1
+            for index in range(run[0], run[1] + 1):
+                frame = inode.pages.get(index)
+                if frame is not None:
+                    self._unread[frame] = 0
             limit = min(limit, self._copy(fill, run, first, out, inode))
         ahead = stream.miss(first, last) if missing and stream.continues(first) else 0
         if len(missing) == 1:
@@ -188,6 +203,9 @@ class Reader:
                 cache.ref[frame] = USED
                 out[start : start + PAGE_SIZE] = cache.page(frame)
                 self.hits += 1
+                if self._unread[frame]:
+                    self._unread[frame] = 0
+                    self.readahead_hits += 1
                 continue
             self.misses += 1
             fill = inode.fills.get(index)
@@ -249,7 +267,7 @@ class Reader:
             last += 1
         self._backing.pages += last - run[0] + 1
         self._backing.readahead_pages += last - run[1]
-        fill = Fill(run[0], last, ahead=last > run[1])
+        fill = Fill(run[0], last, ahead=last > run[1], unread=run[1] + 1)
         await self._filler.run(file, fill)
         if fill.error is not None:
             raise fill.error
@@ -276,7 +294,7 @@ class Reader:
                 stop += 1
             self._backing.pages += stop - index
             self._backing.readahead_pages += stop - index
-            fill = Fill(index, stop - 1, ahead=True)
+            fill = Fill(index, stop - 1, ahead=True, unread=index)
             for page in range(index, stop):  # before the task runs: a reader in between must join, not read again
                 file.inode.fills[page] = fill
             file.acquire()  # before the task runs, too: the file may be closed before it does

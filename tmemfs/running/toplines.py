@@ -21,11 +21,10 @@ _Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 class Told(Struct, frozen=True):
     """The values of stats.json that are looked at."""
 
-    cache_hits: _Count
-    cache_misses: _Count
+    demand_hits: _Count
+    demand_pages: _Count
     cache_resident_bytes: _Count
     cache_capacity_bytes: _Count
-    precache_succ_gets: _Count
     pool_lent_bytes: _Count
     pool_original_bytes: _Count
     backing_read_bytes: _Count
@@ -119,7 +118,7 @@ def line_of(entry: MountEntry, before: Sample | None, now: Sample) -> Line:
     def rate(*names: str, unit: int = 1) -> float | None:
         return grown(*names) * unit / seconds if seconds is not None else None
 
-    hits, asked = grown("cache_hits", "precache_succ_gets"), grown("cache_hits", "cache_misses")
+    hits, asked = grown("demand_hits"), grown("demand_pages")
     return Line(
         mountpoint,
         source,
@@ -134,7 +133,7 @@ def line_of(entry: MountEntry, before: Sample | None, now: Sample) -> Line:
         swap_lost_pages=told.hswap_lost_pages,
         hit_ratio=min(1.0, hits / asked) if asked else None,
         seconds=seconds,
-        asked_bytes_per_second=rate("cache_hits", "cache_misses", unit=PAGE_SIZE),
+        asked_bytes_per_second=rate("demand_pages", unit=PAGE_SIZE),
         backing_read_bytes_per_second=rate("backing_read_bytes"),
         backing_write_bytes_per_second=rate("backing_write_bytes"),
         backing_errors_per_second=rate("backing_errors"),
