@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from tests.lending.otheruser import as_other
 from tests.lending.tmemd import Tmemd
 from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon.executor import MAX_HANGING
+from tmem.lending.protocol.messages import VERSION, Hello
+from tmem.lending.protocol.wire import encode
 
 __all__ = ["backing"]
 pytestmark = [pytest.mark.mount]
@@ -144,3 +147,24 @@ def test_many_guests_that_hang_cost_others_one_wait_and_a_few_processes(
     backing.fail()
     wait_until(lambda: tmemd.totals()["unpunched_bytes"] == 0, "all of them are done")
     wait_until(lambda: workers(tmemd) <= 2, "no process is left behind")
+
+
+def test_a_descriptor_whose_close_hangs_stops_nobody(tmemd: Tmemd, guest: MakeGuest, backing: Backing) -> None:
+    tmemd.start("4M")
+    (backing.directory / "one").write_bytes(b"x")
+    path = backing.mountpoint / "one"
+    for sent in (1, 2):  # as an arena, and unasked for
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client,
+            open(path, "rb") as file,
+        ):
+            backing.fail("flush * hang")
+            client.connect(os.fspath(tmemd.socket))
+            hello = encode(Hello(VERSION, os.urandom(16), "/mnt/bad", 64))
+            socket.send_fds(client, [hello], [file.fileno()] * sent)
+            client.settimeout(SECONDS)
+            client.recv(1)  # refused, or cut off
+            guest().join().ask(1)
+            backing.fail()
+    links = Path(f"/proc/{tmemd.pid}/fd")
+    wait_until(lambda: os.fspath(path) not in map(os.path.realpath, links.iterdir()), "nothing of them is kept")

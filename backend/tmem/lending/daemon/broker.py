@@ -118,7 +118,7 @@ class Broker:
                 surplus.remove(watched)
         finally:
             for descriptor in surplus:
-                os.close(descriptor)
+                memfds.dispose(descriptor)
         self._guests[number].connection = connection
         # The name is somebody else's text: quoted, it stays on its line.
         log.info("guest %d has joined: %r, pid %d, uid %d", number, hello.name, process.pid, process.uid)

@@ -7,12 +7,11 @@ was stopped may have answered already. Who waits for the socket, and for how lon
 from __future__ import annotations
 
 import array
-import contextlib
-import os
 import socket
 from collections import deque
 from collections.abc import Sequence
 
+from tmem.lending.daemon import memfds
 from tmem.lending.daemon.budget import FRAMES_A_SECOND, FRAMES_AT_ONCE, Budget
 from tmem.lending.protocol.messages import Answer, FromGuest, ToGuest, Verb
 from tmem.lending.protocol.wire import ProtocolError, encode, tmemd_decoder
@@ -120,7 +119,7 @@ class Connection:
         """End the connection; harmless when it is closed already."""
         descriptor = self.take_descriptor()
         if descriptor is not None:
-            os.close(descriptor)
+            memfds.dispose(descriptor)
         self._queued.clear()
         self._queued_bytes = 0
         self._socket.close()
@@ -141,8 +140,7 @@ class Connection:
             self._descriptor = numbers[0]
             return
         for number in numbers:
-            with contextlib.suppress(OSError):
-                os.close(number)
+            memfds.dispose(number)
         reason = "descriptors were sent that nobody asked for" if numbers else "there is none left for its descriptor"
         raise CutOff("foreign_descriptors", reason)
 

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import threading
 
 from tmem.arena import PAGE_SIZE, SLAB_SIZE, punch
 
@@ -47,6 +48,24 @@ def validate(fd: int, slabs: int) -> None:
         raise MemfdRefused(
             "the arena is on huge pages: write never to /sys/kernel/mm/transparent_hugepage/shmem_enabled"
         )
+
+
+def dispose(fd: int) -> None:
+    """Close a descriptor that somebody sent, whatever it is of.
+
+    Closing a file of a FUSE filesystem waits for its server, which may be the sender's: so in a thread of its own.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        threading.Thread(target=_close, args=(fd,), daemon=True).start()
+    else:
+        os.close(fd)  # a memfd, or a file in a tmpfs
+
+
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):  # its server's answer
+        os.close(fd)
 
 
 def identity(fd: int) -> tuple[int, int]:
