@@ -251,3 +251,33 @@ async def test_a_random_reader_gets_no_page_that_it_did_not_ask_for(make_parts: 
             assert await parts.read(file, page * PAGE_SIZE, PAGE_SIZE) == pages_from(data, page)
     assert parts.backing.pages == 300
     assert parts.backing.readahead_pages == 0
+
+
+@in_trio
+async def test_the_first_use_of_a_page_that_was_read_ahead_is_counted_once_unless_it_was_waited_for(
+    make_parts: MakeParts,
+) -> None:
+    parts = make_parts(cache=4 * MIB)
+    file = parts.make("f", pages_of(1, 100))
+    await parts.read(file, 0, PAGE_SIZE)  # and MIN_PAGES behind it
+    assert (parts.reader.hits, parts.reader.readahead_hits) == (0, 0)
+    for ahead in (20, 0):
+        await parts.read(file, 0, 21 * PAGE_SIZE)
+        assert parts.reader.readahead_hits == 20, ahead
+    await parts.read(file, 25 * PAGE_SIZE, PAGE_SIZE)
+    assert parts.reader.readahead_hits == 21
+    other = parts.make("other", pages_of(2, 100))
+    parts.backing.after_read.shut = True
+    async with asking(parts) as asked:
+        asked.read("one", other, 0, PAGE_SIZE)
+        await parts.backing.after_read.holds(1)
+        asked.read("two", other, 5 * PAGE_SIZE, PAGE_SIZE)  # of what is being read ahead
+        await parts.backing.after_read.holds(1)
+        parts.backing.after_read.open()
+    assert parts.reader.waits == 1
+    await parts.read(other, 5 * PAGE_SIZE, PAGE_SIZE)
+    assert parts.reader.readahead_hits == 21
+    left = parts.backing.readahead_pages - 21 - 1
+    assert sum(parts.cache.unread) == left
+    parts.evict_all()
+    assert parts.cache.unused == left
