@@ -197,6 +197,12 @@ def test_an_evicted_mount_goes_on_without_a_pool_and_what_it_lost_reads_as_error
     mount.start_with_hswap(2)
     mount.read_until(lambda: mount.row()["ephemeral_bytes"] > 0, "the mount holds pages")
     name = os.fspath(mount.place.mountpoint)
+
+    def is_in_the_pool() -> bool:
+        mount.read_hswap()  # pages that were written before tmemd had lent anything return to the pool
+        return bool(mount.stats()["hswap_pool_pages"] == 512)
+
+    wait_until(is_in_the_pool, "all pages are in the pool")
     refused = tmemd.ctl("evict", name)
     assert refused.returncode == 1
     assert "--yes" in refused.stderr
