@@ -6,10 +6,12 @@ import os
 import stat
 
 import pytest
+import trio
 
 from tests.data.asked import asking
 from tests.parts import MakeParts, in_trio, make_parts, pages_of
 from tmemfs.cache.pagecache import PAGE_SIZE
+from tmemfs.inodes.stamps import Stamps
 
 __all__ = ["make_parts"]
 
@@ -117,3 +119,35 @@ async def test_what_is_written_to_a_file_with_a_false_size_is_written_alone(
     if parts.writeback is not None:
         await parts.writeback.sync(file)
     assert parts.bytes_on_disk(file) == b"Content" == await parts.read(file, 0, 4096)
+
+
+@in_trio
+async def test_what_is_dirty_of_a_file_found_empty_survives_an_open(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True, stamps=Stamps(own_clock=False))  # just made: its pages are provisional
+    file = parts.make("f", b"")
+    assert await parts.read(file, 0, 4096) == b""
+    await parts.writer.write(file, 0, b"written")
+    assert await parts.read(parts.open("f"), 0, 4096) == b"written"
+    assert parts.writeback is not None
+    await parts.writeback.sync(file)
+    assert parts.bytes_on_disk(file) == b"written"
+
+
+@in_trio
+async def test_a_write_that_overtakes_the_read_which_finds_the_end_moves_it(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file, found = parts.make("f", b""), list[bytes]()
+    parts.backing.after_read.shut = True
+
+    async def read() -> None:
+        found.append(await parts.read(file, 0, 4096))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await parts.backing.after_read.holds(1)
+        await parts.writer.write(file, 300_000, b"far behind")
+        parts.backing.after_read.open()
+    after = bytes(300_000) + b"far behind"
+    assert after.startswith(found[0])
+    assert await parts.read(file, 0, 1 << 20) == after
+    assert not file.inode.virtual

@@ -15,6 +15,7 @@ from tmemfs.cache.content import Content, Fill
 from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.data.files import OpenFile
 from tmemfs.data.readahead import MIN_PAGES
+from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 
 _UNKNOWN = 1 << 62  # the size of a file whose end has not been reached yet
@@ -44,6 +45,7 @@ class Filler:
             size = max(1, min((fill.last - fill.first + 1) << PAGE_SHIFT, inode.size - start))
         pages = fill.last - fill.first + 1
         self._cache.announce(pages)
+        recorded = inode.recorded_at
         started = trio.current_time()
         if started < inode.settles_at:
             inode.provisional = True
@@ -54,7 +56,7 @@ class Filler:
                 passing = fill.ahead and self._precache.passes(inode, fill.first, fill.last, started)
                 ahead, unread = fill.ahead, fill.unread
                 self._cache.insert(inode, fill.first, fill.data, ahead=ahead, passing=passing, unread=unread)
-            if len(fill.data) < size and not (fill.poisoned or fill.hollow or inode.dirty):
+            if len(fill.data) < size and not (fill.poisoned or fill.hollow or _is_overtaken(inode, recorded)):
                 inode.ends_at(min(inode.size or size, start + len(fill.data)))
         except OSError as error:
             fill.error = error
@@ -85,6 +87,7 @@ class Filler:
                 await joined.done.wait()
                 continue
             fill = Fill(0, MIN_PAGES - 1, ahead=False, unread=0)
+            recorded = inode.recorded_at
             await self.run(file, fill, size=MIN_PAGES << PAGE_SHIFT)
             if fill.error is not None:
                 raise fill.error
@@ -92,7 +95,12 @@ class Filler:
             pages = (len(fill.data) + PAGE_SIZE - 1) >> PAGE_SHIFT
             self._backing.pages += pages
             self._backing.readahead_pages += pages
-            if fill.poisoned or fill.hollow:
-                return  # it is being written: what it has is known by now
+            if fill.poisoned or fill.hollow or _is_overtaken(inode, recorded):
+                return  # it is being written: what it has is known by now, or by the next read
             if inode.true_size is None:
                 inode.ends_at(_UNKNOWN)
+
+
+def _is_overtaken(inode: Inode, recorded: int) -> bool:
+    """Tell whether we have changed a file, or are doing so, since its last change was that of tick `recorded`."""
+    return bool(inode.dirty or inode.writers) or inode.recorded_at != recorded

@@ -202,7 +202,9 @@ class InodeTable:
         """Drop the clean pages of a file, and what else was learned by reading it."""
         self._content.renew(inode)
         if inode.true_size is not None and inode.attr is not None:
-            inode.size, inode.true_size = inode.attr.st_size, None
+            inode.true_size = None
+            if not inode.dirty:  # else the size is that of what has been written since
+                inode.size = inode.attr.st_size
         inode.provisional = False
         inode.no_caps = False
         inode.absent = ()
