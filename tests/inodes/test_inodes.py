@@ -12,6 +12,7 @@ from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of, pass_
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import OWN_NUMBERS, ROOT
+from tmemfs.names.listing import Listings
 from tmemfs.names.tree import Tree
 
 __all__ = ["make_parts"]
@@ -197,6 +198,28 @@ async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_par
     assert not new.pages
     assert new.pages.oid != old.pages.oid
     assert (new.number, new.generation) == (old.number, old.generation + 1)
+
+
+@pytest.mark.parametrize("found_by", ["lookup", "listing"])
+@in_trio
+async def test_a_name_found_before_we_removed_it_takes_nothing_from_who_has_it_open(
+    make_parts: MakeParts, found_by: str
+) -> None:
+    parts = make_parts(writeback=True)
+    tree, root = Tree(parts.backing, parts.inodes, parts.descriptors), parts.inodes.root
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"dirty")
+    started = parts.inodes.start()
+    st = os.stat(parts.directory / "f")
+    if found_by == "listing":
+        listings = Listings(parts.backing, parts.inodes, parts.descriptors)
+        entry = await listings.entry(root, await listings.open(root), 0)
+        assert entry is not None
+        st, started = entry.st, entry.started
+    await tree.unlink(root, b"f")
+    assert parts.inodes.enter_found(root, b"f", st, started) is None
+    assert await parts.read(file, 0, 100) == b"dirty"
+    assert parts.inodes.get(file.inode.number) is file.inode
 
 
 @in_trio

@@ -116,6 +116,16 @@ class InodeTable:
         self.observe(inode, st, started)
         return inode
 
+    def enter_found(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode | None:
+        """Return the inode of a stat taken under a name that was found; None where we have removed its last since.
+
+        A descriptor is held of whoever is known and lost its last name, so no new file has its number.
+        """
+        inode = self.find(st)
+        if inode is not None and inode.unlinked and started < inode.recorded_at and (inode.lookups or inode.opens):
+            return None
+        return self.enter(parent, name, st, started)
+
     def _number_for(self, key: tuple[int, int]) -> int:
         device, number = key
         if device == self.root.key[0] and ROOT < number < OWN_NUMBERS and number not in self._by_number:

@@ -54,7 +54,7 @@ class Tree:
             await self._inodes.look_into(parent)
         started = self._inodes.start()
         st = await self._backing.ask(self._stats.cached_name, self._stats.name, parent, name)
-        return None if st is None else self._inodes.enter(parent, name, st, started)
+        return None if st is None else self._inodes.enter_found(parent, name, st, started)
 
     async def hold(self, parent: Inode, name: bytes) -> Inode | None:
         """Find a name, and have a descriptor of what was found, whatever follows; None where there is none."""
@@ -74,8 +74,11 @@ class Tree:
         if found is None:
             return None
         st, fd = found
-        inode = self._inodes.enter(parent, name, st, started)
-        self._descriptors.hold(inode, fd)
+        inode = self._inodes.enter_found(parent, name, st, started)
+        if inode is None:
+            self._descriptors.closer.close(fd)
+        else:
+            self._descriptors.hold(inode, fd)
         return inode
 
     # -- making nodes --------------------------------------------------------------------------------------------

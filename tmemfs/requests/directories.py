@@ -110,7 +110,9 @@ class Directories:
         found = await self._listings.entry(directory, listing, position)
         if found is None:
             return None
-        inode = self._inodes.enter(directory, found.name, found.st, found.started)
+        inode = self._inodes.enter_found(directory, found.name, found.st, found.started)
+        if inode is None:
+            return None
         entry = self._replies.entry(inode)
         if entry.attr_timeout:  # else the kernel is to ask each time
             listing.replies[position] = (inode, inode.seen_at, entry)
