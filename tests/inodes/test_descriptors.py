@@ -135,6 +135,18 @@ def test_a_call_that_finds_its_descriptor_dead_is_made_again_by_another_name(tre
     assert len(seen) == 1, "no name leads to it"
 
 
+def test_a_file_is_found_by_its_name_in_another_directory_when_the_first_has_gone(tree: Tree) -> None:
+    for name in ("a", "b"):
+        (tree.directory / name).mkdir()
+    a, b = (Node(tree.directory / name, (tree.root, name.encode())) for name in ("a", "b"))
+    (tree.directory / "a" / "f").write_text("f")
+    os.link(tree.directory / "a" / "f", tree.directory / "b" / "f")
+    node = Node(tree.directory / "b" / "f", (a, b"f"), (b, b"f"))
+    os.unlink(tree.directory / "a" / "f")
+    os.rmdir(tree.directory / "a")
+    assert tree.content(node) == "f"
+
+
 def test_a_pinned_descriptor_of_a_file_without_a_name_stays(tree: Tree) -> None:
     node = tree.node("f")
     tree.table.pin(node, os.open(tree.directory / "f", PATH_FLAGS))

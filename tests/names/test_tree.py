@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from tests.parts import MakeParts, in_trio, make_parts
+from tmemfs.inodes.inode import MAX_LOCATIONS
 from tmemfs.names.attributes import Attributes
 from tmemfs.names.revalidate import Revalidator
 from tmemfs.names.tree import Tree
@@ -140,3 +141,27 @@ async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_par
         await parts.writer.write(file, 0, b"longer")
         parts.backing.after_meta.open()
     assert await parts.read(file, 0, 100) == b"longer"
+
+
+@in_trio
+async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakeParts) -> None:
+    """Beside many busy processes, a caller gets no processor for a while after it was told to look again."""
+    parts = make_parts()
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
+    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    (parts.directory / "f").touch()
+    for number in range(MAX_LOCATIONS + 1):  # more names than are known, so it is looked up again at each open
+        os.link(parts.directory / "f", parts.directory / f"n{number}")
+        parts.lookup(f"n{number}")
+    inode = parts.lookup("f")
+    with pytest.raises(OSError, match="tale"):
+        await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
+    await trio.sleep(1)
+    assert names.is_walking_again(7)
+    names.looked_up(7, await tree.hold(parts.inodes.root, b"f"))
+    await trio.sleep(1)
+    fd, _ = await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
+    os.close(fd)
+    await trio.sleep(60)
+    assert not names.is_walking_again(7)

@@ -30,7 +30,7 @@ from trio.lowlevel import start_thread_soon
 
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 CLOSE_SECONDS = 10.0  # that the end waits for
-_NAME_GONE = (errno.ENOENT, errno.ESTALE)
+_NAME_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 T = TypeVar("T")
 
@@ -196,8 +196,6 @@ class Descriptors:
         entry = self._find(inode)
         if entry is not None:
             return entry
-        for ancestor in self._closed_ancestors(inode):  # from the top: each finds the one above it open
-            self._release(self._acquire(ancestor))
         fd = self._open(inode)
         with self._lock:
             entry = self._entries.get(inode)
@@ -230,7 +228,7 @@ class Descriptors:
         return closing
 
     def _closed_ancestors(self, inode: Located) -> list[Located]:
-        """List the directories above an inode that have no descriptor, from the top.
+        """List the directories above an inode's first name that have no descriptor, from the top.
 
         By recursion alone, a path of a few hundred directories would be deeper than the interpreter allows.
         """
@@ -257,12 +255,22 @@ class Descriptors:
 
     def _open_by_name(self, inode: Located) -> int:
         """Return a descriptor of what a name leads to, if that is the inode; -1 if no name does."""
-        for parent, name in tuple(inode.locations):
-            with self.use(parent) as parent_fd:
-                try:
+        names = tuple(inode.locations)
+        try:
+            for ancestor in self._closed_ancestors(inode):  # from the top: each finds the one above it open
+                self._release(self._acquire(ancestor))
+        except OSError as error:
+            if error.errno not in _NAME_GONE:
+                raise
+            names = names[1:]
+        for parent, name in names:
+            try:
+                with self.use(parent) as parent_fd:
                     fd = os.open(name, PATH_FLAGS, dir_fd=parent_fd)
-                except (FileNotFoundError, NotADirectoryError):
-                    continue  # renamed or removed underneath; it may have another name
+            except OSError as error:
+                if error.errno in _NAME_GONE:
+                    continue  # renamed or removed underneath, or its directory was; it may have another name
+                raise
             if _leads_to(fd, inode):
                 return fd
         return -1

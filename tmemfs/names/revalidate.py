@@ -33,12 +33,11 @@ from tmemfs.openat2 import NO_SYMLINKS, PathOpener
 
 T = TypeVar("T")
 
-RETRY_SECONDS = 0.1  # the second walk follows the ESTALE, and its OPEN the last LOOKUP, at once
+RETRY_SECONDS = 2.0  # from an answer to the next request of a walk: at once, but on a busy machine
 MAX_RETRIES = 1024  # threads that are remembered
 MAX_DEPTH = 256  # of a path that is walked at once
-_without_links = PathOpener(
-    NO_SYMLINKS
-)  # a link that others put there may lead into this mount, which would wait for us
+# A link that others put there may lead into this mount, which would wait for us.
+_without_links = PathOpener(NO_SYMLINKS)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
