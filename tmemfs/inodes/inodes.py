@@ -29,25 +29,12 @@ import trio
 
 from tmemfs.cache.content import Content
 from tmemfs.inodes.descriptors import Descriptors
-from tmemfs.inodes.inode import Inode, Version
+from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.stamps import SECOND, Stamps, grain_of
+from tmemfs.inodes.versions import newest_of, version_of
 
 ROOT = 1
 OWN_NUMBERS = 1 << 48  # from here on: numbers that the backing could not give uniquely
-
-
-def version_of(version_by: str) -> Callable[[os.stat_result], Version]:
-    """Return the function that makes a version of a stat: `all` or `size,mtime`."""
-    if version_by == "all":
-        return lambda st: (st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
-    return lambda st: (st.st_size, st.st_mtime_ns)
-
-
-def newest_of(version_by: str) -> Callable[[os.stat_result], int]:
-    """Return the function that gives the newest stamp of a version, in ns."""
-    if version_by == "all":
-        return lambda st: max(st.st_mtime_ns, st.st_ctime_ns)
-    return lambda st: st.st_mtime_ns
 
 
 class InodeTable:
