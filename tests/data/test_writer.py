@@ -174,11 +174,31 @@ async def test_pages_of_a_mapping_go_where_they_belong_through_a_descriptor_that
     parts = make_parts()
     data = bytearray(pages_of(1, 4)[:15_000])
     file = parts.make("f", bytes(data), os.O_RDWR | os.O_APPEND)
+    await parts.read(file, 0, 1)  # else the kernel has no page of it
     for offset, size in ((0, PAGE_SIZE), (PAGE_SIZE, 2 * PAGE_SIZE), (3 * PAGE_SIZE, 15_000 - 3 * PAGE_SIZE)):
         page = page_of(offset, size)
         assert await parts.writer.write(file, offset, page) == size
         data[offset : offset + size] = page
         assert parts.bytes_on_disk(file) == data == await parts.read(file, 0, 1 << 20)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@in_trio
+async def test_a_whole_page_from_an_end_of_before_is_appended(make_parts: MakeParts, reads: bool) -> None:
+    parts = make_parts()
+    want = page_of(0)
+    file = parts.make("f", want, os.O_RDWR | os.O_APPEND)
+    if reads:
+        await parts.read(file, 0, 1)
+    for number in range(1, 4):
+        with (parts.directory / "f").open("ab") as others:
+            others.write(page_of(10 + number))
+        want += page_of(10 + number)
+        parts.lookup("f")  # known here, and not to the kernel
+    for number in range(1, 4) if reads else range(3):
+        assert await parts.writer.write(file, number * PAGE_SIZE, page_of(number)) == PAGE_SIZE
+        want += page_of(number)
+    assert parts.bytes_on_disk(file) == want == await parts.read(file, 0, 1 << 20)
 
 
 @pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDWR | os.O_APPEND], ids=["at an offset", "appended"])

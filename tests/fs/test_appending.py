@@ -103,6 +103,29 @@ def test_a_mapping_of_what_was_opened_to_append_is_written_in_place(mounted: Mou
     assert (root / "f").read_bytes() == data
 
 
+@pytest.mark.parametrize("reads", [False, True])
+def test_whole_pages_are_appended_whatever_the_kernel_takes_for_the_end(
+    mounted: Mounted, writing: Options, reads: bool
+) -> None:
+    root = mounted.start(*writing, "--attr-timeout", "0")
+    want = pages_of(0, 1)
+    (mounted.source / "log").write_bytes(want)
+    with (
+        opened(root / "log", APPEND | os.O_RDWR) as here,
+        opened(mounted.source / "log", APPEND | os.O_WRONLY) as there,
+    ):
+        for number in range(1, 6):
+            if reads:
+                assert os.pread(here, 1 << 20, 0) == want
+            for part in range(number % 3):
+                os.write(there, pages_of(100 * number + part, 1))
+                want += pages_of(100 * number + part, 1)
+                os.stat(root / "log")  # so that this mount knows how long it is, and perhaps the kernel
+            os.write(here, pages_of(number, 1))
+            want += pages_of(number, 1)
+    assert (mounted.source / "log").read_bytes() == (root / "log").read_bytes() == want
+
+
 def test_appends_come_after_what_was_written_before(mounted: Mounted, writing: Options) -> None:
     root = mounted.start(*writing)
     (mounted.source / "f").write_bytes(b"old content")

@@ -48,7 +48,7 @@ class Writer:
         async with inode.lock():
             if inode.virtual:
                 self._inodes.disbelieve_size(inode)
-            if file.appends and not (file.readable and _is_of_mapping(inode, offset, len(data))):
+            if file.appends and not _is_of_mapping(file, offset, len(data)):
                 return await self._append(file, offset, data)
             if self.writeback is not None:
                 privileged = file.strips_privileges and inode.attr is not None and privileges_of(inode.attr.st_mode)
@@ -158,15 +158,19 @@ class Writer:
             await self._backing.data(file.inode, 0, os.fdatasync if data_only else os.fsync, fd)
 
 
-def _is_of_mapping(inode: Inode, offset: int, size: int) -> bool:
+def _is_of_mapping(file: OpenFile, offset: int, size: int) -> bool:
     """Tell whether a write through a descriptor with O_APPEND has the shape of dirty pages of a mapping.
 
     These come through any descriptor that was mapped, and go where they belong: whole pages, up to the end of the
-    file. Appended bytes come from where the kernel believes the end to be. That is not before the one known here,
-    unless others have appended since it was told.
+    file. The kernel holds none where this is the only descriptor to read by and nobody did. Appended bytes come from
+    where the kernel believes the end to be: at the one known here or, since others changed it, at one of before.
     """
-    end = offset + size
-    return offset < inode.size and not offset & _OFFSET and (not end & _OFFSET or end == inode.size)
+    inode, end = file.inode, offset + size
+    if not file.readable or (inode.readable_opens == 1 and not file.stream.next_page):
+        return False
+    if offset >= inode.size or offset in inode.former_sizes:
+        return False
+    return not offset & _OFFSET and (not end & _OFFSET or end == inode.size)
 
 
 Written = tuple[os.stat_result, int, os.stat_result]  # the stats before and after, and how many bytes were taken

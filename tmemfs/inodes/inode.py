@@ -15,6 +15,7 @@ Absent = tuple[tuple[bytes, int], ...]
 _SHOWN_DEPTH = 100
 
 MAX_LOCATIONS = 8  # of a file with many links, a few names are enough
+MAX_FORMER_SIZES = 8
 
 
 class Inode:
@@ -31,6 +32,7 @@ class Inode:
         "doubted_until",
         "errors",
         "fills",
+        "former_sizes",
         "generation",
         "io_slots",
         "key",
@@ -88,6 +90,7 @@ class Inode:
         self.virtual = False  # its size is not what the stat shows: its content is made when it is read
         self.changed_underneath = False  # by others, some time
         self.size_in_doubt = False  # changed underneath since the kernel was told of the size
+        self.former_sizes: tuple[int, ...] = ()  # that the kernel may believe in, one of them or the present one
         self.version: Version | None = None
         self.settles_at = 0.0  # from then on (monotonic), every change by others changes the version
         self.provisional = False  # pages were read, or changed by us, before that: an open does not believe in them
@@ -113,6 +116,12 @@ class Inode:
         self.size = self.true_size = size
         if self.attr is not None and size != self.attr.st_size:
             self.virtual = self.provisional = True
+
+    def doubt_size(self) -> None:
+        """Take in that others change the size: the kernel goes on to believe in that of now, or in one of before."""
+        self.size_in_doubt = True
+        if self.size not in self.former_sizes:
+            self.former_sizes = (self.size, *self.former_sizes)[:MAX_FORMER_SIZES]
 
     def lock(self) -> trio.Lock:
         """Return the lock that every change of the file's content takes."""

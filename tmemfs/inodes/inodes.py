@@ -190,9 +190,10 @@ class InodeTable:
     def others_changed(self, inode: Inode) -> None:
         """Drop the clean pages of a file that somebody else changed, here and in the kernel."""
         self.invalidations += 1
+        inode.doubt_size()
         self.renew(inode)
         inode.virtual = False
-        inode.changed_underneath = inode.size_in_doubt = True
+        inode.changed_underneath = True
         self.on_mismatch(inode)
 
     def renew(self, inode: Inode) -> None:

@@ -64,6 +64,8 @@ class Opener:
         if inode.size_in_doubt and inode.size and not inode.virtual:
             inode.size_in_doubt = False
             await self._kernel.tell_size(inode.number, inode.size, await self._attributes.last_byte(inode))
+            if not inode.size_in_doubt:
+                inode.former_sizes = ()
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> OpenFile:
         """Make and open a file."""
