@@ -28,6 +28,7 @@ from tmemfs.backing import Backing, SlottedFile
 from tmemfs.cache.content import Content
 from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE, PageCache
 from tmemfs.cache.precache import Precache
+from tmemfs.cache.stocking import Stocking
 from tmemfs.data.files import OpenFile, OpenFiles
 from tmemfs.data.reader import Reader
 from tmemfs.data.writeback import Writeback
@@ -216,7 +217,7 @@ class Parts:
         self.tmem = Tmem(self.arena) if self.arena is not None else None
         self.pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
         self.cache = PageCache(cache, limit=64 * MIB, queueing=self.pool is not None)
-        self.precache = Precache(self.cache, self.pool)
+        self.precache = Precache(self.cache, self.pool, Stocking(None))
         self.content = Content(self.cache, self.precache)
         self.backing = HeldBacking(threads=threads, drop=drop)
         self.descriptors = Descriptors(64)

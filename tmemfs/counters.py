@@ -14,6 +14,7 @@ from tmem.lending.guest.client import Client
 from tmemfs.backing import Backing
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
 from tmemfs.cache.precache import Precache
+from tmemfs.cache.stocking import Stocking
 from tmemfs.data.ballooning import Ballooning
 from tmemfs.data.reader import Reader
 from tmemfs.hswap.hswap import HswapCounters
@@ -38,6 +39,7 @@ class Counted(Protocol):
     precache: Precache
     reader: Reader
     source: SourceMount
+    stocking: Stocking
     swap: SwapArea | None
     tmem: Tmem | None
     watch: Watch | None
@@ -45,10 +47,6 @@ class Counted(Protocol):
     @property
     def frozen(self) -> bool:
         """Return whether the pool takes no new pages."""
-
-    @property
-    def stock_bytes(self) -> int:
-        """Return the memory that is ready for the pool."""
 
 
 def register(stats: Stats, guest: Counted) -> None:
@@ -159,7 +157,7 @@ def _register_pool(stats: Stats, guest: Counted) -> None:
         return {
             "slabs": now.slabs,
             "lent_bytes": now.lent_bytes,
-            "stock_bytes": guest.stock_bytes,  # real, and not yet used by the pool
+            "stock_bytes": guest.stocking.stocked_bytes,  # real, and not yet used by the pool
             "used_bytes": now.used_bytes,
             "pages": now.pages,
             "original_bytes": now.original_bytes,

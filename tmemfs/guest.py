@@ -25,6 +25,7 @@ from tmemfs.backing import Backing
 from tmemfs.cache.content import Content
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
 from tmemfs.cache.precache import Precache
+from tmemfs.cache.stocking import Stocking
 from tmemfs.config import MIB, ConfigError, MountConfig
 from tmemfs.counters import register
 from tmemfs.data.ballooning import Ballooning
@@ -71,11 +72,11 @@ class Guest:
         self._headroom = Headroom(None)  # what is swapped comes when the machine has nothing left
         self._locked = bool(config.hswap_bytes) and memory.is_locked()
         self.tmem = None
-        self._stock: Stock | None = None
+        stock: Stock | None = None
         if self.arena is not None:
             source: SlabSource = ResidentSlabs(self.arena, self._has_room) if self._locked else self.arena
             if isinstance(self.arena, EmbeddedArena):  # what is borrowed has a stock of its own
-                source = self._stock = Stock(source)
+                source = stock = Stock(source)
             self.tmem = Tmem(source, compress=config.compress)
         self.lender: Client | None = None
         if config.pool_socket is not None and isinstance(self.arena, Borrowed) and self.tmem is not None:
@@ -84,7 +85,8 @@ class Guest:
             self.lender = Client(config.pool_socket, borrower, config.pool_owner)
         pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
         self.cache = PageCache(config.cache_bytes, limit=ram_bytes(), queueing=pool is not None)
-        self.precache = Precache(self.cache, pool)
+        self.stocking = Stocking(stock)
+        self.precache = Precache(self.cache, pool, self.stocking)
         self.content = Content(self.cache, self.precache)
         gate = ThrottleGate(config.throttle) if config.throttle else None
         local = is_local(source_fd)
@@ -119,7 +121,14 @@ class Guest:
         )
         self.control = Control(config.control_name, self.stats, self._describe)
         self.swap = (
-            SwapArea(config, self.tmem, 0 if self.lender else config.pool_bytes, self.control, self.kernel)
+            SwapArea(
+                config,
+                self.tmem,
+                0 if self.lender else config.pool_bytes,
+                self.control,
+                self.kernel,
+                self.stocking.ready,
+            )
             if config.hswap_bytes and self.tmem is not None
             else None
         )
@@ -241,8 +250,7 @@ class Guest:
             nursery.start_soon(self.precache.discards.run)
             nursery.start_soon(self.kernel.run)
             nursery.start_soon(self.source.run)
-            if self._stock is not None:
-                nursery.start_soon(self._keep_stocked, self._stock)
+            nursery.start_soon(self.stocking.run)
             if self.writeback is not None:
                 nursery.start_soon(self.writeback.run)
             if self.lender is not None:
@@ -255,19 +263,6 @@ class Guest:
                 nursery.start_soon(self.watch.run)
             task_status.started()
             await trio.sleep_forever()
-
-    @property
-    def stock_bytes(self) -> int:
-        """Memory of the arena that the pool does not use yet; that of a loan is the lender's to count."""
-        return self._stock.stocked * SLAB_SIZE if self._stock is not None else 0
-
-    async def _keep_stocked(self, stock: Stock) -> None:
-        """Have slabs made real whenever the pool has taken many."""
-        while True:
-            await trio.to_thread.run_sync(stock.fill)
-            wanted = trio.Event()
-            stock.on_want = wanted.set
-            await wanted.wait()
 
     async def finish(self) -> None:
         """Write back what is dirty. Raise OSError when something could not be, after naming it in the log."""
@@ -293,8 +288,7 @@ class Guest:
             self.ballooning.balloon.check()
         if self.tmem is not None:
             self.tmem.check()
-        if self._stock is not None:
-            self._stock.check()
+        self.stocking.check()
         if self.swap is not None:
             self.swap.hswap.check()
         if self.lender is not None:

@@ -17,6 +17,7 @@ from tmem import Tmem
 from tmem.arena import SLAB_SIZE, EmbeddedArena
 from tmemfs.cache.pagecache import PAGE_SIZE, USED, PageCache, PageTable
 from tmemfs.cache.precache import Precache
+from tmemfs.cache.stocking import Stocking
 
 PAGES_A_SLAB = SLAB_SIZE // PAGE_SIZE
 
@@ -47,7 +48,7 @@ def replay_real(trace: Iterable[int], sizes: Sizes) -> int:
     arena = EmbeddedArena(sizes.pool * PAGE_SIZE)
     tmem = Tmem(arena)
     cache = PageCache(sizes.cache * PAGE_SIZE, limit=sizes.cache * PAGE_SIZE, queueing=True)
-    precache = Precache(cache, tmem.new_pool(name="precache"))
+    precache = Precache(cache, tmem.new_pool(name="precache"), Stocking(None))
     file = _File()
     content = random.Random(1).randbytes(PAGE_SIZE)
     frames, ref, victims = file.pages, cache.ref, cache.victims

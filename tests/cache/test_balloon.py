@@ -105,7 +105,7 @@ def test_a_balloon_that_is_none_is_refused_in_one_line(text: str) -> None:
 
 
 def test_a_minimum_that_no_cache_can_have_is_refused() -> None:
-    with pytest.raises(ConfigError, match="min=1M"):
+    with pytest.raises(ConfigError, match="min of 4096 bytes is too small: give at least 1M"):
         MountConfig(Path("/"), Path("/mnt"), balloon=BalloonRange(4096, MIB))
 
 

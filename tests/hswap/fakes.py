@@ -79,6 +79,10 @@ class CappedArena(EmbeddedArena):
         return sum(self._out.values())
 
 
+async def no_wait(pages: int) -> None:
+    """Have all memory there from the start."""
+
+
 class Area:
     """A swap-like file over so many slabs."""
 
@@ -87,7 +91,7 @@ class Area:
         self.now = 0.0
         self.tmem = Tmem(self.source, clock=lambda: self.now)
         self.overflow = MemoryOverflow()
-        self.hswap = Hswap(self.tmem, self.overflow, pages * PAGE_SIZE, lambda: self.now)
+        self.hswap = Hswap(self.tmem, self.overflow, pages * PAGE_SIZE, lambda: self.now, no_wait)
 
     def check(self) -> None:
         self.hswap.check()

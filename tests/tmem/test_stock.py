@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 
@@ -9,7 +10,7 @@ import pytest
 from tmem_pages import filled, page_of
 
 from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, Tmem
-from tmem.stock import SLABS, Stock
+from tmem.stock import LEAST_SLABS, SLABS, Stock
 
 PAGES = SLAB_SIZE // PAGE_SIZE
 
@@ -18,21 +19,22 @@ def test_a_slab_comes_from_the_stock_alone() -> None:
     stock = Stock(EmbeddedArena(64 * SLAB_SIZE))
     assert stock.acquire(False) is None
     stock.fill()
-    assert stock.stocked == 16
-    taken = [stock.acquire(False) for _ in range(17)]
-    assert taken[16] is None
-    assert len(set(taken)) == 17
+    assert stock.stocked == LEAST_SLABS
+    taken = [stock.acquire(False) for _ in range(LEAST_SLABS + 1)]
+    assert taken == [*range(LEAST_SLABS), None]
     stock.check()
 
 
 def test_a_low_stock_says_so_until_the_arena_has_no_more() -> None:
-    stock = Stock(EmbeddedArena(8 * SLAB_SIZE))
+    stock = Stock(EmbeddedArena(24 * SLAB_SIZE))
     wanted: list[int] = []
     stock.on_want = lambda: wanted.append(stock.stocked)
+    stock.fill()
     slabs = []
-    for _ in range(8):
-        stock.fill()
+    for _ in range(24):
         slabs.append(stock.acquire(True))
+        if wanted:
+            stock.fill()
     assert None not in slabs
     assert wanted
     wanted.clear()
@@ -40,11 +42,39 @@ def test_a_low_stock_says_so_until_the_arena_has_no_more() -> None:
     assert not wanted, "nobody is woken for what the arena does not have"
 
 
+def test_it_is_short_of_what_a_fill_would_bring() -> None:
+    stock = Stock(EmbeddedArena(24 * SLAB_SIZE))
+    wanted: list[int] = []
+    stock.on_want = lambda: wanted.append(stock.stocked)
+    assert stock.is_short(1)
+    assert wanted == [0]
+    stock.fill()
+    assert not stock.is_short(LEAST_SLABS * PAGES - 1)
+    assert not stock.is_short(1 << 20), "more than the stock can hold need not be waited for"
+    for _ in range(LEAST_SLABS):
+        stock.acquire(True)
+    assert stock.is_short(1)
+    stock.fill()
+    assert not stock.is_short(1 << 20), "the arena has no more"
+
+
+def test_an_arena_that_fails_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int, offset: int, size: int) -> None:
+        raise OSError(errno.EIO, "")
+
+    arena = EmbeddedArena(24 * SLAB_SIZE)
+    stock = Stock(arena)
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    stock.fill()
+    assert stock.stocked == arena.slabs_out == 0
+    assert not stock.is_short(1), "not at once again"
+
+
 def test_a_released_slab_is_given_again_without_being_made_real_again() -> None:
     arena = EmbeddedArena(4 * SLAB_SIZE)
     stock = Stock(arena)
     stock.fill()
-    slab = stock.acquire(True)
+    slab, *_ = [stock.acquire(True) for _ in range(4)]
     assert slab is not None
     with pytest.raises(ValueError, match="not out as ephemeral"):
         stock.release(slab, False)
@@ -64,8 +94,8 @@ def test_what_is_released_beyond_the_stock_is_memory_given_back() -> None:
     for slab in slabs:
         assert slab is not None
         stock.release(slab, False)
-    assert stock.stocked == arena.slabs_out == 16
-    assert os.fstat(arena.fd).st_blocks * 512 == 16 * SLAB_SIZE
+    assert stock.stocked == arena.slabs_out == LEAST_SLABS
+    assert os.fstat(arena.fd).st_blocks * 512 == LEAST_SLABS * SLAB_SIZE
     arena.check()
 
 

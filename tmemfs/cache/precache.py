@@ -15,6 +15,7 @@ from tmem import Pool
 from tmemfs.cache.admission import Admission
 from tmemfs.cache.discards import Discards
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache, PageOwner
+from tmemfs.cache.stocking import Stocking
 
 MANY = 4096  # pages; a failed truncate to 2**62 bytes must not be a loop over 2**50 of them
 STEP = 64  # pages that leave a shrinking cache between two such looks
@@ -25,8 +26,9 @@ BATCH = 16  # pages put between two looks at the requests: about 200 µs
 class Precache:
     """The guest's private ephemeral pool; with no pool, every get misses and nothing is put."""
 
-    def __init__(self, cache: PageCache, pool: Pool | None) -> None:
+    def __init__(self, cache: PageCache, pool: Pool | None, stocking: Stocking) -> None:
         self._cache = cache
+        self._stocking = stocking
         self.pool = pool
         self.discards = Discards(cache, pool)
         self.admission = Admission()
@@ -96,7 +98,9 @@ class Precache:
             await self._wake.wait()
             self._wake = trio.Event()
             while self._cache.victims:
-                self.drain(max(BATCH, len(self._cache.victims) // 4))
+                count = max(BATCH, len(self._cache.victims) // 4)
+                await self._stocking.ready(count)
+                self.drain(count)
                 await trio.lowlevel.checkpoint()
 
     async def resize(self, capacity: int) -> None:
@@ -121,6 +125,7 @@ class Precache:
         """Move some of so many pages into the pool; False when there was none to move."""
         if surplus <= 0 or not self._cache.queue_victims(min(STEP, surplus)):
             return False
+        await self._stocking.ready(len(self._cache.victims))
         self.drain(len(self._cache.victims))
         await trio.lowlevel.checkpoint()
         return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,9 +59,19 @@ class _Refusal(NamedTuple):
 
 
 class Hswap:
-    """A file of fixed size whose content ends with the mount. `clock` gives seconds."""
+    """A file of fixed size whose content ends with the mount.
 
-    def __init__(self, tmem: Tmem, overflow: OverflowFile, size: int, clock: Callable[[], float]) -> None:
+    `clock` gives seconds; `ready` waits for memory that is on its way to the pool, for so many pages.
+    """
+
+    def __init__(
+        self,
+        tmem: Tmem,
+        overflow: OverflowFile,
+        size: int,
+        clock: Callable[[], float],
+        ready: Callable[[int], Awaitable[None]],
+    ) -> None:
         self.size = size
         self.counters = HswapCounters()
         self.places = Places(size // PAGE_SIZE)
@@ -71,6 +81,7 @@ class Hswap:
         self._pool = tmem.new_pool(persistent=True, name="hswap")
         self._overflow = overflow
         self._clock = clock
+        self._ready = ready
         self._lock = RangeLock()
         self._full_until = float("-inf")
 
@@ -110,6 +121,7 @@ class Hswap:
         first, last = offset // PAGE_SIZE, (end - 1) // PAGE_SIZE
         async with self._lock.hold(first, last):
             pages = await self._merge(first, last, offset, data[: end - offset])
+            await self._ready(last - first + 1)
             refused = [refusal for page in range(first, last + 1) if (refusal := self._put(page, pages(page)))]
             if refused:
                 await self._overflow_write(refused)

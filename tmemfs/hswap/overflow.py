@@ -22,7 +22,7 @@ from typing import Protocol
 
 from tmem.codec import checksum
 from tmemfs.config import ConfigError
-from tmemfs.hswap.iothreads import BUFFER_BYTES, IoThreads
+from tmemfs.iothreads import BUFFER_BYTES, IoThreads
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,21 @@ def default_overflow(mountpoint: Path) -> Path:
 class SwapArea:
     """The file `hswap` in the control directory, and what stands behind it. ConfigError if it cannot be set up."""
 
-    def __init__(self, config: MountConfig, tmem: Tmem, pool_bytes: int, control: Control, kernel: KernelCache) -> None:
+    def __init__(
+        self,
+        config: MountConfig,
+        tmem: Tmem,
+        pool_bytes: int,
+        control: Control,
+        kernel: KernelCache,
+        ready: Callable[[int], Awaitable[None]],
+    ) -> None:
         size = config.hswap_bytes // PAGE_SIZE * PAGE_SIZE
         self._pool_bytes = pool_bytes
         self.overflow_path = self._choose_path(config)
         self._check_size(size, self.overflow_path)
         self._overflow = overflow.create(self.overflow_path)
-        self.hswap = Hswap(tmem, self._overflow, size, time.monotonic)
+        self.hswap = Hswap(tmem, self._overflow, size, time.monotonic, ready)
         self._node = control.add_file(NAME, self.hswap)
         self._kernel = kernel
         self._unused = trio.Event()
