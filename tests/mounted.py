@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, SECONDS, Place
+from tests.conftest import REPOSITORY, SECONDS, Place, wait_until
 
 CHECKED = (sys.executable, os.fspath(REPOSITORY / "tests" / "fs" / "checkedguest.py"))
 SMALL = ("--cache", "1M", "--pool", "8M")
@@ -91,6 +91,17 @@ class Mounted:
             os.write(fd, os.fsencode(line))
         finally:
             os.close(fd)
+
+    def read_until_kept(self, path: Path, size: int) -> None:
+        """Read a file's beginning until an open believes it: what was just written is read once more, a grain later."""
+
+        def kept() -> bool:
+            before = self.stats()["backing_pages"]
+            with open(path, "rb", buffering=0) as file:
+                file.read(size)
+            return bool(self.stats()["backing_pages"] == before)
+
+        wait_until(kept, f"the pages of {path} are believed")
 
     def log(self) -> str:
         """Return what the mount logged."""

@@ -182,6 +182,7 @@ def test_one_file_that_hangs_stops_nobody_else(mounted: Mounted, backing: Backin
     for name in ("hung", "fine", "new"):
         (backing.directory / name).write_bytes(data)
     root = mounted.start("--attr-timeout", "0")
+    mounted.read_until_kept(root / "hung", 10 * PAGE)
     hung, fine = os.open(root / "hung", os.O_RDONLY), os.open(root / "fine", os.O_RDONLY)
     assert os.pread(hung, 10 * PAGE, 0) == data[: 10 * PAGE]
     assert os.pread(fine, 10 * PAGE, 0) == data[: 10 * PAGE]
