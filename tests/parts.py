@@ -189,7 +189,7 @@ class HeldBacking(Backing):
 class Settled(Stamps):
     """Stamps of a backing whose versions can be believed at once."""
 
-    def settles_at(self, stamp: int, now: float, wall: int) -> float:
+    def settles_at(self, device: int, stamp: int, now: float, wall: int) -> float:
         return now
 
     def tells_apart(self, device: int) -> bool:
@@ -226,7 +226,7 @@ class Parts:
             root,
             self.descriptors,
             self.content,
-            stamps or Settled(own_clock=True),
+            stamps or Settled(own_clock=None),
             version_by=version_by,
             attr_timeout=attr_timeout,
         )

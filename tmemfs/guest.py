@@ -96,7 +96,7 @@ class Guest:
             source_fd,
             self.descriptors,
             self.content,
-            Stamps(own_clock=local),
+            Stamps(own_clock=os.fstat(source_fd).st_dev if local else None),
             version_by=config.version_by,
             attr_timeout=config.attr_timeout,
         )

@@ -123,7 +123,7 @@ async def test_what_is_written_to_a_file_with_a_false_size_is_written_alone(
 
 @in_trio
 async def test_what_is_dirty_of_a_file_found_empty_survives_an_open(make_parts: MakeParts) -> None:
-    parts = make_parts(writeback=True, stamps=Stamps(own_clock=False))  # just made: its pages are provisional
+    parts = make_parts(writeback=True, stamps=Stamps(own_clock=None))  # just made: its pages are provisional
     file = parts.make("f", b"")
     assert await parts.read(file, 0, 4096) == b""
     await parts.writer.write(file, 0, b"written")

@@ -32,7 +32,7 @@ def same_stamps(path: Path) -> Iterator[None]:
 
 def coarse(make_parts: MakeParts, stamp: int = STAMP, **more: object) -> tuple[Parts, OpenFile, Path]:
     """Make the parts of a guest whose backing shows whole seconds, with a file that was just made."""
-    parts = make_parts(version_by="size,mtime", stamps=Stamps(own_clock=False), **more)
+    parts = make_parts(version_by="size,mtime", stamps=Stamps(own_clock=None), **more)
     path = parts.directory / "f"
     path.write_bytes(OLD)
     os.utime(path, ns=(stamp, stamp))

@@ -148,14 +148,14 @@ class InodeTable:
         inode.seen_at = started
         changed = False
         now, wall = trio.current_time(), time.time_ns()
-        self._stamps.see(self._newest(st), now, wall)
+        self._stamps.see(st.st_dev, self._newest(st), now, wall)
         if stat.S_ISREG(st.st_mode):
             changed = self.changed_since_recorded(inode, st)
             if changed:
                 self.others_changed(inode)
             if changed or inode.version is None:
                 inode.version, inode.true_size = self._version(st), None
-                inode.settles_at = self._stamps.settles_at(self._newest(st), now, wall)
+                inode.settles_at = self._stamps.settles_at(st.st_dev, self._newest(st), now, wall)
             if inode.dirty:
                 return changed  # size and times are ours until the dirty pages are written back
             inode.size = st.st_size if inode.true_size is None else inode.true_size
@@ -186,6 +186,11 @@ class InodeTable:
             yield involved
         finally:
             del self._renamed[id(involved)]
+
+    def is_settled(self, st: os.stat_result, now: float, wall: int) -> bool:
+        """Tell whether every change after `now` gives a node other times than those of a stat that was taken then."""
+        newest = max(st.st_mtime_ns, st.st_ctime_ns)
+        return self._stamps.tells_apart(st.st_dev) or self._stamps.settles_at(st.st_dev, newest, now, wall) <= now
 
     def others_changed(self, inode: Inode) -> None:
         """Drop the clean pages of a file that somebody else changed, here and in the kernel."""

@@ -10,9 +10,10 @@ with 128-byte inodes, sshfs, HFS+ (1 s) or FAT (2 s, always even). A coarse grai
 wait a little longer. Whatever a stamp's digits say, many kernels take it from a clock that moves with the timer's
 tick: 1 to 10 ms on Linux before 6.13 (multigrain timestamps), 15.6 ms on Windows.
 
-The clock is the backing's. For a filesystem of this machine it is ours; a server's may be wrong by hours, so it is only
-known to be past every stamp that it has given, by what has elapsed here since we saw it. Stamps that lie in our future
-are not believed, as anybody can make such ones with utimes(2); at worst, a version settles a grain after it was seen.
+The clock is the backing's, one a device. For a filesystem of this machine it is ours; a server's may be wrong by hours,
+so it is only known to be past every stamp that it has given, by what has elapsed here since we saw it. Stamps that lie
+in our future are not believed, as anybody can make such ones with utimes(2); at worst, a version settles a grain after
+it was seen.
 
 Pure: times are handed in.
 """
@@ -31,27 +32,29 @@ def grain_of(stamp: int) -> int:
 
 
 class Stamps:
-    """What is known of the clock and the stamps of one backing."""
+    """What is known of the clocks and the stamps of one backing's devices."""
 
-    def __init__(self, *, own_clock: bool) -> None:
-        self._own_clock = own_clock  # the files are stamped by this machine
-        self._largest = -(1 << 62)  # stamp that was believed
-        self._shown_at = 0.0  # when it was seen
-        self._fine: set[int] = set()  # devices
+    def __init__(self, *, own_clock: int | None) -> None:
+        self._own_clock = own_clock  # the device whose files are stamped by this machine
+        self._shown: dict[int, tuple[int, float]] = {}  # the largest stamp that was believed, and when it was seen
+        self._fine: set[int] = set()
 
-    def see(self, stamp: int, now: float, wall: int) -> None:
+    def see(self, device: int, stamp: int, now: float, wall: int) -> None:
         """Take in a stamp that was seen at `now` (monotonic seconds), when our clock showed `wall` (ns)."""
-        if self._clock(now, wall) < stamp <= wall:
-            self._largest, self._shown_at = stamp, now
+        if device != self._own_clock and self._clock(device, now, wall) < stamp <= wall:
+            self._shown[device] = stamp, now
 
-    def _clock(self, now: float, wall: int) -> int:
-        """Return what the backing's clock shows at least, in ns."""
-        return wall if self._own_clock else self._largest + int((now - self._shown_at) * SECOND)
+    def _clock(self, device: int, now: float, wall: int) -> int:
+        """Return what a device's clock shows at least, in ns."""
+        if device == self._own_clock:
+            return wall
+        largest, shown_at = self._shown.get(device, (-(1 << 62), now))
+        return largest + int((now - shown_at) * SECOND)
 
-    def settles_at(self, stamp: int, now: float, wall: int) -> float:
+    def settles_at(self, device: int, stamp: int, now: float, wall: int) -> float:
         """Return when (monotonic seconds) no change can give this stamp any more, that has been given by now."""
         grain = grain_of(stamp)
-        left = min(grain, stamp + grain - self._clock(now, wall))
+        left = min(grain, stamp + grain - self._clock(device, now, wall))
         return now + max(0, left) / SECOND
 
     def compare(self, device: int, before: int, after: int) -> None:

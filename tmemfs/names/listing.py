@@ -5,8 +5,8 @@ The names of 100,000 entries are one scan; their attributes are read BATCH at a 
 too; every change of our own in the directory or to one of its files drops it, and so does an open that finds the
 directory's times changed. An open directory keeps the snapshot that its first read took, until it is rewound.
 
-Equal times prove nothing of a directory that had changed just before it was listed: what others did in the same tick of
-the backing's clock left the same times. Such a listing serves nobody after the next open.
+Equal times prove nothing of a directory that had changed just before it was listed (`stamps.py`). Such a listing serves
+nobody after the next open.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 
 BATCH = 256
-GRAIN_NS = 20_000_000  # two changes within one may have the same times: a tick of the kernel's clock, generously
-COARSE_GRAIN_NS = 2_000_000_000  # where times are whole seconds, or are another machine's
 
 
 Version = tuple[int, int]  # times of modification and change of a directory
@@ -46,7 +44,7 @@ class Listing:
 
     def __init__(self, names: list[bytes], version: Version | None, made: float) -> None:
         self.names = names
-        self.version = version
+        self.version = version  # None: others may change the directory and leave its times as they are
         self.made = made
         self.entries: list[Entry | None] = []  # None: gone before its attributes were read
         self.statted = 0
@@ -79,9 +77,9 @@ class Listings:
         if isinstance(kept, Listing):
             return kept
         started = self._inodes.start()
-        made = trio.current_time()
-        names, version, stats = await self._backing.meta(self._scan, directory)
-        listing = Listing(names, version, made)
+        made, wall = trio.current_time(), time.time_ns()
+        names, st, stats = await self._backing.meta(self._scan, directory)
+        listing = Listing(names, _version(st) if self._inodes.is_settled(st, made, wall) else None, made)
         listing.add(stats, started)
         if directory.seen_at <= started:  # else something of our own changed in here meanwhile
             directory.listing = listing
@@ -92,7 +90,7 @@ class Listings:
     def compare(self, directory: Inode, st: os.stat_result) -> None:
         """Drop the listing if the directory has changed since it was made, or may have."""
         kept = directory.listing
-        if isinstance(kept, Listing) and kept.version != (st.st_mtime_ns, st.st_ctime_ns):
+        if isinstance(kept, Listing) and kept.version != _version(st):
             directory.listing = None
 
     def _let_go(self, until: float) -> None:
@@ -101,22 +99,17 @@ class Listings:
             del self._kept[directory]
             directory.listing = None
 
-    def _scan(self, directory: Inode) -> tuple[list[bytes], Version | None, list[os.stat_result | None]]:
-        """Return the names, the version that they are of, None where it cannot be told yet, and the first stats."""
+    def _scan(self, directory: Inode) -> tuple[list[bytes], os.stat_result, list[os.stat_result | None]]:
+        """Return the names, the directory's stat of just before, and the first stats of what is in there."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd = self._descriptors.call(directory, lambda path_fd: os.open(f"/proc/self/fd/{path_fd}", flags))
         try:
-            version = self._version(os.fstat(fd))
+            st = os.fstat(fd)
             with os.scandir(fd) as entries:
                 names = [os.fsencode(entry.name) for entry in entries]
-            return names, version, [_stat_or_none(fd, name) for name in names[:BATCH]]
+            return names, st, [_stat_or_none(fd, name) for name in names[:BATCH]]
         finally:
             os.close(fd)
-
-    def _version(self, st: os.stat_result) -> Version | None:
-        fine = self._backing.local and st.st_mtime_ns % 1_000_000_000
-        age = abs(time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns))
-        return None if age < (GRAIN_NS if fine else COARSE_GRAIN_NS) else (st.st_mtime_ns, st.st_ctime_ns)
 
     async def entry(self, directory: Inode, listing: Listing, position: int) -> Entry | None:
         """Return the entry at a position below len(names); None when it is gone."""
@@ -133,6 +126,10 @@ class Listings:
     def _stat_all(self, directory: Inode, names: list[bytes]) -> list[os.stat_result | None]:
         with self._descriptors.use(directory) as fd:
             return [_stat_or_none(fd, name) for name in names]
+
+
+def _version(st: os.stat_result) -> Version:
+    return st.st_mtime_ns, st.st_ctime_ns
 
 
 def _stat_or_none(fd: int, name: bytes) -> os.stat_result | None:
