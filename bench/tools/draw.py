@@ -114,7 +114,7 @@ def bars(
     axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
     axes.set_ylim(place - 0.7, -0.8)
     axes.set_xlabel(unit)
-    axes.margins(x=0.15)
+    axes.margins(x=0.2)
     if log:
         axes.set_xscale("log")
     else:
