@@ -2,7 +2,8 @@
 
 The kernel swaps to the file by asking this process to write: if it could be swapped out itself, or had to wait for
 memory that only that write can free, nothing would go on. All three settings belong between the fork and the first
-thread, which inherits the last. A guest that may not have one of them says so in its log and runs without.
+thread that serves, which inherits the second; that of the log may wait for memory. A guest that may not have one of
+them says so in its log and runs without.
 """
 
 from __future__ import annotations

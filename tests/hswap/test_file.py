@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Place
+from tests.conftest import Place, wait_until
 from tests.mounted import Mounted
 
 pytestmark = pytest.mark.mount
@@ -176,7 +176,8 @@ def test_a_flipped_bit_is_an_error_that_names_the_page(mounted: Mounted) -> None
             with pytest.raises(OSError, match="Input/output") as caught:
                 os.pread(fd, PAGE, page * PAGE)
             assert caught.value.errno == errno.EIO
-            assert f"page {page} of the swap-like file" in mounted.log()
+        lines = [f"page {page} of the swap-like file" for page in (7, 8, 9)]
+        wait_until(lambda: all(line in mounted.log() for line in lines), "the log says so")
         assert os.pread(fd, PAGE, 0) == bytes(PAGE)
         new = random.Random(2).randbytes(3 * PAGE)
         os.pwrite(fd, new, 7 * PAGE)

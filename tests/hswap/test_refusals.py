@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Place
+from tests.conftest import Place, wait_until
 from tests.mounted import Mounted
 from tmemfs.config import MIB, ConfigError, MountConfig, parse_options
 from tmemfs.hswap import swapfile
@@ -133,7 +133,7 @@ def test_a_full_disk_gives_its_error_and_the_page_keeps_its_content(place: Place
             assert os.pread(fd, 4096, page * 4096) == content
         os.close(fd)
         assert mounted.stats()["hswap_overflow_errors"] > 0
-        assert "No space left on device" in mounted.log()
+        wait_until(lambda: "No space left on device" in mounted.log(), "the log says so")
         mounted.end()
     finally:
         mounted.stop_watchdog()

@@ -436,3 +436,23 @@ def test_an_ordinary_user_mounts_through_fusermount(place: Place) -> None:
         assert (base / "source" / "written").read_bytes()[:4] in (b"user", b"tiny")
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+def test_a_log_that_nobody_reads_stops_neither_requests_nor_the_end(place: Place) -> None:
+    (place.source / "data").write_bytes(b"real")
+    os.mkfifo(place.log)
+    fifo = os.open(place.log, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        words = ("mount", os.fspath(place.source), os.fspath(place.mountpoint), "-f", "--log", os.fspath(place.log))
+        process = place.start(*REAL, *words)
+        wait_until(place.is_mounted, "mounted")
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(fifo, b"x\n" * 2048)
+        refused = "try: os.write(os.open('.tmemfs/cache_size', os.O_WRONLY), b'no')\nexcept OSError: pass"
+        for _ in range(3):  # the log says why, and would wait for its reader
+            assert place.python(f"{refused}\nassert open('data').read() == 'real'").returncode == 0
+        process.terminate()
+        assert end(process) == 0
+    finally:
+        os.close(fifo)

@@ -44,7 +44,7 @@ def test_it_refuses_names_the_files_and_goes_on_as_before(place: Place, backing:
     assert "'bad' (Input/output error)" in done.stderr
     assert "good" not in done.stderr
     assert (backing.directory / "good").read_bytes() == b"new good"
-    assert "bad: write-back failed: Input/output error" in place.log_text()
+    wait_until(lambda: "bad: write-back failed: Input/output error" in place.log_text(), "the log says so")
     assert place.is_mounted()
     assert (dirty / ".tmemfs" / "writeback").read_text() == "1\nbad\t1\tInput/output error\n"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tmem.logwriter import LogFile, LogWriter
 from tmem.texts import LogFormatter
 from tmemfs import memory
 from tmemfs.config import ConfigError, MountConfig
@@ -26,20 +26,6 @@ def default_log_file(mountpoint: Path) -> Path:
     return directory / f"{mount_name(mountpoint)}.log"
 
 
-class LogFile(logging.FileHandler):
-    """A log that is opened anew at the same path when it is told to, after logrotate(8) renamed the file."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, errors="backslashreplace")
-
-    def reopen(self) -> None:
-        """Go on in the file that has the path now; made if there is none. OSError leaves everything as it was."""
-        fresh = self._open()
-        before = self.setStream(fresh)
-        if before is not None:
-            before.close()
-
-
 def start_log(config: MountConfig) -> LogFile | None:
     """Send the log to its file; in the foreground without --log to stderr (None). Raises ConfigError."""
     path = config.log_file
@@ -55,7 +41,7 @@ def start_log(config: MountConfig) -> LogFile | None:
             raise ConfigError(
                 f"log file '{path}' cannot be written: {error.strerror}; give another with --log FILE"
             ) from None
-    handler = file or logging.StreamHandler(sys.stderr)
+    handler = file or LogWriter.to_stderr()
     handler.setFormatter(LogFormatter(_FORMAT))
     logging.basicConfig(level=logging.DEBUG if config.debug else logging.INFO, handlers=[handler], force=True)
     return file

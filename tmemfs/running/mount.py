@@ -18,13 +18,14 @@ from collections.abc import AsyncIterator
 import trio
 
 from tmem.commands import EXIT_FAILED, EXIT_USAGE, say
+from tmem.logwriter import LogFile
 from tmemfs.config import ConfigError, MountConfig
 from tmemfs.guest import Guest
 from tmemfs.hswap.swapfile import SwapError, swap_off, swaps_of
 from tmemfs.kernel.kernelmount import abort, top_mount, unmount
 from tmemfs.kernel.session import Session
 from tmemfs.running.controlserver import ControlServer
-from tmemfs.running.daemon import LogFile, Ready, in_background, prepare_process, start_log
+from tmemfs.running.daemon import Ready, in_background, prepare_process, start_log
 from tmemfs.running.preflight import prepare
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class _Mount:
             # Again: without the handshake it is another connection.
             self._note_device()
             await self._open_socket(nursery)
-            self._announce(session)
+            await self._announce(session)
             nursery.start_soon(self._obey, signals, session, nursery)
             await session.ended.wait()
             await self._socket.stop()
@@ -129,14 +130,16 @@ class _Mount:
         else:
             log.info("control socket %s", path)
 
-    def _announce(self, session: Session) -> None:
+    async def _announce(self, session: Session) -> None:
         """Say that the mount works, and where it logs."""
         config = self._config
         mmap = "on" if session.shared_mmap else "off"
         log.info("%s on %s, pid %d, shared mmap %s", config.source, config.mountpoint, os.getpid(), mmap)
-        where = f"log {self._log_file.baseFilename}" if self._log_file is not None else "log on stderr"
+        where = f"log {self._log_file.path}" if self._log_file is not None else "log on stderr"
         say(f"{config.source} on {config.mountpoint}, pid {os.getpid()}, {where}")
         self._works = True
+        if self._log_file is not None:  # whoever sees the mount may look into it
+            await trio.to_thread.run_sync(self._log_file.flush, limiter=self._log_limiter)
         self._ready()
 
     async def _obey(self, signals: AsyncIterator[int], session: Session, nursery: trio.Nursery) -> None:

@@ -166,7 +166,7 @@ def test_revoke_and_drain_take_back(tmemd: Tmemd, guest: MakeGuest) -> None:
         one.ask(1)
     fine(tmemd.ctl("thaw", os.path.relpath("/mnt/a")))
     assert one.ask(1)
-    assert "Drain(guest='/mnt/a')" in tmemd.log_text()
+    wait_until(lambda: "Drain(guest='/mnt/a')" in tmemd.log_text(), "the log says so")
 
 
 def test_a_persistent_slab_is_asked_for_and_not_taken(tmemd: Tmemd, guest: MakeGuest) -> None:

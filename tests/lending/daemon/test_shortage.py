@@ -56,7 +56,7 @@ def test_a_memory_cgroup_is_not_run_into(cgroup: Path, tmemd: Tmemd, guest: Make
     wait_until(lambda: one.real_slabs() == 0, "what was returned is punched")
     assert one.ask_until(64)
     assert tmemd.totals()["denied_memory"] >= 1
-    assert "slabs are not lent: the memory cgroup" in tmemd.log_text()
+    wait_until(lambda: "slabs are not lent: the memory cgroup" in tmemd.log_text(), "the log says so")
 
 
 def test_the_reserve_of_the_machine_is_left_alone(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -66,7 +66,7 @@ def test_the_reserve_of_the_machine_is_left_alone(tmemd: Tmemd, guest: MakeGuest
     with pytest.raises(Denied, match="memory"):
         one.ask(1, persistent=True)
     assert one.real_slabs() == 0
-    assert "are reserved" in tmemd.log_text()
+    wait_until(lambda: "are reserved" in tmemd.log_text(), "the log says so")
 
 
 @pytest.mark.root

@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from tmem.lending.guest.listener import is_open_to_others
 from tmem.lending.lender.division import DEFAULT, DIVISIONS
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
+from tmem.logwriter import LogWriter
 from tmem.sizes import MIB, ConfigError, check_ram, ram_bytes
 from tmem.texts import LogFormatter
 
@@ -108,7 +108,7 @@ def prepare_process() -> None:
 def start_log(debug: bool) -> None:
     """Log to stderr; the journal has clocks of its own."""
     clock = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogWriter.to_stderr()
     handler.setFormatter(LogFormatter(f"{clock}%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
 
