@@ -51,3 +51,12 @@ def test_a_signal_is_a_clean_end_from_the_moment_that_the_socket_can_be_seen(tme
     tmemd.process.send_signal(number)
     tmemd.finish()
     assert not tmemd.socket.exists()
+
+
+def test_a_hangup_changes_nothing(tmemd: Tmemd, guest: MakeGuest) -> None:
+    tmemd.start()
+    one = guest().join()
+    os.killpg(tmemd.pid, signal.SIGHUP)  # workers too
+    one.give(one.ask(4))
+    assert tmemd.totals()["hangs"] == 0
+    assert "worker has ended" not in tmemd.log_text()

@@ -99,10 +99,11 @@ def trusted() -> frozenset[int]:
 
 
 def prepare_process() -> None:
-    """Take many descriptors, and let nobody of the same user at those of the guests."""
+    """Take many descriptors, let nobody of the same user at those of the guests, and go on without a terminal."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     processes.make_undumpable()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reopen; workers inherit this
 
 
 def start_log(debug: bool) -> None:
