@@ -101,3 +101,37 @@ def test_a_hanging_guest_that_ends_is_forgotten() -> None:
     here.go_on(bad)
     hold(here, other, 64)
     assert len(other.ephemeral) == 64
+
+
+def test_an_evicted_guest_that_hangs_is_booked_after_a_restart_until_it_ends() -> None:
+    here = world(100)
+    bad = add(here, persistent=50)
+    hold(here, bad, 40)
+    hold(here, bad, 20, persistent=True)
+    here.hang(bad)
+    bad.give(10)
+    here.hear(bad)
+    here.evict(bad)
+    here.settle()
+    here.restart(lambda holdings: Lender(100, holdings=holdings))
+    assert here.lender.stats().unpunched == 60
+    other = add(here)
+    hold(here, other, 64)
+    assert len(other.ephemeral) == 40
+    here.restart(lambda holdings: Lender(100, holdings=holdings))
+    assert here.lender.stats().unpunched == 60
+    assert {account.evicted for account in here.lender._accounts.values()} == {True, False}
+    here.kill(next(guest for guest in here.guests.values() if guest.token == bad.token))
+    here.settle()
+    assert here.lender.stats().unpunched == 0
+
+
+def test_an_evicted_guest_has_nothing_after_a_restart_once_its_arena_is_closed() -> None:
+    here = world(100)
+    gone = add(here)
+    hold(here, gone, 40)
+    here.evict(gone)
+    here.settle()
+    here.restart(lambda holdings: Lender(100, holdings=holdings))
+    assert here.lender.stats().unpunched == 0
+    assert here.lender.stats().free == 100

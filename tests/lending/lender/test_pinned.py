@@ -75,3 +75,31 @@ def test_a_user_is_lent_less_by_what_it_keeps_and_nothing_more_than_there_is() -
     assert here.lender.stats().pinned == 0
     hold(here, good, 10)
     assert len(good.ephemeral) == 60
+
+
+def test_what_a_guest_keeps_that_ended_is_its_users_and_nobody_elses() -> None:
+    for evicted in (False, True):
+        here = world(100)
+        look(here, 0)
+        bad, good = add(here, uid=1000), add(here, uid=2000)
+        hold(here, bad, 40)
+        hold(here, good, 40)
+        (here.evict if evicted else here.kill)(bad)
+        good.give(10)
+        here.hear(good)
+        look(here, 20)
+        assert here.lender._ledger.unpunched.pinned.of == {1000: 10}, "ten of the twenty may be the other's"
+        here.settle()
+        look(here, 30)
+        assert here.lender._ledger.unpunched.pinned.of == {1000: 10}
+    here = world(100)
+    look(here, 0)
+    bad, good = add(here, uid=1000), add(here, uid=2000)
+    hold(here, bad, 40)
+    hold(here, good, 40)
+    here.kill(bad)
+    here.settle()
+    good.give(10)
+    here.settle()
+    look(here, 40)
+    assert here.lender._ledger.unpunched.pinned.of == {1000: 30}

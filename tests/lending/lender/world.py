@@ -300,7 +300,8 @@ class World:
         self.booked = total
         if self.queue or self.hanging:
             return
-        assert stats.unpunched == 0, "what is punched stays booked"
+        kept = sum(account.unpunched for account in self.lender._accounts.values() if account.evicted)
+        assert stats.unpunched == kept, "what is punched stays booked"
         for number, guest in self.guests.items():
             account = self.lender._accounts[number]
             ephemeral = set(slabs_of(account.map.runs(State.EPHEMERAL)))

@@ -289,6 +289,7 @@ class Broker:
         elif isinstance(work, CountReal):
             self._perform(lender.audited(now, work.guest, work.held, result.real_bytes))
         elif not isinstance(work, Punch):
+            self._unwritten = True
             self._perform(lender.closed(now, work.guest))
         elif work.freed:
             self._perform(lender.punched(now, work.guest, work.freed))

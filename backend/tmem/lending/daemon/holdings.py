@@ -44,7 +44,8 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, holding: Holding, process: Process, credit: int) -> Record:
-        """Put down what is held and `credit` slabs of each kind on top."""
+        """Put down what is held and `credit` slabs of each kind on top, which no evicted guest is lent any more."""
+        credit = 0 if holding.evicted else credit
         most = holding.slabs // 2 if holding.persistent_cap is None else holding.persistent_cap
         persistent = max(holding.persistent, min(holding.persistent + credit, most))
         return cls(

@@ -200,8 +200,11 @@ class Ledger:
         for holding in holdings:
             account = self._open(holding)
             if holding.evicted:
-                account.evicted = True
-                self.clear(account)
+                account.evicted, account.persistent_set = True, True
+                account.floor = account.persistent_cap = 0
+                # Its arena was not punched yet, and will not be: an evicted guest does not come back with it.
+                self.unpunched.set_hanging(account, True)
+                self.unpunched.add(account, holding.ephemeral + holding.persistent)
                 continue
             account.from_before = account.restored = True
             # Any slabs will do: which it holds is known once it has claimed them.
@@ -219,15 +222,15 @@ class Ledger:
 
     def clear(self, account: Account) -> list[Account]:
         """Leave a guest nothing, neither slabs nor promises. Gives the accounts whose limits changed."""
+        self.unpunched.closed(account)
         self.load(account, bytearray())
-        self.unpunched.forget(account)
         account.floor = account.persistent_cap = 0
         account.persistent_set, account.from_before = True, False
         return self._share()
 
     def close(self, account: Account) -> list[Account]:
         """Forget a guest; what it held is free. Gives the accounts whose limits changed."""
-        self.unpunched.forget(account)
+        self.unpunched.closed(account)
         for state in State:
             self.totals[state] -= account.map.counts[state]
         self.held_by[account.uid] -= account.held

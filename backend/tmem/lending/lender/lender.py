@@ -197,7 +197,7 @@ class Lender(Governor):
 
     def looked(self, now: float, pinned_bytes: int) -> list[Action]:
         """Take in how much memory was punched and lives on: it stays booked, as far as it is known whose it is."""
-        self._ledger.unpunched.look(pinned_bytes // SLAB_SIZE)
+        self._ledger.unpunched.look(pinned_bytes // SLAB_SIZE, self._accounts.values())
         self._asking.fit(now)
         return self._decided(now)
 

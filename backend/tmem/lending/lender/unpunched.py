@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from tmem.lending.lender.account import Account
 from tmem.lending.lender.pinned import Pinned
@@ -42,12 +42,17 @@ class Unpunched:
         if slabs < 0:
             self.pinned.punched(account.uid, -slabs)
 
-    def look(self, found: int) -> None:
-        """Take in how many slabs were punched and live on."""
-        self.pinned.look(found, self._of)
+    def look(self, found: int, accounts: Iterable[Account]) -> None:
+        """Take in how many slabs were punched and live on; arenas that are being closed are punched bit by bit."""
+        closing: Counter[int] = Counter()
+        for account in accounts:
+            if account.ended or account.evicted:
+                closing[account.uid] += account.held
+        self.pinned.look(found, self._of + closing)
 
-    def forget(self, account: Account) -> None:
-        """Book nothing any more of what a guest gave up."""
+    def closed(self, account: Account) -> None:
+        """Book nothing any more of what a guest gave up, as its whole arena was punched."""
+        self.pinned.punched(account.uid, account.held)
         self.add(account, -account.unpunched)
 
     def set_hanging(self, account: Account, hangs: bool) -> None:
