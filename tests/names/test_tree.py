@@ -165,3 +165,22 @@ async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakePar
     os.close(fd)
     await trio.sleep(60)
     assert not names.is_walking_again(7)
+
+
+@in_trio
+async def test_where_the_backing_counts_no_links_a_directory_without_any_is_there(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fstat = os.fstat
+
+    def without_links(fd: int) -> os.stat_result:
+        fields = list(st := fstat(fd))
+        fields[stat.ST_NLINK] = 0
+        return os.stat_result(fields, {f"st_{which}time_ns": getattr(st, f"st_{which}time_ns") for which in "amc"})
+
+    monkeypatch.setattr(os, "fstat", without_links)
+    parts = make_parts()
+    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
+    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    (parts.directory / "d").mkdir()
+    assert stat.S_ISDIR((await attributes.check_directory(parts.lookup("d"), 1)).st_mode)

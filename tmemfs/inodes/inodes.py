@@ -59,6 +59,7 @@ class InodeTable:
         self._version = version_of(version_by)
         self.attr_timeout = attr_timeout
         self._own_number = OWN_NUMBERS
+        self.links_are_counted = st.st_nlink > 0  # there are filesystems that tell of none
         self.root = Inode(ROOT, (st.st_dev, st.st_ino))
         self.root.lookups = 1
         self._by_number: dict[int, Inode] = {ROOT: self.root}

@@ -86,7 +86,8 @@ class Attributes:
         started = self._inodes.start()
         st = await self._names.run(inode, thread, lambda: self._stats.inode(inode))
         self._inodes.observe(inode, st, started)
-        if not st.st_nlink and not inode.unlinked:  # found by the first read, glibc would make it an empty directory
+        gone = self._inodes.links_are_counted and not st.st_nlink and not inode.unlinked
+        if gone:  # found by the first read, glibc would make it an empty directory
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return st
 
