@@ -7,12 +7,15 @@ import os
 
 import pytest
 import trio
+import trio.testing
 
 from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of, pass_ticks
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import OWN_NUMBERS, ROOT
+from tmemfs.names.attributes import Attributes
 from tmemfs.names.listing import Listings
+from tmemfs.names.revalidate import Revalidator
 from tmemfs.names.tree import Tree
 
 __all__ = ["make_parts"]
@@ -198,6 +201,48 @@ async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_par
     assert not new.pages
     assert new.pages.oid != old.pages.oid
     assert (new.number, new.generation) == (old.number, old.generation + 1)
+
+
+@in_trio
+async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
+    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    file = parts.make("f", pages_of(1, 3))
+    await parts.read(file, 0, 3 * PAGE_SIZE)
+    parts.backing.after_write.shut = True
+    opened: list[int] = []
+
+    async def open_it() -> None:
+        opened.append((await attributes.open(file.inode, os.O_RDONLY, 1, may_read_too=False))[0])
+
+    with (parts.directory / "f").open("r+b") as others:
+        others.write(b"others")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writer.write, file, 2 * PAGE_SIZE, b"ours")
+        await parts.backing.after_write.holds(1)
+        nursery.start_soon(open_it)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not opened
+        parts.backing.after_write.open()
+    os.close(opened[0])
+    assert await parts.read(file, 0, 6) == b"others"
+
+
+@in_trio
+async def test_an_open_whose_stat_a_change_of_ours_overtook_still_sees_what_others_changed(
+    make_parts: MakeParts,
+) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 3))
+    await parts.read(file, 0, 3 * PAGE_SIZE)
+    started = parts.inodes.start()
+    await parts.writer.write(file, 2 * PAGE_SIZE, b"ours")
+    pass_ticks()
+    with (parts.directory / "f").open("r+b") as others:
+        others.write(b"others")
+    parts.inodes.opened(file.inode, os.fstat(file.fd), started)
+    assert await parts.read(file, 0, 6) == b"others"
 
 
 @pytest.mark.parametrize("found_by", ["lookup", "listing"])

@@ -165,9 +165,9 @@ class InodeTable:
 
     def opened(self, inode: Inode, st: os.stat_result, started: int) -> None:
         """Take in the stat of an open: what others changed before is not read from memory after it."""
-        self.observe(inode, st, started)
-        if inode.provisional:
-            self.renew(inode)
+        differs = self.changed_since_recorded(inode, st)
+        if not self.observe(inode, st, started) and (differs or inode.provisional):
+            self.renew(inode)  # where it differs and says nothing, a change of ours ended meanwhile, before or after it
 
     def is_worthless(self, inode: Inode, started: int) -> bool:
         """Tell whether a stat says nothing: older than what is known, or a change of our own is under way."""
