@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.parts import MakeParts, Parts, in_trio, make_parts, page_of, pages_of
+from tests.parts import MakeParts, Parts, in_trio, make_parts, page_of, pages_of, pass_ticks
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.data.files import OpenFile
 from tmemfs.inodes.stamps import SECOND, Stamps
@@ -125,6 +125,32 @@ async def test_own_writes_cost_no_read_where_each_change_has_its_stamp(make_part
     parts.inodes._stamps.compare(file.inode.key[0], 5, 6)
     await parts.writer.write(file, 0, page_of(9))
     assert await reads_of(parts, page_of(9) + OLD[PAGE_SIZE:]) == 0
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+@in_trio
+async def test_what_others_write_between_a_write_of_ours_and_its_stat_is_seen_at_the_next_open(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, writeback: bool
+) -> None:
+    parts = make_parts(writeback=writeback)  # each change has its stamp
+    file, path, pwrite = parts.make("f", OLD), parts.directory / "f", os.pwrite
+    pass_ticks()
+    path.write_bytes(NEW)  # so others do write to it
+
+    def before_others(fd: int, data: bytes, offset: int) -> int:
+        written = pwrite(fd, data, offset)
+        with path.open("r+b") as theirs:
+            theirs.write(b"theirs")
+        return written
+
+    assert await reads_of(parts, NEW) == 1
+    monkeypatch.setattr(os, "pwrite", before_others)
+    await parts.writer.write(file, PAGE_SIZE, b"own")
+    if parts.writeback is not None:
+        await parts.writeback.sync(file)
+    monkeypatch.undo()
+    want = b"theirs" + NEW[6:PAGE_SIZE] + b"own" + NEW[PAGE_SIZE + 3 :]
+    assert await reads_of(parts, want) == 1
 
 
 @pytest.mark.parametrize("where", ["cache", "pool"])

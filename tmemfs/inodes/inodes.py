@@ -13,7 +13,7 @@ Equal stats prove nothing for pages that were read while another change could ha
 A file with such pages is *provisional*: the next open drops its clean pages whatever the stats say. So each open within
 the grain reads anew, the first one after it does so once more, and then the pages are as good as any. Pages that a
 change of our own leaves behind are provisional too, as somebody else's change in the same grain would not be seen,
-unless the device gives every change that follows a look a stamp of its own.
+unless the device gives every change that follows a look a stamp of its own and nobody else has changed the file yet.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class InodeTable:
         inode.recorded_at = inode.seen_at
         if inode.attr is not None and self._stable_ctimes:
             self._stamps.compare(inode.key[0], inode.attr.st_ctime_ns, st.st_ctime_ns)
-        if self._stamps.tells_apart(inode.key[0]):
+        if self._stamps.tells_apart(inode.key[0]) and not inode.changed_underneath:
             inode.settles_at = 0.0
         elif stat.S_ISREG(st.st_mode):
             inode.settles_at = trio.current_time() + grain_of(self._newest(st)) / SECOND
