@@ -153,6 +153,26 @@ async def test_what_others_write_between_a_write_of_ours_and_its_stat_is_seen_at
     assert await reads_of(parts, want) == 1
 
 
+@in_trio
+async def test_what_others_write_between_two_calls_of_a_write_back_is_seen_at_the_next_open(
+    make_parts: MakeParts,
+) -> None:
+    parts = make_parts(writeback=True)  # each change has its stamp
+    assert parts.writeback is not None
+    file, path = parts.make("f", OLD), parts.directory / "f"
+    await parts.read(file, 0, len(OLD))
+    await parts.writer.write(file, PAGE_SIZE, b"own")
+    parts.backing.after_write.shut = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.sync, file)
+        await parts.backing.after_write.holds(1)  # the page is written, the time is not set yet
+        with path.open("r+b") as theirs:
+            theirs.write(b"theirs")
+        parts.backing.after_write.open()
+    want = b"theirs" + OLD[6:PAGE_SIZE] + b"own" + OLD[PAGE_SIZE + 3 :]
+    assert await reads_of(parts, want) == 1
+
+
 @pytest.mark.parametrize("where", ["cache", "pool"])
 @pytest.mark.parametrize("waited", [0.0, GRAIN])
 @in_trio

@@ -152,15 +152,16 @@ class Writeback:
         if not inode.dirty:
             self.forget(inode)
             return None
-        file, touched_ns, befores = self._file[inode], self.touched_ns[inode], []
+        file, touched_ns = self._file[inode], self.touched_ns[inode]
+        stats: list[os.stat_result] = []  # of just before each call and of just after it
         started = self._inodes.start()
         inode.writers += 1
         try:
             with file.borrowed() as fd:
                 for first, last in list(_runs(inode.dirty)):
                     if inode.dirty.issuperset((first, last)):  # else forgotten: the last name and user are gone
-                        befores.append(await self._write_run(inode, fd, first, last))
-                after = await self._backing.data(inode, 0, _finish, fd, touched_ns)
+                        stats += await self._write_run(inode, fd, first, last)
+                stats += await self._backing.data(inode, 0, _finish, fd, touched_ns)
         except OSError as error:
             if inode.errors.failed(error):
                 log.warning("%s: write-back failed: %s; it will be tried again", inode.title, error.strerror)
@@ -170,10 +171,10 @@ class Writeback:
         finally:
             inode.writers -= 1
             self._inodes.touch(inode)
-        if befores and self._inodes.changed_since_recorded(inode, befores[0]):
+        if self._inodes.changed_since_recorded(inode, *stats[:-1]):
             self._inodes.others_changed(inode)
         self.forget(inode)
-        expected = inode.size
+        expected, after = inode.size, stats[-1]
         self._inodes.record(inode, after, started)
         if after.st_size < expected:
             self._inodes.disbelieve_size(inode)
@@ -181,18 +182,18 @@ class Writeback:
             await self._content.precache.resize(self._cache.capacity)
         return None
 
-    async def _write_run(self, inode: Inode, fd: int, first: int, last: int) -> os.stat_result:
-        """Write back a run of pages; return the file's stat of just before."""
+    async def _write_run(self, inode: Inode, fd: int, first: int, last: int) -> tuple[os.stat_result, os.stat_result]:
+        """Write back a run of pages; return the file's stats of just before and just after."""
         cache = self._cache
         data = b"".join([cache.page(inode.pages[index]) for index in range(first, last + 1)])
         data = data[: max(0, inode.size - (first << PAGE_SHIFT))]
-        before = await self._backing.write(inode, len(data), _write_all, fd, data, first << PAGE_SHIFT)
+        stats = await self._backing.write(inode, len(data), _write_all, fd, data, first << PAGE_SHIFT)
         for index in range(first, last + 1):
             inode.dirty.discard(index)
             frame = inode.pages.get(index)
             if frame is not None:
                 cache.clean(frame)
-        return before
+        return stats
 
     def forget(self, inode: Inode) -> None:
         """Take a clean (or dropped) inode off the books."""
@@ -295,16 +296,20 @@ def _runs(pages: set[int]) -> Iterator[tuple[int, int]]:
         yield run
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> os.stat_result:
+def _write_all(fd: int, data: bytes, offset: int) -> tuple[os.stat_result, os.stat_result]:
     before, done = os.fstat(fd), 0
     with memoryview(data) as view:
         while done < len(data):
             done += write_some(fd, view[done:], offset + done)
-    return before
+    return before, os.fstat(fd)
 
 
-def _finish(fd: int, touched_ns: int) -> os.stat_result:
-    """Give the file the time of its last write, not that of its write-back, where we may: it may be another user's."""
+def _finish(fd: int, touched_ns: int) -> tuple[os.stat_result, os.stat_result]:
+    """Give the file the time of its last write, not that of its write-back, where we may: it may be another user's.
+
+    Return the stats of just before and just after.
+    """
+    before = os.fstat(fd)
     with contextlib.suppress(PermissionError):
-        os.utime(fd, ns=(os.fstat(fd).st_atime_ns, touched_ns))
-    return os.fstat(fd)
+        os.utime(fd, ns=(before.st_atime_ns, touched_ns))
+    return before, os.fstat(fd)

@@ -248,9 +248,14 @@ class InodeTable:
             parent.listing = None  # it may hold the old attributes, and one that is being made too
             self.touch(parent)
 
-    def changed_since_recorded(self, inode: Inode, before: os.stat_result) -> bool:
-        """Tell whether somebody else changed the file before our own change, by the stat taken just before it."""
-        return inode.version is not None and inode.version != self._version(before)
+    def changed_since_recorded(self, inode: Inode, before: os.stat_result, *others: os.stat_result) -> bool:
+        """Tell whether somebody else changed the file before our own change, by the stat taken just before it.
+
+        `others`: of a change in several calls, the stats after the first, before the second, and so on.
+        """
+        if inode.version is None or inode.version == self._version(before):
+            return any(self._version(a) != self._version(b) for a, b in zip(others[::2], others[1::2], strict=True))
+        return True
 
     def _keep(self, inode: Inode, st: os.stat_result, now: float) -> None:
         inode.attr = st
