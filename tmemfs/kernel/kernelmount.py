@@ -59,8 +59,13 @@ def _unescape(field: bytes) -> str:
 
 def mount_table(pid: int | None = None) -> list[MountEntry]:
     """Read the mount table of this process or another one, oldest mount first. OSError when it has ended."""
+    return parse_mount_table(Path(f"/proc/{pid or 'self'}/mountinfo").read_bytes())
+
+
+def parse_mount_table(text: bytes) -> list[MountEntry]:
+    """Return what a mountinfo file says, oldest mount first."""
     entries = []
-    for line in Path(f"/proc/{pid or 'self'}/mountinfo").read_bytes().split(b"\n")[:-1]:  # a path may have \r in it
+    for line in text.split(b"\n")[:-1]:  # a path may have \r in it
         left, _, right = line.partition(b" - ")
         fields, tail = left.split(b" "), right.split(b" ")
         mountpoint = Path(_unescape(fields[4]))

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import trio
 
-from tmemfs.kernel.kernelmount import MountEntry, mount_table
+from tmemfs.kernel.kernelmount import MountEntry, mount_table, parse_mount_table
 
 log = logging.getLogger(__name__)
 
 PACE = 0.5  # seconds between two looks: a machine may mount many things at once
 PATIENCE = 60.0  # seconds that a thread waits for a change
+_READ_BYTES = 1 << 16
 
 
 def mounts_on_way(table: Sequence[MountEntry], path: Path) -> list[MountEntry]:
@@ -75,8 +76,9 @@ class SourceMount:
 
 
 def _next_table(fd: int) -> list[MountEntry]:
-    """Wait until the mount table changes, for a bounded time, and read it."""
+    """Wait until the mount table changes, for a bounded time, and read it. This needs no other descriptor."""
     changed = select.poll()
     changed.register(fd, select.POLLPRI | select.POLLERR)
     changed.poll(PATIENCE * 1000)
-    return mount_table()
+    os.lseek(fd, 0, os.SEEK_SET)
+    return parse_mount_table(b"".join(iter(lambda: os.read(fd, _READ_BYTES), b"")))
