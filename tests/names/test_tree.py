@@ -13,6 +13,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from tests.parts import MakeParts, in_trio, make_parts
 from tmemfs.inodes.inode import MAX_LOCATIONS
@@ -127,6 +128,27 @@ async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_part
         await tree.unlink(parts.inodes.root, b"f")
         parts.backing.after_write.open()
     assert (await attributes.get(file.inode)).st_nlink == 0
+
+
+@in_trio
+async def test_an_unlink_that_a_write_back_overtakes_does_not_hide_what_it_writes(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"new")
+    parts.backing.after_meta.shut = parts.backing.after_write.shut = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tree.unlink, parts.inodes.root, b"f")
+        await parts.backing.after_meta.holds(1)  # it has seen a file without bytes
+        nursery.start_soon(partial(parts.writer.sync, file, data_only=False))
+        await parts.backing.after_write.holds(1)
+        parts.backing.after_write.let_go()
+        await parts.backing.after_write.holds(1)  # which has them by now, and no page is dirty any more
+        parts.backing.after_meta.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await parts.read(file, 0, 100) == b"new"
+        parts.backing.after_write.open()
+    assert await parts.read(file, 0, 100) == b"new"
 
 
 @in_trio

@@ -239,7 +239,7 @@ class InodeTable:
         if not overtaken or inode.attr is None or st.st_ctime_ns > inode.attr.st_ctime_ns:
             if stat.S_ISREG(st.st_mode):
                 inode.version, inode.true_size = self._version(st), None
-                if not inode.dirty:
+                if not inode.dirty and not inode.writers:  # else this is a change of names, and its stat may be older
                     inode.size = st.st_size
             self._keep(inode, st, trio.current_time())
         if overtaken:
