@@ -8,11 +8,13 @@ import pytest
 
 from tests.lending.lender.world import World, add, counters, hold, world
 from tmem.lending.guest.borrowed import runs_of
-from tmem.lending.lender.actions import Refusal
+from tmem.lending.lender import sweeping
+from tmem.lending.lender.actions import Punch, Refusal
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import BATCH, EXCESS_AUDITS, Lender
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.messages import in_parts
 
 SLAB = 65536
 
@@ -164,6 +166,27 @@ def test_an_excess_is_punched_and_one_that_stays_ends_the_lending() -> None:
     assert guest.ephemeral == guest.real == set()
     hold(here, guest, 1)
     assert guest.denied == [Denial.BARRED.value]
+
+
+def test_an_excess_in_a_large_scattered_arena_is_punched_in_steps() -> None:
+    slabs = 4 * sweeping.PIECE
+    here = world(slabs)
+    guest = add(here, slabs=slabs)
+    while len(guest.ephemeral) < slabs:
+        hold(here, guest, min(m.MAX_ASK, slabs - len(guest.ephemeral)))
+    every_second = [slab for slab in guest.ephemeral if slab % 2]
+    guest.ephemeral.difference_update(every_second)
+    for part, last in in_parts(runs_of(every_second)):
+        guest.say(m.Return(part, last=last))
+    here.settle()
+    guest.real |= {1, slabs - 1}
+    here.perform(here.lender.audited(here.now, guest.number, slabs // 2, (slabs // 2 + 2) * SLAB))
+    (punch,) = here.queue
+    assert isinstance(punch, Punch)
+    assert len(punch.runs) == sweeping.PIECE
+    hold(here, guest, m.MAX_ASK)
+    assert guest.real == guest.ephemeral
+    assert counters(here)["excess_audits"] == 1
 
 
 def test_an_audit_that_finds_what_is_booked_or_less_does_nothing() -> None:

@@ -13,6 +13,7 @@ from tmem.lending.lender.division import DEFAULT, DIVISIONS
 from tmem.lending.lender.ledger import UNBOUNDED, Ledger, UserBounds, as_bytes
 from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters, LenderStats, Why
+from tmem.lending.lender.sweeping import Sweeping
 from tmem.lending.lender.taking import Taking
 from tmem.lending.protocol.messages import MAX_SECONDS, Evicted, Limits, Revoke, Row
 
@@ -45,6 +46,7 @@ class Governor:
         self._taking = Taking(self._ledger, self._counters, act)
         self._asking = Asking(self._ledger, self._taking, DIVISIONS[division](), self._counters, act)
         self._claiming = Claiming(self._ledger, self._taking, self._counters, act)
+        self._sweeping = Sweeping(self._ledger, act)
 
     def _decided(self, now: float) -> list[Action]:
         """Serve who waits, and give the actions that were decided."""

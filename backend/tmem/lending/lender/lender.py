@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.account import Account
-from tmem.lending.lender.actions import Action, Close, CountReal, GuestFault, HangUp, Holding, Punch, Refusal, Send
+from tmem.lending.lender.actions import Action, Close, CountReal, GuestFault, HangUp, Holding, Refusal, Send
 from tmem.lending.lender.governor import EVICTED, Governor
-from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Why
 from tmem.lending.lender.taking import PATIENCE
 from tmem.lending.protocol.messages import BATCH, Ask, Claim, Confirm, FromGuest, Hello, Report, Return, Runs, Welcome
@@ -143,6 +142,7 @@ class Lender(Governor):
             self._asking.closed(account)
             self._taking.closed(account)
             self._claiming.closed(account)
+            self._sweeping.closed(account)
             if account.ended:
                 self._counters.ends += 1
             self._tell_limits(self._ledger.close(account) if account.ended else self._ledger.clear(account))
@@ -222,8 +222,9 @@ class Lender(Governor):
         if excess > 0:
             self._counters.excess_audits += 1
             self._counters.excess_bytes += excess
-            self._actions.append(Punch(guest, account.map.runs(State.FREE)))
-            self._actions.append(Punch(guest, account.map.runs(State.TAKEN)))
+            if self._sweeping.sweeps(account):  # what is left of the last one says nothing
+                return self._decided(now)
+            self._sweeping.start(now, account)
         account.excess_audits = account.excess_audits + 1 if excess > BATCH * SLAB_SIZE else 0
         if account.excess_audits >= EXCESS_AUDITS and not account.barred:
             account.barred = True
@@ -233,11 +234,12 @@ class Lender(Governor):
 
     def deadline(self) -> float | None:
         """Give the time at which `wake` is to be called; None when nothing is waited for."""
-        deadlines = (self._taking.deadline(), self._claiming.deadline())
+        deadlines = (self._taking.deadline(), self._claiming.deadline(), self._sweeping.deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def wake(self, now: float) -> list[Action]:
         """Act on what is due."""
         self._taking.wake(now)
         self._claiming.wake(now)
+        self._sweeping.wake(now)
         return self._decided(now)

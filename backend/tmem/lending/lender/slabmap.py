@@ -29,6 +29,7 @@ class State(IntEnum):
 
 _ONE = [bytes([state]) for state in State]
 _RUN = [re.compile(b"%s+" % re.escape(one), re.DOTALL) for one in _ONE]
+_NOT_LENT = re.compile(b"[%s]+" % re.escape(_ONE[State.FREE] + _ONE[State.TAKEN]), re.DOTALL)
 _ANY = re.compile(b"|".join(b"%s+" % re.escape(one) for one in _ONE), re.DOTALL)
 
 
@@ -157,6 +158,17 @@ class SlabMap:
         if state == State.FREE and len(states) < self.total:
             found.append((len(states), self.total - len(states)))
         return tuple(found)
+
+    def not_lent(self, first: int, most: int) -> tuple[Runs, int]:
+        """Give at most so many runs of slabs from `first` on that are free or taken, and the slab where it ended."""
+        found: list[tuple[int, int]] = []
+        for match in _NOT_LENT.finditer(self._states, first):
+            if len(found) == most:
+                return tuple(found), match.start()
+            found.append((match.start(), match.end() - match.start()))
+        if (start := max(first, len(self._states))) < self.total:
+            found.append((start, self.total - start))
+        return tuple(found), self.total
 
     def lowest_free(self, most: int) -> Runs:
         """Give the lowest free slabs, at most so many."""
