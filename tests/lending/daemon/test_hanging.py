@@ -17,10 +17,11 @@ from tests.conftest import SECONDS, has_ended, state_of, wait_until
 from tests.fs.failing import Backing, backing
 from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied, FakeGuest
-from tests.lending.otheruser import as_other
+from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd
 from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon.executor import MAX_HANGING
+from tmem.lending.daemon.server import MAX_CLOSING_OF_ONE_USER
 from tmem.lending.protocol.messages import VERSION, Hello
 from tmem.lending.protocol.wire import encode
 
@@ -168,3 +169,32 @@ def test_a_descriptor_whose_close_hangs_stops_nobody(tmemd: Tmemd, guest: MakeGu
             backing.fail()
     links = Path(f"/proc/{tmemd.pid}/fd")
     wait_until(lambda: os.fspath(path) not in map(os.path.realpath, links.iterdir()), "nothing of them is kept")
+
+
+@pytest.mark.root
+def test_a_user_whose_descriptors_cannot_be_closed_may_not_connect_meanwhile(
+    tmemd: Tmemd, guest: MakeGuest, backing: Backing
+) -> None:
+    tmemd.start("4M", "--mode", "0666")
+    (backing.directory / "one").write_bytes(b"x")
+    with open(backing.mountpoint / "one", "rb") as file:
+        backing.fail("flush * hang")
+
+        def send() -> bytes:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+                client.settimeout(SECONDS)
+                os.seteuid(OTHER_UID)  # in this process: the end of another one would wait for its close, too
+                try:
+                    client.connect(os.fspath(tmemd.socket))
+                finally:
+                    os.seteuid(0)
+                with contextlib.suppress(ConnectionError):
+                    socket.send_fds(client, [encode(Hello(VERSION, os.urandom(16), "/mnt/bad", 64))], [file.fileno()])
+                    return client.recv(100)
+                return b""
+
+        answers = [send() for _ in range(MAX_CLOSING_OF_ONE_USER + 1)]
+        guest().join().ask(1)
+        backing.fail()
+    assert all(b"not a memfd" in answer for answer in answers[:-1])
+    assert answers[-1] == b""

@@ -25,6 +25,7 @@ from tmem.lending.daemon.connection import Connection, CutOff, Ended
 from tmem.lending.daemon.executor import Executor, Work
 from tmem.lending.daemon.holdings import Holdings, Record
 from tmem.lending.daemon.jobs import Result
+from tmem.lending.daemon.loglines import about
 from tmem.lending.daemon.processes import Process, duplicate
 from tmem.lending.daemon.waiting import flush, hang_up
 from tmem.lending.lender import verbs
@@ -103,25 +104,28 @@ class Broker:
         fd = connection.take_descriptor()
         if fd is None:
             raise Refusal("no arena came with the Hello")
-        surplus = [fd]
+        watched = -1
         try:
             self._inspect(fd, process, hello)
-            surplus.append(watched := duplicate(pidfd))
+            watched = duplicate(pidfd)
             number, actions = self._lender.join(time.monotonic(), hello, process.uid, process.pid)
             if self._arenas.get(number) is None:
                 self._arenas.adopt(number, fd, hello.slabs, process.uid)
-                surplus.remove(fd)
+                fd = -1
             assert self._nursery is not None
             if number not in self._guests:
                 self._guests[number] = Guest(hello.token, process)
                 self._nursery.start_soon(self._watch, number, watched)
-                surplus.remove(watched)
+                watched = -1
         finally:
-            for descriptor in surplus:
-                memfds.dispose(descriptor)
+            if fd >= 0:
+                connection.dispose(fd)
+            if watched >= 0:
+                os.close(watched)
         self._guests[number].connection = connection
         # The name is somebody else's text: quoted, it stays on its line.
-        log.info("guest %d has joined: %r, pid %d, uid %d", number, hello.name, process.pid, process.uid)
+        words = "guest %d has joined: %r, pid %d, uid %d"
+        log.info(words, number, hello.name, process.pid, process.uid, extra=about(process.uid))
         self._unwritten = True
         self._perform(actions)
         return number
@@ -161,7 +165,7 @@ class Broker:
         answers, actions = verbs.answer(self._lender, time.monotonic(), verb, uid, trusted)
         self._perform(actions)
         if isinstance(answers[-1], Done):
-            log.info("uid %d (sizes in slabs): %r", uid, verb)
+            log.info("uid %d (sizes in slabs): %r", uid, verb, extra=about(uid))
             self._unwritten = True
             self.flush_holdings()  # what was set outlives us
         return [self._with_counters(answer) if isinstance(answer, Totals) else answer for answer in answers]
@@ -253,7 +257,8 @@ class Broker:
         if isinstance(error, CutOff | GuestFault):
             kind = error.kind if isinstance(error, CutOff) else "faulty"
             self._counters[f"cut_off_{kind}"] += 1
-            log.warning("guest %d (pid %d) is cut off: %s", number, guest.process.pid, error)
+            words = "guest %d (pid %d) is cut off: %s"
+            log.warning(words, number, guest.process.pid, error, extra=about(guest.process.uid))
         if guest.connection is not None:
             hang_up(guest.connection)
 
@@ -306,7 +311,7 @@ class Broker:
         guest = self._guests.pop(number)
         if guest.connection is not None:
             hang_up(guest.connection)
-        log.info("guest %d (pid %d) has ended", number, guest.process.pid)
+        log.info("guest %d (pid %d) has ended", number, guest.process.pid, extra=about(guest.process.uid))
         self._perform(self._lender.ended(time.monotonic(), number))
 
     async def _keep_deadlines(self) -> None:

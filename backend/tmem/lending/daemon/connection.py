@@ -7,11 +7,11 @@ was stopped may have answered already. Who waits for the socket, and for how lon
 from __future__ import annotations
 
 import array
+import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from tmem.lending.daemon import memfds
 from tmem.lending.daemon.budget import FRAMES_A_SECOND, FRAMES_AT_ONCE, Budget
 from tmem.lending.protocol.messages import Answer, FromGuest, ToGuest, Verb
 from tmem.lending.protocol.wire import ProtocolError, encode, tmemd_decoder
@@ -38,8 +38,14 @@ class Ended(Exception):
 class Connection:
     """The socket of one peer, its unfinished frame, its unsent frames, and the descriptor that came with the first."""
 
-    def __init__(self, stream: socket.socket, now: float, budgets: Sequence[Budget] = ()) -> None:
-        """Take an accepted socket; `budgets` are those that its user shares with others."""
+    def __init__(
+        self,
+        stream: socket.socket,
+        now: float,
+        budgets: Sequence[Budget] = (),
+        dispose: Callable[[int], None] = os.close,
+    ) -> None:
+        """Take an accepted socket; `budgets` are those that its user shares, `dispose` closes what it sent."""
         stream.setblocking(False)
         self._socket = stream
         self._decoder = tmemd_decoder()
@@ -47,6 +53,7 @@ class Connection:
         self._queued_bytes = 0
         self._own = Budget(FRAMES_A_SECOND, FRAMES_AT_ONCE, now)
         self._budgets = budgets
+        self.dispose = dispose
         self._descriptor: int | None = None
         self._anything_read = False
         self.is_flushing = False  # somebody sends the queue as the peer reads it
@@ -66,7 +73,9 @@ class Connection:
         Raises CutOff for a peer that is to be cut off, Ended at the end of the stream.
         """
         try:
-            data, control, flags, _ = self._socket.recvmsg(READ, _CONTROL, socket.MSG_CMSG_CLOEXEC)
+            # Without room for them the kernel drops descriptors; those that are here would have to be closed.
+            room = 0 if self._anything_read else _CONTROL
+            data, control, flags, _ = self._socket.recvmsg(READ, room, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return []
         except OSError as error:
@@ -119,7 +128,7 @@ class Connection:
         """End the connection; harmless when it is closed already."""
         descriptor = self.take_descriptor()
         if descriptor is not None:
-            memfds.dispose(descriptor)
+            self.dispose(descriptor)
         self._queued.clear()
         self._queued_bytes = 0
         self._socket.close()
@@ -140,8 +149,9 @@ class Connection:
             self._descriptor = numbers[0]
             return
         for number in numbers:
-            memfds.dispose(number)
-        reason = "descriptors were sent that nobody asked for" if numbers else "there is none left for its descriptor"
+            self.dispose(number)
+        surplus = numbers or self._anything_read
+        reason = "descriptors were sent that nobody asked for" if surplus else "there is none left for its descriptor"
         raise CutOff("foreign_descriptors", reason)
 
     def delay(self, now: float) -> float:

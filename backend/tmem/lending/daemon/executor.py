@@ -17,6 +17,7 @@ import trio
 from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.jobs import Job, Kind, Result
 from tmem.lending.daemon.lane import Lane, Task, WorkerProcess
+from tmem.lending.daemon.loglines import about
 from tmem.lending.lender.actions import Close, CountReal, FindHoles, MakeReal, Punch
 from tmem.lending.lender.slabmap import count
 from tmem.lending.protocol.messages import in_parts
@@ -106,7 +107,8 @@ class Executor:
     def _hung(self, worker: WorkerProcess, tasks: list[Task]) -> None:
         """Set a guest aside whose call does not return, and its user apart; give all other tasks to other workers."""
         guest, uid = tasks[0].guest, tasks[0].uid
-        log.warning("guest %d (uid %d): a call on its arena does not return; it waits alone", guest, uid)
+        words = "guest %d (uid %d): a call on its arena does not return; it waits alone"
+        log.warning(words, guest, uid, extra=about(uid))
         assert self._nursery is not None
         if uid not in self._lanes:
             self._lanes[uid] = Lane(self._reserve, self._hung)
@@ -120,7 +122,7 @@ class Executor:
         """Wait until a call has returned, and make it anew: the worker that made it is gone."""
         await worker.end()
         del self._hanging[guest]
-        log.info("guest %d: the call on its arena has returned", guest)
+        log.info("guest %d: the call on its arena has returned", guest, extra=about(uid))
         for waiting in [*self._aside]:
             if self._aside[waiting][0].uid == uid and not self._waits(waiting, uid):
                 self._hangs(waiting, False)

@@ -50,17 +50,32 @@ def validate(fd: int, slabs: int) -> None:
         )
 
 
-def dispose(fd: int) -> None:
-    """Close a descriptor that somebody sent, whatever it is of.
+class Disposal:
+    """Closes descriptors that users sent, whatever they are of, and tells of whom that hangs.
 
     Closing a file of a FUSE filesystem waits for its server, which may be the sender's: so in a thread of its own.
     """
-    try:
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        threading.Thread(target=_close, args=(fd,), daemon=True).start()
-    else:
-        os.close(fd)  # a memfd, or a file in a tmpfs
+
+    def __init__(self) -> None:
+        self._threads: dict[int, list[threading.Thread]] = {}
+
+    def dispose(self, uid: int, fd: int) -> None:
+        """Close a descriptor that a user sent."""
+        try:
+            fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        except OSError:
+            thread = threading.Thread(target=_close, args=(fd,), daemon=True)
+            thread.start()
+            self._threads.setdefault(uid, []).append(thread)
+        else:
+            os.close(fd)  # a memfd, or a file in a tmpfs
+
+    def hanging(self, uid: int) -> int:
+        """Count the descriptors of a user that are not closed yet."""
+        running = [thread for thread in self._threads.pop(uid, ()) if thread.is_alive()]
+        if running:
+            self._threads[uid] = running
+        return len(running)
 
 
 def _close(fd: int) -> None:

@@ -8,6 +8,7 @@ import resource
 import socket
 import time
 from collections import Counter
+from functools import partial
 
 import trio
 
@@ -15,6 +16,8 @@ from tmem.lending.daemon import processes
 from tmem.lending.daemon.broker import Broker
 from tmem.lending.daemon.budget import Budgets
 from tmem.lending.daemon.connection import Connection, CutOff, Ended
+from tmem.lending.daemon.loglines import about
+from tmem.lending.daemon.memfds import Disposal
 from tmem.lending.daemon.processes import Process
 from tmem.lending.daemon.waiting import flush, hang_up, readable
 from tmem.lending.lender.actions import Refusal
@@ -27,6 +30,7 @@ MAX_CONNECTIONS = 1024
 RESERVED_CONNECTIONS = 64
 MAX_CONNECTIONS_OF_ONE_USER = 128
 RESERVED_DESCRIPTORS = 128
+MAX_CLOSING_OF_ONE_USER = 4  # descriptors; each connection that is open already may add one
 FIRST_MESSAGE_SECONDS = 5.0
 SILENT_SECONDS = 60.0  # after which somebody with tmemctl makes room for others
 ANSWER_SECONDS = 5.0  # that somebody has to read an answer
@@ -59,6 +63,7 @@ class Server:
         self._of_user: Counter[int] = Counter()
         self._trusted = trusted
         self._budgets = Budgets(trusted, time.monotonic())
+        self._disposal = Disposal()
 
     async def run(self) -> None:
         """Accept until cancelled."""
@@ -81,13 +86,15 @@ class Server:
         if found is None:
             self._counters["connections_refused"] += 1
             # A guest hears nothing but the end of its connection, so this is where one finds out why.
-            log.warning("a connection is refused: its process has ended, or /proc hides it (hidepid, a container)")
+            unseen = "its process has ended, or /proc hides it (hidepid, a container)"
+            log.warning("a connection is refused: %s", unseen, extra=about(None))
             stream.close()
             return
         process, pidfd = found
         if (reason := self._no_room(process.uid, stream.fileno())) is not None:
             self._counters["connections_refused"] += 1
-            log.warning("a connection (pid %d, uid %d) is refused: %s", process.pid, process.uid, reason)
+            words = "a connection (pid %d, uid %d) is refused: %s"
+            log.warning(words, process.pid, process.uid, reason, extra=about(process.uid))
             os.close(pidfd)
             stream.close()
             return
@@ -95,7 +102,8 @@ class Server:
         self._of_user[process.uid] += 1
         now = time.monotonic()
         budgets = self._budgets.of(process.uid, self._of_user, now)
-        nursery.start_soon(self._serve, Connection(stream, now, budgets), process, pidfd)
+        dispose = partial(self._disposal.dispose, process.uid)
+        nursery.start_soon(self._serve, Connection(stream, now, budgets, dispose), process, pidfd)
 
     def _no_room(self, uid: int, fd: int) -> str | None:
         """Say why a user may not have another connection, which has that descriptor; None where it may."""
@@ -103,6 +111,8 @@ class Server:
             return "too many are open" if self._of_user.total() >= MAX_CONNECTIONS else None
         if self._of_user[uid] >= MAX_CONNECTIONS_OF_ONE_USER:
             return "too many of its user are open"
+        if self._disposal.hanging(uid) >= MAX_CLOSING_OF_ONE_USER:
+            return "closing what its user sent does not return"
         others = sum(count for user, count in self._of_user.items() if user not in self._trusted)
         if others >= MAX_CONNECTIONS - RESERVED_CONNECTIONS:
             return "too many are open"
@@ -119,7 +129,8 @@ class Server:
             pass
         except CutOff as error:
             self._counters[f"cut_off_{error.kind}"] += 1
-            log.warning("a client (pid %d, uid %d) is cut off: %s", process.pid, process.uid, error)
+            words = "a client (pid %d, uid %d) is cut off: %s"
+            log.warning(words, process.pid, process.uid, error, extra=about(process.uid))
         finally:
             hang_up(connection)
             self._of_user[process.uid] -= 1
@@ -135,7 +146,8 @@ class Server:
                 number = self._broker.join(connection, process, pidfd, first)
         except Refusal as refusal:
             self._counters["guests_refused"] += 1
-            log.warning("a guest (pid %d, uid %d) is refused: %s", process.pid, process.uid, refusal)
+            words = "a guest (pid %d, uid %d) is refused: %s"
+            log.warning(words, process.pid, process.uid, refusal, extra=about(process.uid))
             text = str(refusal)
             await _say(connection, Evicted(text) if refusal.evicted else Refused(text, refusal.retry))
             return

@@ -21,6 +21,7 @@ from tmem.lending.daemon import processes
 from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.broker import Broker
 from tmem.lending.daemon.holdings import Holdings, Record
+from tmem.lending.daemon.loglines import LineFilter
 from tmem.lending.daemon.notify import READY, STOPPING, notify
 from tmem.lending.daemon.server import Server
 from tmem.lending.daemon.socketfile import SocketFile, default_path, parse_mode
@@ -111,6 +112,7 @@ def start_log(debug: bool) -> None:
     clock = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
     handler = LogWriter.to_stderr()
     handler.setFormatter(LogFormatter(f"{clock}%(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(LineFilter())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
 
 
