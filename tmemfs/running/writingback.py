@@ -62,7 +62,7 @@ def write_back(mount: Switched, unwritable: Unwritable, seconds: float) -> None:
                 "--wait-backing goes on trying, --discard gives it up"
             )
         mount.write(NAME, GIVE_UP)
-        say(f"'{mount.mountpoint}': what is not written back is given up: {names}")
+        say(f"'{mount.mountpoint}': what is not written back will be lost with the mount: {names}")
     except BaseException:
         mount.write(NAME, ON)
         raise

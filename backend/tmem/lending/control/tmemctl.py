@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -213,9 +214,15 @@ def stats_command(connect: Connect, as_text: bool) -> int:
 def watch_command(connect: Connect, interval: float, count: int | None) -> int:
     """Show the list again and again."""
     control, looks, console = connect(), 0, _console()
-    with Live(console=console, auto_refresh=False) as live:
+    live = Live(console=console, auto_refresh=False)
+    with live if console.is_terminal else contextlib.nullcontext():  # which would show a pipe the last look alone
         while True:
-            live.update(view(control.rows(), control.totals(), console, whole=not console.is_terminal), refresh=True)
+            shown = view(control.rows(), control.totals(), console, whole=not console.is_terminal)
+            if console.is_terminal:
+                live.update(shown, refresh=True)
+            else:
+                console.print(shown)
+                sys.stdout.flush()
             looks += 1
             if count is not None and looks >= count:
                 return 0
