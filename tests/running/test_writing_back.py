@@ -84,7 +84,7 @@ def test_what_is_discarded_is_named(place: Place, backing: Backing, dirty: Path,
     pid = place.logged_pid()
     backing.fail(f"write bad {trouble}")
     done = umount(place, "--discard", "--timeout", "0.5s")
-    assert "given up: 'bad'" in done.stderr
+    assert "lost with the mount: 'bad'" in done.stderr
     assert not place.is_mounted()
     backing.fail()
     wait_until(lambda: has_ended(pid), "the process has ended")
