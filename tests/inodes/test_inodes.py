@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 
 import pytest
@@ -227,6 +229,45 @@ async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make
         parts.backing.after_write.open()
     os.close(opened[0])
     assert await parts.read(file, 0, 6) == b"others"
+
+
+@in_trio
+async def test_an_open_that_is_given_up_while_it_waits_leaves_no_descriptor(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
+    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    file = parts.make("f", pages_of(1, 3))
+    await parts.read(file, 0, 3 * PAGE_SIZE)
+    parts.backing.after_write.shut = True
+
+    def to_read() -> int:
+        """Count the descriptors by which the file was opened for reading alone."""
+        found = 0
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                flags = fcntl.fcntl(int(number), fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH)
+                found += flags == os.O_RDONLY and os.path.samestat(os.fstat(int(number)), os.fstat(file.fd))
+        return found
+
+    before, scope = to_read(), trio.CancelScope()
+
+    async def open_it() -> None:
+        with scope:
+            await attributes.open(file.inode, os.O_RDONLY, 1, may_read_too=False)
+
+    with (parts.directory / "f").open("r+b") as others:
+        others.write(b"others")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writer.write, file, 2 * PAGE_SIZE, b"ours")
+        await parts.backing.after_write.holds(1)
+        nursery.start_soon(open_it)
+        await trio.testing.wait_all_tasks_blocked()
+        assert to_read() == before + 1
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        parts.backing.after_write.open()
+    parts.descriptors.closer.finish(30)
+    assert to_read() == before
 
 
 @in_trio

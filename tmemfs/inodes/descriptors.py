@@ -18,6 +18,7 @@ a disk takes seconds to free tens of gigabytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -103,7 +104,8 @@ class Closer:
                     self._idle.notify_all()
                     return
                 fd = self._waiting.popleft()
-            os.close(fd)
+            with contextlib.suppress(OSError):  # closed all the same, and nobody can be told
+                os.close(fd)
 
     def finish(self, seconds: float) -> None:
         """Wait until everything is closed, for a bounded time."""

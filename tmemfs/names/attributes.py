@@ -115,9 +115,13 @@ class Attributes:
         started = self._inodes.start()
         fd, opened, st = await self._names.run(inode, thread, call)
         if inode.writers and self._inodes.changed_since_recorded(inode, st):
-            async with inode.lock():  # whoever is changing it finds out whether others did before
-                started = self._inodes.start()
-                st = await self._backing.meta(os.fstat, fd)
+            try:
+                async with inode.lock():  # whoever is changing it finds out whether others did before
+                    started = self._inodes.start()
+                    st = await self._backing.meta(os.fstat, fd)
+            except BaseException:
+                self._descriptors.closer.close(fd)
+                raise
         self._inodes.opened(inode, st, started)
         prepare_descriptor(fd)
         return fd, opened
