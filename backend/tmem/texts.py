@@ -35,6 +35,6 @@ def shortened(text: str, most: int) -> str:
 class LogFormatter(logging.Formatter):
     """Keeps each message on its line, whatever names it holds; a traceback follows in lines of its own."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802: logging's name
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
         """Return the line of a record."""
         return printable(super().formatMessage(record))
