@@ -2,7 +2,7 @@
 
 Measured: the misses of all guests together, at 5, 10 and 20 % of their distinct pages, each guest with an LRU cache
 of half that share before its pool. The guests take equally long, at a thousand requests a second in sum. Lent by each
-policy of tmem.lending.lender.division, by the real lender and in the real pool's order (bench/models/lent.py,
+policy of tmem.lending.lender.reclaimpolicy, by the real lender and in the real pool's order (bench/models/lent.py,
 bench/models/slotpool.py), against equal parts, one FIFO and one two-queue pool in common, and the best fixed parts
 that hindsight finds (bench/models/splits.py). Then with a floor of half an equal part for each, against a pool of
 that floor alone; and guests that are busy in turn, for half a second to a minute. Traces that are synthetic are left
@@ -27,7 +27,7 @@ from bench.tools import draw, traces
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from bench.tools.verdict import Verdict, judged
 from bench.tools.workers import on_all_cores
-from tmem.lending.lender.division import DEFAULT, DIVISIONS
+from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
 
 SHARES = (0.05, 0.10, 0.20)
 SYNTHETIC = ("lirs_loop", "lirs_2_pools")
@@ -167,10 +167,10 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
     settings = [Setting(guests, limit, share) for share in SHARES]
     phased = Setting(guests, min(limit or PHASED_REQUESTS, PHASED_REQUESTS), PHASED_SHARE)
     tasks = [Task(curve, setting, traces.title(path)) for path in reversed(paths) for setting in settings]
-    tasks += [Task(lent, setting, name) for setting in settings for name in DIVISIONS]
+    tasks += [Task(lent, setting, name) for setting in settings for name in RECLAIM_POLICIES]
     tasks += [Task(in_common, setting, order) for setting in settings for order in ("two-queue", "fifo")]
     tasks += [Task(count, setting, DEFAULT) for setting in settings for count in (with_floors, fixed)]
-    tasks += [Task(busy_in_turn, phased, how) for how in (*DIVISIONS, "one two-queue")]
+    tasks += [Task(busy_in_turn, phased, how) for how in (*RECLAIM_POLICIES, "one two-queue")]
     say(f"division: {len(tasks)} counts over {len(paths)} guests on {os.cpu_count()} cores")
     found: dict[tuple[str, float, str], Any] = {}
     for task, result in on_all_cores(_work, tasks):
@@ -180,7 +180,7 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
         "guests": [traces.title(path) for path in paths],
         "default": DEFAULT,
         "sizes": [_size(setting, found) for setting in settings],
-        "busy_in_turn": {how: found["busy_in_turn", PHASED_SHARE, how] for how in (*DIVISIONS, "one two-queue")},
+        "busy_in_turn": {how: found["busy_in_turn", PHASED_SHARE, how] for how in (*RECLAIM_POLICIES, "one two-queue")},
         "turns_seconds": list(PHASES),
     }
     return Outcome(_goals(figures), figures)
@@ -192,7 +192,7 @@ def _size(setting: Setting, found: dict[tuple[str, float, str], Any]) -> Figures
     curves = [found["curve", share, one.name] for one in guests]
     split = splits.best_split(curves, setting.slabs())
     best = sum(splits.alone(one, slabs) for one, slabs in zip(guests, split, strict=True))
-    misses = {f"lent, {name}": found["lent", share, name] for name in DIVISIONS}
+    misses = {f"lent, {name}": found["lent", share, name] for name in RECLAIM_POLICIES}
     misses |= {
         "equal parts": found["fixed", share, DEFAULT],
         "one FIFO": found["in_common", share, "fifo"],

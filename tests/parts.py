@@ -29,14 +29,14 @@ from tmemfs.cache.content import Content
 from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE, PageCache
 from tmemfs.cache.precache import Precache
 from tmemfs.cache.stocking import Stocking
-from tmemfs.data.files import OpenFile, OpenFiles
-from tmemfs.data.reader import Reader
-from tmemfs.data.writeback import Writeback
-from tmemfs.data.writer import Writer
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.inodes.stamps import Stamps
+from tmemfs.io.files import OpenFile, OpenFiles
+from tmemfs.io.reader import Reader
+from tmemfs.io.writeback import Writeback
+from tmemfs.io.writer import Writer
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -20,15 +20,16 @@ def modules(folder: str, package: str) -> dict[str, Path]:
 
 GUEST = modules("tmemfs", "tmemfs")
 BACKEND = modules("backend/tmem", "tmem")
+COMMON = modules("backend/tmemcommon", "tmemcommon")
 LENDING = {name: path for name, path in BACKEND.items() if name.startswith("tmem.lending.")}
 POOL = {name: path for name, path in BACKEND.items() if name not in LENDING}
 BENCH = modules("bench", "bench")
-ALL = {**GUEST, **BACKEND, **BENCH}
+ALL = {**COMMON, **GUEST, **BACKEND, **BENCH}
 
 # The folders of each package from the ground up: a module imports from its own folder and from those before it.
 # What lies in no folder of the package is common ground, or assembles the rest.
 FLOORS = {
-    "tmemfs": ("cache", "inodes", "kernel", "data", "names", "requests", "watching", "hswap", "running"),
+    "tmemfs": ("cache", "inodes", "kernel", "io", "namespace", "fuse", "watching", "hswap", "lifecycle"),
     "tmem.lending": ("protocol", "lender", "guest", "daemon", "control"),
     "bench": ("tools", "models", "subjects"),
 }
@@ -42,15 +43,15 @@ LENDING_DECIDES = sorted(name for name in LENDING if name.split(".")[2] in ("len
 # What speaks to the kernel; `guest` only names the type of what it hands over.
 SPEAKS_FUSE = {
     "tmemfs.guest",
-    *(f"tmemfs.requests.{name}" for name in ("fs", "answer", "directories", "replies")),
+    *(f"tmemfs.fuse.{name}" for name in ("fs", "answer", "directories", "replies")),
     *(f"tmemfs.kernel.{name}" for name in ("session", "kernelcache", "eager")),
 }
 # What knows the process and the mount; below them nothing may.
 TOP = {
     *("tmemfs.cli", "tmemfs.__main__", "tmemfs.guest", "tmemfs.kernel.session"),
-    *(name for name in GUEST if name.startswith("tmemfs.running.")),
+    *(name for name in GUEST if name.startswith("tmemfs.lifecycle.")),
 }
-PURE = ("tmemfs.cache.balloon", "tmemfs.cache.pagecache", "tmemfs.data.readahead")
+PURE = ("tmemfs.cache.balloon", "tmemfs.cache.pagecache", "tmemfs.io.readahead")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -79,6 +80,16 @@ def packages(path: Path) -> set[str]:
 def within(path: Path) -> set[str]:
     """Return which modules of this project a module imports."""
     return {part for name in imported(path) for part in (name, name.rpartition(".")[0]) if part in ALL}
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_what_all_share_knows_nothing_of_them(name: str) -> None:
+    assert not packages(COMMON[name]) & {"tmem", "tmemfs", "pyfuse3", "trio"}
+
+
+@pytest.mark.parametrize("name", POOL)
+def test_the_pool_knows_neither_files_nor_command_lines(name: str) -> None:
+    assert not packages(POOL[name]) & {"click", "pathlib", "rich"}
 
 
 @pytest.mark.parametrize("name", POOL)
@@ -129,9 +140,9 @@ def test_nothing_below_the_mount_imports_what_runs_it(name: str) -> None:
     assert not within(GUEST[name]) & TOP
 
 
-@pytest.mark.parametrize("name", sorted(set(GUEST) - TOP - {"tmemfs.requests.fs"}))
+@pytest.mark.parametrize("name", sorted(set(GUEST) - TOP - {"tmemfs.fuse.fs"}))
 def test_only_the_guest_assembles_the_operations(name: str) -> None:
-    assert "tmemfs.requests.fs" not in within(GUEST[name])
+    assert "tmemfs.fuse.fs" not in within(GUEST[name])
 
 
 @pytest.mark.parametrize("name", sorted(set(GUEST) - SPEAKS_FUSE))
@@ -139,7 +150,7 @@ def test_only_what_speaks_to_the_kernel_imports_pyfuse3(name: str) -> None:
     assert "pyfuse3" not in packages(GUEST[name])
 
 
-@pytest.mark.parametrize("name", sorted(set(GUEST) - {"tmemfs.requests.answer"}))
+@pytest.mark.parametrize("name", sorted(set(GUEST) - {"tmemfs.fuse.answer"}))
 def test_only_answer_knows_fuse_errors(name: str) -> None:
     names = {node.id for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.Name)}
     attributes = {node.attr for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.Attribute)}

@@ -22,10 +22,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from tests.conftest import REPOSITORY, Place
 from tests.mounted import Mounted
-from tests.torture.choice import DIRECTORIES, FILES, MAPS, OPENINGS
+from tests.torture.generator import DIRECTORIES, FILES, MAPS, OPENINGS
 from tests.torture.pair import Difference, Pair, explain
+from tests.torture.replica import PAGE, Side, content
 from tests.torture.run import MODES, Torture, TortureError
-from tests.torture.side import PAGE, Side, content
 from tests.torture.trees import first_difference
 
 EXAMPLE_SECONDS = 120.0

@@ -14,10 +14,10 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-import tmemfs.running.mount
+import tmemfs.lifecycle.mount
 from tmemfs.cli import main
 from tmemfs.config import MountConfig
-from tmemfs.requests.control import Control
+from tmemfs.fuse.control import Control
 from tmemfs.stats import Stats
 
 FILE_BYTES = 1 << 16
@@ -112,5 +112,5 @@ class TinyGuest:
 
 
 if __name__ == "__main__":
-    vars(tmemfs.running.mount)["Guest"] = TinyGuest
+    vars(tmemfs.lifecycle.mount)["Guest"] = TinyGuest
     main()

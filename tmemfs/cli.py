@@ -10,10 +10,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from tmem.commands import DURATION, SIZE, Text, run, say
 from tmem.lending.guest.listener import parse_user
-from tmem.sizes import format_size
-from tmem.texts import printable
+from tmemcommon.commandline import DURATION, SIZE, Text, run, say
+from tmemcommon.sizes import format_size
+from tmemcommon.texts import printable
 from tmemfs import __version__
 from tmemfs.config import (
     MIB,
@@ -28,10 +28,10 @@ from tmemfs.config import (
     parse_throttle,
 )
 from tmemfs.kernel.kernelmount import resolve_mountpoint
-from tmemfs.running.controlsocket import RemoteError
-from tmemfs.running.remote import RemoteMount
-from tmemfs.running.top import Watcher, watch
-from tmemfs.running.writingback import Unwritable
+from tmemfs.lifecycle.controlsocket import RemoteError
+from tmemfs.lifecycle.remote import RemoteMount
+from tmemfs.lifecycle.top import Watcher, watch
+from tmemfs.lifecycle.writingback import Unwritable
 
 USER = Text("USER", parse_user)
 POOL = Text("SIZE|none|unix:PATH", parse_pool)
@@ -104,7 +104,7 @@ def mount_command(
         **rest,
     )
     # Imported here, so that the other commands start without the filesystem and its libraries.
-    from tmemfs.running.mount import mount
+    from tmemfs.lifecycle.mount import mount
 
     return mount(config)
 

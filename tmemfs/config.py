@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tmem.sizes import KIB, MIB, ConfigError, check_ram, parse_duration, parse_size, ram_bytes
+from tmemcommon.sizes import KIB, MIB, ConfigError, check_ram, parse_duration, parse_size, ram_bytes
 from tmemfs.cache.balloon import IDLE_SECONDS, BalloonRange
 from tmemfs.options import MountOptions, parse_options
 

@@ -15,13 +15,13 @@ from tmemfs.backing import Backing
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
 from tmemfs.cache.precache import Precache
 from tmemfs.cache.stocking import Stocking
-from tmemfs.data.ballooning import Ballooning
-from tmemfs.data.reader import Reader
 from tmemfs.hswap.hswap import HswapCounters
 from tmemfs.hswap.places import Places
 from tmemfs.hswap.swaparea import SwapArea
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inodes import InodeTable
+from tmemfs.io.ballooning import Ballooning
+from tmemfs.io.reader import Reader
 from tmemfs.stats import Stats
 from tmemfs.watching.source import SourceMount
 from tmemfs.watching.watch import Watch

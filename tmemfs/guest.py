@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import trio
 
 from tmem import SLAB_SIZE, EmbeddedArena, SlabSource, Tmem
-from tmem.headroom import Headroom
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.guest.client import Client
@@ -18,8 +17,9 @@ from tmem.lending.guest.handshake import Declined, Unreachable
 from tmem.lending.guest.listener import Untrusted
 from tmem.lending.protocol.messages import MAX_SLABS
 from tmem.resident import ResidentSlabs
-from tmem.sizes import ram_bytes
 from tmem.stock import Stock
+from tmemcommon.headroom import Headroom
+from tmemcommon.sizes import ram_bytes
 from tmemfs import memory
 from tmemfs.backing import Backing
 from tmemfs.cache.content import Content
@@ -28,29 +28,29 @@ from tmemfs.cache.precache import Precache
 from tmemfs.cache.stocking import Stocking
 from tmemfs.config import MIB, ConfigError, MountConfig
 from tmemfs.counters import register
-from tmemfs.data.ballooning import Ballooning
-from tmemfs.data.files import OpenFiles
-from tmemfs.data.reader import Reader
-from tmemfs.data.writeback import Writeback
-from tmemfs.data.writer import Writer
+from tmemfs.fuse.control import Control
+from tmemfs.fuse.directories import Directories
+from tmemfs.fuse.fs import Operations, Parts
+from tmemfs.fuse.replies import Replies
+from tmemfs.fuse.switches import Switches
+from tmemfs.fuse.writebackswitch import WritebackSwitch
 from tmemfs.hswap.swaparea import SwapArea
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.inodes.stamps import Stamps
+from tmemfs.io.ballooning import Ballooning
+from tmemfs.io.files import OpenFiles
+from tmemfs.io.reader import Reader
+from tmemfs.io.writeback import Writeback
+from tmemfs.io.writer import Writer
 from tmemfs.kernel.kernelcache import KernelCache
 from tmemfs.kernel.kernelmount import is_local
-from tmemfs.names.attributes import Attributes
-from tmemfs.names.listing import Listings
-from tmemfs.names.opener import Opener
-from tmemfs.names.revalidate import Revalidator
-from tmemfs.names.tree import Tree
-from tmemfs.requests.control import Control
-from tmemfs.requests.directories import Directories
-from tmemfs.requests.fs import Operations, Parts
-from tmemfs.requests.replies import Replies
-from tmemfs.requests.switches import Switches
-from tmemfs.requests.writebackswitch import WritebackSwitch
+from tmemfs.namespace.attributes import Attributes
+from tmemfs.namespace.listing import Listings
+from tmemfs.namespace.opener import Opener
+from tmemfs.namespace.revalidate import Revalidator
+from tmemfs.namespace.tree import Tree
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
 from tmemfs.watching.source import SourceMount

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tmem.sizes import ConfigError
+from tmemcommon.sizes import ConfigError
 
 # Mounts are recognized by it (fuse.tmemfs in the mount table), so it cannot be chosen.
 SUBTYPE = "tmemfs"

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from bench.models.slotpool import Borrowing, SlotPool, Stream
-from tmem.lending.lender.actions import Action, MakeReal, Punch, Send
+from tmem.lending.lender.actions import Action, Populate, Punch, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.protocol.messages import RETRY, VERSION, Ask, Deny, FromGuest, Hello, Lend, Return, Revoke
 
@@ -17,8 +17,8 @@ MOST_RETRY = 1.6  # seconds between the Asks of a guest that is denied again and
 class LentMemory:
     """The guests of some streams, borrowing from one lender. Messages and memory take no time."""
 
-    def __init__(self, streams: Sequence[Stream], slabs: int, division: str, floors: Sequence[int] = ()) -> None:
-        self.lender = Lender(slabs, division=division)
+    def __init__(self, streams: Sequence[Stream], slabs: int, policy: str, floors: Sequence[int] = ()) -> None:
+        self.lender = Lender(slabs, policy=policy)
         self.now = 0.0
         self.streams = streams
         self.guests = [self._join(place, one, slabs) for place, one in enumerate(streams)]
@@ -67,7 +67,7 @@ class LentMemory:
         queue.extend(actions)
         while queue:
             action = queue.popleft()
-            if isinstance(action, MakeReal):
+            if isinstance(action, Populate):
                 queue.extend(self.lender.made(self.now, action.guest, action.batch, action.runs))
             elif isinstance(action, Punch) and action.freed:
                 queue.extend(self.lender.punched(self.now, action.guest, action.freed))

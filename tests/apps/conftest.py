@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.mounted import VARIANTS
-from tests.openplace import mounted, open_place
+from tests.public_place import mounted, open_place
 
 __all__ = ["mounted", "open_place", "writing"]
 

@@ -10,7 +10,7 @@ import trio.testing
 from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, pages_of
 from tmemfs.cache.admission import MOST, PUT_SECONDS, SHARE, SLOW_SECONDS, SLOW_SHARE, SMALLEST, Admission
 from tmemfs.cache.pagecache import PAGE_SIZE
-from tmemfs.data.files import OpenFile
+from tmemfs.io.files import OpenFile
 
 __all__ = ["make_parts"]
 

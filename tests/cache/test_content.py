@@ -9,7 +9,7 @@ import pytest
 from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
 from tmemfs.cache.content import Fill
 from tmemfs.cache.pagecache import PAGE_SIZE, QUEUED
-from tmemfs.data.files import OpenFile
+from tmemfs.io.files import OpenFile
 
 __all__ = ["make_parts"]
 

@@ -11,7 +11,7 @@ import trio
 from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, page_of
 from tmemfs.cache.pagecache import PAGE_SIZE, USED
 from tmemfs.cache.precache import MANY
-from tmemfs.data.files import OpenFile
+from tmemfs.io.files import OpenFile
 
 __all__ = ["make_parts"]
 

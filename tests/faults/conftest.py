@@ -11,7 +11,7 @@ import pytest
 
 from tests.fs.conftest import writing
 from tests.mounted import Mounted
-from tests.openplace import mounted, open_place
+from tests.public_place import mounted, open_place
 
 __all__ = ["Opened", "mounted", "open_place", "opened", "writing"]
 

@@ -15,7 +15,7 @@ from tests.conftest import Place, run, wait_until
 from tests.fs.failing import Backing, backing
 from tests.mounted import Mounted
 from tests.parts import pages_of
-from tmemfs.running.remote import RemoteMount
+from tmemfs.lifecycle.remote import RemoteMount
 
 __all__ = ["backing"]
 

@@ -9,7 +9,7 @@ import os
 
 import trio
 
-import tmemfs.running.mount
+import tmemfs.lifecycle.mount
 from tests.consistency import check_content
 from tests.loopguard import LoopGuard
 from tmemfs.cli import main
@@ -53,5 +53,5 @@ class CheckedGuest(Guest):
 
 
 if __name__ == "__main__":
-    vars(tmemfs.running.mount)["Guest"] = CheckedGuest
+    vars(tmemfs.lifecycle.mount)["Guest"] = CheckedGuest
     main()

@@ -15,10 +15,10 @@ from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of, pass_
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import OWN_NUMBERS, ROOT
-from tmemfs.names.attributes import Attributes
-from tmemfs.names.listing import Listings
-from tmemfs.names.revalidate import Revalidator
-from tmemfs.names.tree import Tree
+from tmemfs.namespace.attributes import Attributes
+from tmemfs.namespace.listing import Listings
+from tmemfs.namespace.revalidate import Revalidator
+from tmemfs.namespace.tree import Tree
 
 __all__ = ["make_parts"]
 

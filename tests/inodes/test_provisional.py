@@ -12,8 +12,8 @@ import trio
 
 from tests.parts import MakeParts, Parts, in_trio, make_parts, page_of, pages_of, pass_ticks
 from tmemfs.cache.pagecache import PAGE_SIZE
-from tmemfs.data.files import OpenFile
 from tmemfs.inodes.stamps import SECOND, Stamps
+from tmemfs.io.files import OpenFile
 
 __all__ = ["make_parts"]
 

@@ -18,7 +18,7 @@ from tmem.arena import punch
 from tmem.lending.daemon.memfds import is_whole
 from tmem.lending.guest.borrowed import Borrowed, runs_of
 from tmem.lending.guest.borrower import Borrower
-from tmem.lending.lender.actions import Action, Close, FindHoles, HangUp, MakeReal, Punch, ReadDry, Refusal, Send
+from tmem.lending.lender.actions import Action, Close, DrainSocket, FindHoles, HangUp, Populate, Punch, Refusal, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import State
 from tmem.lending.protocol.messages import FromGuest, Hello, ToGuest, Welcome
@@ -105,7 +105,7 @@ class Together:
                 guest = self.of(action.guest)
                 assert guest is not None
                 guest.inbox.append(action.message)
-            elif isinstance(action, ReadDry):
+            elif isinstance(action, DrainSocket):
                 guest = self.of(action.guest)
                 assert guest is not None
                 self.listen(guest)
@@ -120,7 +120,7 @@ class Together:
             action = self._waiting.popleft()
             guest = self._arena_of(action.guest)
             match action:
-                case MakeReal(number, batch, runs, _):
+                case Populate(number, batch, runs, _):
                     for first, count in runs:
                         os.posix_fallocate(guest.source.fd, first * SLAB_SIZE, count * SLAB_SIZE)
                     self.perform(self.lender.made(self.now, number, batch, runs))

@@ -13,7 +13,7 @@ from bench.subjects.paging import Pager, pager, vmstat
 from bench.tools.memcg import join, limited, set_limit
 from tests.conftest import wait_until
 from tests.swap.swapped import LIMIT, MIB, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
-from tmem.headroom import CGROUP_RESERVE
+from tmemcommon.headroom import CGROUP_RESERVE
 from tmemfs.guest import REQUESTS_BYTES
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]

@@ -1,4 +1,4 @@
-"""The contract, clause by clause (docs/design.md numbers them)."""
+"""The contract, clause by clause (docs/design/pool.md numbers them)."""
 
 from __future__ import annotations
 

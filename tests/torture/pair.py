@@ -7,7 +7,7 @@ import os
 from collections import deque
 from pathlib import Path
 
-from tests.torture.side import NOTHING, Op, Outcome, Side
+from tests.torture.replica import NOTHING, Op, Outcome, Side
 from tests.torture.trees import first_difference
 
 KEPT = 60

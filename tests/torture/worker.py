@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.torture.choice import FILES, Chooser
+from tests.torture.generator import FILES, Chooser
 from tests.torture.pair import Difference, Pair, describe, explain
-from tests.torture.side import Op, content
+from tests.torture.replica import Op, content
 
 SHARED = 0.25  # of the operations are on files of all
 STRIPED = 0.15  # and these on the file without a lock

@@ -13,8 +13,8 @@ import trio
 from tests.parts import Parts
 from tmemfs.inodes.inode import Inode
 from tmemfs.kernel.kernelcache import KernelCache
-from tmemfs.names.listing import Listings
-from tmemfs.names.tree import Tree
+from tmemfs.namespace.listing import Listings
+from tmemfs.namespace.tree import Tree
 from tmemfs.watching.watch import Watch
 
 SECONDS = 30.0

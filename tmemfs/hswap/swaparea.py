@@ -13,9 +13,9 @@ import trio
 
 from tmem import PAGE_SIZE
 from tmemfs.config import ConfigError, MountConfig
+from tmemfs.fuse.control import BadControlInput, Control
 from tmemfs.hswap import overflow
 from tmemfs.hswap.hswap import Hswap
-from tmemfs.requests.control import BadControlInput, Control
 from tmemfs.statefiles import make_private, mount_name, state_directory
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tmem.commands import CommandError
+from tmemcommon.commandline import CommandError
 
 _TOOLS = ("losetup", "mkswap", "swapon", "swapoff")
 _TOOL_SECONDS = 60.0

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tmem.commands import CommandError
 from tmem.lending.control.control import Control
 from tmem.lending.protocol.messages import Done, Failed, Freeze, Totals
 from tmem.lending.protocol.wire import encode
+from tmemcommon.commandline import CommandError
 
 
 @pytest.fixture

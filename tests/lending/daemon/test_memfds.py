@@ -107,7 +107,7 @@ KINDS = (
 
 def test_a_sealed_memfd_of_the_promised_size_is_accepted(arena: int) -> None:
     validate(arena, SLABS)
-    assert memfds.real_bytes(arena) == 0
+    assert memfds.populated_bytes(arena) == 0
 
 
 @pytest.mark.parametrize(("make", "reason"), KINDS, ids=lambda made: getattr(made, "__name__", ""))
@@ -142,23 +142,23 @@ def test_a_closed_descriptor_is_refused(arena: int) -> None:
 
 
 def test_slabs_are_made_real_and_punched_exactly(arena: int) -> None:
-    memfds.make_real(arena, 3, 16)
-    assert memfds.real_bytes(arena) == 16 * SLAB_SIZE
-    memfds.make_real(arena, 3, 16)
-    assert memfds.real_bytes(arena) == 16 * SLAB_SIZE
+    memfds.populate(arena, 3, 16)
+    assert memfds.populated_bytes(arena) == 16 * SLAB_SIZE
+    memfds.populate(arena, 3, 16)
+    assert memfds.populated_bytes(arena) == 16 * SLAB_SIZE
     punch(arena, 4, 10)
-    assert memfds.real_bytes(arena) == 6 * SLAB_SIZE
+    assert memfds.populated_bytes(arena) == 6 * SLAB_SIZE
     punch(arena, 0, SLABS)
-    assert memfds.real_bytes(arena) == 0
+    assert memfds.populated_bytes(arena) == 0
 
 
 def test_a_whole_slab_is_told_from_one_with_holes(arena: int) -> None:
-    memfds.make_real(arena, 0, 1)
+    memfds.populate(arena, 0, 1)
     assert memfds.is_whole(arena, 0), "made real and never written"
     os.pwrite(arena, b"x" * PAGE_SIZE, SLAB_SIZE)
     assert not memfds.is_whole(arena, 1), "only one page is real"
     assert not memfds.is_whole(arena, 2)
-    assert memfds.real_bytes(arena) == SLAB_SIZE, "what is not whole is freed"
+    assert memfds.populated_bytes(arena) == SLAB_SIZE, "what is not whole is freed"
 
 
 def test_a_memfd_is_known_by_any_of_its_descriptors(arena: int, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied, FakeGuest
 from tests.lending.tmemd import Tmemd
 from tmem.arena import SLAB_SIZE
-from tmem.headroom import CGROUP_RESERVE
-from tmem.sizes import MIB, ram_bytes
+from tmemcommon.headroom import CGROUP_RESERVE
+from tmemcommon.sizes import MIB, ram_bytes
 
 LIMIT = 64 * MIB  # tmemd itself takes a third of it, and where it is put in early half
 

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import environment
 from tmem.lending.daemon.notify import notify
 from tmem.lending.daemon.socketfile import SocketFile, default_path, likely_path, parse_mode
-from tmem.sizes import ConfigError
+from tmemcommon.sizes import ConfigError
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_other_modes_are_refused(text: str) -> None:
 PASSED = """
 import os, socket, sys
 from tmem.lending.daemon.socketfile import SocketFile
-from tmem.sizes import ConfigError
+from tmemcommon.sizes import ConfigError
 kind, listening, path, count = sys.argv[1], sys.argv[2] == 'yes', sys.argv[3], sys.argv[4]
 made = socket.socket(socket.AF_UNIX, getattr(socket, kind))
 made.bind(path.replace('@', chr(0)))

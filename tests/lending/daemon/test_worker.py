@@ -11,11 +11,11 @@ import pytest
 
 from tests.lending.fakeguest import make_arena
 from tmem.arena import SLAB_SIZE
-from tmem.headroom import Headroom
 from tmem.lending.daemon import memfds
 from tmem.lending.daemon.jobs import Job, Kind, Result
 from tmem.lending.daemon.worker import PUNCH_SLABS, Service, Worker
 from tmem.lending.protocol.messages import Runs
+from tmemcommon.headroom import Headroom
 
 SLABS = 256
 
@@ -55,7 +55,7 @@ class Shop:
 
     @property
     def real(self) -> int:
-        return self.do(Kind.COUNT_REAL).real_bytes // SLAB_SIZE
+        return self.do(Kind.COUNT_REAL).populated_bytes // SLAB_SIZE
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.handshake import Unreachable, register
 from tmem.lending.guest.listener import Untrusted, connect, parse_user
 from tmem.lending.protocol.messages import VERSION, Hello
-from tmem.sizes import ConfigError
+from tmemcommon.sizes import ConfigError
 
 HELLO = Hello(VERSION, b"t" * 16, "/mnt", 64)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tests.lending.lender.world import Guest, World
+from tests.lending.lender.simulation import Guest, World
 from tmem.lending.lender.actions import Refusal
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
@@ -14,9 +14,9 @@ from tmem.lending.protocol import messages as m
 class Churn:
     """One seeded history: `step` does one random thing."""
 
-    def __init__(self, seed: int, guests: int, size: int, division: str) -> None:
+    def __init__(self, seed: int, guests: int, size: int, policy: str) -> None:
         self.chance = random.Random(seed)
-        self.world = World(Lender(size, division=division, bounds=UserBounds(cap=size // 2)))
+        self.world = World(Lender(size, policy=policy, bounds=UserBounds(cap=size // 2)))
         self.most = guests
         self.size = size
         self.everybody: list[Guest] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lending.lender.world import add, hold, report, world
+from tests.lending.lender.simulation import add, hold, report, world
 from tmem.lending.lender.actions import Refusal
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.stats import Denial

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.lending.lender.world import add, counters, hold, world
+from tests.lending.lender.simulation import add, counters, hold, world
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.stats import Denial

@@ -6,9 +6,9 @@ import tracemalloc
 
 import pytest
 
-from tests.lending.lender.world import World, add, counters, hold, world
+from tests.lending.lender.simulation import World, add, counters, hold, world
 from tmem.lending.guest.borrowed import runs_of
-from tmem.lending.lender import sweeping
+from tmem.lending.lender import sweeper
 from tmem.lending.lender.actions import Punch, Refusal
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import BATCH, EXCESS_AUDITS, Lender
@@ -169,7 +169,7 @@ def test_an_excess_is_punched_and_one_that_stays_ends_the_lending() -> None:
 
 
 def test_an_excess_in_a_large_scattered_arena_is_punched_in_steps() -> None:
-    slabs = 4 * sweeping.PIECE
+    slabs = 4 * sweeper.PIECE
     here = world(slabs)
     guest = add(here, slabs=slabs)
     while len(guest.ephemeral) < slabs:
@@ -183,7 +183,7 @@ def test_an_excess_in_a_large_scattered_arena_is_punched_in_steps() -> None:
     here.perform(here.lender.audited(here.now, guest.number, slabs // 2, (slabs // 2 + 2) * SLAB))
     (punch,) = here.queue
     assert isinstance(punch, Punch)
-    assert len(punch.runs) == sweeping.PIECE
+    assert len(punch.runs) == sweeper.PIECE
     hold(here, guest, m.MAX_ASK)
     assert guest.real == guest.ephemeral
     assert counters(here)["excess_audits"] == 1

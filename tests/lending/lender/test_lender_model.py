@@ -8,11 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.lending.lender.world import Guest, World
+from tests.lending.lender.simulation import Guest, World
 from tmem.lending.lender.actions import Holding, Refusal
-from tmem.lending.lender.division import DIVISIONS
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.reclaimpolicy import RECLAIM_POLICIES
 from tmem.lending.protocol import messages as m
 
 guests = st.integers(0, 3)
@@ -23,10 +23,10 @@ ages = st.none() | st.floats(0.0, 100.0)
 class LenderMachine(RuleBasedStateMachine):
     """Up to four guests around a lender of 24 slabs."""
 
-    @initialize(policy=st.sampled_from(sorted(DIVISIONS)))
+    @initialize(policy=st.sampled_from(sorted(RECLAIM_POLICIES)))
     def start(self, policy: str) -> None:
         self.lender: Callable[[Sequence[Holding]], Lender] = lambda kept: Lender(
-            24, division=policy, bounds=UserBounds(cap=20), holdings=kept
+            24, policy=policy, bounds=UserBounds(cap=20), holdings=kept
         )
         self.world = World(self.lender([]))
         self.known: list[Guest] = []

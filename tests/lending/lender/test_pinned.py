@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.lending.lender.world import World, add, hold, world
+from tests.lending.lender.simulation import World, add, hold, world
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.pinned import Pinned

@@ -13,9 +13,9 @@ from bench import division
 from bench.models import splits
 from bench.models.lent import LentMemory
 from bench.models.slotpool import PAGES_A_SLAB, Borrowing, SlotPool, Stream, stream
-from tests.lending.lender.world import Guest, World
-from tmem.lending.lender.division import DEFAULT, DIVISIONS
+from tests.lending.lender.simulation import Guest, World
 from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
 from tmem.lending.protocol import messages as m
 
 SLAB_MB = 65536 / 1e6
@@ -77,7 +77,7 @@ def test_hindsight_gives_memory_to_whom_it_helps() -> None:
     assert split[0] > 35
 
 
-@pytest.mark.parametrize("policy", DIVISIONS)
+@pytest.mark.parametrize("policy", RECLAIM_POLICIES)
 def test_lent_memory_is_never_more_than_there_is(policy: str) -> None:
     guests = [zipf("one", 600, 3000, 1), zipf("two", 900, 3000, 2), scan("scan", 1500)]
     memory = lend(guests, 40, policy)
@@ -117,7 +117,7 @@ def test_the_measure_counts_every_way_to_divide(tmp_path: Path) -> None:
     outcome = division.measure(tmp_path)
     assert outcome.figures["guests"] == ["one", "two"]
     for size in outcome.figures["sizes"]:
-        assert set(size["misses"]) >= {f"lent, {name}" for name in DIVISIONS}
+        assert set(size["misses"]) >= {f"lent, {name}" for name in RECLAIM_POLICIES}
         assert size["change_percent"]["best fixed parts"] == 0.0
     assert all(goal.verdict in ("met", "missed") for goal in outcome.goals)
     assert all(goal.verdict == "reported" for goal in division.measure(None).goals)

@@ -7,11 +7,11 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
-from tmem.commands import CommandError
 from tmem.lending.guest.listener import Untrusted, connect
 from tmem.lending.protocol.messages import Answer, AskTotals, Done, Failed, List, Row, Table, Totals, Verb
 from tmem.lending.protocol.wire import ProtocolError, encode, tmemctl_decoder
-from tmem.sizes import ConfigError
+from tmemcommon.commandline import CommandError
+from tmemcommon.sizes import ConfigError
 
 _ANSWER_SECONDS = 30.0
 _READ = 1 << 16

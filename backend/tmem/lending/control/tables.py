@@ -13,8 +13,8 @@ from rich.text import Text
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending.protocol.messages import Row
-from tmem.sizes import format_size
-from tmem.texts import printable
+from tmemcommon.sizes import format_size
+from tmemcommon.texts import printable
 
 _LEFT = ("name", "user", "state")
 _COLUMNS = (

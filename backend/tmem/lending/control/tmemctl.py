@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.live import Live
 
 from tmem.arena import SLAB_SIZE
-from tmem.commands import DURATION, Text, run
 from tmem.lending.control.control import Control
 from tmem.lending.control.tables import as_json, view
 from tmem.lending.daemon.socketfile import likely_path
@@ -35,8 +34,9 @@ from tmem.lending.protocol.messages import (
     Verb,
     guest_name,
 )
-from tmem.sizes import ConfigError, format_size, parse_size
-from tmem.texts import printable
+from tmemcommon.commandline import DURATION, Text, run
+from tmemcommon.sizes import ConfigError, format_size, parse_size
+from tmemcommon.texts import printable
 
 _WIDE = 200  # columns where the output is no terminal
 

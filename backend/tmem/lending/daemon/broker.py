@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import trio
 
 from tmem.arena import SLAB_SIZE
-from tmem.headroom import Headroom
 from tmem.lending.daemon import memfds
 from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.connection import Connection, CutOff, Ended
@@ -31,20 +30,21 @@ from tmem.lending.daemon.waiting import flush, hang_up
 from tmem.lending.lender import verbs
 from tmem.lending.lender.actions import (
     Action,
-    CountReal,
+    CountPopulated,
+    DrainSocket,
     FindHoles,
     GuestFault,
     HangUp,
-    MakeReal,
+    Populate,
     Punch,
-    ReadDry,
     Refusal,
     Send,
 )
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import count
 from tmem.lending.protocol.messages import Answer, Done, Failed, FromGuest, Hello, Resize, Totals, Verb
-from tmem.sizes import ConfigError, check_ram
+from tmemcommon.headroom import Headroom
+from tmemcommon.sizes import ConfigError, check_ram
 
 log = logging.getLogger(__name__)
 
@@ -203,13 +203,13 @@ class Broker:
     def _do(self, action: Action) -> None:
         if isinstance(action, Send):
             self._send(action)
-        elif isinstance(action, ReadDry):
+        elif isinstance(action, DrainSocket):
             self._read_dry(action.guest)
         elif isinstance(action, HangUp):
             self._hang_up(action.guest)
         else:
             self._unwritten = True
-            if isinstance(action, MakeReal) and action.guest in self._guests:
+            if isinstance(action, Populate) and action.guest in self._guests:
                 token, slabs = self._guests[action.guest].token, count(action.runs)
                 self._holdings.cover(token, action.persistent, slabs, self._records)
             self._executor.submit(action)
@@ -287,12 +287,12 @@ class Broker:
     def _done(self, work: Work, result: Result) -> None:
         """Tell the lender what came of a decision."""
         now, lender = time.monotonic(), self._lender
-        if isinstance(work, MakeReal):
+        if isinstance(work, Populate):
             self._perform(lender.made(now, work.guest, work.batch, result.runs))
         elif isinstance(work, FindHoles):
             self._perform(lender.holes(now, work.guest, result.runs))
-        elif isinstance(work, CountReal):
-            self._perform(lender.audited(now, work.guest, work.held, result.real_bytes))
+        elif isinstance(work, CountPopulated):
+            self._perform(lender.audited(now, work.guest, work.held, result.populated_bytes))
         elif not isinstance(work, Punch):
             self._unwritten = True
             self._perform(lender.closed(now, work.guest))

@@ -18,13 +18,13 @@ from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.jobs import Job, Kind, Result
 from tmem.lending.daemon.lane import Lane, Task, WorkerProcess
 from tmem.lending.daemon.loglines import about
-from tmem.lending.lender.actions import Close, CountReal, FindHoles, MakeReal, Punch
+from tmem.lending.lender.actions import Close, CountPopulated, FindHoles, Populate, Punch
 from tmem.lending.lender.slabmap import count
 from tmem.lending.protocol.messages import in_parts
 
 log = logging.getLogger(__name__)
 
-Work = MakeReal | Punch | FindHoles | CountReal | Close
+Work = Populate | Punch | FindHoles | CountPopulated | Close
 
 MAX_HANGING = 4  # workers of one user
 CLOSE_SLABS = 4096  # 256 MiB: what is freed of a guest that ended before others are served
@@ -61,7 +61,7 @@ class Executor:
         guest, arena = work.guest, self._arenas.get(work.guest)
         if arena is None:  # a guest of the tmemd before that did not come yet: there is nothing that could be done
             self._done(work, Result(work.runs if isinstance(work, FindHoles) else ()))
-        elif isinstance(work, MakeReal):
+        elif isinstance(work, Populate):
             self._put(guest, Job(Kind.MAKE_REAL, work.runs), partial(self._made, work))
         elif isinstance(work, Punch):
             for part, last in in_parts(work.runs):
@@ -70,7 +70,7 @@ class Executor:
             for part, _ in in_parts(work.runs):
                 part_of = FindHoles(guest, part)
                 self._put(guest, Job(Kind.FIND_HOLES, part, count(work.runs)), partial(self._done, part_of))
-        elif isinstance(work, CountReal):
+        elif isinstance(work, CountPopulated):
             if guest not in self._counting:
                 self._counting.add(guest)
                 self._put(guest, Job(Kind.COUNT_REAL), partial(self._counted, work))
@@ -129,13 +129,13 @@ class Executor:
                 for task in self._aside.pop(waiting):
                     self._submit(task)
 
-    def _made(self, work: MakeReal, result: Result) -> None:
+    def _made(self, work: Populate, result: Result) -> None:
         if result.shortage and not self._shortage:
             log.warning("slabs are not lent: %s", result.shortage)
         self._shortage = result.shortage
         self._done(work, result)
 
-    def _counted(self, work: CountReal, result: Result) -> None:
+    def _counted(self, work: CountPopulated, result: Result) -> None:
         self._counting.discard(work.guest)
         self._done(work, result)
 

@@ -30,6 +30,6 @@ class Result(Struct, frozen=True, array_like=True):
     """What came of a job; one that is not `finished` says that the worker has begun, or goes on."""
 
     runs: Runs = ()  # the slabs that were made real, or that are holes
-    real_bytes: int = 0
+    populated_bytes: int = 0
     shortage: str = ""  # why not all was made real
     finished: bool = True

@@ -89,7 +89,7 @@ def identity(fd: int) -> tuple[int, int]:
     return about.st_dev, about.st_ino
 
 
-def make_real(fd: int, first: int, count: int) -> None:
+def populate(fd: int, first: int, count: int) -> None:
     """Give `count` slabs memory, zeroed where they had none; OSError when the kernel has none to give."""
     os.posix_fallocate(fd, first * SLAB_SIZE, count * SLAB_SIZE)
 
@@ -99,15 +99,15 @@ def is_whole(fd: int, slab: int) -> bool:
 
     Seeking for data does not tell: pages that were made real and never written count as holes there.
     """
-    before = real_bytes(fd)
+    before = populated_bytes(fd)
     with contextlib.suppress(OSError):  # no memory: then it was not all there
-        make_real(fd, slab, 1)
-        if real_bytes(fd) == before:
+        populate(fd, slab, 1)
+        if populated_bytes(fd) == before:
             return True
     punch(fd, slab)
     return False
 
 
-def real_bytes(fd: int) -> int:
+def populated_bytes(fd: int) -> int:
     """Count the bytes that have memory behind them."""
     return os.fstat(fd).st_blocks * _BLOCK

@@ -16,7 +16,7 @@ import stat
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from tmem.sizes import ConfigError
+from tmemcommon.sizes import ConfigError
 
 MACHINES = Path("/run/tmemd.sock")
 BACKLOG = 256

@@ -16,7 +16,6 @@ import click
 import trio
 
 from tmem.arena import SLAB_SIZE
-from tmem.commands import SIZE, Text, run
 from tmem.lending.daemon import processes
 from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.broker import Broker
@@ -26,12 +25,13 @@ from tmem.lending.daemon.notify import READY, STOPPING, notify
 from tmem.lending.daemon.server import Server
 from tmem.lending.daemon.socketfile import SocketFile, default_path, parse_mode
 from tmem.lending.guest.listener import is_open_to_others
-from tmem.lending.lender.division import DEFAULT, DIVISIONS
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
-from tmem.logwriter import LogWriter
-from tmem.sizes import MIB, ConfigError, check_ram, ram_bytes
-from tmem.texts import LogFormatter
+from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
+from tmemcommon.commandline import SIZE, Text, run
+from tmemcommon.logwriter import LogWriter
+from tmemcommon.sizes import MIB, ConfigError, check_ram, ram_bytes
+from tmemcommon.texts import LogFormatter
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,11 @@ _LEAST_CREDIT = 64  # slabs: one batch
 @click.option("--size", type=SIZE, required=True, help="Memory to lend: 4G, 512M, 25% of RAM …")
 @click.option("--socket", "socket_path", metavar="PATH", default=None, help=_WHERE)
 @click.option(
-    "--policy", type=click.Choice(tuple(DIVISIONS)), default=DEFAULT, show_default=True, help="Who gives way to whom."
+    "--policy",
+    type=click.Choice(tuple(RECLAIM_POLICIES)),
+    default=DEFAULT,
+    show_default=True,
+    help="Who gives way to whom.",
 )
 @click.option("--mode", type=MODE, default=0o660, help="Mode of the socket: who may borrow. [default: 0660]")
 @click.option("--group", metavar="NAME", default=None, help="Group of the socket.")
@@ -134,7 +138,7 @@ async def serve(listen: Callable[[], SocketFile], size: int, policy: str, bounds
         away = list(_still_there(holdings.load()))
         lender = Lender(
             size,
-            division=policy,
+            policy=policy,
             bounds=bounds,
             holdings=[record.holding() for record, _ in away],
         )

@@ -20,12 +20,12 @@ from collections.abc import Callable
 import msgspec
 
 from tmem.arena import SLAB_SIZE, punch
-from tmem.headroom import Headroom
 from tmem.lending.daemon import memfds
 from tmem.lending.daemon.jobs import Job, Kind, Result
 from tmem.lending.daemon.processes import make_undumpable
 from tmem.lending.lender.slabmap import count, in_steps
 from tmem.lending.protocol.messages import Runs
+from tmemcommon.headroom import Headroom
 
 PUNCH_SLABS = 1024  # 64 MiB: what is freed between two signs of life
 LARGEST = 1 << 17  # bytes of a job or a result
@@ -46,7 +46,7 @@ class Worker:
         if job.kind == Kind.FIND_HOLES:
             return Result(self._holes(fd, job.runs, job.whole))
         if job.kind == Kind.COUNT_REAL:
-            return Result(real_bytes=memfds.real_bytes(fd))
+            return Result(populated_bytes=memfds.populated_bytes(fd))
         self._punch(fd, job.runs)
         return Result()
 
@@ -70,7 +70,7 @@ class Worker:
         if reason is None:
             try:
                 for first, length in runs:
-                    memfds.make_real(fd, first, length)
+                    memfds.populate(fd, first, length)
             except OSError as error:
                 reason = f"the kernel has no memory for a slab: {error.strerror}"
         return reason or ""
@@ -84,7 +84,7 @@ class Worker:
 
     def _holes(self, fd: int, runs: Runs, whole: int) -> Runs:
         """Find which slabs are not wholly real; nothing is looked at slab by slab when all of it must be."""
-        if memfds.real_bytes(fd) == whole * SLAB_SIZE:
+        if memfds.populated_bytes(fd) == whole * SLAB_SIZE:
             return ()
         holes = []
         for first, length in runs:

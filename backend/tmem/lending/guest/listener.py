@@ -15,7 +15,7 @@ import socket
 import stat
 import struct
 
-from tmem.sizes import ConfigError
+from tmemcommon.sizes import ConfigError
 
 _CREDENTIALS = struct.Struct("iII")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from tmem.lending.lender.division import Standing
+from tmem.lending.lender.reclaimpolicy import GuestActivity
 from tmem.lending.lender.slabmap import SlabMap, State
 from tmem.lending.protocol.messages import Runs
 
@@ -17,7 +17,7 @@ class Revocation:
     serial: int
     outstanding: int
     deadline: float
-    drying: bool = False  # the time is over, and the socket is being read dry
+    draining_socket: bool = False  # the time is over, and the socket is being read dry
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +34,7 @@ class Account:
     persistent_cap: int
     persistent_set: bool
     floor: int = 0
-    standing: Standing = field(default_factory=Standing)
+    activity: GuestActivity = field(default_factory=GuestActivity)
     connected: bool = False
     ended: bool = False
     evicted: bool = False  # it has nothing any more, and is remembered so that it does not come back
@@ -60,13 +60,13 @@ class Account:
     def ephemeral(self) -> int:
         """Ephemeral slabs held or promised."""
         counts = self.map.counts
-        return counts[State.EPHEMERAL] + counts[State.MAKING_EPHEMERAL]
+        return counts[State.EPHEMERAL] + counts[State.POPULATING_EPHEMERAL]
 
     @property
     def persistent(self) -> int:
         """Persistent slabs held or promised."""
         counts = self.map.counts
-        return counts[State.PERSISTENT] + counts[State.MAKING_PERSISTENT]
+        return counts[State.PERSISTENT] + counts[State.POPULATING_PERSISTENT]
 
     @property
     def held(self) -> int:
@@ -122,7 +122,7 @@ class Account:
         """Raise AssertionError unless the parts agree."""
         self.map.check()
         counts = self.map.counts
-        assert self.standing.slabs == self.ephemeral
+        assert self.activity.slabs == self.ephemeral
         assert 0 <= self.debt <= counts[State.EPHEMERAL]
         assert self.floor <= self.cap <= self.map.total
         unconfirmed = [run for runs in (*self.unconfirmed.values(), self.untold) for run in runs]

@@ -32,7 +32,7 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class MakeReal:
+class Populate:
     """Make slabs real as far as memory allows, then call `Lender.made` with those that are (and punch the others)."""
 
     guest: int
@@ -62,7 +62,7 @@ class FindHoles:
 
 
 @dataclass(frozen=True, slots=True)
-class CountReal:
+class CountPopulated:
     """Count what is real of the arena when all earlier actions on the guest are done, and call `Lender.audited`.
 
     `held` is what the guest holds by then, in slabs.
@@ -73,7 +73,7 @@ class CountReal:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadDry:
+class DrainSocket:
     """Read all that the guest's socket holds, pass it to `Lender.received`, then call `Lender.dry`."""
 
     guest: int
@@ -96,7 +96,7 @@ class Close:
     guest: int
 
 
-Action = Send | MakeReal | Punch | FindHoles | CountReal | ReadDry | HangUp | Close
+Action = Send | Populate | Punch | FindHoles | CountPopulated | DrainSocket | HangUp | Close
 
 
 @dataclass(frozen=True, slots=True)

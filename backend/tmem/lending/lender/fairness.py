@@ -22,7 +22,7 @@ class Parts:
 
     def __init__(self, ledger: Ledger, now: float) -> None:
         accounts = ledger.accounts.values()
-        self._idle = {account.number for account in accounts if account.standing.idle(now)}
+        self._idle = {account.number for account in accounts if account.activity.idle(now)}
         users = {account.uid for account in accounts if account.number not in self._idle}
         self._part = ledger.size // max(1, len(users))
         self._one_user = len({account.uid for account in accounts}) <= 1

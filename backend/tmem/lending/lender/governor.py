@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from tmem.lending.lender.account import Account
 from tmem.lending.lender.actions import Action, Close, HangUp, Holding, Refusal, Send
-from tmem.lending.lender.asking import Asking
-from tmem.lending.lender.claiming import Claiming
-from tmem.lending.lender.division import DEFAULT, DIVISIONS
+from tmem.lending.lender.allocator import Allocator
 from tmem.lending.lender.ledger import UNBOUNDED, Ledger, UserBounds, as_bytes
+from tmem.lending.lender.reattacher import Reattacher
+from tmem.lending.lender.reclaimer import Reclaimer
+from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
 from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters, LenderStats, Why
-from tmem.lending.lender.sweeping import Sweeping
-from tmem.lending.lender.taking import Taking
+from tmem.lending.lender.sweeper import Sweeper
 from tmem.lending.protocol.messages import MAX_SECONDS, Evicted, Limits, Revoke, Row
 
 EVICTED = "it was evicted from tmemd: its pages there are gone; unmount and mount it to borrow again"
@@ -27,7 +27,7 @@ class Governor:
         self,
         size: int,
         *,
-        division: str = DEFAULT,
+        policy: str = DEFAULT,
         bounds: UserBounds = UNBOUNDED,
         holdings: Sequence[Holding] = (),
     ) -> None:
@@ -43,17 +43,17 @@ class Governor:
         self._ledger.restore(holdings)
         self._accounts = self._ledger.accounts
         act = self._actions.append
-        self._taking = Taking(self._ledger, self._counters, act)
-        self._asking = Asking(self._ledger, self._taking, DIVISIONS[division](), self._counters, act)
-        self._claiming = Claiming(self._ledger, self._taking, self._counters, act)
-        self._sweeping = Sweeping(self._ledger, act)
+        self._reclaimer = Reclaimer(self._ledger, self._counters, act)
+        self._allocator = Allocator(self._ledger, self._reclaimer, RECLAIM_POLICIES[policy](), self._counters, act)
+        self._reattacher = Reattacher(self._ledger, self._reclaimer, self._counters, act)
+        self._sweeper = Sweeper(self._ledger, act)
 
     def _decided(self, now: float) -> list[Action]:
         """Serve who waits, and give the actions that were decided."""
         if self._ledger.shrink():
             self._tell_limits(self._accounts.values())
-            self._asking.fit(now)
-        self._asking.serve(now)
+            self._allocator.fit(now)
+        self._allocator.serve(now)
         actions = self._actions.copy()
         self._actions.clear()
         return actions
@@ -72,8 +72,8 @@ class Governor:
         """Take back what a guest may not hold (any longer), and what the size does not allow."""
         ephemeral = account.map.counts[State.EPHEMERAL]
         over = ephemeral if account.draining or account.barred else account.held - account.cap
-        self._taking.owe(now, account, max(0, over - account.debt))
-        self._asking.fit(now)
+        self._reclaimer.owe(now, account, max(0, over - account.debt))
+        self._allocator.fit(now)
 
     @property
     def size(self) -> int:
@@ -139,7 +139,7 @@ class Governor:
         """Take so many slabs back from a guest; persistent ones are asked for and never taken."""
         account = self._accounts[guest]
         if not persistent:
-            self._taking.owe(now, account, slabs)
+            self._reclaimer.owe(now, account, slabs)
         elif account.connected and (most := min(slabs, account.map.counts[State.PERSISTENT])):
             self._counters.revokes += 1
             self._actions.append(Send(guest, Revoke(account.next_serial(), most, True)))
@@ -172,14 +172,14 @@ class Governor:
         if account.connected:
             account.connected = False
             account.claims = None
-            self._asking.left(account)
-            self._taking.left(account)
+            self._allocator.left(account)
+            self._reclaimer.left(account)
 
     def resize(self, now: float, size: int) -> tuple[int, list[Action]]:
         """Change how much there is to lend; gives the new size, which persistent slabs and promises may keep larger."""
         self._ledger.resize(size)
         self._tell_limits(self._accounts.values())
-        self._asking.fit(now)
+        self._allocator.fit(now)
         return self._ledger.size, self._decided(now)
 
     def rows(self, now: float, uid: int | None = None) -> list[Row]:
@@ -188,8 +188,8 @@ class Governor:
 
     @staticmethod
     def _row(now: float, account: Account) -> Row:
-        standing = account.standing
-        report = standing.report
+        activity = account.activity
+        report = activity.report
         return Row(
             account.number,
             account.name,
@@ -199,11 +199,11 @@ class Governor:
             account.map.total,
             account.ephemeral,
             account.persistent,
-            standing.weight,
+            activity.weight,
             account.cap,
             account.floor,
             account.persistent_cap,
-            None if standing.age is None else min(standing.oldness(now), MAX_SECONDS),
+            None if activity.age is None else min(activity.oldest_age(now), MAX_SECONDS),
             *((report.pages, report.used_bytes, report.puts, report.hits, report.misses) if report else (0,) * 5),
             account.revoked,
             account.taken,
@@ -218,7 +218,7 @@ class Governor:
             free=ledger.free,
             ephemeral=totals[State.EPHEMERAL],
             persistent=totals[State.PERSISTENT],
-            promised=totals[State.MAKING_EPHEMERAL] + totals[State.MAKING_PERSISTENT],
+            promised=totals[State.POPULATING_EPHEMERAL] + totals[State.POPULATING_PERSISTENT],
             unpunched=ledger.unpunched.total - ledger.unpunched.pinned.of.total(),
             pinned=ledger.unpunched.pinned.of.total(),
             reserved=ledger.firm(),
@@ -231,6 +231,6 @@ class Governor:
     def check(self) -> None:
         """Raise AssertionError unless sums equal totals, no slab is in two states and budgets hold."""
         self._ledger.check()
-        self._taking.check()
-        self._asking.check()
+        self._reclaimer.check()
+        self._allocator.check()
         assert not self._actions, "actions that nobody was given"

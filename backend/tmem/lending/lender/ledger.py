@@ -41,7 +41,7 @@ MAX_ARENAS_OF_A_UID = MAX_SLABS
 A_USERS_PART = 1 / 2
 ALL_USERS_PART = 3 / 4
 
-_BOOKED = (State.EPHEMERAL, State.PERSISTENT, State.MAKING_EPHEMERAL, State.MAKING_PERSISTENT)
+_BOOKED = (State.EPHEMERAL, State.PERSISTENT, State.POPULATING_EPHEMERAL, State.POPULATING_PERSISTENT)
 
 
 def as_bytes(slabs: int) -> str:
@@ -119,7 +119,7 @@ class Ledger:
         self.held_by[account.uid] += account.held - held
         for each in State:
             self.totals[each] += account.map.counts[each] - before[each]
-        account.standing.slabs = account.ephemeral
+        account.activity.slabs = account.ephemeral
 
     def release(self, account: Account, runs: Sequence[tuple[int, int]], state: State) -> int:
         """Put slabs of a guest into a state in which they are not its; give how many stay booked until punched."""
@@ -190,7 +190,7 @@ class Ledger:
             frozen=holding.frozen,
             draining=holding.draining,
         )
-        account.standing.weight, account.standing.uid = holding.weight, holding.uid
+        account.activity.weight, account.activity.uid = holding.weight, holding.uid
         self.accounts[account.number] = account
         self.totals[State.FREE] += slabs
         return account
@@ -323,7 +323,7 @@ class Ledger:
             )
         account.cap, account.floor, account.persistent_cap, account.persistent_set = new_cap, new_floor, promised, firm
         if weight is not None:
-            account.standing.weight = weight
+            account.activity.weight = weight
         return [account, *(other for other in self._share() if other is not account)]
 
     def resize(self, size: int) -> None:

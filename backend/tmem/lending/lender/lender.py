@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.account import Account
-from tmem.lending.lender.actions import Action, Close, CountReal, GuestFault, HangUp, Holding, Refusal, Send
+from tmem.lending.lender.actions import Action, Close, CountPopulated, GuestFault, HangUp, Holding, Refusal, Send
 from tmem.lending.lender.governor import EVICTED, Governor
+from tmem.lending.lender.reclaimer import PATIENCE
 from tmem.lending.lender.stats import Why
-from tmem.lending.lender.taking import PATIENCE
 from tmem.lending.protocol.messages import BATCH, Ask, Claim, Confirm, FromGuest, Hello, Report, Return, Runs, Welcome
 
 __all__ = ["BATCH", "PATIENCE", "Lender"]
@@ -43,7 +43,7 @@ class Lender(Governor):
             account.map.total,
             min(account.ephemeral + account.unpunched, account.map.total - account.persistent),
             account.persistent,
-            account.standing.weight,
+            account.activity.weight,
             account.cap,
             account.floor,
             account.persistent_cap if account.persistent_set else None,
@@ -72,7 +72,7 @@ class Lender(Governor):
             raise
         account.connected = True
         if hello.again:
-            self._claiming.expect(now, account)
+            self._reattacher.expect(now, account)
         welcome = Welcome(account.number, self._most(account), account.persistent_cap, account.frozen)
         self._actions.append(Send(account.number, welcome))
         self._tell_limits(changed)
@@ -105,20 +105,20 @@ class Lender(Governor):
 
     def _take_in(self, now: float, account: Account, message: FromGuest) -> None:
         if isinstance(message, Report):
-            account.standing.take_in(now, message)
+            account.activity.take_in(now, message)
         elif isinstance(message, Claim):
-            if self._claiming.claim(now, account, message):
+            if self._reattacher.claim(now, account, message):
                 self._enforce(now, account)
         elif account.claims is not None:
             raise GuestFault("it did not finish its claims")
         elif isinstance(message, Ask):
-            self._asking.ask(now, account, message)
+            self._allocator.ask(now, account, message)
         elif isinstance(message, Return):
             if message.age is not None:
-                account.standing.tell(now, message.age)
-            self._taking.returned(now, account, message)
+                account.activity.tell(now, message.age)
+            self._reclaimer.returned(now, account, message)
         elif isinstance(message, Confirm):
-            self._taking.confirmed(account, message.serial)
+            self._reclaimer.confirmed(account, message.serial)
         else:
             raise GuestFault("it said hello twice")
 
@@ -139,10 +139,10 @@ class Lender(Governor):
         """Note that the memfd is closed: the guest's slabs are free, and its number is forgotten with its process."""
         account = self._accounts.get(guest)
         if account is not None:
-            self._asking.closed(account)
-            self._taking.closed(account)
-            self._claiming.closed(account)
-            self._sweeping.closed(account)
+            self._allocator.closed(account)
+            self._reclaimer.closed(account)
+            self._reattacher.closed(account)
+            self._sweeper.closed(account)
             if account.ended:
                 self._counters.ends += 1
             self._tell_limits(self._ledger.close(account) if account.ended else self._ledger.clear(account))
@@ -151,13 +151,13 @@ class Lender(Governor):
     # What the executor found out.
 
     def made(self, now: float, guest: int, batch: int, runs: Runs) -> list[Action]:
-        """Note which slabs of a MakeReal are real; the others are punched. Lends them, or denies if there are none.
+        """Note which slabs of a Populate are real; the others are punched. Lends them, or denies if there are none.
 
         May be called for a guest that disconnected or ended since.
         """
         account = self._accounts.get(guest)
         if account is not None:
-            self._asking.made(now, batch, account, runs)
+            self._allocator.made(now, batch, account, runs)
             self._enforce(now, account)  # a limit may have been lowered meanwhile
         return self._decided(now)
 
@@ -165,15 +165,15 @@ class Lender(Governor):
         """Note which claimed slabs turned out to be holes; ephemeral ones are answered as taken."""
         account = self._accounts.get(guest)
         if account is not None:
-            self._claiming.holes(now, account, runs)
+            self._reattacher.holes(now, account, runs)
         return self._decided(now)
 
     def dry(self, now: float, guest: int) -> list[Action]:
-        """Note that the guest's socket was read dry, after ReadDry: what it still owes is taken."""
+        """Note that the guest's socket was read dry, after DrainSocket: what it still owes is taken."""
         account = self._accounts.get(guest)
         if account is not None:
-            self._taking.dry(now, account)
-            if self._claiming.dry(now, account):
+            self._reclaimer.dry(now, account)
+            if self._reattacher.dry(now, account):
                 self._counters.faults += 1
                 self._actions.append(HangUp(guest))
                 self._leave(account)
@@ -192,22 +192,22 @@ class Lender(Governor):
         if account is not None:
             self._counters.hangs += does
             self._ledger.unpunched.set_hanging(account, does)
-            self._asking.fit(now)
+            self._allocator.fit(now)
         return self._decided(now)
 
     def looked(self, now: float, pinned_bytes: int) -> list[Action]:
         """Take in how much memory was punched and lives on: it stays booked, as far as it is known whose it is."""
         self._ledger.unpunched.look(pinned_bytes // SLAB_SIZE, self._accounts.values())
-        self._asking.fit(now)
+        self._allocator.fit(now)
         return self._decided(now)
 
     def audit(self) -> list[Action]:
         """Have what is real of each guest's arena counted."""
         accounts = self._accounts.values()
-        return [CountReal(one.number, one.held) for one in accounts if not (one.hangs or one.ended or one.evicted)]
+        return [CountPopulated(one.number, one.held) for one in accounts if not (one.hangs or one.ended or one.evicted)]
 
-    def audited(self, now: float, guest: int, held: int, real_bytes: int) -> list[Action]:
-        """Compare what is real in a guest's memfd (st_blocks * 512) with what it held, both as of a CountReal.
+    def audited(self, now: float, guest: int, held: int, populated_bytes: int) -> list[Action]:
+        """Compare what is real in a guest's memfd (st_blocks * 512) with what it held, both as of a CountPopulated.
 
         An excess is punched and counted; one that stays above a batch ends the lending to the guest.
         """
@@ -216,30 +216,30 @@ class Lender(Governor):
             return []
         self._counters.audits += 1
         if account.from_before:  # which slabs it holds is not known yet
-            self._claiming.book(account, real_bytes)
+            self._reattacher.book(account, populated_bytes)
             return self._decided(now)
-        excess = real_bytes - held * SLAB_SIZE
+        excess = populated_bytes - held * SLAB_SIZE
         if excess > 0:
             self._counters.excess_audits += 1
             self._counters.excess_bytes += excess
-            if self._sweeping.sweeps(account):  # what is left of the last one says nothing
+            if self._sweeper.sweeps(account):  # what is left of the last one says nothing
                 return self._decided(now)
-            self._sweeping.start(now, account)
+            self._sweeper.start(now, account)
         account.excess_audits = account.excess_audits + 1 if excess > BATCH * SLAB_SIZE else 0
         if account.excess_audits >= EXCESS_AUDITS and not account.barred:
             account.barred = True
             self._counters.barred_guests += 1
-            self._taking.seize_all(account)
+            self._reclaimer.seize_all(account)
         return self._decided(now)
 
     def deadline(self) -> float | None:
         """Give the time at which `wake` is to be called; None when nothing is waited for."""
-        deadlines = (self._taking.deadline(), self._claiming.deadline(), self._sweeping.deadline())
+        deadlines = (self._reclaimer.deadline(), self._reattacher.deadline(), self._sweeper.deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def wake(self, now: float) -> list[Action]:
         """Act on what is due."""
-        self._taking.wake(now)
-        self._claiming.wake(now)
-        self._sweeping.wake(now)
+        self._reclaimer.wake(now)
+        self._reattacher.wake(now)
+        self._sweeper.wake(now)
         return self._decided(now)

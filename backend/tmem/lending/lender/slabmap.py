@@ -22,8 +22,8 @@ class State(IntEnum):
     FREE = 0  # not real, the guest may not use it
     EPHEMERAL = 1  # lent
     PERSISTENT = 2  # lent, never taken
-    MAKING_EPHEMERAL = 3  # promised: it is being made real
-    MAKING_PERSISTENT = 4
+    POPULATING_EPHEMERAL = 3  # promised: it is being made real
+    POPULATING_PERSISTENT = 4
     TAKEN = 5  # not real; the guest may not know that yet
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
-from tmem.texts import shortened
+from tmemcommon.texts import shortened
 
 VERSION = 1
 MAX_SLABS = 1 << 24  # slabs of the largest arena, 1 TiB

@@ -1,0 +1,260 @@
+"""How an Ask is answered: from what is free at once, then from what others give up for it.
+
+Asks are served in the order in which they came. What is missing is made to come back by whoever's slab is worth the
+least by the policy, as long as that is less than what it is worth to the asker. Not asked for their opinion are
+those who give way to a guest below its floor, to a persistent request, and to a size that was made smaller: there
+the least worth goes, whoever's it is. An Ask ends when it has all, or when nothing more is to come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from tmem.lending.lender.account import Account
+from tmem.lending.lender.actions import Action, GuestFault, Populate, Send
+from tmem.lending.lender.fairness import Offers, Parts
+from tmem.lending.lender.ledger import Ledger
+from tmem.lending.lender.reclaimer import Reclaimer
+from tmem.lending.lender.reclaimpolicy import ReclaimPolicy, choose
+from tmem.lending.lender.slabmap import State, count
+from tmem.lending.lender.stats import Counters, Denial
+from tmem.lending.protocol.messages import BATCH, Ask, Deny, Lend, Runs, in_parts
+
+
+@dataclass(slots=True, eq=False)
+class OpenAsk:
+    """An Ask that is not answered in full."""
+
+    account: Account
+    serial: int
+    persistent: bool
+    missing: int
+    denial: Denial | None = None  # why it gets no more than what is being made real
+    batches: int = 0  # being made real
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Slabs that are being made real for an Ask."""
+
+    account: Account
+    ask: OpenAsk
+    runs: Runs
+
+
+class Allocator:
+    """The open Asks and the batches that are being made real; `act` takes the actions."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        reclaimer: Reclaimer,
+        policy: ReclaimPolicy,
+        counters: Counters,
+        act: Callable[[Action], None],
+    ) -> None:
+        self._ledger = ledger
+        self._reclaimer = reclaimer
+        self.policy = policy
+        self._counters = counters
+        self._act = act
+        self._open: dict[tuple[int, bool], OpenAsk] = {}
+        self._batches: dict[int, Batch] = {}
+        self._batch = 0
+
+    def ask(self, now: float, account: Account, message: Ask) -> None:
+        """Take an Ask in; GuestFault when one of its kind is open."""
+        key = (account.number, message.persistent)
+        if key in self._open:
+            raise GuestFault("it asked again before it was answered")
+        self._counters.asks += 1
+        if not message.persistent:
+            account.activity.ask(now, message.age)
+        ask = self._open[key] = OpenAsk(account, message.serial, message.persistent, message.slabs)
+        self._give(now, ask)
+        if ask.missing:
+            self._demand(now, ask)
+
+    def serve(self, now: float) -> None:
+        """Give what is free to those who wait for it, and end the Asks for which nothing more will come."""
+        nothing_comes = not self._coming
+        for ask in [*self._open.values()]:
+            self._give(now, ask)
+            if ask.missing and nothing_comes:
+                self._end(ask, ask.denial or Denial.YOUNGER)
+
+    @property
+    def _coming(self) -> int:
+        """Slabs that will be free."""
+        return self._reclaimer.debts + self._ledger.unpunched.coming
+
+    def _room(self, ask: OpenAsk) -> int:
+        """Give how much of an Ask may be answered by the limits, and note which limit is in the way of the rest."""
+        account, ledger = ask.account, self._ledger
+        hindrance = self._hindrance(account)
+        if hindrance is not None:
+            ask.denial = hindrance
+            return 0
+        room = ledger.room(account, ask.persistent)
+        if room < ask.missing:
+            ask.denial = Denial.UID_CAP
+            if account.cap - account.held <= room:
+                ask.denial = Denial.CAP
+            elif ask.persistent and account.persistent_cap - account.persistent <= room:
+                ask.denial = Denial.PERSISTENT_CAP
+        if not ask.persistent:
+            activities = (other.activity for other in ledger.accounts.values())
+            bound = self.policy.bound(account.activity, activities, ledger.size)
+            if bound is not None and max(bound, account.floor) - account.ephemeral < min(room, ask.missing):
+                ask.denial = Denial.SHARE
+                room = max(0, max(bound, account.floor) - account.ephemeral)
+        return room
+
+    @staticmethod
+    def _hindrance(account: Account) -> Denial | None:
+        if account.barred:
+            return Denial.BARRED
+        if account.hangs:
+            return Denial.HANGS
+        if account.draining:
+            return Denial.DRAINING
+        return Denial.FROZEN if account.frozen or account.claims is not None else None
+
+    def _give(self, now: float, ask: OpenAsk) -> None:
+        """Have made real what is free, as far as the limits go; end the Ask when they leave nothing."""
+        room = self._room(ask)
+        slabs = min(ask.missing, room, self._ledger.free)
+        account = ask.account
+        while slabs > 0:
+            runs = account.map.lowest_free(min(slabs, BATCH))
+            if not runs:
+                break
+            state = State.POPULATING_PERSISTENT if ask.persistent else State.POPULATING_EPHEMERAL
+            self._ledger.move(account, runs, state)
+            self._batch += 1
+            self._batches[self._batch] = Batch(account, ask, runs)
+            ask.batches += 1
+            ask.missing -= count(runs)
+            slabs -= count(runs)
+            if not ask.persistent:
+                account.activity.lent = now
+            self._act(Populate(account.number, self._batch, runs, ask.persistent))
+        if ask.missing and self._room(ask) <= 0:
+            self._end(ask, ask.denial or Denial.CAP)
+
+    def _end(self, ask: OpenAsk, denial: Denial) -> None:
+        """Give up what is missing; the guest hears of it now, or with the last batch."""
+        ask.missing = 0
+        ask.denial = denial
+        if not ask.batches:
+            del self._open[ask.account.number, ask.persistent]
+            self._counters.deny(denial)
+            self._act(Send(ask.account.number, Deny(ask.serial, denial.value)))
+
+    def _demand(self, now: float, ask: OpenAsk) -> None:
+        """Make others give up what is missing for an Ask."""
+        account, others = ask.account, sum(other.missing for other in self._open.values() if other is not ask)
+        coming = self._coming - max(0, self._ledger.booked - self._ledger.size) - others
+        want = min(ask.missing, self._room(ask)) - max(0, coming)
+        below = 0 if ask.persistent else max(0, account.floor - account.ephemeral)
+        forced = want if ask.persistent else min(want, below)
+        self._take_back(now, forced, None, None if ask.persistent else account)
+        self._take_back(now, want - forced, account, account)
+        self.serve(now)
+
+    def _take_back(self, now: float, slabs: int, asker: Account | None, but: Account | None) -> None:
+        """Let those owe slabs to whom they are worth less than to the asker, or whatever they are worth."""
+        if slabs <= 0:
+            return
+        accounts = self._ledger.accounts.values()
+        self.policy.survey((account.activity for account in accounts), now)
+        victims = [account for account in accounts if account is not but and account.takeable]
+        victims.sort(key=lambda account: self.policy.value(account.activity, now))
+        parts = Parts(self._ledger, now)
+        if asker is None:
+            slabs -= self._owe(now, parts, parts.open(victims, None), slabs, _FORCED)
+            self._owe(now, parts, parts.all(victims), slabs, _FORCED)
+        else:
+            lacking = min(slabs, parts.lacking(asker.uid))
+            slabs -= self._owe(now, parts, parts.above(victims, asker.uid), lacking, _FORCED)
+            bid = self.policy.bid(asker.activity, now)
+            self._owe(now, parts, parts.open(victims, asker.uid), slabs, bid)
+
+    def _owe(self, now: float, parts: Parts, offers: Offers, slabs: int, bid: tuple[float, float]) -> int:
+        """Let those who offer owe so many slabs as far as they are worth less than the bid; give how many."""
+        given = choose(self.policy, [(account.activity, most) for account, most in offers], slabs, bid, now)
+        for (account, _), count_given in zip(offers, given, strict=True):
+            if count_given:
+                parts.give(account.uid, count_given)
+                self._reclaimer.owe(now, account, count_given)
+        return sum(given)
+
+    def fit(self, now: float) -> None:
+        """Take back what is booked beyond the size."""
+        self._take_back(now, self._ledger.booked - self._ledger.size - self._coming, None, None)
+
+    def made(self, now: float, batch_number: int, account: Account, real: Runs) -> None:
+        """Lend what is real of a batch, free the rest; short memory ends the Ask."""
+        batch = self._batches.pop(batch_number, None)
+        if batch is None and account.evicted:
+            return
+        if batch is None or batch.account is not account:
+            raise ValueError(f"no batch {batch_number} of guest {account.number}")
+        ask = batch.ask
+        ask.batches -= 1
+        open_still = self._open.get((account.number, ask.persistent)) is ask
+        making = State.POPULATING_PERSISTENT if ask.persistent else State.POPULATING_EPHEMERAL
+        if not account.map.holds(real, making):
+            raise ValueError(f"not of batch {batch_number}: {real}")
+        if not open_still or ask.denial in _WITHDRAWS:
+            self._reclaimer.free(account, batch.runs)
+            real = ()
+        else:
+            self._ledger.move(account, real, State.PERSISTENT if ask.persistent else State.EPHEMERAL)
+            unreal = account.map.split(batch.runs).get(making, ())
+            self._counters.unreal_slabs += self._reclaimer.free(account, unreal)
+            if unreal:
+                ask.missing, ask.denial = 0, Denial.MEMORY
+        if open_still:
+            self._lend(ask, real)
+
+    def _lend(self, ask: OpenAsk, runs: Runs) -> None:
+        """Tell of slabs that are real; the last words of an Ask are Lend(done) or Deny."""
+        number, over = ask.account.number, not ask.batches and not ask.missing
+        for part, last in in_parts(runs):
+            if part:
+                self._counters.lends += 1
+                self._counters.lent_slabs += count(part)
+                self._act(Send(number, Lend(part, ask.serial, ask.persistent, over and last)))
+        if over:
+            del self._open[number, ask.persistent]
+            if not runs:
+                denial = ask.denial or Denial.MEMORY
+                self._counters.deny(denial)
+                self._act(Send(number, Deny(ask.serial, denial.value)))
+
+    def left(self, account: Account) -> None:
+        """Forget the Asks of a guest without a connection; its batches are freed when they were made."""
+        for persistent in (False, True):
+            self._open.pop((account.number, persistent), None)
+
+    def closed(self, account: Account) -> None:
+        """Forget the batches of a guest that is no more."""
+        self._batches = {number: batch for number, batch in self._batches.items() if batch.account is not account}
+
+    def check(self) -> None:
+        """Raise AssertionError unless the batches are what is being made real, and every open Ask can end."""
+        making = self._ledger.totals[State.POPULATING_EPHEMERAL] + self._ledger.totals[State.POPULATING_PERSISTENT]
+        assert sum(count(batch.runs) for batch in self._batches.values()) == making
+        for (number, persistent), ask in self._open.items():
+            assert ask.account is self._ledger.accounts[number]
+            assert ask.account.connected
+            assert ask.persistent == persistent
+            assert ask.batches == sum(batch.ask is ask for batch in self._batches.values())
+            assert ask.batches or (ask.missing and self._coming), "an Ask that waits for nothing"
+
+
+_FORCED = (inf, inf)  # more than any worth
+_WITHDRAWS = (Denial.FROZEN, Denial.DRAINING, Denial.BARRED)

@@ -1,0 +1,183 @@
+"""How a guest that lost its connection comes back with what it holds.
+
+It says all that it holds; what it does not name is punched. As long as tmemd ran all the time, the ledger knows
+better: an ephemeral slab that was taken meanwhile is answered with Taken, and a claim to what was never lent is a
+fault. After a restart the guest knows better than the old holdings, which say how many slabs it has and not which: what
+it claims is booked, persistent slabs up to its persistent cap, ephemeral ones as many as the holdings and free memory
+have room for. Ephemeral slabs that turn out to be holes, because the old tmemd had just taken them, are answered with
+Taken too. Until then none of its slabs is touched: any might be a persistent one.
+
+It may not put that off: what audits find real meanwhile is booked as far as there is room for it, and after
+CLAIM_SECONDS a guest that tmemd knows nothing of has claimed all that it ever will. One that tmemd knows is cut off,
+and keeps what is booked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tmem.arena import SLAB_SIZE
+from tmem.lending.lender.account import Account
+from tmem.lending.lender.actions import Action, DrainSocket, FindHoles, GuestFault, Punch
+from tmem.lending.lender.ledger import Ledger
+from tmem.lending.lender.reclaimer import Reclaimer
+from tmem.lending.lender.slabmap import SlabMap, State, count
+from tmem.lending.lender.stats import Counters
+from tmem.lending.protocol.messages import Claim, Runs
+
+CLAIM_SECONDS = 30.0  # an honest guest's claims come with its Hello
+
+_NOT_LENT = "it claims slabs that it was not lent"
+
+_FALSE = 7  # no state: a claim to what was not lent
+# What becomes of a slab by what the ledger knows of it and what is claimed, as SlabMap.combined wants it. What is not
+# claimed is free, but for what is being made real, of which the guest has not heard.
+_BY_CLAIM = {
+    State.FREE: {State.FREE: State.FREE, State.EPHEMERAL: State.TAKEN},
+    State.EPHEMERAL: {State.FREE: State.FREE, State.EPHEMERAL: State.EPHEMERAL},
+    State.PERSISTENT: {State.FREE: State.FREE, State.PERSISTENT: State.PERSISTENT},
+    State.POPULATING_EPHEMERAL: {State.FREE: State.POPULATING_EPHEMERAL},
+    State.POPULATING_PERSISTENT: {State.FREE: State.POPULATING_PERSISTENT},
+}
+_TABLE = bytearray([_FALSE]) * 256
+for _known, _outcomes in _BY_CLAIM.items():
+    for _claimed, _outcome in _outcomes.items():
+        _TABLE[_known + 8 * _claimed] = _outcome
+_COMPARED = bytes(_TABLE)
+
+
+def _kind(persistent: bool) -> State:
+    return State.PERSISTENT if persistent else State.EPHEMERAL
+
+
+class Reattacher:
+    """Gathers claims and settles them; `act` takes the actions."""
+
+    def __init__(self, ledger: Ledger, reclaimer: Reclaimer, counters: Counters, act: Callable[[Action], None]) -> None:
+        self._ledger = ledger
+        self._reclaimer = reclaimer
+        self._counters = counters
+        self._act = act
+        self._deadlines: dict[int, float] = {}  # of guests that have come back, by number
+        self._overdue: set[int] = set()
+
+    def expect(self, now: float, account: Account) -> None:
+        """Wait for the claims of a guest that came back, but not longer for those of one that came back before."""
+        account.claims = SlabMap(account.map.total)
+        if account.restored or not account.from_before:
+            self._deadlines[account.number] = now + CLAIM_SECONDS
+        else:
+            self._deadlines.setdefault(account.number, now + CLAIM_SECONDS)
+
+    def deadline(self) -> float | None:
+        """Give when the next guest's time is over."""
+        return min(self._deadlines.values(), default=None)
+
+    def wake(self, now: float) -> None:
+        """Read those dry whose time is over."""
+        for number in [number for number, deadline in self._deadlines.items() if deadline <= now]:
+            del self._deadlines[number]
+            self._overdue.add(number)
+            self._act(DrainSocket(number))
+
+    def dry(self, now: float, account: Account) -> bool:
+        """Settle what an unknown guest has claimed by now; True for another one that does not go on."""
+        if account.number not in self._overdue:
+            return False
+        self._overdue.discard(account.number)
+        if not account.from_before or account.restored:
+            return account.claims is not None
+        nothing = SlabMap(account.map.total)
+        try:
+            self._settle(now, account, account.claims or nothing)
+        except GuestFault:
+            self._settle(now, account, nothing)
+        account.claims = None
+        return False
+
+    def closed(self, account: Account) -> None:
+        """Forget a guest that is no more."""
+        self._deadlines.pop(account.number, None)
+        self._overdue.discard(account.number)
+
+    def book(self, account: Account, populated_bytes: int) -> None:
+        """Book what is real of a guest whose slabs are not known, whichever they are, as far as there is room."""
+        excess = -(-populated_bytes // SLAB_SIZE) - account.held
+        slabs = min(excess, self._ledger.free, self._ledger.room(account, False))
+        if slabs > 0:
+            self._ledger.move(account, account.map.lowest_free(slabs), State.EPHEMERAL)
+
+    def claim(self, now: float, account: Account, message: Claim) -> bool:
+        """Take a part of the claims in; True once all are there and settled."""
+        claims, slabs = account.claims, count(message.runs)
+        if claims is None:
+            raise GuestFault("it claims what it was not asked to")
+        if count(claims.split(message.runs).get(State.FREE, ())) != slabs:
+            raise GuestFault("it claims a slab twice, or one beyond its arena")
+        if not account.from_before and message.runs and sum(message.runs[-1]) > account.map.size:
+            raise GuestFault(_NOT_LENT)
+        if account.from_before:
+            self._check_bounds(account, message.persistent, slabs + claims.counts[_kind(message.persistent)])
+        claims.set(message.runs, _kind(message.persistent))
+        if message.last:
+            self._settle(now, account, claims)
+            account.claims = None
+        return message.last
+
+    def _check_bounds(self, account: Account, persistent: bool, slabs: int) -> None:
+        """Raise GuestFault for claims of a guest from before that nobody could give it back, whatever else is lent.
+
+        What it holds beyond its booking was taken before it heard of it, and that cannot be more than there is to lend.
+        """
+        if persistent and slabs > max(account.persistent_cap, account.persistent):
+            raise GuestFault("it claims more persistent slabs than its persistent cap")
+        if slabs > account.held + self._ledger.size:
+            raise GuestFault("it claims more slabs than it can have been lent")
+
+    def _settle(self, now: float, account: Account, claimed: SlabMap) -> None:
+        states = self._believe(account, claimed) if account.from_before else self._compare(account, claimed)
+        before = account.held
+        self._ledger.load(account, states)
+        freed = max(0, before - account.held)
+        self._ledger.unpunched.add(account, freed)
+        lost = account.map.runs(State.TAKEN)
+        if lost:
+            self._counters.lost_slabs += count(lost)
+            account.untold.extend(lost)
+            self._reclaimer.tell_more(account)
+            self._act(Punch(account.number, lost))
+        # What is free now is nobody's: what a Lend that was not read would have given, what a late put made real.
+        self._act(Punch(account.number, account.map.runs(State.FREE), freed))
+        if account.from_before and account.map.counts[State.EPHEMERAL]:
+            self._act(FindHoles(account.number, account.map.runs(State.EPHEMERAL)))
+        account.from_before = False
+        self._deadlines.pop(account.number, None)
+        self._reclaimer.gone(now, account, 0)
+
+    def _compare(self, account: Account, claimed: SlabMap) -> bytearray:
+        """Hold claims against what the ledger knows; what was taken meanwhile is told once more."""
+        states = account.map.combined(claimed, _COMPARED)
+        if _FALSE in states:
+            raise GuestFault(_NOT_LENT)
+        return states
+
+    def _believe(self, account: Account, claimed: SlabMap) -> bytearray:
+        """Take claims for the truth, within the limits; what there is no room for is lost."""
+        persistent = claimed.counts[State.PERSISTENT]
+        self._check_bounds(account, True, persistent)
+        room = account.held + min(self._ledger.free, self._ledger.room(account, False)) - persistent
+        kept = max(0, min(room, claimed.counts[State.EPHEMERAL]))
+        self._counters.refused_claim_slabs += claimed.counts[State.EPHEMERAL] - kept
+        return claimed.with_the_first(kept, State.EPHEMERAL, State.TAKEN)
+
+    def holes(self, now: float, account: Account, runs: Runs) -> None:
+        """Tell of booked ephemeral slabs that have no memory; whatever else they are meanwhile is left alone."""
+        holes = account.map.split(runs).get(State.EPHEMERAL, ())
+        if not holes:
+            return
+        self._counters.lost_slabs += count(holes)
+        if account.listens:  # else the claims that are on their way tell of them
+            self._act(Punch(account.number, holes, self._reclaimer.tell_taken(account, holes)))
+        else:
+            self._reclaimer.free(account, holes)
+        self._reclaimer.gone(now, account, count(holes))

@@ -1,0 +1,1 @@
+"""Tests of what the pool, tmemd and the mounts share."""

@@ -1,0 +1,41 @@
+"""The verbs of a guest whose backing hangs: they end, and say so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tmemfs.fuse.control import Control
+from tmemfs.fuse.switches import LOOKUP_SECONDS, Switches
+from tmemfs.stats import Stats
+
+
+class HangingTree:
+    """A tree whose every lookup waits for ever."""
+
+    async def lookup(self, parent: object, name: bytes) -> None:
+        """Find nothing, ever."""
+        await trio.sleep_forever()
+
+
+async def no_resize(size: int) -> None:
+    """Be the resize that nobody asks for."""
+
+
+@pytest.mark.parametrize(("verb", "data"), [(b"drop_caches", b"some/path\n"), (b"held_pages", b"some/path\0")])
+def test_a_path_that_a_hanging_backing_does_not_find_is_given_up(verb: bytes, data: bytes) -> None:
+    control = Control(".tmemfs", Stats(), dict)
+    nothing = cast(Any, SimpleNamespace(root=None))
+    Switches(control, nothing, nothing, cast(Any, HangingTree()), None, no_resize)
+
+    async def main() -> None:
+        began = trio.current_time()
+        with pytest.raises(TimeoutError, match="the backing does not answer"):
+            await control.call(verb, data)
+        assert trio.current_time() - began == pytest.approx(LOOKUP_SECONDS)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))

@@ -1,0 +1,115 @@
+"""Fills in flight: what a write, a truncate or a change by others overtook is never kept."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.io.concurrent import asking, pages_from, random_stream
+from tests.parts import MIB, MakeParts, in_trio, make_parts, pages_of
+from tmemfs.cache.pagecache import PAGE_SIZE
+
+__all__ = ["make_parts"]
+
+
+@pytest.mark.parametrize("pool", [0, MIB])
+@in_trio
+async def test_a_fill_that_a_write_overtook_is_not_cached(make_parts: MakeParts, pool: int) -> None:
+    parts = make_parts(pool=pool)
+    data = bytearray(pages_of(1, 50))
+    file = parts.make("f", bytes(data))
+    random_stream(file)
+    parts.backing.after_read.shut = True
+    async with asking(parts) as asked:
+        asked.read("before", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
+        await parts.backing.after_read.holds(1)  # it has the old bytes
+        old = bytes(data)
+        data[6 * PAGE_SIZE + 100 : 7 * PAGE_SIZE + 100] = b"n" * PAGE_SIZE
+        await parts.writer.write(file, 6 * PAGE_SIZE + 100, b"n" * PAGE_SIZE)
+        asked.read("after", file, 6 * PAGE_SIZE, 2 * PAGE_SIZE)
+        await parts.backing.after_read.holds(2)  # it did not join the old read
+        parts.backing.after_read.let_go()
+        await trio.testing.wait_all_tasks_blocked()
+        assert asked.answers["before"] == pages_from(old, 5, 4)
+        assert not file.inode.pages, "the overtaken bytes entered the cache"
+        parts.backing.after_read.open()
+    assert asked.answers["after"] == pages_from(data, 6, 2)
+    assert await parts.read(file, 0, len(data)) == data
+
+
+@in_trio
+async def test_a_second_fill_of_a_page_that_is_in_flight_is_poisoned_too(make_parts: MakeParts) -> None:
+    """A reader that first waits for another's page may then read a page that a third has begun to read meanwhile."""
+    parts = make_parts()
+    data = bytearray(pages_of(1, 50))
+    file = parts.make("f", bytes(data))
+    latch = parts.backing.after_read
+    latch.shut = True
+    async with asking(parts) as asked:
+        random_stream(file)
+        asked.read("first", file, 5 * PAGE_SIZE, PAGE_SIZE)
+        await latch.holds(1)
+        random_stream(file)
+        asked.read("both", file, 5 * PAGE_SIZE, 2 * PAGE_SIZE)  # waits for page 5, will then want page 6
+        await latch.holds(1)
+        random_stream(file)
+        asked.read("second", file, 6 * PAGE_SIZE, PAGE_SIZE)
+        await latch.holds(2)
+        latch.let_go()  # page 5 is there; page 6 is in flight, for one reader or for two
+        await latch.holds(2)
+        data[6 * PAGE_SIZE : 7 * PAGE_SIZE] = b"n" * PAGE_SIZE
+        await parts.writer.write(file, 6 * PAGE_SIZE, b"n" * PAGE_SIZE)
+        latch.open()
+    assert await parts.read(file, 6 * PAGE_SIZE, PAGE_SIZE) == b"n" * PAGE_SIZE
+
+
+@in_trio
+async def test_a_fill_that_a_truncate_overtook_is_not_cached(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    data = pages_of(1, 50)
+    file = parts.make("f", data)
+    random_stream(file)
+    parts.backing.after_read.shut = True
+    async with asking(parts) as asked:
+        asked.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
+        await parts.backing.after_read.holds(1)
+        await parts.truncate(file, 6 * PAGE_SIZE + 10)
+        await parts.truncate(file, 50 * PAGE_SIZE)
+        parts.backing.after_read.open()
+    want = data[: 6 * PAGE_SIZE + 10].ljust(50 * PAGE_SIZE, b"\0")
+    assert await parts.read(file, 0, 50 * PAGE_SIZE) == want
+
+
+@in_trio
+async def test_a_fill_that_a_mismatch_overtook_is_not_cached(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file = parts.make("f", pages_of(1, 50))
+    random_stream(file)
+    parts.backing.after_read.shut = True
+    async with asking(parts) as asked:
+        asked.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
+        await parts.backing.after_read.holds(1)
+        (parts.directory / "f").write_bytes(pages_of(2, 51))  # by somebody else
+        again = parts.open("f")
+        parts.backing.after_read.open()
+    assert parts.inodes.invalidations == 1
+    assert await parts.read(again, 0, 51 * PAGE_SIZE) == pages_of(2, 51)
+
+
+@in_trio
+async def test_an_old_page_brought_back_during_a_write_is_brought_up_to_date(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    data = bytearray(pages_of(1, 20))
+    file = parts.make("f", bytes(data))
+    await parts.read(file, 0, len(data))
+    parts.evict_all()  # all in the pool
+    parts.backing.before_write.shut = True
+    async with asking(parts) as asked:
+        asked.write("write", file, 3 * PAGE_SIZE + 7, b"n" * 5000)
+        await parts.backing.before_write.holds(1)
+        assert await parts.read(file, 2 * PAGE_SIZE, 4 * PAGE_SIZE) == pages_from(data, 2, 4)
+        parts.evict_all()  # and back into the pool, old
+        parts.backing.before_write.open()
+    data[3 * PAGE_SIZE + 7 : 3 * PAGE_SIZE + 5007] = b"n" * 5000
+    assert await parts.read(file, 0, len(data)) == data

@@ -1,0 +1,419 @@
+"""Write-back: dirty pages are bounded, leave by age, fsync, close and before setattr, and are never lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, page_of, pages_of, pass_ticks
+from tmemfs.cache.pagecache import PAGE_SIZE
+from tmemfs.io.files import OpenFile
+from tmemfs.io.writeback import MAX_AGE
+from tmemfs.namespace.opener import Opener
+
+__all__ = ["make_parts"]
+
+
+async def flush(parts: Parts, file: OpenFile) -> None:
+    """Do what close(2) does."""
+    assert parts.writeback is not None
+    await parts.writeback.sync(file, closing=True)
+
+
+@in_trio
+async def test_a_write_is_in_memory_only_until_it_is_flushed(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    data = pages_of(1, 8)
+    file = parts.make("f", data)
+    assert await parts.writer.write(file, 5000, b"new") == 3
+    assert parts.bytes_on_disk(file) == data
+    assert parts.cache.dirty_pages == 1
+    want = data[:5000] + b"new" + data[5003:]
+    assert await parts.read(file, 0, len(data)) == want
+    await flush(parts, file)
+    assert parts.bytes_on_disk(file) == want
+    assert parts.cache.dirty_pages == 0
+    assert parts.inodes.invalidations == 0
+    assert file.inode.pages
+
+
+@in_trio
+async def test_dirty_pages_leave_by_age(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", bytes(9000))
+    async with parts.running():
+        began = trio.current_time()
+        await parts.writer.write(file, 0, b"new")
+        while parts.cache.dirty_pages:
+            assert parts.bytes_on_disk(file)[:3] == bytes(3)
+            await trio.sleep(0.1)
+        assert MAX_AGE <= trio.current_time() - began <= MAX_AGE * 1.5
+    assert parts.bytes_on_disk(file)[:3] == b"new"
+
+
+@in_trio
+async def test_one_file_that_hangs_keeps_no_other_from_being_written_back(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    stuck, fine = parts.make("stuck", bytes(9000)), parts.make("fine", bytes(9000))
+    parts.backing.before_write.shut = True
+    async with parts.running():
+        await parts.writer.write(stuck, 0, b"new")
+        await trio.sleep(0.5)
+        await parts.writer.write(fine, 0, b"new")
+        await trio.sleep(MAX_AGE * 2)
+        await parts.backing.before_write.holds(2)
+        parts.backing.before_write.open()
+        await trio.testing.wait_all_tasks_blocked()
+    assert parts.bytes_on_disk(fine)[:3] == parts.bytes_on_disk(stuck)[:3] == b"new"
+
+
+@in_trio
+async def test_dirty_pages_never_exceed_a_quarter_of_the_cache(make_parts: MakeParts) -> None:
+    parts = make_parts(cache=64 * PAGE_SIZE, writeback=True)
+    files = [parts.make(f"f{number}", b"") for number in range(3)]
+    want = [bytearray() for _ in files]
+    generator = random.Random(1)
+    for number in range(300):
+        which = generator.randrange(3)
+        size = generator.choice([10, 4096, 30_000, 200_000])
+        data = page_of(number, size)
+        offset = generator.randrange(300_000)
+        await parts.writer.write(files[which], offset, data)
+        want[which].extend(bytes(max(0, offset + size - len(want[which]))))
+        want[which][offset : offset + size] = data
+        assert parts.cache.dirty_pages <= 16
+        parts.check()
+    for file, expected in zip(files, want, strict=True):
+        assert await parts.read(file, 0, 1 << 20) == expected
+        await flush(parts, file)
+        assert parts.bytes_on_disk(file) == expected
+
+
+@in_trio
+async def test_the_bound_holds_for_writers_at_the_same_time(make_parts: MakeParts) -> None:
+    parts = make_parts(cache=64 * PAGE_SIZE, writeback=True)
+    files = [parts.make(f"f{number}", pages_of(number, 20)) for number in range(8)]
+    parts.backing.after_read.shut = True
+    async with trio.open_nursery() as nursery:
+        for file in files:  # each writes parts of pages, so each first reads the edges
+            file.stream.max_pages = 0
+            nursery.start_soon(parts.writer.write, file, 100, b"n" * 10 * PAGE_SIZE)
+        await parts.backing.after_read.holds(8)
+        parts.backing.after_read.open()
+    assert parts.cache.dirty_pages <= 16
+    for number, file in enumerate(files):
+        data = pages_of(number, 20)
+        want = data[:100] + b"n" * 10 * PAGE_SIZE + data[100 + 10 * PAGE_SIZE :]
+        assert await parts.read(file, 0, len(want)) == want
+        await flush(parts, file)
+        assert parts.bytes_on_disk(file) == want
+
+
+@pytest.mark.parametrize("seed", range(8))
+@in_trio
+async def test_a_page_written_in_part_keeps_its_other_bytes_under_pressure(make_parts: MakeParts, seed: int) -> None:
+    parts = make_parts(cache=24 * PAGE_SIZE, pool=MIB // 4, writeback=True)
+    generator = random.Random(seed)
+    file, other = parts.make("f", pages_of(seed, 40)), parts.make("other", pages_of(99, 60))
+    want = bytearray(pages_of(seed, 40))
+    async with parts.running():
+        for number in range(150):
+            await parts.read(other, generator.randrange(60) * PAGE_SIZE, 3 * PAGE_SIZE)
+            offset, size = generator.randrange(len(want) - 25_000), generator.randrange(1, 24_000)
+            data = page_of(number, size)
+            await parts.writer.write(file, offset, data)
+            want[offset : offset + size] = data
+            if generator.random() < 0.2:
+                await flush(parts, file)
+                parts.evict_all()
+        assert await parts.read(file, 0, len(want)) == want
+    await flush(parts, file)
+    assert parts.bytes_on_disk(file) == want
+
+
+@in_trio
+async def test_a_file_may_end_beyond_what_the_backing_has(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", b"begin")
+    await parts.writer.write(file, 100_000, b"end")
+    assert file.inode.size == 100_003
+    assert parts.bytes_on_disk(file) == b"begin"
+    want = b"begin".ljust(100_000, b"\0") + b"end"
+    assert await parts.read(file, 0, 1 << 20) == want
+    assert await parts.read(file, 50_000, 100) == bytes(100)
+    await flush(parts, file)
+    assert parts.bytes_on_disk(file) == want == await parts.read(file, 0, 1 << 20)
+
+
+@in_trio
+async def test_a_hole_read_while_the_end_is_being_written_back_is_no_end_of_file(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", b"begin")
+    file.stream.max_pages = 0
+    await parts.writer.write(file, 100_000, b"end")
+    parts.backing.after_read.shut = True
+    answers: list[bytes] = []
+
+    async def read_hole() -> None:
+        answers.append(await parts.read(file, 8 * PAGE_SIZE, 2 * PAGE_SIZE))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_hole)
+        await parts.backing.after_read.holds(1)  # the backing has nothing there yet
+        await flush(parts, file)
+        parts.backing.after_read.open()
+    assert answers == [bytes(2 * PAGE_SIZE)]
+
+
+@in_trio
+async def test_a_failed_flush_keeps_the_pages_and_owes_the_error_once(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", bytes(30_000))
+    await parts.writer.write(file, 4000, b"n" * 9000)
+    parts.backing.data_error = OSError(errno.ENOSPC, "no space")
+    with pytest.raises(OSError, match="no space"):
+        await flush(parts, file)
+    assert parts.cache.dirty_pages == 4
+    assert (await parts.read(file, 4000, 9000)) == b"n" * 9000
+    async with parts.running():
+        await trio.sleep(MAX_AGE * 3)  # tried again, in vain
+        assert parts.cache.dirty_pages == 4
+        parts.backing.data_error = None
+        await trio.sleep(MAX_AGE * 3)
+    assert parts.cache.dirty_pages == 0
+    assert parts.bytes_on_disk(file)[4000:13_000] == b"n" * 9000
+    with pytest.raises(OSError, match="no space"):
+        await parts.writer.sync(file, data_only=False)
+    await parts.writer.sync(file, data_only=False)
+
+
+@in_trio
+async def test_fsync_and_a_change_of_attributes_flush_first(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", bytes(9000))
+    await parts.writer.write(file, 10, b"one")
+    await parts.writer.sync(file, data_only=True)
+    assert parts.bytes_on_disk(file)[10:13] == b"one"
+    await parts.writer.write(file, 10, b"two")
+    fd = file.fd
+    await parts.writer.change(file.inode, lambda: os.utime(fd, (5, 7)), lambda: os.fstat(fd))
+    assert parts.bytes_on_disk(file)[10:13] == b"two"
+    assert os.fstat(fd).st_mtime == 7
+
+
+@in_trio
+async def test_a_truncate_takes_dirty_pages_beyond_the_end_with_it(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"n" * 50_000)
+    await parts.truncate(file, 10_000)
+    await parts.writer.write(file, 60_000, b"end")
+    want = (b"n" * 10_000).ljust(60_000, b"\0") + b"end"
+    assert await parts.read(file, 0, 1 << 20) == want
+    await flush(parts, file)
+    assert parts.bytes_on_disk(file) == want
+
+
+@in_trio
+async def test_the_time_of_a_file_is_that_of_its_last_write(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", bytes(9000))
+    await parts.writer.write(file, 10, b"one")
+    assert parts.writeback is not None
+    shown = parts.writeback.touched_ns[file.inode]
+    await flush(parts, file)
+    assert os.fstat(file.fd).st_mtime_ns == shown
+
+
+@in_trio
+async def test_what_others_changed_while_pages_were_dirty_is_seen_at_the_next_open(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", pages_of(1, 20))
+    await parts.read(file, 0, 20 * PAGE_SIZE)
+    await parts.writer.write(file, 0, b"own")
+    pass_ticks()
+    with (parts.directory / "f").open("r+b") as others:
+        others.seek(5 * PAGE_SIZE)
+        others.write(page_of(77))
+    await flush(parts, file)
+    parts.open("f")
+    assert await parts.read(file, 0, 20 * PAGE_SIZE) == parts.bytes_on_disk(file)
+
+
+@in_trio
+async def test_a_file_forgotten_in_the_middle_of_a_flush_is_no_accident(make_parts: MakeParts) -> None:
+    """The last close of an unlinked file comes while it is being written back by age."""
+    parts = make_parts(writeback=True)
+    file = parts.make("f", b"")
+    for index in (0, 5, 9):  # three runs
+        await parts.writer.write(file, index * PAGE_SIZE, page_of(index))
+    parts.backing.after_write.shut = True
+    async with parts.running():
+        await trio.sleep(MAX_AGE * 1.5)
+        await parts.backing.after_write.holds(1)
+        os.unlink(parts.directory / "f")
+        file.inode.unlinked = True
+        parts.files.remove(file.number)
+        parts.content.forget(file.inode)
+        parts.backing.after_write.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert parts.writeback is not None
+        other = parts.make("other", b"")
+        await parts.writer.write(other, 0, b"still alive")
+        await trio.sleep(MAX_AGE * 1.5)
+    assert parts.bytes_on_disk(other) == b"still alive"
+
+
+@in_trio
+async def test_a_synchronous_file_is_on_the_backing_when_the_write_returns(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", bytes(9000), os.O_RDWR | os.O_SYNC)
+    await parts.writer.write(file, 10, b"new")
+    assert parts.bytes_on_disk(file)[10:13] == b"new"
+
+
+@pytest.mark.timeout(20)
+@in_trio
+async def test_a_backing_that_takes_no_bytes_is_an_error(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", bytes(9000))
+    await parts.writer.write(file, 10, b"new")
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: 0)
+    with pytest.raises(OSError, match="Input/output error"):
+        await flush(parts, file)
+    assert parts.cache.dirty_pages == 1
+    monkeypatch.undo()
+    assert parts.writeback is not None
+    assert await parts.writeback.finish() == []
+    assert parts.bytes_on_disk(file)[10:13] == b"new"
+
+
+@in_trio
+async def test_an_append_comes_after_the_dirty_pages_or_fails_with_them(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    plain = parts.make("f", b"begin")
+    appending = parts.open("f", os.O_RDWR | os.O_APPEND)
+    await parts.writer.write(plain, 9000, b"dirty")
+    parts.backing.data_error = OSError(errno.ENOSPC, "no space")
+    with pytest.raises(OSError, match="no space"):
+        await parts.writer.write(appending, 9005, b"appended")
+    assert await parts.read(plain, 0, 1 << 20) == b"begin".ljust(9000, b"\0") + b"dirty"
+    parts.backing.data_error = None
+    await parts.writer.write(appending, 9005, b"appended")
+    want = b"begin".ljust(9000, b"\0") + b"dirtyappended"
+    assert await parts.read(plain, 0, 1 << 20) == want == parts.bytes_on_disk(plain)
+
+
+@in_trio
+async def test_what_cannot_be_dirty_is_written_through(make_parts: MakeParts) -> None:
+    parts = make_parts(cache=64 * PAGE_SIZE, writeback=True)
+    only = parts.make("only", bytes(9000), os.O_WRONLY)
+    await parts.writer.write(only, 10, b"new")
+    assert (parts.directory / "only").read_bytes()[10:13] == b"new"
+    large = parts.make("large", b"")
+    await parts.writer.write(large, 10, b"x" * 17 * PAGE_SIZE)
+    assert parts.bytes_on_disk(large)[10:] == b"x" * 17 * PAGE_SIZE
+
+
+@in_trio
+async def test_finish_writes_everything_back_and_names_what_it_could_not(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    assert parts.writeback is not None
+    files = [parts.make(f"f{number}", b"") for number in range(3)]
+    for file in files:
+        await parts.writer.write(file, 0, b"new")
+    parts.backing.data_error = OSError(errno.EIO, "")
+    assert await parts.writeback.finish() == [file.inode for file in files]
+    parts.backing.data_error = None
+    assert await parts.writeback.finish() == []
+    assert [parts.bytes_on_disk(file) for file in files] == [b"new"] * 3
+
+
+@in_trio
+async def test_a_closed_file_that_loses_its_last_name_frees_its_space_at_once(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"dirty")
+    parts.backing.data_error = OSError(errno.ENOSPC, "no space")
+    with pytest.raises(OSError, match="no space"):
+        await flush(parts, file)
+    parts.files.remove(file.number)
+    assert file.users, "what could not be written back yet is tried again"
+    os.unlink(parts.directory / "f")
+    parts.inodes.unlinked(file.inode, 0)
+    assert parts.cache.dirty_pages == 0
+    assert not file.users, "nobody keeps the descriptor, and with it the space"
+    async with parts.running():
+        await trio.sleep(MAX_AGE * 3)
+    assert not file.inode.errors.failing
+
+
+@in_trio
+async def test_while_it_is_suspended_everything_is_written_and_nothing_becomes_dirty(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    assert parts.writeback is not None
+    one, two = parts.make("one", bytes(9000)), parts.make("two", bytes(9000))
+    for file in (one, two):
+        await parts.writer.write(file, 10, b"new")
+    parts.backing.before_write.shut = True
+    async with parts.running():
+        parts.writeback.suspend()
+        await parts.backing.before_write.holds(2)
+        assert dict(parts.writeback.unwritten()) == {one.inode: None, two.inode: None}
+        parts.backing.data_error = OSError(errno.EIO, "broken")
+        parts.backing.before_write.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [str(error) for _, error in parts.writeback.unwritten()] == ["[Errno 5] broken"] * 2
+        parts.backing.data_error = None
+        parts.writeback.suspend()
+        assert [error for _, error in parts.writeback.unwritten()] == [None, None], "they are tried again"
+        await trio.testing.wait_all_tasks_blocked()
+        assert not list(parts.writeback.unwritten())
+        await parts.writer.write(one, 10, b"thr")
+        assert parts.bytes_on_disk(one)[10:13] == b"thr"
+        assert parts.cache.dirty_pages == 0
+        parts.writeback.resume()
+        await parts.writer.write(one, 10, b"dir")
+        assert parts.cache.dirty_pages == 1
+        for file in (one, two):
+            with pytest.raises(OSError, match="broken"):
+                await flush(parts, file)
+
+
+@in_trio
+async def test_the_last_close_of_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    unused: Any = None
+
+    class Kernel:
+        def forget_pages(self, number: int) -> None:
+            pass
+
+    kernel: Any = Kernel()
+    opener = Opener(
+        attributes=unused,
+        backing=parts.backing,
+        content=parts.content,
+        files=parts.files,
+        inodes=parts.inodes,
+        kernel=kernel,
+        tree=unused,
+        writer=parts.writer,
+        synchronous=False,
+    )
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"dirty")
+    os.unlink(parts.directory / "f")
+    parts.inodes.unlinked(file.inode, 0)
+    await opener.close(file)  # a second close(2) would be EBADF, or end somebody else's file
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(file.fd)
+    assert parts.cache.dirty_pages == 0

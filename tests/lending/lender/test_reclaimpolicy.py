@@ -1,0 +1,118 @@
+"""The policies: whose slab goes first, and who may have it."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES, SILENT, GuestActivity, ReclaimPolicy, choose
+from tmem.lending.protocol.messages import Report
+
+FORCED = (inf, inf)
+
+
+def report(age: float | None, hits: int = 0, ghost_hits: int = 0, misses: int = 0) -> Report:
+    return Report(age, 100, 0, hits + misses, hits, misses, ghost_hits)
+
+
+def activity(slabs: int, age: float | None, hits: int = 0, ghosts: int = 0, weight: float = 1.0) -> GuestActivity:
+    """Give a guest that is busy at time 100 and has had so many hits a second for a minute."""
+    made = GuestActivity(weight, slabs)
+    for second in range(41, 101):
+        made.take_in(second, report(age, hits * second, ghosts * second, second))
+    return made
+
+
+def idle(slabs: int, age: float) -> GuestActivity:
+    """Give a guest that last did something at time 90."""
+    made = GuestActivity(1.0, slabs)
+    for second in range(41, 91):
+        made.take_in(second, report(age, 1000 * second))
+    made.take_in(91.0, report(age + 1.0, 90_000))
+    return made
+
+
+def divide(name: str, victims: list[GuestActivity], slabs: int, asker: GuestActivity | None = None) -> list[int]:
+    policy = RECLAIM_POLICIES[name]()
+    policy.survey([*victims, *([asker] if asker is not None else [])], 100.0)
+    bid = FORCED if asker is None else policy.bid(asker, 100.0)
+    return choose(policy, [(victim, victim.slabs) for victim in victims], slabs, bid, 100.0)
+
+
+@pytest.mark.parametrize("name", RECLAIM_POLICIES)
+def test_what_is_forced_is_found_wherever_it_is(name: str) -> None:
+    victims = [activity(10, 5.0, 3), idle(10, 1.0), activity(10, None), activity(5, 50.0, 100)]
+    assert divide(name, victims, 35) == [10, 10, 10, 5]
+    assert divide(name, victims, 99) == [10, 10, 10, 5]
+    assert sum(divide(name, victims, 7)) == 7
+
+
+def test_age_takes_from_the_oldest_until_another_is_older() -> None:
+    assert divide("age", [activity(100, 60.0), activity(100, 30.0)], 30) == [30, 0]
+    given = divide("age", [activity(100, 60.0), activity(100, 50.0)], 100)
+    assert given[0] > given[1] > 0, "what is left of the older one is younger than the other in the end"
+
+
+def test_a_guest_without_a_page_gives_what_it_does_not_use_first() -> None:
+    unused = activity(10, None)
+    unused.lent = 10.0
+    fresh = activity(10, None)
+    fresh.lent = 200.0
+    assert divide("age", [activity(10, 60.0), unused], 5) == [0, 5]
+    assert divide("age", [activity(10, 60.0), fresh], 5) == [5, 0], "it has just been lent them"
+
+
+@pytest.mark.parametrize("name", ["age", "mix", "utility"])
+def test_a_guest_that_does_nothing_gives_way_by_age_and_at_once(name: str) -> None:
+    asker = activity(10, 5.0)
+    assert divide(name, [idle(100, 1.0)], 10, asker) == [10], "its pages are 10 s old by now"
+    assert divide(name, [idle(100, 1.0)], 10, activity(10, 20.0)) == [0], "the asker's are older"
+
+
+@pytest.mark.parametrize("name", ["mix", "utility"])
+def test_a_guest_that_is_silent_is_idle_even_if_it_did_not_say_so(name: str) -> None:
+    stopped, asker = activity(100, 1.0, hits=1000), activity(10, 1.5)
+    policy = RECLAIM_POLICIES[name]()
+    policy.survey([stopped, asker], 100.5)
+    assert policy.value(stopped, 100.5)[0] == 1
+    assert policy.value(stopped, 100.1 + SILENT)[0] == 0
+
+
+def test_mix_lets_useful_pages_stay_longer() -> None:
+    useful, useless, asker = activity(100, 60.0, hits=400), activity(100, 40.0, hits=1), activity(100, 30.0, hits=100)
+    assert divide("age", [useful, useless], 10, asker) == [10, 0]
+    assert divide("mix", [useful, useless], 10, asker) == [0, 10]
+
+
+def test_mix_gives_a_newcomer_without_a_hit_some_memory_all_the_same() -> None:
+    newcomer = activity(10, 1.0)
+    assert divide("mix", [activity(1000, 60.0, hits=10_000)], 10, newcomer) == [10]
+
+
+def test_utility_moves_memory_to_whom_it_brings_more_hits() -> None:
+    poor, rich, asker = activity(100, 1.0, 100), activity(100, 60.0, 1000), activity(100, 60.0, 500, ghosts=500)
+    assert divide("utility", [poor, rich], 10, asker) == [10, 0]
+    assert divide("utility", [rich], 10, asker) == [0]
+
+
+def test_greedy_takes_from_nobody() -> None:
+    assert divide("greedy", [idle(100, 60.0)], 10, activity(0, 1.0)) == [0]
+
+
+def test_static_gives_shares_by_weight() -> None:
+    policy = RECLAIM_POLICIES["static"]()
+    heavy, light = GuestActivity(3.0), GuestActivity(1.0)
+    assert policy.bound(heavy, [heavy, light], 100) == 75
+    assert policy.bound(light, [heavy, light], 100) == 25
+    assert ReclaimPolicy().bound(light, [heavy, light], 100) is None
+
+
+@pytest.mark.parametrize("name", ["age", "mix"])
+def test_weight_makes_pages_count_as_younger(name: str) -> None:
+    assert divide(name, [activity(10, 60.0, weight=3.0), activity(10, 30.0)], 2) == [0, 2]
+
+
+def test_the_default_is_a_policy() -> None:
+    assert DEFAULT in RECLAIM_POLICIES
+    assert {"age", "utility", "greedy", "static"} <= {*RECLAIM_POLICIES}

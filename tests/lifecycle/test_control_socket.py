@@ -1,0 +1,325 @@
+"""The control socket: on read-only mounts, for root and the owner alone, and bounded in everything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
+from tests.lending.otheruser import as_other
+from tests.parts import pages_of
+from tmemfs.config import ConfigError
+from tmemfs.fuse.control import BadControlInput, Control
+from tmemfs.kernel.kernelmount import MountEntry, top_mount
+from tmemfs.lifecycle import controlserver, controlsocket
+from tmemfs.lifecycle.controlserver import ControlServer
+from tmemfs.lifecycle.controlsocket import MAX_REQUEST, Answer, RemoteError, Request, ask, directories, socket_name
+from tmemfs.lifecycle.remote import RemoteMount
+from tmemfs.stats import Stats
+
+MOUNT = MountEntry("0:4711", Path("/data"), "fuse.tmemfs", "/source", owner=os.geteuid())
+JUNK = [
+    *(b"", b"\xff", b"\x93\xa1x\xc0\x01", b"\x92\xa1\xff\xc0"),
+    msgspec.msgpack.encode(["stats", "text"]),
+    b"x" * (MAX_REQUEST + 1),
+]
+
+
+def socket_of(place: Place) -> Path:
+    """Say where the socket of the mount of a place is."""
+    entry = top_mount(place.mountpoint)
+    assert entry is not None
+    return next(directories(os.geteuid())) / socket_name(entry.device)
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("options", [("-o", "ro"), ("--control-name", ".other")], ids=["read-only", "renamed"])
+def test_every_verb_reaches_a_mount_whose_files_do_not(place: Place, options: tuple[str, ...]) -> None:
+    (place.source / "f").write_bytes(pages_of(1, 100))
+    assert place.mount("--cache", "1M", "--pool", "8M", *options).returncode == 0
+    (place.mountpoint / "f").read_bytes()
+    done = run(*REAL, "stats", place.mountpoint)
+    assert dict(line.split() for line in done.stdout.splitlines())["cache_resident_bytes"] == "409600"
+    for words in (("resize", "2M"), ("freeze",), ("thaw",), ("drop", place.mountpoint / "f"), ("freeze",)):
+        done = run(*REAL, words[0], place.mountpoint, *words[1:])
+        assert (done.returncode, done.stderr) == (0, ""), done
+    remote = RemoteMount(place.mountpoint)
+    stats = msgspec.json.decode(remote.read("stats.json"))
+    assert (stats["cache_capacity_bytes"], stats["cache_resident_bytes"]) == (2 << 20, 0)
+    assert (stats["pool_frozen"], stats["backing_pages"]) == (1, 100)
+    remote.write("stats", b"reset")
+    assert msgspec.json.decode(remote.read("stats.json"))["backing_pages"] == 0
+    with pytest.raises(ConfigError, match="more than all RAM"):
+        remote.write("cache_size", b"900T")
+    done = run(*REAL, "drop", place.mountpoint, place.mountpoint / "none")
+    assert (done.returncode, done.stderr) == (2, f"tmemfs: '{place.mountpoint}': there is no file '/none'\n")
+    done = run(*REAL, "umount", place.mountpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.mount
+def test_two_mounts_answer_for_themselves_and_a_bound_one_for_its_origin(place: Place, tmp_path: Path) -> None:
+    other = Place(Path(tempfile.mkdtemp(dir=tmp_path)))
+    try:
+        places = (place, other)
+        for each in places:
+            assert each.mount(command=TINY).returncode == 0
+        pids = [each.logged_pid() for each in places]
+        assert [ask_pid(each.mountpoint) for each in places] == pids
+        assert socket_of(place) != socket_of(other)
+        assert run(*TINY, "umount", other.mountpoint).returncode == 0
+        assert ask_pid(place.mountpoint) == pids[0]
+    finally:
+        other.clean()
+
+
+def ask_pid(mountpoint: Path) -> int:
+    """Ask the mount at a place for its process."""
+    lines = RemoteMount(mountpoint).read("config").decode().splitlines()
+    return int(dict(line.split(maxsplit=1) for line in lines)["pid"])
+
+
+@pytest.mark.mount
+def test_a_killed_mount_says_so_and_its_socket_goes_with_it(place: Place) -> None:
+    process = place.serve(command=TINY)
+    left = socket_of(place)
+    assert left.is_socket()
+    assert (left.parent.stat().st_mode & 0o777, left.stat().st_mode & 0o777) == (0o700, 0o600)
+    process.kill()
+    process.wait()
+    done = run(*TINY, "stats", place.mountpoint)
+    assert done.returncode == 1
+    assert f"has no process any more: run tmemfs umount {place.mountpoint}" in done.stderr
+    assert run(*TINY, "umount", place.mountpoint).returncode == 0
+    assert not left.exists()
+    stale = left.with_name(f"0:0-{os.getpid()}.sock")
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(os.fspath(stale))
+    again = place.serve(command=TINY)
+    assert not stale.exists(), "the next mount removes what is stale"
+    mine = socket_of(place)
+    assert mine.is_socket()
+    again.terminate()
+    again.wait()
+    assert not mine.exists()
+
+
+@pytest.mark.mount
+def test_a_stopped_mount_does_not_answer_in_time_and_umount_waits_for_the_right_process(place: Place) -> None:
+    process = place.serve(command=TINY)
+    entry = top_mount(place.mountpoint)
+    assert entry is not None
+    process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: state_of(process.pid) == "T", "the process has stopped")
+    try:
+        with pytest.raises(RemoteError, match="does not answer"):
+            ask(entry, "stats", seconds=0.2)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert ask(entry, "stats") is not None
+
+
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give the directory of the sockets of a test, which another user could walk into if its mode allowed it."""
+    made = Path(tempfile.mkdtemp(prefix="tmemfs-test-"))
+    made.chmod(0o755)
+    place = made / "sockets"
+    monkeypatch.setattr(controlsocket, "directories", lambda owner: iter([place]))
+    monkeypatch.setattr(controlserver, "directories", lambda owner: iter([place]))
+    yield place
+    shutil.rmtree(made)
+
+
+class Verbs:
+    """A control with a verb that waits, as for a backing that hangs."""
+
+    def __init__(self) -> None:
+        self.control = Control(".tmemfs", Stats(), lambda: {"pid": 4711})
+        self.control.add_switch("wait", None, self._wait)
+        self.control.add_switch("fail", None, self._fail)
+        self.control.add_switch("refuse", None, self._refuse)
+        self.waiting = 0
+
+    async def _wait(self, data: bytes) -> None:
+        self.waiting += 1
+        await trio.sleep_forever()
+
+    async def _fail(self, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def _refuse(self, data: bytes) -> None:
+        raise BadControlInput(f"not\nthis {os.fsdecode(data)}")
+
+
+def serving(verbs: Verbs, client: Callable[[], object]) -> None:
+    """Serve the verbs while a client runs in a thread."""
+
+    async def main() -> None:
+        server = ControlServer(verbs.control)
+        async with trio.open_nursery() as nursery:
+            path = await nursery.start(server.run, MOUNT.device)
+            with trio.fail_after(60):
+                await trio.to_thread.run_sync(client)
+            await server.stop()
+        assert not path.exists()
+
+    trio.run(main)
+
+
+def raw(directory: Path, request: bytes) -> Answer | None:
+    """Send bytes that need not be a request; return the answer, None when there was none."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(os.fspath(directory / socket_name(MOUNT.device)))
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := connection.recv(1 << 16):
+            answer += piece
+    return msgspec.msgpack.decode(answer, type=Answer) if answer else None
+
+
+def test_errors_are_one_line_and_say_whose_fault_it_is(directory: Path) -> None:
+    def client() -> None:
+        assert ask(MOUNT, "config") == b"pid 4711\n"
+        with pytest.raises(RemoteError, match="'/data': No space left on device"):
+            ask(MOUNT, "fail", b"1")
+        with pytest.raises(ConfigError, match=r"'/data': not this /a\\x1b\[2J\\xff$"):
+            ask(MOUNT, "refuse", b"/a\x1b[2J\xff")
+        for name, data in (("none", None), ("none", b"1"), ("config", b"1"), ("fail", None), ("../config", None)):
+            with pytest.raises(ConfigError, match="there is nothing called"):
+                ask(MOUNT, name, data)
+        with pytest.raises(ConfigError, match="longer than"):
+            ask(MOUNT, "fail", bytes(MAX_REQUEST))
+        for junk in JUNK:
+            answer = raw(directory, junk)
+            assert answer is not None
+            assert answer.misused, junk[:10]
+        assert ask(MOUNT, "config") == b"pid 4711\n"
+
+    serving(Verbs(), client)
+
+
+def test_requests_that_wait_and_connections_that_say_nothing_do_not_keep_others_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controlserver, "REQUEST_SECONDS", 0.2)
+    verbs = Verbs()
+
+    def client() -> None:
+        silent = []
+        for _ in range(controlserver.MAX_CHANGES):
+            with pytest.raises(RemoteError, match="does not answer"):
+                ask(MOUNT, "wait", b"1", seconds=0.05)
+        wait_until(lambda: verbs.waiting == controlserver.MAX_CHANGES, "all of them wait")
+        with pytest.raises(RemoteError, match="16 requests wait already"):
+            ask(MOUNT, "fail", b"1")
+        for _ in range(2 * controlserver.MAX_CONNECTIONS):
+            silent.append(socket.socket(socket.AF_UNIX))
+            silent[-1].connect(os.fspath(directory / socket_name(MOUNT.device)))  # waits while the queue is full
+            silent[-1].settimeout(30)
+        for connection in silent:
+            connection.recv(1 << 16)  # it is told that its request does not end, or ended without a word
+        assert ask(MOUNT, "config") == b"pid 4711\n"
+        for connection in silent:
+            connection.close()
+
+    serving(verbs, client)
+
+
+@pytest.mark.root
+def test_another_user_is_refused_by_directory_server_and_command(directory: Path) -> None:
+    def intrude() -> None:
+        path = os.fspath(directory / socket_name(MOUNT.device))
+        with socket.socket(socket.AF_UNIX) as connection, pytest.raises(PermissionError):
+            connection.connect(path)
+        with pytest.raises(RemoteError, match=r"root and its owner \(uid 0\) alone"):
+            ask(MOUNT, "config")
+
+    def open_the_door_and_intrude() -> None:
+        answer = raw(directory, msgspec.msgpack.encode(Request("config")))
+        assert answer is not None
+        assert (answer.data, answer.error) == (b"", "only root and uid 0 may ask: use sudo")
+
+    def client() -> None:
+        as_other(intrude)
+        directory.chmod(0o755)
+        (directory / socket_name(MOUNT.device)).chmod(0o666)
+        as_other(open_the_door_and_intrude)
+
+    serving(Verbs(), client)
+
+
+@pytest.mark.root
+def test_a_socket_that_another_user_holds_is_not_believed(directory: Path) -> None:
+    directory.mkdir()
+    os.chown(directory, 12_001, 12_001)
+    with socket.socket(socket.AF_UNIX) as listener:
+
+        def listen() -> None:
+            listener.bind(os.fspath(directory / socket_name(MOUNT.device)))
+            listener.listen()
+
+        as_other(listen)
+        with pytest.raises(RemoteError, match="is held by uid 12001"):
+            ask(MOUNT, "config")
+    with pytest.raises(PermissionError, match="belongs to uid 12001"):
+        trio.run(ControlServer(Verbs().control).run, MOUNT.device)
+
+
+@pytest.mark.parametrize("answer", [b"", b"\xff", b"\x93\xc4\x00\xa1\xff\xc2", b"\x91" * 4096])
+def test_an_answer_that_is_none_is_the_trouble_of_its_mount(directory: Path, answer: bytes) -> None:
+    directory.mkdir()
+    failures: list[str] = []
+
+    def client() -> None:
+        try:
+            ask(MOUNT, "stats.json", seconds=60)
+        except RemoteError as error:
+            failures.append(str(error))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(60)
+        listener.bind(os.fspath(directory / socket_name(MOUNT.device)))
+        listener.listen()
+        thread = threading.Thread(target=client, daemon=True)
+        thread.start()
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(60)
+            while connection.recv(MAX_REQUEST):
+                pass
+            connection.sendall(answer)
+        thread.join(60)
+    (failure,) = failures
+    assert "nothing that can be understood" in failure
+
+
+def test_a_mount_without_a_socket_says_where_it_was_looked_for(directory: Path) -> None:
+    with pytest.raises(RemoteError, match=f"'/data' has no control socket in '{directory}': ask where it was mounted"):
+        ask(MOUNT, "config")
+
+
+def test_a_socket_that_was_replaced_is_left_to_its_new_owner(directory: Path) -> None:
+    async def main() -> None:
+        first, second = (ControlServer(Verbs().control) for _ in range(2))
+        async with trio.open_nursery() as nursery:
+            path = await nursery.start(first.run, MOUNT.device)
+            assert await nursery.start(second.run, MOUNT.device) == path
+            await first.stop()
+            assert path.is_socket()
+            await second.stop()
+        assert os.listdir(directory) == []
+
+    trio.run(main)

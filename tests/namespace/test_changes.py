@@ -1,0 +1,64 @@
+"""A setattr changes what it is asked to, and nothing beside it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tmemfs.namespace.changes import Changes
+
+
+def test_of_two_times_one_alone_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read before it is written: others may set the other time in between."""
+    path = tmp_path / "f"
+    path.touch()
+    os.utime(path, ns=(5, 6))
+    stat_of = os.stat
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("looked at, so it would be set to what it was")
+
+    monkeypatch.setattr(os, "stat", refuse)
+    Changes(atime_ns=-7_000_000_001).apply(os.fspath(path))
+    st = stat_of(path)
+    assert (st.st_atime_ns, st.st_mtime_ns) == (-7_000_000_001, 6)
+    Changes(mtime_ns=8_000_000_001).apply(os.fspath(path))
+    st = stat_of(path)
+    assert (st.st_atime_ns, st.st_mtime_ns) == (-7_000_000_001, 8_000_000_001)
+
+
+@contextmanager
+def being(uid: int) -> Iterator[None]:
+    """Act as an ordinary user."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.root
+def test_who_may_write_to_anothers_file_may_touch_it_and_set_no_other_time(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.touch()
+    path.chmod(0o666)
+    os.utime(path, ns=(5, 6))
+    fd = os.open(path, os.O_PATH)
+    now = time.time_ns()
+    try:
+        with being(12_001):
+            own = f"/proc/self/fd/{fd}"
+            with pytest.raises(PermissionError) as caught:
+                Changes(mtime_ns=now).apply(own)
+            assert caught.value.errno == errno.EPERM
+            Changes(atime_ns=now, mtime_ns=now).apply(own)  # the kernel lets through the time of now alone
+    finally:
+        os.close(fd)
+    assert path.stat().st_mtime_ns >= now - 1_000_000_000
+    assert path.stat().st_atime_ns >= now - 1_000_000_000

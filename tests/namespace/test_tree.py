@@ -1,0 +1,208 @@
+"""Names: nodes are made whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from tests.parts import MakeParts, in_trio, make_parts
+from tmemfs.inodes.inode import MAX_LOCATIONS
+from tmemfs.namespace.attributes import Attributes
+from tmemfs.namespace.revalidate import Revalidator
+from tmemfs.namespace.tree import Tree
+
+__all__ = ["make_parts"]
+
+
+@dataclass(frozen=True)
+class Caller:
+    uid: int = 12_001
+    gid: int = 13_001
+    pid: int = 0  # in another namespace: neither its groups nor its capabilities can be seen
+    umask: int = 0o022
+
+
+@contextmanager
+def asking(who: Caller, groups: list[int]) -> Iterator[Caller]:
+    """Run a process of somebody with supplementary groups; give the caller that it is."""
+    with subprocess.Popen(["sleep", "60"], user=who.uid, group=who.gid, extra_groups=groups) as process:
+        try:
+            yield replace(who, pid=process.pid)
+        finally:
+            process.kill()
+
+
+@pytest.mark.root
+@in_trio
+async def test_a_node_that_cannot_be_given_away_is_not_left_behind(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts()
+    tree, root = Tree(parts.backing, parts.inodes, parts.descriptors), parts.inodes.root
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EPERM, "as on a server that takes root for nobody")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(PermissionError):
+        await tree.create(root, b"file", 0o644, os.O_RDWR, Caller())
+    with pytest.raises(PermissionError):
+        await tree.mkdir(root, b"directory", 0o755, Caller())
+    with pytest.raises(PermissionError):
+        await tree.symlink(root, b"link", b"file", Caller())
+    assert os.listdir(parts.directory) == []
+
+    def refuse_later(*args: object) -> None:
+        (parts.directory / "other").write_text("another's")
+        os.replace(parts.directory / "other", parts.directory / "file")
+        refuse()
+
+    monkeypatch.setattr(os, "chown", refuse_later)
+    with pytest.raises(PermissionError):
+        await tree.create(root, b"file", 0o644, os.O_RDWR, Caller())
+    assert (parts.directory / "file").read_text() == "another's"
+
+
+@pytest.mark.root
+@in_trio
+async def test_a_node_belongs_to_the_caller_from_the_start(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts()
+    tree, root = Tree(parts.backing, parts.inodes, parts.descriptors), parts.inodes.root
+    directory, mine = parts.directory, Caller()
+    os.chown(directory, 0, 13_002)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it belonged to somebody else")
+
+    monkeypatch.setattr(os, "chown", refuse)
+
+    async def make_all(caller: Caller) -> None:
+        _, fd = await tree.create(root, b"file", 0o4755, os.O_RDWR, caller)
+        os.close(fd)
+        await tree.mkdir(root, b"directory", 0o755, caller)
+        await tree.symlink(root, b"link", b"file", caller)
+        await tree.mknod(root, b"pipe", 0o644 | stat.S_IFIFO, 0, caller)
+        for name in os.listdir(directory):
+            st = os.lstat(directory / name)
+            assert (st.st_uid, st.st_gid) == (mine.uid, mine.gid)
+            (os.rmdir if stat.S_ISDIR(st.st_mode) else os.unlink)(directory / name)
+
+    directory.chmod(0o777)
+    await make_all(mine)
+    directory.chmod(0o770)  # by a supplementary group, and not without
+    with asking(mine, [13_002]) as caller:
+        await make_all(caller)
+    with asking(mine, []) as caller, pytest.raises(PermissionError):
+        await make_all(caller)
+    assert os.listdir(directory) == []
+    (directory / "root's").touch()
+    assert os.stat(directory / "root's").st_uid == 0, "this thread is root again"
+
+
+@in_trio
+async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
+    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"new")
+    parts.backing.after_write.shut = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(parts.writer.sync, file, data_only=False))
+        await parts.backing.after_write.holds(1)
+        parts.backing.after_write.let_go()
+        await parts.backing.after_write.holds(1)  # the stat that it ends with was taken
+        await tree.unlink(parts.inodes.root, b"f")
+        parts.backing.after_write.open()
+    assert (await attributes.get(file.inode)).st_nlink == 0
+
+
+@in_trio
+async def test_an_unlink_that_a_write_back_overtakes_does_not_hide_what_it_writes(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True)
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    file = parts.make("f", b"")
+    await parts.writer.write(file, 0, b"new")
+    parts.backing.after_meta.shut = parts.backing.after_write.shut = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tree.unlink, parts.inodes.root, b"f")
+        await parts.backing.after_meta.holds(1)  # it has seen a file without bytes
+        nursery.start_soon(partial(parts.writer.sync, file, data_only=False))
+        await parts.backing.after_write.holds(1)
+        parts.backing.after_write.let_go()
+        await parts.backing.after_write.holds(1)  # which has them by now, and no page is dirty any more
+        parts.backing.after_meta.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await parts.read(file, 0, 100) == b"new"
+        parts.backing.after_write.open()
+    assert await parts.read(file, 0, 100) == b"new"
+
+
+@in_trio
+async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    file = parts.make("f", b"short")
+    parts.backing.after_meta.shut = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tree.link, file.inode, parts.inodes.root, b"g")
+        await parts.backing.after_meta.holds(1)
+        await parts.writer.write(file, 0, b"longer")
+        parts.backing.after_meta.open()
+    assert await parts.read(file, 0, 100) == b"longer"
+
+
+@in_trio
+async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakeParts) -> None:
+    """Beside many busy processes, a caller gets no processor for a while after it was told to look again."""
+    parts = make_parts()
+    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
+    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    (parts.directory / "f").touch()
+    for number in range(MAX_LOCATIONS + 1):  # more names than are known, so it is looked up again at each open
+        os.link(parts.directory / "f", parts.directory / f"n{number}")
+        parts.lookup(f"n{number}")
+    inode = parts.lookup("f")
+    with pytest.raises(OSError, match="tale"):
+        await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
+    await trio.sleep(1)
+    assert names.is_walking_again(7)
+    names.looked_up(7, await tree.hold(parts.inodes.root, b"f"))
+    await trio.sleep(1)
+    fd, _ = await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
+    os.close(fd)
+    await trio.sleep(60)
+    assert not names.is_walking_again(7)
+
+
+@in_trio
+async def test_where_the_backing_counts_no_links_a_directory_without_any_is_there(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fstat = os.fstat
+
+    def without_links(fd: int) -> os.stat_result:
+        fields = list(st := fstat(fd))
+        fields[stat.ST_NLINK] = 0
+        return os.stat_result(fields, {f"st_{which}time_ns": getattr(st, f"st_{which}time_ns") for which in "amc"})
+
+    monkeypatch.setattr(os, "fstat", without_links)
+    parts = make_parts()
+    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
+    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    (parts.directory / "d").mkdir()
+    assert stat.S_ISDIR((await attributes.check_directory(parts.lookup("d"), 1)).st_mode)

@@ -1,0 +1,119 @@
+"""Read open directories: each keeps the listing that its first read took, until it is rewound.
+
+Every entry goes out with its attributes (readdirplus), so the kernel knows names and attributes of a directory that
+was listed. What was said about an entry is kept with the listing and said again as long as nothing was learned about
+its inode since: the second `ls -l` within the attribute time-out costs no call and a third of the time.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes
+
+from tmemfs.fuse.replies import Replies
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
+from tmemfs.namespace.attributes import Attributes
+from tmemfs.namespace.listing import Listing, Listings
+
+_DOTS = (b".", b"..")
+_FIRST_NEXT = len(_DOTS) + 1  # what an entry at position 0 says comes next
+
+
+class OpenDirectory:
+    """One open of a directory."""
+
+    __slots__ = ("inode", "listing")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.listing: Listing | None = None  # until it is read
+
+
+class Directories:
+    """The open directories of one guest."""
+
+    def __init__(self, inodes: InodeTable, attributes: Attributes, listings: Listings, replies: Replies) -> None:
+        self._inodes = inodes
+        self._attributes = attributes
+        self._listings = listings
+        self._replies = replies
+        self._open: dict[int, OpenDirectory] = {}
+
+    async def open(self, fh: int, inode: Inode, thread: int) -> None:
+        """Open a directory under a handle number. Raise the backing's OSError, ESTALE where it has no name any more."""
+        self._listings.compare(inode, await self._attributes.check_directory(inode, thread))
+        self._open[fh] = OpenDirectory(inode)
+
+    def close(self, fh: int) -> None:
+        """Forget a handle number."""
+        self._open.pop(fh, None)
+
+    def inode(self, fh: int) -> Inode | None:
+        """Return what is open under a handle number."""
+        directory = self._open.get(fh)
+        return directory.inode if directory is not None else None
+
+    async def read(self, fh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
+        """Answer with the entries from position `start` on, as many as the kernel has room for."""
+        directory = self._open.get(fh)
+        if directory is None:
+            return
+        if start == 0 and directory.listing is not None:  # rewound
+            inode = directory.inode
+            self._listings.compare(inode, await self._attributes.stat(inode))
+        if start == 0 or directory.listing is None:
+            directory.listing = await self._listings.open(directory.inode)
+        for position in range(start, len(_DOTS)):
+            entry = self._replies.entry(await self._dot(directory.inode, position))
+            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(_DOTS[position]), entry, position + 1):
+                return  # the kernel counts no lookup for these two
+        await self._read_names(directory.inode, directory.listing, max(start - len(_DOTS), 0), token)
+
+    async def _read_names(self, directory: Inode, listing: Listing, start: int, token: pyfuse3.ReaddirToken) -> None:
+        # Everything that is looked up is bound before the loop, and the common case is written out: it is most of the
+        # time of a directory that is listed again and again.
+        send = pyfuse3.readdir_reply
+        left = max(0.0, listing.made + self._inodes.attr_timeout - trio.current_time())
+        names, replies = itertools.islice(listing.names, start, None), itertools.islice(listing.replies, start, None)
+        for position, (name, reply) in enumerate(zip(names, replies, strict=True), start):
+            if reply is not None and reply[0].seen_at == reply[1] and reply[0].lookups:  # as the kernel knows it
+                inode, _, entry = reply
+                entry.attr_timeout = entry.entry_timeout = left
+                if not send(token, name, entry, position + _FIRST_NEXT):
+                    return
+                inode.lookups += 1
+                continue
+            made = await self._make_reply(directory, listing, position)
+            if made is None:
+                continue  # gone since the names were read
+            inode, entry = made
+            if not send(token, name, entry, position + _FIRST_NEXT):
+                self._inodes.forget(inode.number, 0)  # the kernel has not heard of it, and perhaps never will
+                return
+            self._inodes.remember(inode)
+
+    async def _dot(self, inode: Inode, position: int) -> Inode:
+        """Return the inode of `.` (0) or `..` (1) in a directory, its attributes known."""
+        if position == 1 and inode.locations:
+            inode = inode.locations[0][0]
+        if inode.attr is None:
+            await self._attributes.get(inode)
+        return inode
+
+    async def _make_reply(
+        self, directory: Inode, listing: Listing, position: int
+    ) -> tuple[Inode, EntryAttributes] | None:
+        found = await self._listings.entry(directory, listing, position)
+        if found is None:
+            return None
+        inode = self._inodes.enter_found(directory, found.name, found.st, found.started)
+        if inode is None:
+            return None
+        entry = self._replies.entry(inode)
+        if entry.attr_timeout:  # else the kernel is to ask each time
+            listing.replies[position] = (inode, inode.seen_at, entry)
+        return inode, entry
