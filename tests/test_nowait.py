@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 from tmemfs import nowait, openat2
 from tmemfs.kernel.kernelmount import filesystem_of
 

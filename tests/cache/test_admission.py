@@ -7,7 +7,9 @@ import random
 import pytest
 import trio.testing
 
-from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, pages_of
+from tests.guestparts import MakeParts, Parts, make_parts
+from tests.pagebytes import MIB, pages_of
+from tests.scheduling import in_trio
 from tmemfs.cache.admission import MOST, PUT_SECONDS, SHARE, SLOW_SECONDS, SLOW_SHARE, SMALLEST, Admission
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.io.files import OpenFile

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.conftest import Place, wait_until
 from tests.fs.conftest import mounted  # noqa: F401 (a fixture)
 from tests.mounted import Mounted
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 from tmemfs.cache.balloon import Balloon, BalloonRange, Signals
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.config import ConfigError, MountConfig, parse_balloon

@@ -6,7 +6,9 @@ import os
 
 import pytest
 
-from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of
+from tests.guestparts import MakeParts, make_parts
+from tests.pagebytes import page_of, pages_of
+from tests.scheduling import in_trio
 from tmemfs.cache.content import Fill
 from tmemfs.cache.pagecache import PAGE_SIZE, QUEUED
 from tmemfs.io.files import OpenFile

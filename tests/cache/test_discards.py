@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import trio
 
-from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, page_of
+from tests.guestparts import MakeParts, Parts, make_parts
+from tests.pagebytes import MIB, page_of
+from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE, USED
 from tmemfs.cache.precache import MANY
 from tmemfs.io.files import OpenFile

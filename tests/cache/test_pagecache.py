@@ -9,7 +9,7 @@ import pytest
 
 from tests.cache.caches import MIB, Owner, content, make, resize
 from tests.conftest import memory_of
-from tests.parts import page_of, pages_of
+from tests.pagebytes import page_of, pages_of
 from tmemfs.cache.pagecache import IDLE, PAGE_SIZE, QUEUED, USED, PageCache
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.cache.caches import Owner, content, make, resize
-from tests.parts import page_of, pages_of
+from tests.pagebytes import page_of, pages_of
 from tmemfs.cache.pagecache import FREE, PAGE_SIZE, USED, PageTable
 
 OWNERS = st.integers(0, 2)

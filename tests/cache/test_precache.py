@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import trio.testing
 
-from tests.parts import MIB, MakeParts, in_trio, make_parts, pages_of
+from tests.guestparts import MakeParts, make_parts
+from tests.pagebytes import MIB, pages_of
+from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE, USED
 
 __all__ = ["make_parts"]

@@ -15,7 +15,7 @@ from tests.calls import code_of, sync
 from tests.conftest import SECONDS, run, wait_until
 from tests.faults.conftest import Opened
 from tests.mounted import Mounted
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 from tmemfs.kernel.kernelmount import top_mount, unmount
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Place, run, wait_until
 from tests.fs.failing import Backing, backing
 from tests.mounted import Mounted
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 from tmemfs.lifecycle.remote import RemoteMount
 
 __all__ = ["backing"]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import SECONDS, Place, wait_until
 from tests.mounted import Mounted
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Place
 from tests.mounted import SMALL, Mounted
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounted import Mounted, shell
-from tests.parts import page_of, pages_of, pass_ticks
+from tests.pagebytes import page_of, pages_of
+from tests.scheduling import wait_for_new_timestamp
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]
@@ -26,7 +27,7 @@ def test_a_change_of_the_backing_is_seen_at_the_next_open(mounted: Mounted, vari
     root = mounted.start(*variant)
     for number in range(3):
         assert (root / "f").read_bytes() == path.read_bytes()
-        pass_ticks()
+        wait_for_new_timestamp()
         if change == "grow":
             with path.open("ab") as others:
                 others.write(page_of(number, 12_345))

@@ -13,7 +13,7 @@ import pytest
 from tests.calls import code_of
 from tests.conftest import wait_until
 from tests.mounted import VARIANTS, Mounted, shell
-from tests.parts import page_range, pages_of
+from tests.pagebytes import pages_of, pages_touched
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]
@@ -308,7 +308,7 @@ def test_counters_reconcile_exactly(mounted: Mounted, name: str, seed: int) -> N
     share = ["" for _ in range(children)]
     for number, (offset, count) in enumerate(plan):
         count = min(count, size - offset)
-        requested += page_range(offset, count)
+        requested += pages_touched(offset, count)
         mine = number % children
         share[mine] += f"{';' if share[mine] else ''}{offset},{count}"
     variables: dict[str, Any] = {f"PLAN{number}": plan_text for number, plan_text in enumerate(share)}

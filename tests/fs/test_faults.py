@@ -18,7 +18,7 @@ from tests.calls import GONE, code_of, sync
 from tests.conftest import Place, state_of, wait_until
 from tests.fs.failing import Backing, backing
 from tests.mounted import Mounted, mounting
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 from tmemfs.kernel.kernelmount import top_mount
 
 __all__ = ["backing"]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.calls import code_of
 from tests.mounted import Mounted, same_bytes
-from tests.parts import page_of
+from tests.pagebytes import page_of
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]

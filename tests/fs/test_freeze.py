@@ -7,7 +7,7 @@ import pytest
 from tests.calls import code_of
 from tests.conftest import REAL, run
 from tests.mounted import Mounted
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 
 pytestmark = pytest.mark.mount
 

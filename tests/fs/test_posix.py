@@ -17,7 +17,7 @@ import pytest
 
 from tests.calls import code_of
 from tests.mounted import Mounted, shell
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]

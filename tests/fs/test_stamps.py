@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Place, wait_until
 from tests.fs.failing import Backing, backing
 from tests.mounted import Mounted, mounting
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 
 __all__ = ["backing"]
 

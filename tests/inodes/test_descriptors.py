@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.parts import MakeParts, make_parts
+from tests.guestparts import MakeParts, make_parts
 from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors, Located
 
 __all__ = ["make_parts"]

@@ -11,7 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of, pass_ticks
+from tests.guestparts import MakeParts, make_parts
+from tests.pagebytes import page_of, pages_of
+from tests.scheduling import in_trio, wait_for_new_timestamp
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import OWN_NUMBERS, ROOT
@@ -68,7 +70,7 @@ async def test_what_others_change_drops_the_pages_at_the_next_open(make_parts: M
     await parts.read(file, 0, 8 * PAGE_SIZE)
     seen: list[Inode] = []
     parts.inodes.on_mismatch = seen.append
-    pass_ticks()
+    wait_for_new_timestamp()
     if change == "size":
         os.truncate(path, 3 * PAGE_SIZE)
     elif change == "content":
@@ -120,7 +122,7 @@ async def test_a_change_by_others_under_dirty_pages_takes_the_clean_ones_only(ma
     file = parts.make("f", pages_of(1, 8))
     await parts.read(file, 0, 8 * PAGE_SIZE)
     await parts.writer.write(file, 0, b"own")
-    pass_ticks()
+    wait_for_new_timestamp()
     with (parts.directory / "f").open("r+b") as others:
         others.seek(3 * PAGE_SIZE)
         others.write(page_of(9))
@@ -222,7 +224,7 @@ async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make
         others.write(b"others")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.writer.write, file, 2 * PAGE_SIZE, b"ours")
-        await parts.backing.after_write.holds(1)
+        await parts.backing.after_write.wait_held(1)
         nursery.start_soon(open_it)
         await trio.testing.wait_all_tasks_blocked()
         assert not opened
@@ -259,7 +261,7 @@ async def test_an_open_that_is_given_up_while_it_waits_leaves_no_descriptor(make
         others.write(b"others")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.writer.write, file, 2 * PAGE_SIZE, b"ours")
-        await parts.backing.after_write.holds(1)
+        await parts.backing.after_write.wait_held(1)
         nursery.start_soon(open_it)
         await trio.testing.wait_all_tasks_blocked()
         assert to_read() == before + 1
@@ -279,7 +281,7 @@ async def test_an_open_whose_stat_a_change_of_ours_overtook_still_sees_what_othe
     await parts.read(file, 0, 3 * PAGE_SIZE)
     started = parts.inodes.start()
     await parts.writer.write(file, 2 * PAGE_SIZE, b"ours")
-    pass_ticks()
+    wait_for_new_timestamp()
     with (parts.directory / "f").open("r+b") as others:
         others.write(b"others")
     parts.inodes.opened(file.inode, os.fstat(file.fd), started)
@@ -364,7 +366,7 @@ async def test_a_stat_that_overtakes_our_own_change_of_names_is_no_news(make_par
                 nursery.start_soon(tree.link, file.inode, root, b"g")
             case _:
                 nursery.start_soon(tree.unlink, root, b"f")
-        await parts.backing.after_meta.holds(1)
+        await parts.backing.after_meta.wait_held(1)
         late = parts.inodes.start(), os.fstat(file.fd)
         for opened in (file, other):
             assert not parts.inodes.observe(opened.inode, os.fstat(opened.fd), parts.inodes.start())

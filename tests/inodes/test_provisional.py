@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.parts import MakeParts, Parts, in_trio, make_parts, page_of, pages_of, pass_ticks
+from tests.guestparts import MakeParts, Parts, make_parts
+from tests.pagebytes import page_of, pages_of
+from tests.scheduling import in_trio, wait_for_new_timestamp
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.stamps import SECOND, Stamps
 from tmemfs.io.files import OpenFile
@@ -59,7 +61,7 @@ async def test_a_rewrite_in_the_same_grain_is_seen_at_the_next_open(make_parts: 
     parts.backing.after_read.shut = where == "in flight"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.read, file, 0, len(OLD))
-        await parts.backing.after_read.holds(int(where == "in flight"))
+        await parts.backing.after_read.wait_held(int(where == "in flight"))
         if where == "pool":
             parts.evict_all()
             assert parts.pooled(file, 0)
@@ -134,7 +136,7 @@ async def test_what_others_write_between_a_write_of_ours_and_its_stat_is_seen_at
 ) -> None:
     parts = make_parts(writeback=writeback)  # each change has its stamp
     file, path, pwrite = parts.make("f", OLD), parts.directory / "f", os.pwrite
-    pass_ticks()
+    wait_for_new_timestamp()
     path.write_bytes(NEW)  # so others do write to it
 
     def before_others(fd: int, data: bytes, offset: int) -> int:
@@ -165,7 +167,7 @@ async def test_what_others_write_between_two_calls_of_a_write_back_is_seen_at_th
     parts.backing.after_write.shut = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.writeback.sync, file)
-        await parts.backing.after_write.holds(1)  # the page is written, the time is not set yet
+        await parts.backing.after_write.wait_held(1)  # the page is written, the time is not set yet
         with path.open("r+b") as theirs:
             theirs.write(b"theirs")
         parts.backing.after_write.open()

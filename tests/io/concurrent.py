@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from tests.parts import Parts
+from tests.guestparts import Parts
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.io.files import OpenFile
 

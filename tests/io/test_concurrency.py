@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from tests.parts import MIB, MakeParts, Parts, make_parts, page_range, run_seeded
+from tests.guestparts import MakeParts, Parts, make_parts
+from tests.pagebytes import MIB, pages_touched
+from tests.scheduling import run_seeded
 from tmemfs.cache.pagecache import PAGE_SIZE
 
 __all__ = ["make_parts"]
@@ -53,7 +55,7 @@ class Workload:
         inside = max(0, min(size, size_before - offset))
         data = await self.parts.read(file, offset, size)
         end = self.tick()
-        self.requested += page_range(offset, inside)
+        self.requested += pages_touched(offset, inside)
         assert len(data) % self.SECTOR == 0
         for position in range(len(data) // self.SECTOR):
             sector = data[position * self.SECTOR : (position + 1) * self.SECTOR]

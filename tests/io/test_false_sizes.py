@@ -8,8 +8,10 @@ import stat
 import pytest
 import trio
 
+from tests.guestparts import MakeParts, make_parts
 from tests.io.concurrent import asking
-from tests.parts import MakeParts, in_trio, make_parts, pages_of
+from tests.pagebytes import pages_of
+from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.stamps import Stamps
 
@@ -96,7 +98,7 @@ async def test_readers_of_a_file_without_a_size_share_the_read_that_finds_its_en
     async with asking(parts) as asked:
         for name in ("one", "two"):
             asked.read(name, file, 0, 4096)
-        await parts.backing.after_read.holds(1)
+        await parts.backing.after_read.wait_held(1)
         parts.backing.after_read.open()
     assert asked.answers == {"one": b"content", "two": b"content"}
     assert parts.backing.reads == 1
@@ -144,7 +146,7 @@ async def test_a_write_that_overtakes_the_read_which_finds_the_end_moves_it(make
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
-        await parts.backing.after_read.holds(1)
+        await parts.backing.after_read.wait_held(1)
         await parts.writer.write(file, 300_000, b"far behind")
         parts.backing.after_read.open()
     after = bytes(300_000) + b"far behind"

@@ -6,8 +6,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.guestparts import MakeParts, make_parts
 from tests.io.concurrent import asking, pages_from, random_stream
-from tests.parts import MIB, MakeParts, in_trio, make_parts, pages_of
+from tests.pagebytes import MIB, pages_of
+from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE
 
 __all__ = ["make_parts"]
@@ -23,13 +25,13 @@ async def test_a_fill_that_a_write_overtook_is_not_cached(make_parts: MakeParts,
     parts.backing.after_read.shut = True
     async with asking(parts) as asked:
         asked.read("before", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
-        await parts.backing.after_read.holds(1)  # it has the old bytes
+        await parts.backing.after_read.wait_held(1)  # it has the old bytes
         old = bytes(data)
         data[6 * PAGE_SIZE + 100 : 7 * PAGE_SIZE + 100] = b"n" * PAGE_SIZE
         await parts.writer.write(file, 6 * PAGE_SIZE + 100, b"n" * PAGE_SIZE)
         asked.read("after", file, 6 * PAGE_SIZE, 2 * PAGE_SIZE)
-        await parts.backing.after_read.holds(2)  # it did not join the old read
-        parts.backing.after_read.let_go()
+        await parts.backing.after_read.wait_held(2)  # it did not join the old read
+        parts.backing.after_read.release()
         await trio.testing.wait_all_tasks_blocked()
         assert asked.answers["before"] == pages_from(old, 5, 4)
         assert not file.inode.pages, "the overtaken bytes entered the cache"
@@ -49,15 +51,15 @@ async def test_a_second_fill_of_a_page_that_is_in_flight_is_poisoned_too(make_pa
     async with asking(parts) as asked:
         random_stream(file)
         asked.read("first", file, 5 * PAGE_SIZE, PAGE_SIZE)
-        await latch.holds(1)
+        await latch.wait_held(1)
         random_stream(file)
         asked.read("both", file, 5 * PAGE_SIZE, 2 * PAGE_SIZE)  # waits for page 5, will then want page 6
-        await latch.holds(1)
+        await latch.wait_held(1)
         random_stream(file)
         asked.read("second", file, 6 * PAGE_SIZE, PAGE_SIZE)
-        await latch.holds(2)
-        latch.let_go()  # page 5 is there; page 6 is in flight, for one reader or for two
-        await latch.holds(2)
+        await latch.wait_held(2)
+        latch.release()  # page 5 is there; page 6 is in flight, for one reader or for two
+        await latch.wait_held(2)
         data[6 * PAGE_SIZE : 7 * PAGE_SIZE] = b"n" * PAGE_SIZE
         await parts.writer.write(file, 6 * PAGE_SIZE, b"n" * PAGE_SIZE)
         latch.open()
@@ -73,7 +75,7 @@ async def test_a_fill_that_a_truncate_overtook_is_not_cached(make_parts: MakePar
     parts.backing.after_read.shut = True
     async with asking(parts) as asked:
         asked.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
-        await parts.backing.after_read.holds(1)
+        await parts.backing.after_read.wait_held(1)
         await parts.truncate(file, 6 * PAGE_SIZE + 10)
         await parts.truncate(file, 50 * PAGE_SIZE)
         parts.backing.after_read.open()
@@ -89,7 +91,7 @@ async def test_a_fill_that_a_mismatch_overtook_is_not_cached(make_parts: MakePar
     parts.backing.after_read.shut = True
     async with asking(parts) as asked:
         asked.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
-        await parts.backing.after_read.holds(1)
+        await parts.backing.after_read.wait_held(1)
         (parts.directory / "f").write_bytes(pages_of(2, 51))  # by somebody else
         again = parts.open("f")
         parts.backing.after_read.open()
@@ -107,7 +109,7 @@ async def test_an_old_page_brought_back_during_a_write_is_brought_up_to_date(mak
     parts.backing.before_write.shut = True
     async with asking(parts) as asked:
         asked.write("write", file, 3 * PAGE_SIZE + 7, b"n" * 5000)
-        await parts.backing.before_write.holds(1)
+        await parts.backing.before_write.wait_held(1)
         assert await parts.read(file, 2 * PAGE_SIZE, 4 * PAGE_SIZE) == pages_from(data, 2, 4)
         parts.evict_all()  # and back into the pool, old
         parts.backing.before_write.open()

@@ -10,8 +10,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.guestparts import MakeParts, make_parts
 from tests.io.concurrent import Asked, asking, pages_from, random_stream
-from tests.parts import MIB, MakeParts, in_trio, make_parts, pages_of
+from tests.pagebytes import MIB, pages_of
+from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.io.readahead import MIN_PAGES
 
@@ -68,10 +70,10 @@ async def test_two_readers_of_one_missing_page_share_one_backing_read(make_parts
     parts.backing.after_read.shut = True
     async with asking(parts) as asked:
         asked.read("one", file, 10 * PAGE_SIZE, 3 * PAGE_SIZE)
-        await parts.backing.after_read.holds(1)
+        await parts.backing.after_read.wait_held(1)
         for name in ("two", "three"):
             asked.read(name, file, 11 * PAGE_SIZE, PAGE_SIZE)
-        await parts.backing.after_read.holds(1)
+        await parts.backing.after_read.wait_held(1)
         parts.backing.after_read.open()
     assert asked.answers["one"] == pages_from(data, 10, 3)
     assert asked.answers["two"] == asked.answers["three"] == pages_from(data, 11)
@@ -103,7 +105,7 @@ async def test_several_runs_are_read_at_the_same_time(make_parts: MakeParts) -> 
     parts.backing.after_read.shut = True
     async with asking(parts) as asked:
         asked.read("all", file, 10 * PAGE_SIZE, 12 * PAGE_SIZE)
-        await parts.backing.after_read.holds(4)
+        await parts.backing.after_read.wait_held(4)
         parts.backing.after_read.open()
     assert asked.answers["all"] == pages_from(data, 10, 12)
 
@@ -121,9 +123,9 @@ async def test_an_error_reaches_every_reader_is_counted_and_never_cached(make_pa
     parts.backing.read_error = OSError(errno.EIO, "")
     async with asking(parts) as asked:
         asked.read("one", file, 5 * PAGE_SIZE, PAGE_SIZE)
-        await parts.backing.before_read.holds(1)
+        await parts.backing.before_read.wait_held(1)
         asked.read("two", file, 5 * PAGE_SIZE, 2 * PAGE_SIZE)
-        await parts.backing.before_read.holds(1)
+        await parts.backing.before_read.wait_held(1)
         parts.backing.before_read.open()
     for answer in asked.answers.values():
         assert isinstance(answer, OSError)
@@ -147,12 +149,12 @@ async def test_a_waiter_reads_again_what_a_failed_readahead_did_not_bring(make_p
         marker = file.stream.marker
         file.stream.next_page = marker
         assert await parts.read(file, marker * PAGE_SIZE, PAGE_SIZE) == pages_from(data, marker)
-        await parts.backing.before_read.holds(1)  # the window ahead, which will fail
+        await parts.backing.before_read.wait_held(1)  # the window ahead, which will fail
         asked = Asked(parts, parts.reader.nursery or pytest.fail("no readahead"))
         asked.read("joined", file, (MIN_PAGES + 3) * PAGE_SIZE, PAGE_SIZE)
-        await parts.backing.before_read.holds(1)
-        parts.backing.before_read.let_go()
-        await parts.backing.before_read.holds(1)  # the waiter's own read
+        await parts.backing.before_read.wait_held(1)
+        parts.backing.before_read.release()
+        await parts.backing.before_read.wait_held(1)  # the waiter's own read
         parts.backing.read_error = None
         parts.backing.before_read.open()
         await trio.testing.wait_all_tasks_blocked()
@@ -184,7 +186,7 @@ async def test_a_reader_that_joins_a_fill_of_a_shorter_file_reads_on_to_the_new_
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read, 5000)
-        await parts.backing.after_read.holds(1)
+        await parts.backing.after_read.wait_held(1)
         await parts.writer.write(file, 2 * PAGE_SIZE, b"end")  # no page that is being read
         nursery.start_soon(read, 3 * PAGE_SIZE)
         await trio.testing.wait_all_tasks_blocked()
@@ -270,9 +272,9 @@ async def test_the_first_use_of_a_page_that_was_read_ahead_is_counted_once_unles
     parts.backing.after_read.shut = True
     async with asking(parts) as asked:
         asked.read("one", other, 0, PAGE_SIZE)
-        await parts.backing.after_read.holds(1)
+        await parts.backing.after_read.wait_held(1)
         asked.read("two", other, 5 * PAGE_SIZE, PAGE_SIZE)  # of what is being read ahead
-        await parts.backing.after_read.holds(1)
+        await parts.backing.after_read.wait_held(1)
         parts.backing.after_read.open()
     assert parts.reader.waits == 1
     await parts.read(other, 5 * PAGE_SIZE, PAGE_SIZE)

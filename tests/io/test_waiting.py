@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import trio
 
+from tests.guestparts import MakeParts, Parts, make_parts
 from tests.namespace.test_tree import Caller
-from tests.parts import MIB, MakeParts, Parts, make_parts, pages_of
+from tests.pagebytes import MIB, pages_of
 from tmemfs import nowait
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode

@@ -11,7 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.parts import MIB, MakeParts, Parts, in_trio, make_parts, page_of, pages_of, pass_ticks
+from tests.guestparts import MakeParts, Parts, make_parts
+from tests.pagebytes import MIB, page_of, pages_of
+from tests.scheduling import in_trio, wait_for_new_timestamp
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.io.files import OpenFile
 from tmemfs.io.writeback import MAX_AGE
@@ -67,7 +69,7 @@ async def test_one_file_that_hangs_keeps_no_other_from_being_written_back(make_p
         await trio.sleep(0.5)
         await parts.writer.write(fine, 0, b"new")
         await trio.sleep(MAX_AGE * 2)
-        await parts.backing.before_write.holds(2)
+        await parts.backing.before_write.wait_held(2)
         parts.backing.before_write.open()
         await trio.testing.wait_all_tasks_blocked()
     assert parts.bytes_on_disk(fine)[:3] == parts.bytes_on_disk(stuck)[:3] == b"new"
@@ -104,7 +106,7 @@ async def test_the_bound_holds_for_writers_at_the_same_time(make_parts: MakePart
         for file in files:  # each writes parts of pages, so each first reads the edges
             file.stream.max_pages = 0
             nursery.start_soon(parts.writer.write, file, 100, b"n" * 10 * PAGE_SIZE)
-        await parts.backing.after_read.holds(8)
+        await parts.backing.after_read.wait_held(8)
         parts.backing.after_read.open()
     assert parts.cache.dirty_pages <= 16
     for number, file in enumerate(files):
@@ -165,7 +167,7 @@ async def test_a_hole_read_while_the_end_is_being_written_back_is_no_end_of_file
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read_hole)
-        await parts.backing.after_read.holds(1)  # the backing has nothing there yet
+        await parts.backing.after_read.wait_held(1)  # the backing has nothing there yet
         await flush(parts, file)
         parts.backing.after_read.open()
     assert answers == [bytes(2 * PAGE_SIZE)]
@@ -237,7 +239,7 @@ async def test_what_others_changed_while_pages_were_dirty_is_seen_at_the_next_op
     file = parts.make("f", pages_of(1, 20))
     await parts.read(file, 0, 20 * PAGE_SIZE)
     await parts.writer.write(file, 0, b"own")
-    pass_ticks()
+    wait_for_new_timestamp()
     with (parts.directory / "f").open("r+b") as others:
         others.seek(5 * PAGE_SIZE)
         others.write(page_of(77))
@@ -256,7 +258,7 @@ async def test_a_file_forgotten_in_the_middle_of_a_flush_is_no_accident(make_par
     parts.backing.after_write.shut = True
     async with parts.running():
         await trio.sleep(MAX_AGE * 1.5)
-        await parts.backing.after_write.holds(1)
+        await parts.backing.after_write.wait_held(1)
         os.unlink(parts.directory / "f")
         file.inode.unlinked = True
         parts.files.remove(file.number)
@@ -366,7 +368,7 @@ async def test_while_it_is_suspended_everything_is_written_and_nothing_becomes_d
     parts.backing.before_write.shut = True
     async with parts.running():
         parts.writeback.suspend()
-        await parts.backing.before_write.holds(2)
+        await parts.backing.before_write.wait_held(2)
         assert dict(parts.writeback.unwritten()) == {one.inode: None, two.inode: None}
         parts.backing.data_error = OSError(errno.EIO, "broken")
         parts.backing.before_write.open()

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import trio
 
-from tests.parts import MakeParts, Parts, in_trio, make_parts, page_of
+from tests.guestparts import MakeParts, Parts, make_parts
+from tests.pagebytes import page_of
+from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.io.files import OpenFile
 from tmemfs.io.writeback import MAX_AGE

@@ -10,7 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.parts import MakeParts, in_trio, make_parts, page_of, pages_of, pass_ticks
+from tests.guestparts import MakeParts, make_parts
+from tests.pagebytes import page_of, pages_of
+from tests.scheduling import in_trio, wait_for_new_timestamp
 from tmemfs.cache.pagecache import PAGE_SIZE
 
 __all__ = ["make_parts"]
@@ -42,9 +44,9 @@ async def test_writes_to_one_file_are_one_after_the_other_and_to_two_at_once(mak
     async with trio.open_nursery() as nursery:
         for file in (one, one, two):
             nursery.start_soon(parts.writer.write, file, 0, b"x" * 100)
-        await parts.backing.after_write.holds(2)
-        parts.backing.after_write.let_go()
-        await parts.backing.after_write.holds(2)
+        await parts.backing.after_write.wait_held(2)
+        parts.backing.after_write.release()
+        await parts.backing.after_write.wait_held(2)
         parts.backing.after_write.open()
 
 
@@ -83,7 +85,7 @@ async def test_a_change_by_others_just_before_an_own_write_is_noticed(make_parts
     parts = make_parts()
     file = parts.make("f", pages_of(1, 10))
     await parts.read(file, 0, 10 * PAGE_SIZE)
-    pass_ticks()
+    wait_for_new_timestamp()
     (parts.directory / "f").write_bytes(pages_of(2, 10))
     await parts.writer.write(file, 0, b"own")
     assert await parts.read(file, 0, 10 * PAGE_SIZE) == b"own" + pages_of(2, 10)[3:]

@@ -12,7 +12,7 @@ from typing import Any
 from tests.conftest import Place, wait_until
 from tests.lending.tmemd import Tmemd
 from tests.mounted import Mounted
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 
 MIB = 1 << 20
 PAGE = 4096

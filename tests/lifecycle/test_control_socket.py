@@ -17,7 +17,7 @@ import trio
 
 from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
 from tests.lending.otheruser import as_other
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 from tmemfs.config import ConfigError
 from tmemfs.fuse.control import BadControlInput, Control
 from tmemfs.kernel.kernelmount import MountEntry, top_mount

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
-from tests.parts import pages_of
+from tests.pagebytes import pages_of
 from tmemfs.kernel.kernelmount import MountEntry, unmount
 from tmemfs.lifecycle.controlsocket import MAX_ANSWER
 from tmemfs.lifecycle.top import Watcher, mounts

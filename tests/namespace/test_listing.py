@@ -9,7 +9,8 @@ import time
 import pytest
 import trio
 
-from tests.parts import MakeParts, in_trio, make_parts
+from tests.guestparts import MakeParts, make_parts
+from tests.scheduling import in_trio
 from tmemfs.inodes.stamps import SECOND, Stamps
 from tmemfs.namespace.listing import Listing, Listings
 

@@ -15,7 +15,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.parts import MakeParts, in_trio, make_parts
+from tests.guestparts import MakeParts, make_parts
+from tests.scheduling import in_trio
 from tmemfs.inodes.inode import MAX_LOCATIONS
 from tmemfs.namespace.attributes import Attributes
 from tmemfs.namespace.revalidate import Revalidator
@@ -122,9 +123,9 @@ async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_part
     parts.backing.after_write.shut = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(parts.writer.sync, file, data_only=False))
-        await parts.backing.after_write.holds(1)
-        parts.backing.after_write.let_go()
-        await parts.backing.after_write.holds(1)  # the stat that it ends with was taken
+        await parts.backing.after_write.wait_held(1)
+        parts.backing.after_write.release()
+        await parts.backing.after_write.wait_held(1)  # the stat that it ends with was taken
         await tree.unlink(parts.inodes.root, b"f")
         parts.backing.after_write.open()
     assert (await attributes.get(file.inode)).st_nlink == 0
@@ -139,11 +140,11 @@ async def test_an_unlink_that_a_write_back_overtakes_does_not_hide_what_it_write
     parts.backing.after_meta.shut = parts.backing.after_write.shut = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tree.unlink, parts.inodes.root, b"f")
-        await parts.backing.after_meta.holds(1)  # it has seen a file without bytes
+        await parts.backing.after_meta.wait_held(1)  # it has seen a file without bytes
         nursery.start_soon(partial(parts.writer.sync, file, data_only=False))
-        await parts.backing.after_write.holds(1)
-        parts.backing.after_write.let_go()
-        await parts.backing.after_write.holds(1)  # which has them by now, and no page is dirty any more
+        await parts.backing.after_write.wait_held(1)
+        parts.backing.after_write.release()
+        await parts.backing.after_write.wait_held(1)  # which has them by now, and no page is dirty any more
         parts.backing.after_meta.open()
         await trio.testing.wait_all_tasks_blocked()
         assert await parts.read(file, 0, 100) == b"new"
@@ -159,7 +160,7 @@ async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_par
     parts.backing.after_meta.shut = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tree.link, file.inode, parts.inodes.root, b"g")
-        await parts.backing.after_meta.holds(1)
+        await parts.backing.after_meta.wait_held(1)
         await parts.writer.write(file, 0, b"longer")
         parts.backing.after_meta.open()
     assert await parts.read(file, 0, 100) == b"longer"

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from tests.parts import Parts
+from tests.guestparts import Parts
 from tmemfs.inodes.inode import Inode
 from tmemfs.kernel.kernelcache import KernelCache
 from tmemfs.namespace.listing import Listings

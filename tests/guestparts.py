@@ -1,0 +1,196 @@
+"""The parts of a guest without a mount, over a backing whose calls the test controls."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.consistency import check_content
+from tests.heldbacking import HeldBacking
+from tests.pagebytes import MIB
+from tmem import EmbeddedArena, Tmem
+from tmemfs.cache.content import Content
+from tmemfs.cache.pagecache import PageCache
+from tmemfs.cache.precache import Precache
+from tmemfs.cache.stocking import Stocking
+from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
+from tmemfs.inodes.stamps import Stamps
+from tmemfs.io.files import OpenFile, OpenFiles
+from tmemfs.io.reader import Reader
+from tmemfs.io.writeback import Writeback
+from tmemfs.io.writer import Writer
+
+
+class Settled(Stamps):
+    """Stamps of a backing whose versions are settled at once."""
+
+    def settles_at(self, device: int, stamp: int, now: float, wall: int) -> float:
+        return now
+
+    def tells_apart(self, device: int) -> bool:
+        return True
+
+
+class Parts:
+    """Cache, pool, content, reader and writer over a directory."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        cache: int = MIB,
+        pool: int = MIB,
+        writeback: bool = False,
+        attr_timeout: float = 1.0,
+        version_by: str = "all",
+        stamps: Stamps | None = None,
+        threads: bool = False,
+        drop: bool = False,
+    ) -> None:
+        self.directory = directory
+        self.arena = EmbeddedArena(pool) if pool else None
+        self.tmem = Tmem(self.arena) if self.arena is not None else None
+        self.pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
+        self.cache = PageCache(cache, limit=64 * MIB, queueing=self.pool is not None)
+        self.precache = Precache(self.cache, self.pool, Stocking(None))
+        self.content = Content(self.cache, self.precache)
+        self.backing = HeldBacking(threads=threads, drop=drop)
+        self.descriptors = Descriptors(64)
+        root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.inodes = InodeTable(
+            root,
+            self.descriptors,
+            self.content,
+            stamps or Settled(own_clock=None),
+            version_by=version_by,
+            attr_timeout=attr_timeout,
+        )
+        self.reader = Reader(self.content, self.backing, self.inodes)
+        self.writeback = Writeback(self.content, self.backing, self.inodes, self.reader.read) if writeback else None
+        if self.writeback is not None:
+            self.inodes.on_gone = self.writeback.forget
+        self.writer = Writer(self.content, self.backing, self.inodes, self.writeback)
+        self.files = OpenFiles(readahead_pages=self.cache.frames // 8)
+
+    # -- what fs.py does -----------------------------------------------------------------------------------------
+
+    def lookup(self, name: str) -> Inode:
+        """Look a name up, as the kernel does before an open."""
+        started = self.inodes.start()
+        st = os.stat(self.directory / name, follow_symlinks=False)
+        inode = self.inodes.enter(self.inodes.root, os.fsencode(name), st, started)
+        self.inodes.remember(inode)
+        return inode
+
+    def open(self, name: str, flags: int = os.O_RDWR) -> OpenFile:
+        """Open a file and compare its version."""
+        inode = self.lookup(name)
+        started = self.inodes.start()
+        fd = os.open(self.directory / name, flags | os.O_CLOEXEC)
+        self.inodes.opened(inode, os.fstat(fd), started)
+        return self.files.add(inode, fd, flags, os.getuid())
+
+    def make(self, name: str, data: bytes, flags: int = os.O_RDWR) -> OpenFile:
+        """Create a file on the backing and open it."""
+        (self.directory / name).write_bytes(data)
+        return self.open(name, flags)
+
+    async def read(self, file: OpenFile, offset: int, size: int) -> bytes:
+        """Read as fs.py does: the hit path first, then the miss path."""
+        data = self.reader.hit(file, offset, size)
+        return bytes(data if data is not None else await self.reader.read(file, offset, size))
+
+    async def truncate(self, file: OpenFile, size: int) -> None:
+        """Set the size through the open file."""
+        fd = file.fd
+        await self.writer.truncate(file.inode, size, lambda: os.ftruncate(fd, size), lambda: os.fstat(fd))
+
+    # -- background ----------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, *, readahead: bool = False) -> AsyncIterator[None]:
+        """Run the background tasks of a guest inside the block."""
+        async with trio.open_nursery() as nursery:
+            if readahead:
+                self.reader.nursery = nursery
+            nursery.start_soon(self.precache.run)
+            nursery.start_soon(self.precache.discards.run)
+            if self.writeback is not None:
+                nursery.start_soon(self.writeback.run)
+            yield
+            nursery.cancel_scope.cancel()
+
+    # -- observing -----------------------------------------------------------------------------------------------
+
+    def bytes_on_disk(self, file: OpenFile) -> bytes:
+        """Return the bytes of the backing, bypassing the cache."""
+        return os.pread(file.fd, 1 << 30, 0)
+
+    def cached(self, file: OpenFile, index: int) -> bytes | None:
+        """Return the bytes of a page in the cache, or None."""
+        frame = file.inode.pages.get(index)
+        return None if frame is None else bytes(self.cache.page(frame))
+
+    def pooled(self, file: OpenFile, index: int) -> bool:
+        """Return whether the pool holds a page."""
+        return self.precache.holds(file.inode, index)
+
+    def requested(self) -> int:
+        """Return the number of pages requested, by the counters: hits + gets + waits + demand fills."""
+        gets = self.pool.stats.succ_gets if self.pool is not None else 0
+        return self.reader.hits + gets + self.reader.waits + self.backing.pages - self.backing.readahead_pages
+
+    def evict_all(self) -> None:
+        """Move every clean page out of the cache, into the pool where there is one."""
+        while self.cache.queue_victims(64) or self.cache.victims:
+            self.precache.drain(1 << 20)
+
+    def check(self) -> None:
+        """Raise AssertionError unless every part is consistent and no page is in two places."""
+        self.cache.check()
+        self.precache.discards.check()
+        self.inodes.check()
+        self.descriptors.check()
+        if self.tmem is not None:
+            self.tmem.check()
+        check_content(self.inodes, self.cache, self.precache)
+        assert self.cache.resident <= self.cache.frames
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for file in list(self.files.by_number.values()):
+            os.close(file.fd)
+        self.descriptors.close()
+        self.cache.close()
+        if self.arena is not None:
+            self.arena.close()
+
+
+MakeParts = Callable[..., Parts]
+
+
+@pytest.fixture
+def make_parts(tmp_path: Path) -> Iterator[MakeParts]:
+    """Return a function that makes the parts of a guest; `check()` of each runs at teardown."""
+    made: list[Parts] = []
+    numbers = itertools.count()
+
+    def make(**settings: Any) -> Parts:
+        directory = tmp_path / f"backing{next(numbers)}"
+        directory.mkdir()
+        made.append(Parts(directory, **settings))
+        return made[-1]
+
+    yield make
+    for parts in made:
+        parts.check()
+        parts.close()
