@@ -98,7 +98,7 @@ def test_the_backend_knows_nothing_of_the_guest(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LENDING)
-def test_lending_knows_nothing_of_the_guest_and_only_its_adapters_are_scheduled(name: str) -> None:
+def test_lending_imports_no_guest_and_only_its_adapters_import_trio(name: str) -> None:
     assert not packages(LENDING[name]) & {"tmemfs", "pyfuse3"}
     if name not in LENDING_ADAPTERS:
         assert "trio" not in packages(LENDING[name])

@@ -189,7 +189,7 @@ def test_every_sequence_has_the_outcome_that_it_has_on_a_plain_directory(place: 
     ("seed", "mode", "processes"),
     [(1, "through", 2), (2, "writeback", 2), (3, "watch", 1), (4, "threadsback", 2), (5, "nopool", 3)],
 )
-def test_processes_on_a_mount_see_what_they_would_see_on_a_plain_directory(
+def test_processes_on_a_mount_see_what_a_plain_directory_shows(
     place: Place, plain: Path, seed: int, mode: str, processes: int
 ) -> None:
     Torture(seed, mode, processes, mounts=2, operations=400).run(place, plain)

@@ -36,7 +36,7 @@ def write_trace(directory: Path, name: str, requests: int) -> Path:
     return path
 
 
-def test_half_compressible_pages_take_just_under_half_a_page_and_are_seeded(tmp_path: Path) -> None:
+def test_half_compressible_pages_are_seeded_and_fit_half_a_page(tmp_path: Path) -> None:
     content.write_half_compressible(tmp_path / "one", 20, seed=3)
     content.write_half_compressible(tmp_path / "two", 20, seed=3)
     data = (tmp_path / "one").read_bytes()
@@ -175,7 +175,7 @@ def test_a_mount_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     assert not harness.is_mounted(tmp_path / "mount")
 
 
-def test_the_pool_alone_is_compared_with_what_is_there_and_its_growth_is_reported(tmp_path: Path) -> None:
+def test_poolalone_compares_installed_stores_and_reports_growth(tmp_path: Path) -> None:
     figures = poolalone.measure(count=200, rounds=1, most=10_000).figures
     assert {"tmem pool", "bare lz4"} <= set(figures["stores"])
     assert set(figures["stores"]) | set(figures["skipped_stores"]) == {

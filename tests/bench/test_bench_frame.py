@@ -24,7 +24,7 @@ def result(directory: Path, name: str, **content: object) -> None:
     (directory / f"{name}.json").write_text(json.dumps(content))
 
 
-def test_every_measure_of_the_catalogue_says_what_it_does_and_how_it_is_run() -> None:
+def test_every_catalogued_measure_has_a_description_and_a_command() -> None:
     assert len({measure.name for measure in CATALOGUE}) == len(CATALOGUE)
     for measure in CATALOGUE:
         text = (Path(page.__file__).parent / f"{measure.name}.py").read_text()
@@ -37,7 +37,7 @@ def test_traces_that_are_not_there_are_a_reason(tmp_path: Path) -> None:
     assert missing(("traces",), tmp_path) == ""
 
 
-def test_the_page_shows_what_is_met_and_what_is_missed_alike_and_names_what_was_not_run(tmp_path: Path) -> None:
+def test_the_page_shows_met_missed_and_not_run_goals(tmp_path: Path) -> None:
     goals = [
         {"what": "reads <fast>", "goal": "≥ 2×", "result": "3×", "verdict": "met"},
         {"what": "writes", "goal": "≥ 2×", "result": "1×", "verdict": "missed"},

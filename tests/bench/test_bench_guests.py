@@ -12,7 +12,7 @@ from bench.subjects import guests
 from bench.tools.content import MIB
 
 
-def test_a_surplus_is_given_up_at_the_pace_of_the_balloon_and_lacks_share_what_is_free() -> None:
+def test_surplus_returns_at_the_balloons_rate_and_is_shared_by_need() -> None:
     slow, quick = guests.BALLOONS["b balloon"], guests.BALLOONS["b quick balloon"]
     assert guests.rebalanced([80, 80], [80, 80], 160, slow) == [80, 80]
     assert guests.rebalanced([80, 80], [0, 200], 160, slow) == [70, 90]

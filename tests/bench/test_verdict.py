@@ -16,7 +16,7 @@ def test_as_many_values_are_cut_off_as_the_tables_of_the_sign_test_say(count: in
     assert found.median == (count + 1) / 2
 
 
-def test_the_true_median_is_in_the_interval_nineteen_times_in_twenty_whatever_the_noise() -> None:
+def test_the_interval_covers_the_true_median_in_95_percent_of_runs() -> None:
     source = random.Random(7)
     inside = 0
     for _ in range(2000):
@@ -25,7 +25,7 @@ def test_the_true_median_is_in_the_interval_nineteen_times_in_twenty_whatever_th
     assert inside >= 0.95 * 2000 - 30
 
 
-def test_a_goal_is_decided_only_by_an_interval_that_lies_on_one_side_of_it() -> None:
+def test_a_goal_is_decided_only_if_the_interval_excludes_it() -> None:
     found = spread([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     assert [found.at_most(bound) for bound in (0.5, 3.0, 6.0)] == [Verdict.MISSED, Verdict.OPEN, Verdict.MET]
     assert [found.at_least(bound) for bound in (1.0, 3.0, 6.5)] == [Verdict.MET, Verdict.OPEN, Verdict.MISSED]

@@ -52,7 +52,7 @@ def test_a_stream_that_comes_again_within_reach_is_put() -> None:
     assert streams.run(1, 4) == [False] * 4
 
 
-def test_a_stream_that_comes_again_when_more_went_by_than_can_be_held_passes() -> None:
+def test_a_second_pass_after_more_than_can_be_held_is_not_pooled() -> None:
     streams = Streams(reach=4 * WINDOW)
     assert streams.run(1, 6) == streams.run(1, 6) == [True] * 6
 
@@ -63,7 +63,7 @@ def test_another_object_is_another_stream() -> None:
     assert streams.run(2, 2) == [True] * 2
 
 
-def test_windows_that_share_an_extent_with_the_one_before_are_no_second_pass() -> None:
+def test_adjacent_windows_in_one_extent_are_not_a_second_pass() -> None:
     streams = Streams()
     steps = [(0, 64), (64, 64), (128, 128), (256, 256), (512, 512), (1024, 512)]
     assert [streams.passes(1, first, pages) for first, pages in steps] == [True] * 6

@@ -110,7 +110,7 @@ def test_a_minimum_that_no_cache_can_have_is_refused() -> None:
 
 
 @pytest.mark.mount
-def test_an_idle_guest_becomes_busy_again_from_the_pool_and_not_from_the_backing(mounted: Mounted) -> None:  # noqa: F811
+def test_a_guest_that_was_idle_reads_from_the_pool_not_the_backing(mounted: Mounted) -> None:  # noqa: F811
     data = pages_of(1, 6 * 256)
     (mounted.source / "f").write_bytes(data)
     root = mounted.start("--cache", "8M", "--pool", "32M", "--balloon", "min=1M,max=8M,idle=400ms")

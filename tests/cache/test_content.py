@@ -77,7 +77,7 @@ async def test_renew_keeps_dirty_pages_only_and_a_late_put_is_never_found(make_p
 
 
 @in_trio
-async def test_overwrite_reaches_the_cache_and_takes_the_page_out_of_queue_and_pool(make_parts: MakeParts) -> None:
+async def test_overwrite_updates_the_cache_and_removes_queued_and_pooled_copies(make_parts: MakeParts) -> None:
     parts = make_parts()
     data = bytearray(pages_of(1, 30))
     file = parts.make("f", bytes(data))

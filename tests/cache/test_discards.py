@@ -119,7 +119,7 @@ async def test_dirty_pages_of_a_large_file_stay_when_others_change_it(make_parts
 
 
 @in_trio
-async def test_a_large_file_that_loses_its_second_half_keeps_nothing_beyond_its_end(make_parts: MakeParts) -> None:
+async def test_truncating_a_large_file_leaves_no_page_beyond_its_end(make_parts: MakeParts) -> None:
     async with large_file(make_parts) as (parts, file):
         size = (CACHED // 3) * PAGE_SIZE
         with counted(parts) as stretches:

@@ -185,7 +185,7 @@ def test_the_pool_bit_stays_with_its_page_and_goes_with_it(cache: PageCache) -> 
     assert not any(cache.pool_bit[frame] for frame in owner.pages.values())
 
 
-def test_a_passing_page_is_evicted_and_counted_without_waiting_for_the_pool(cache: PageCache) -> None:
+def test_a_passing_page_is_evicted_past_the_queue_and_counted(cache: PageCache) -> None:
     owner = Owner()
     for index in range(4):
         cache.insert(owner, index, page_of(index), passing=index % 2 == 0)

@@ -168,7 +168,7 @@ def test_a_read_only_backing_refuses_changes_and_is_read(small: Mounted, writing
     assert (small.source / "f").read_bytes() == b"again"
 
 
-def test_a_backing_that_becomes_read_only_while_it_is_used_tells_the_writer(small: Mounted) -> None:
+def test_a_writer_gets_the_error_of_a_backing_that_became_read_only(small: Mounted) -> None:
     (small.source / "f").write_bytes(b"content")
     root = small.start()
     assert (root / "f").read_bytes() == b"content"
@@ -225,7 +225,7 @@ def test_a_source_that_is_unmounted_lazily_is_served_until_the_end(small: Mounte
     assert not (small.source / "g").exists()
 
 
-def test_a_filesystem_below_the_source_that_goes_and_comes_back_is_followed(small: Mounted, tmp_path: Path) -> None:
+def test_a_filesystem_remounted_below_the_source_is_served_again(small: Mounted, tmp_path: Path) -> None:
     """A submount of the source: gone, the directory under it is what the backing has; back, its files are."""
     below = small.source / "below"
     below.mkdir()

@@ -20,7 +20,7 @@ def grow(path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["read", "mapped"])
-def test_a_file_that_grew_underneath_is_whole_as_soon_as_it_is_opened_again(
+def test_a_file_that_grew_underneath_is_read_whole_after_a_reopen(
     mounted: Mounted, writing: Options, mapped: bool
 ) -> None:
     """fstat, SEEK_END, a read of everything, and O_APPEND, right after the open; the kernel has old attributes."""
@@ -58,9 +58,7 @@ def test_appending_without_a_look_after_the_file_grew_overwrites_nothing(mounted
 
 
 @pytest.mark.parametrize("others", ["grow", "shrink"])
-def test_a_write_with_o_append_goes_to_the_end_that_others_made_without_being_asked_for_it(
-    mounted: Mounted, writing: Options, others: str
-) -> None:
+def test_o_append_writes_at_the_end_that_others_moved(mounted: Mounted, writing: Options, others: str) -> None:
     """As a shell's `echo x >> log` does: open and write, no fstat and no seek in between."""
     (mounted.source / "log").write_bytes(b"a" * 5000)
     root = mounted.start("--attr-timeout", "60", *writing)

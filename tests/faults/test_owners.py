@@ -97,7 +97,7 @@ def test_new_nodes_belong_to_the_caller_with_its_umask(mounted: Mounted, plain: 
     ]
 
 
-def test_a_file_that_the_kernel_did_not_know_of_is_not_opened_past_its_mode(mounted: Mounted, plain: Path) -> None:
+def test_a_file_hidden_by_a_negative_entry_is_opened_by_its_mode(mounted: Mounted, plain: Path) -> None:
     root = mounted.start(*OPEN, "--negative-timeout", "10m")
     assert not (root / "f").exists()
     assert not (root / "g").exists()
@@ -238,7 +238,7 @@ found = stat.filemode(os.stat('h').st_mode)
 
 
 @acl
-def test_an_acl_takes_set_group_id_away_where_its_setter_is_not_in_the_group(mounted: Mounted, plain: Path) -> None:
+def test_setting_an_acl_clears_setgid_if_the_setter_is_not_in_the_group(mounted: Mounted, plain: Path) -> None:
     prepare(mounted, plain, "sh", "-c", f"mkdir d; touch f; chown {ALICE}:{TEAM} d f")
     mounted.start(*OPEN)
     change = f"""

@@ -87,9 +87,7 @@ def test_attributes_and_names_are_answered_from_memory_for_the_timeout(mounted: 
     assert (root / "missing").read_text() == "made here", "own changes are seen at once"
 
 
-def test_a_file_that_grows_and_shrinks_while_it_is_read_gives_bytes_that_were_there(
-    mounted: Mounted, variant: Options
-) -> None:
+def test_reads_of_a_file_that_changes_size_return_only_bytes_it_had(mounted: Mounted, variant: Options) -> None:
     """Somebody else truncates and extends the backing file; every byte is a stamp of its position, or zero."""
     path = mounted.source / "f"
     unit = b"".join(number.to_bytes(8, "little") for number in range(100_000))

@@ -108,7 +108,7 @@ def test_an_unreachable_backing_never_looks_empty(mounted: Mounted, backing: Bac
 
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EIO", "EDQUOT"])
-def test_a_write_error_reaches_the_writer_and_the_file_is_what_the_backing_has(
+def test_a_write_error_reaches_the_writer_and_reads_show_the_backing(
     mounted: Mounted, backing: Backing, code: str
 ) -> None:
     data = pages_of(1, 50)

@@ -62,7 +62,7 @@ def test_an_open_finds_the_file_that_replaced_the_one_known(mounted: Mounted, ro
     assert (source / "moved").read_text() == "made anew"
 
 
-def test_an_open_below_a_directory_or_link_that_was_replaced_finds_the_new_one(mounted: Mounted, root: Path) -> None:
+def test_an_open_below_a_replaced_directory_or_link_finds_the_new_one(mounted: Mounted, root: Path) -> None:
     source = mounted.source
     for version in ("v1", "v2"):
         (source / version / "in").mkdir(parents=True)

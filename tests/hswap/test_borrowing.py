@@ -93,7 +93,7 @@ def loan(place: Place, tmemd: Tmemd) -> Iterator[Loan]:
         mounted.stop_watchdog()
 
 
-def test_a_lower_persistent_cap_moves_the_coldest_pages_out_and_a_higher_one_lets_them_back(loan: Loan) -> None:
+def test_the_persistent_cap_moves_the_coldest_pages_out_and_back(loan: Loan) -> None:
     loan.fill()
     hot = range(64)
     for _ in range(3):
@@ -114,7 +114,7 @@ def test_a_lower_persistent_cap_moves_the_coldest_pages_out_and_a_higher_one_let
     assert loan.stat("hswap_lost_pages") == 0
 
 
-def test_persistent_memory_that_is_asked_back_is_given_and_no_page_is_lost(loan: Loan) -> None:
+def test_revoked_persistent_memory_is_returned_without_losing_a_page(loan: Loan) -> None:
     loan.fill()
     loan.rest()
     loan.ctl("revoke", "1", str(loan.persistent_bytes() - MIB), "--persistent")

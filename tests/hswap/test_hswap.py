@@ -99,7 +99,7 @@ def test_a_page_of_the_pool_that_is_refused_everywhere_gets_its_copy_back(
     assert read(area, 5) == old
 
 
-def test_a_page_of_a_frozen_pool_stays_until_the_overflow_file_has_the_new_one(area: Area) -> None:
+def test_a_page_of_a_frozen_pool_stays_until_its_overflow_is_written(area: Area) -> None:
     write(area, 5, raw_page(1))
     area.tmem.freeze()
     area.overflow.full = True
@@ -114,9 +114,7 @@ def test_a_page_of_a_frozen_pool_stays_until_the_overflow_file_has_the_new_one(a
     assert area.hswap.places.pool_pages == 0
 
 
-def test_a_page_that_cannot_even_be_put_back_reads_as_an_error_until_it_is_written(
-    area: Area, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_that_could_not_be_restored_fails_until_rewritten(area: Area, monkeypatch: pytest.MonkeyPatch) -> None:
     write(area, 5, raw_page(1))
 
     def fail(page: bytes, compress: bool) -> tuple[bytes, int]:
@@ -216,7 +214,7 @@ def test_a_page_that_is_overwritten_whole_need_not_be_readable(area: Area) -> No
     assert read(area, 2) + read(area, 3) == raw_page(4) + b"x" + bytes(PAGE_SIZE - 1)
 
 
-def test_a_file_that_is_opened_while_it_waits_to_be_emptied_keeps_its_pages(area: Area) -> None:
+def test_a_file_opened_before_its_delayed_discard_keeps_its_pages(area: Area) -> None:
     """So a swapon that follows a swapoff closely never has its area emptied under it."""
     write(area, 0, raw_page(1))
     area.overflow.turns = 3

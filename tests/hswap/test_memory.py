@@ -34,13 +34,13 @@ print("done")
 
 
 @pytest.mark.root
-def test_locked_memory_is_real_only_where_it_is_touched_and_can_be_given_back() -> None:
+def test_locked_memory_is_allocated_on_touch_and_can_be_released() -> None:
     done = run(sys.executable, "-c", LOCKED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("done\n")
 
 
-def test_a_process_with_a_limit_on_locked_memory_does_not_lock_it_and_says_so(
+def test_a_limit_on_locked_memory_prevents_locking_and_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

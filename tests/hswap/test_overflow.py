@@ -124,7 +124,7 @@ def test_space_is_reserved(file: Overflow, path: Path) -> None:
     assert (path.stat().st_blocks - before) * 512 >= 500 * PAGE
 
 
-def test_space_that_is_not_there_is_refused_before_the_rest_of_the_disk_is_taken(
+def test_missing_disk_space_is_refused_before_any_is_allocated(
     file: Overflow, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = os.statvfs(path)

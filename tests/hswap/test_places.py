@@ -93,7 +93,7 @@ class Searched(bytearray):
         return super().find(*arguments)
 
 
-def test_moving_all_pages_out_does_not_search_for_old_generations_again_and_again() -> None:
+def test_moving_all_pages_out_searches_each_generation_once() -> None:
     places, pages, batch = Places(8192), 8192, 8
     for page in range(pages):
         places.move(page, POOL)

@@ -110,7 +110,7 @@ def test_a_name_that_leads_elsewhere_is_stale(tree: Tree) -> None:
     assert caught.value.errno == errno.ESTALE
 
 
-def test_a_call_that_finds_its_descriptor_dead_is_made_again_by_another_name(tree: Tree) -> None:
+def test_a_call_with_a_dead_descriptor_is_retried_by_another_name(tree: Tree) -> None:
     node = tree.node("f")
     with tree.table.use(node) as first:
         pass
@@ -135,7 +135,7 @@ def test_a_call_that_finds_its_descriptor_dead_is_made_again_by_another_name(tre
     assert len(seen) == 1, "no name leads to it"
 
 
-def test_a_file_is_found_by_its_name_in_another_directory_when_the_first_has_gone(tree: Tree) -> None:
+def test_a_file_is_found_by_its_name_in_another_directory(tree: Tree) -> None:
     for name in ("a", "b"):
         (tree.directory / name).mkdir()
     a, b = (Node(tree.directory / name, (tree.root, name.encode())) for name in ("a", "b"))
@@ -235,7 +235,7 @@ def test_a_close_that_hangs_does_not_hold_the_last_user_up(
     go_on.set()
 
 
-def test_a_path_deeper_than_the_interpreter_nests_calls_is_opened_from_its_top(tree: Tree) -> None:
+def test_a_path_deeper_than_the_recursion_limit_can_be_opened(tree: Tree) -> None:
     node, above = tree.root, os.open(tree.directory, os.O_PATH)
     for _ in range(sys.getrecursionlimit() // 2):
         os.mkdir("d", dir_fd=above)

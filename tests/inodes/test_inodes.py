@@ -151,7 +151,7 @@ async def test_an_inode_with_pages_is_parked_and_found_again(make_parts: MakePar
 
 
 @in_trio
-async def test_a_parked_inode_that_lost_its_pages_is_nowhere_once_it_is_forgotten(make_parts: MakeParts) -> None:
+async def test_a_parked_inode_without_pages_is_removed_by_a_forget(make_parts: MakeParts) -> None:
     """Somebody changed the file; a listing notices, and has no room left to tell the kernel of it."""
     parts = make_parts()
     file = parts.make("f", pages_of(1, 8))
@@ -273,7 +273,7 @@ async def test_an_open_that_is_given_up_while_it_waits_leaves_no_descriptor(make
 
 
 @in_trio
-async def test_an_open_whose_stat_a_change_of_ours_overtook_still_sees_what_others_changed(
+async def test_an_open_during_an_own_write_still_sees_the_changes_of_others(
     make_parts: MakeParts,
 ) -> None:
     parts = make_parts()
@@ -290,7 +290,7 @@ async def test_an_open_whose_stat_a_change_of_ours_overtook_still_sees_what_othe
 
 @pytest.mark.parametrize("found_by", ["lookup", "listing"])
 @in_trio
-async def test_a_name_found_before_we_removed_it_takes_nothing_from_who_has_it_open(
+async def test_a_stale_lookup_of_an_unlinked_name_keeps_its_open_file_intact(
     make_parts: MakeParts, found_by: str
 ) -> None:
     parts = make_parts(writeback=True)

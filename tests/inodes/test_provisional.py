@@ -104,7 +104,7 @@ async def test_a_file_from_the_future_is_read_twice(make_parts: MakeParts) -> No
 
 @pytest.mark.parametrize("writeback", [False, True])
 @in_trio
-async def test_a_rewrite_in_the_grain_of_a_write_of_ours_is_seen_at_the_next_open(
+async def test_a_rewrite_within_the_grain_of_an_own_write_is_seen_at_an_open(
     make_parts: MakeParts, writeback: bool
 ) -> None:
     parts, file, path = coarse(make_parts, writeback=writeback)
@@ -131,7 +131,7 @@ async def test_own_writes_cost_no_read_where_each_change_has_its_stamp(make_part
 
 @pytest.mark.parametrize("writeback", [False, True])
 @in_trio
-async def test_what_others_write_between_a_write_of_ours_and_its_stat_is_seen_at_the_next_open(
+async def test_a_foreign_write_before_the_stat_of_an_own_write_is_seen(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, writeback: bool
 ) -> None:
     parts = make_parts(writeback=writeback)  # each change has its stamp
@@ -156,7 +156,7 @@ async def test_what_others_write_between_a_write_of_ours_and_its_stat_is_seen_at
 
 
 @in_trio
-async def test_what_others_write_between_two_calls_of_a_write_back_is_seen_at_the_next_open(
+async def test_a_foreign_write_between_two_calls_of_a_write_back_is_seen(
     make_parts: MakeParts,
 ) -> None:
     parts = make_parts(writeback=True)  # each change has its stamp
@@ -197,7 +197,7 @@ async def test_a_byte_that_is_written_back_takes_no_old_neighbour_with_it(
 
 
 @in_trio
-async def test_a_page_that_others_changed_while_a_file_was_open_is_filled_before_a_part_of_it_is_written(
+async def test_a_page_changed_by_others_is_filled_before_a_partial_write(
     make_parts: MakeParts,
 ) -> None:
     parts, file, path = coarse(make_parts, writeback=True)

@@ -34,7 +34,7 @@ def test_a_version_settles_a_grain_after_it_was_first_seen_at_the_latest() -> No
         assert stamps.settles_at(DEVICE, stamp, 5.0, ODD) == pytest.approx(5.0 + grain_of(stamp) / SECOND)
 
 
-def test_a_later_stamp_and_elapsed_time_tell_that_the_servers_clock_has_moved_on() -> None:
+def test_a_stamp_settles_by_a_later_stamp_or_by_elapsed_time() -> None:
     stamps = Stamps(own_clock=None)
     stamps.see(DEVICE, ODD, 100.0, NEVER)
     assert stamps.settles_at(DEVICE, ODD, 100.25, NEVER) == pytest.approx(101.02)
@@ -91,7 +91,7 @@ def test_no_version_is_settled_while_a_change_could_leave_it_as_it_is(seed: int)
             settles[stamp] = stamps.settles_at(DEVICE, stamp, now, true)
 
 
-def test_changes_that_are_closer_than_any_tick_show_that_every_change_has_its_stamp() -> None:
+def test_stamps_closer_than_a_tick_prove_that_each_change_has_its_own() -> None:
     stamps = Stamps(own_clock=DEVICE)
     for before, after in ((5, 5), (5, 5 + NO_TICK), (5, 4)):
         stamps.compare(1, before, after)

@@ -87,7 +87,7 @@ async def test_an_empty_file_is_read_once_a_version(make_parts: MakeParts) -> No
 
 
 @in_trio
-async def test_readers_of_a_file_without_a_size_share_the_read_that_finds_its_end(
+async def test_readers_of_a_file_of_unknown_size_share_the_read_to_its_end(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts()

@@ -47,7 +47,7 @@ def test_a_jump_ends_the_stream_and_the_next_one_starts_small() -> None:
     assert stream.miss(5001, 5001) == MIN_PAGES
 
 
-def test_a_read_that_goes_on_in_the_page_where_the_last_one_ended_continues() -> None:
+def test_a_read_in_the_page_where_the_last_one_ended_is_sequential() -> None:
     stream = Readahead()
     stream.next_page = 11
     assert stream.continues(10)
@@ -56,7 +56,7 @@ def test_a_read_that_goes_on_in_the_page_where_the_last_one_ended_continues() ->
     assert not stream.continues(12)
 
 
-def test_the_next_window_is_read_when_the_marker_is_passed_and_starts_where_the_last_ended() -> None:
+def test_passing_the_marker_reads_the_window_after_the_last() -> None:
     stream = Readahead()
     window = stream.miss(0, 0)
     assert 0 < stream.marker <= window

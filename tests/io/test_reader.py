@@ -163,7 +163,7 @@ async def test_a_waiter_reads_again_what_a_failed_readahead_did_not_bring(make_p
 
 
 @in_trio
-async def test_a_file_that_shrank_underneath_gives_a_short_read_and_its_new_size(make_parts: MakeParts) -> None:
+async def test_a_file_that_shrank_underneath_gives_a_short_read_and_new_size(make_parts: MakeParts) -> None:
     parts = make_parts()
     data = pages_of(1, 20)
     file = parts.make("f", data)
@@ -175,7 +175,7 @@ async def test_a_file_that_shrank_underneath_gives_a_short_read_and_its_new_size
 
 
 @in_trio
-async def test_a_reader_that_joins_a_fill_of_a_shorter_file_reads_on_to_the_new_end(make_parts: MakeParts) -> None:
+async def test_a_reader_that_joined_a_short_fill_reads_on_to_the_new_end(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", b"x" * 5000)
     parts.backing.after_read.shut = True
@@ -195,7 +195,7 @@ async def test_a_reader_that_joins_a_fill_of_a_shorter_file_reads_on_to_the_new_
 
 
 @in_trio
-async def test_a_file_that_grows_underneath_is_read_on_after_the_attribute_timeout(make_parts: MakeParts) -> None:
+async def test_growth_underneath_is_read_after_the_attribute_timeout(make_parts: MakeParts) -> None:
     parts = make_parts(attr_timeout=1.0)
     file = parts.make("f", b"a" * 5000)
     assert await parts.read(file, 0, 1 << 17) == b"a" * 5000
@@ -256,7 +256,7 @@ async def test_a_random_reader_gets_no_page_that_it_did_not_ask_for(make_parts: 
 
 
 @in_trio
-async def test_the_first_use_of_a_page_that_was_read_ahead_is_counted_once_unless_it_was_waited_for(
+async def test_a_read_ahead_page_is_counted_as_used_once_unless_waited_for(
     make_parts: MakeParts,
 ) -> None:
     parts = make_parts(cache=4 * MIB)

@@ -154,7 +154,7 @@ async def test_a_file_may_end_beyond_what_the_backing_has(make_parts: MakeParts)
 
 
 @in_trio
-async def test_a_hole_read_while_the_end_is_being_written_back_is_no_end_of_file(make_parts: MakeParts) -> None:
+async def test_a_hole_read_while_the_end_is_written_back_is_not_the_end_of_file(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", b"begin")
     file.stream.max_pages = 0
@@ -234,7 +234,7 @@ async def test_the_time_of_a_file_is_that_of_its_last_write(make_parts: MakePart
 
 
 @in_trio
-async def test_what_others_changed_while_pages_were_dirty_is_seen_at_the_next_open(make_parts: MakeParts) -> None:
+async def test_changes_by_others_while_pages_were_dirty_are_seen_at_an_open(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", pages_of(1, 20))
     await parts.read(file, 0, 20 * PAGE_SIZE)
@@ -359,7 +359,7 @@ async def test_a_closed_file_that_loses_its_last_name_frees_its_space_at_once(ma
 
 
 @in_trio
-async def test_while_it_is_suspended_everything_is_written_and_nothing_becomes_dirty(make_parts: MakeParts) -> None:
+async def test_suspended_write_back_writes_everything_and_dirties_nothing(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     assert parts.writeback is not None
     one, two = parts.make("one", bytes(9000)), parts.make("two", bytes(9000))
@@ -391,7 +391,7 @@ async def test_while_it_is_suspended_everything_is_written_and_nothing_becomes_d
 
 
 @in_trio
-async def test_the_last_close_of_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: MakeParts) -> None:
+async def test_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     unused: Any = None
 

@@ -97,9 +97,7 @@ async def test_a_close_tells_and_leaves_it_to_fsync_to_be_told(make_parts: MakeP
 
 
 @in_trio
-async def test_a_file_that_belongs_to_somebody_else_is_written_back_all_the_same(
-    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_of_another_user_is_written_back(make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", bytes(9000))
 

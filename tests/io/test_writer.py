@@ -19,7 +19,7 @@ __all__ = ["make_parts"]
 
 
 @in_trio
-async def test_a_write_is_on_the_backing_when_it_returns_and_read_back_from_memory(make_parts: MakeParts) -> None:
+async def test_a_finished_write_is_on_the_backing_and_read_back_from_memory(make_parts: MakeParts) -> None:
     parts = make_parts()
     data = bytearray(pages_of(1, 30))
     file = parts.make("f", bytes(data))
@@ -106,7 +106,7 @@ async def test_metadata_changes_of_our_own_keep_the_pages(make_parts: MakeParts)
 
 @pytest.mark.timeout(20)
 @in_trio
-async def test_a_truncate_that_the_backing_refuses_changes_nothing_and_returns_at_once(make_parts: MakeParts) -> None:
+async def test_a_refused_truncate_changes_nothing_and_returns_at_once(make_parts: MakeParts) -> None:
     parts = make_parts()
     data = pages_of(1, 10)
     file = parts.make("f", data)
@@ -129,7 +129,7 @@ async def test_a_write_far_beyond_the_end_leaves_a_hole_of_zeros(make_parts: Mak
 
 
 @in_trio
-async def test_an_append_lands_where_the_backing_ends_and_not_where_the_kernel_says(make_parts: MakeParts) -> None:
+async def test_an_append_goes_to_the_backings_end_not_to_the_kernels_offset(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", pages_of(1, 2)[:5000], os.O_RDWR | os.O_APPEND)
     await parts.read(file, 0, 5000)
@@ -170,7 +170,7 @@ async def test_an_append_that_others_append_beside_keeps_no_page(
 
 
 @in_trio
-async def test_pages_of_a_mapping_go_where_they_belong_through_a_descriptor_that_appends(
+async def test_mapped_pages_are_written_in_place_through_an_o_append_descriptor(
     make_parts: MakeParts,
 ) -> None:
     parts = make_parts()

@@ -80,7 +80,7 @@ mapped.close()
 
 
 @pytest.mark.mount
-def test_a_file_with_direct_io_can_be_mapped_shared_and_written_through_the_mapping(place: Place) -> None:
+def test_a_direct_io_file_can_be_written_through_a_shared_mapping(place: Place) -> None:
     assert place.mount(command=TINY).returncode == 0
     if "shared mmap is off" in place.log_text():
         pytest.skip("this kernel has no shared mmap on direct I/O (Linux 6.6 has)")

@@ -55,7 +55,7 @@ def test_a_mount_does_not_use_a_socket_whose_place_others_can_take(tmemd: Tmemd,
     assert tmemd.totals()["joins"] == 0
 
 
-def test_a_mount_in_the_background_has_found_tmemd_when_it_reports_success(tmemd: Tmemd, place: Place) -> None:
+def test_a_background_mount_has_found_tmemd_when_it_reports_success(tmemd: Tmemd, place: Place) -> None:
     tmemd.start("16M")
     assert place.mount("--pool", f"unix:{tmemd.socket}", "--pool-max", "1M").returncode == 0
     (row,) = tmemd.rows()
@@ -189,9 +189,7 @@ def test_tmemctl_freezes_thaws_and_bounds_a_mount(tmemd: Tmemd, borrowing: MakeB
     one.wait_agreed()
 
 
-def test_an_evicted_mount_goes_on_without_a_pool_and_what_it_lost_reads_as_errors(
-    tmemd: Tmemd, borrowing: MakeBorrowing
-) -> None:
+def test_an_evicted_mount_runs_without_a_pool_and_lost_pages_fail(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
     tmemd.start("32M")
     mount = borrowing("evicted")
     mount.start_with_hswap(2)

@@ -115,7 +115,7 @@ def test_a_killed_mount_says_so_and_its_socket_goes_with_it(place: Place) -> Non
 
 
 @pytest.mark.mount
-def test_a_stopped_mount_does_not_answer_in_time_and_umount_waits_for_the_right_process(place: Place) -> None:
+def test_a_stopped_mount_times_out_and_umount_waits_for_its_process(place: Place) -> None:
     process = place.serve(command=TINY)
     entry = top_mount(place.mountpoint)
     assert entry is not None
@@ -211,7 +211,7 @@ def test_errors_are_one_line_and_say_whose_fault_it_is(directory: Path) -> None:
     serving(Verbs(), client)
 
 
-def test_requests_that_wait_and_connections_that_say_nothing_do_not_keep_others_out(
+def test_waiting_requests_and_silent_connections_do_not_block_others(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(controlserver, "REQUEST_SECONDS", 0.2)

@@ -45,7 +45,7 @@ def end(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
-def test_the_terminal_is_free_once_the_mount_works_and_umount_waits_for_the_end(place: Place) -> None:
+def test_mount_returns_once_it_works_and_umount_waits_for_the_end(place: Place) -> None:
     done = place.mount(command=TINY)
     assert done.returncode == 0
     assert f"{place.source} on {place.mountpoint}, pid {place.logged_pid()}, log {place.log}" in done.stderr
@@ -144,7 +144,7 @@ def test_a_second_signal_aborts_a_request_that_hangs(place: Place) -> None:
     assert (place.source / "written").exists()
 
 
-def test_a_mount_that_was_aborted_from_outside_ends_even_if_a_handler_hangs(place: Place) -> None:
+def test_an_aborted_mount_ends_even_if_a_handler_hangs(place: Place) -> None:
     process = place.serve(command=TINY)
     user = hold(place, "hang", wait=False)
     entry = top_mount(place.mountpoint)
@@ -203,7 +203,7 @@ exec(compile(open({tiny!r}).read(), {tiny!r}, 'exec'), {{'__name__': '__main__'}
 """
 
 
-def test_a_mount_that_is_still_writing_back_leaves_the_next_one_at_its_place_alone(place: Place) -> None:
+def test_a_mount_still_writing_back_leaves_its_successor_alone(place: Place) -> None:
     os.mkfifo(place.source / "written")  # the end waits for a reader
     process = place.serve(command=(sys.executable, "-c", SAME_NUMBER.format(tiny=TINY[1])))
     assert run("umount", place.mountpoint).returncode == 0
@@ -317,7 +317,7 @@ def copy_elsewhere(place: Place) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.root
 @needs("unshare", "nsenter")
-def test_umount_names_who_has_a_copy_in_another_namespace_and_waits_no_longer_than_told(place: Place) -> None:
+def test_umount_names_holders_in_other_namespaces_and_waits_as_told(place: Place) -> None:
     process = place.serve(command=TINY)
     with copy_elsewhere(place) as holder:
         done = run(*TINY, "umount", place.mountpoint, "--timeout", "1200ms")

@@ -44,7 +44,7 @@ def being(uid: int) -> Iterator[None]:
 
 
 @pytest.mark.root
-def test_who_may_write_to_anothers_file_may_touch_it_and_set_no_other_time(tmp_path: Path) -> None:
+def test_a_writer_of_anothers_file_may_set_its_times_only_to_now(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.touch()
     path.chmod(0o666)

@@ -50,7 +50,7 @@ async def test_of_a_directory_that_changes_all_the_time_one_listing_is_kept(make
 
 
 @in_trio
-async def test_a_listing_is_believed_once_the_backings_clock_has_left_the_grain_of_its_times(
+async def test_a_listing_is_cached_once_its_times_grain_is_past(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server with whole seconds whose clock is an hour behind ours."""

@@ -132,7 +132,7 @@ async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_part
 
 
 @in_trio
-async def test_an_unlink_that_a_write_back_overtakes_does_not_hide_what_it_writes(make_parts: MakeParts) -> None:
+async def test_an_unlink_overtaken_by_a_write_back_keeps_the_bytes_written(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     tree = Tree(parts.backing, parts.inodes, parts.descriptors)
     file = parts.make("f", b"")
@@ -191,7 +191,7 @@ async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakePar
 
 
 @in_trio
-async def test_where_the_backing_counts_no_links_a_directory_without_any_is_there(
+async def test_a_directory_with_zero_links_exists_if_the_backing_counts_none(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fstat = os.fstat

@@ -17,7 +17,7 @@ from tmemfs.hswap import swapfile
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 
 
-def test_a_mount_that_is_swapped_to_is_not_unmounted_and_the_way_out_is_named(swapped: SwappedMount) -> None:
+def test_a_mount_in_use_as_swap_is_not_unmounted_and_says_what_to_do(swapped: SwappedMount) -> None:
     swapped.start()
     for options in ((), ("--lazy",)):
         done = swapped.command("umount", *options)
@@ -91,7 +91,7 @@ def test_an_overflow_file_in_memory_is_not_for_swap(swapped: SwappedMount) -> No
         swapped.end()
 
 
-def test_an_overflow_file_without_room_for_what_the_pool_cannot_hold_is_not_for_swap(swapped: SwappedMount) -> None:
+def test_swapon_refuses_an_overflow_file_without_enough_disk_space(swapped: SwappedMount) -> None:
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("mkfs.ext4 is missing")
     image, disk = (swapped.place.log.with_name(name) for name in ("image", "disk"))

@@ -46,7 +46,7 @@ def test_tmemd_is_killed_and_started_again_while_swap_is_in_use(
         assert tmemd.rows()[0]["persistent_bytes"] > 1 << 20
 
 
-def test_another_guest_asks_for_memory_and_the_persistent_cap_falls_while_swap_is_in_use(
+def test_a_lower_persistent_cap_while_swap_is_in_use_loses_no_page(
     swapped: SwappedMount, tmemd: Tmemd, guest: MakeGuest, cgroup_version: int
 ) -> None:
     tmemd.start("48M")

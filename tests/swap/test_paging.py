@@ -84,9 +84,7 @@ def test_a_pool_that_is_too_small_lets_the_rest_overflow(swapped: SwappedMount, 
 
 
 @pytest.mark.slow
-def test_a_guest_at_the_limit_of_its_own_memory_cgroup_lets_the_rest_overflow(
-    swapped: SwappedMount, cgroup_version: int
-) -> None:
+def test_a_guest_at_its_cgroup_limit_overflows_the_rest(swapped: SwappedMount, cgroup_version: int) -> None:
     """Its memory is locked: were the limit reached, the kernel would have nobody but the guest to kill."""
     swapped.start("--pool", "64M")
     process = swapped.mounted.process

@@ -134,7 +134,7 @@ def test_clause_6_flush_and_destroy_work_in_every_state(make: Make, kind: dict[s
     assert not pool.put(3, 1, page_of(1, 1000))
 
 
-def test_all_pools_freeze_and_thaw_together_but_a_destroyed_one_stays_as_it_is(make: Make) -> None:
+def test_all_pools_freeze_and_thaw_together_except_destroyed_ones(make: Make) -> None:
     tmem = make(4)[1]
     pool, kept, gone = tmem.new_pool(), tmem.new_pool(persistent=True), tmem.new_pool()
     gone.destroy()
@@ -224,7 +224,7 @@ def test_clause_9_a_flipped_bit_is_a_miss_or_an_error_that_names_the_page(
     assert pool.get(5, 6) == page_of(2, size)
 
 
-def test_clause_9_a_slab_punched_meanwhile_is_misses_and_makes_no_memory_real(make: Make) -> None:
+def test_clause_9_pages_of_a_punched_slab_miss_without_using_memory(make: Make) -> None:
     source, tmem = make(2)
     pool = tmem.new_pool()
     for index in range(16):

@@ -150,7 +150,7 @@ def test_clause_4_an_accepted_put_replaces_the_page(make: Make, kind: dict[str, 
     assert pool.stats.pages == (0 if kind == KINDS[0] else 1)
 
 
-def test_a_put_that_finds_no_memory_for_larger_tables_is_refused_and_the_next_one_is_not(
+def test_a_put_without_memory_for_larger_tables_is_refused_only_once(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, backend = make(8)

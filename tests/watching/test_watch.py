@@ -24,7 +24,7 @@ def parts(tmp_path: Path) -> Watched:
 CALLER = type("Caller", (), {"uid": os.geteuid(), "gid": os.getegid(), "umask": 0o022})()
 
 
-def test_a_directory_is_watched_once_something_in_it_is_looked_up_and_no_longer_than_it_is_known(
+def test_a_directory_is_watched_from_its_first_lookup_until_forgotten(
     parts: Watched,
 ) -> None:
     async def main() -> None:
@@ -187,7 +187,7 @@ def test_a_change_that_leaves_the_stamps_as_they_were_is_seen(parts: Watched) ->
     trio.run(main)
 
 
-def test_attributes_that_others_change_are_forgotten_for_every_kind_of_node(parts: Watched) -> None:
+def test_attributes_changed_by_others_are_invalidated_for_every_node_type(parts: Watched) -> None:
     async def main() -> None:
         (parts.directory / "d").mkdir()
         os.mkfifo(parts.directory / "p")
@@ -231,7 +231,7 @@ def test_lost_events_renew_open_files_and_have_every_name_looked_at_again(
     trio.run(main)
 
 
-def test_the_limit_of_watches_is_said_once_with_the_remedy_and_tried_again_later(
+def test_the_watch_limit_is_logged_once_with_its_remedy_and_retried(
     parts: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: object, mask: int) -> int:

@@ -31,7 +31,7 @@ def test_a_budget_is_spent_and_grows_again() -> None:
     assert budget.is_full(100.0)
 
 
-def test_the_connections_of_a_user_share_one_budget_and_others_have_their_own() -> None:
+def test_all_connections_of_a_user_share_one_budget() -> None:
     budgets = Budgets(frozenset({0}), 0.0)
     for _ in range(4):
         for budget in budgets.of(1000, (), 0.0):

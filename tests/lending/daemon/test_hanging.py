@@ -172,7 +172,7 @@ def test_a_descriptor_whose_close_hangs_stops_nobody(tmemd: Tmemd, guest: MakeGu
 
 
 @pytest.mark.root
-def test_a_user_whose_descriptors_cannot_be_closed_may_not_connect_meanwhile(
+def test_a_user_whose_descriptors_hang_in_close_cannot_connect(
     tmemd: Tmemd, guest: MakeGuest, backing: Backing
 ) -> None:
     tmemd.start("4M", "--mode", "0666")

@@ -311,7 +311,7 @@ def crowd(tmemd: Tmemd, users: int, connections: int) -> Iterator[list[Client]]:
 
 
 @pytest.mark.root
-def test_connections_are_bounded_for_each_user_and_users_do_not_lock_root_out(tmemd: Tmemd, guest: MakeGuest) -> None:
+def test_connections_are_bounded_per_user_and_root_can_always_connect(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start("4M", "--mode", "0666")
     most = MAX_CONNECTIONS - RESERVED_CONNECTIONS
     users = most // MAX_CONNECTIONS_OF_ONE_USER + 2

@@ -137,7 +137,7 @@ def test_the_end_of_a_connection_is_not_the_end_of_a_guest(tmemd: Tmemd, guest: 
     assert len(tmemd.rows()) == 1
 
 
-def test_a_guest_that_comes_back_claims_what_it_holds_and_the_rest_is_punched(tmemd: Tmemd, guest: MakeGuest) -> None:
+def test_a_returning_guest_claims_its_slabs_and_the_rest_is_punched(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start("4M")
     one = guest().join()
     held = one.ask_until(30)
@@ -167,7 +167,7 @@ def test_a_process_that_ends_while_it_is_away_is_noticed(tmemd: Tmemd, child: Ma
     wait_until(lambda: tmemd.rows() == [], "the guest is gone")
 
 
-def test_the_memory_of_a_dead_guest_is_free_although_its_child_has_memfd_and_socket(
+def test_a_dead_guests_memory_is_freed_although_a_child_has_its_memfd(
     tmemd: Tmemd, guest: MakeGuest, child: MakeChild
 ) -> None:
     tmemd.start("4M")

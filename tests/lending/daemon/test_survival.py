@@ -68,7 +68,7 @@ def kill_again_and_again(tmemd: Tmemd, times: int, seed: int) -> None:
         borrower.guest.close()
 
 
-def test_a_killed_tmemd_costs_nothing_persistent_and_its_successor_is_right(tmemd: Tmemd) -> None:
+def test_a_killed_tmemd_loses_no_persistent_page_and_books_are_right(tmemd: Tmemd) -> None:
     kill_again_and_again(tmemd, 6, seed=1)
 
 
@@ -141,7 +141,7 @@ def test_without_its_file_tmemd_believes_its_guests(tmemd: Tmemd, guest: MakeGue
     agree(tmemd, one)
 
 
-def test_an_ephemeral_slab_that_turns_out_to_be_a_hole_is_answered_as_taken(tmemd: Tmemd, guest: MakeGuest) -> None:
+def test_a_claimed_ephemeral_slab_that_is_a_hole_is_answered_as_taken(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start(SIZE)
     one = guest().join()
     one.ask_until(20)

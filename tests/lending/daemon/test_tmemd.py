@@ -45,7 +45,7 @@ def test_a_second_tmemd_on_the_same_socket_refuses(tmemd: Tmemd, guest: MakeGues
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_a_clean_end_from_the_moment_that_the_socket_can_be_seen(tmemd: Tmemd, number: int) -> None:
+def test_a_signal_ends_tmemd_cleanly_once_its_socket_is_visible(tmemd: Tmemd, number: int) -> None:
     tmemd.start()
     assert tmemd.process is not None
     tmemd.process.send_signal(number)

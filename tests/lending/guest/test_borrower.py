@@ -132,7 +132,7 @@ def test_a_guest_asks_for_no_more_than_its_cap(make: Make) -> None:
     assert not loan.kept.put(1, 1, noise(1))
 
 
-def test_a_revoke_is_paid_in_steps_from_stock_first_and_coldest_pages_last(make: Make) -> None:
+def test_a_revoke_is_paid_in_steps_from_stock_before_pages(make: Make) -> None:
     loan = make()
     loan.lend(((0, 40),))
     loan.fill(30 * SLAB_PAGES)
@@ -162,7 +162,7 @@ def test_a_guest_that_has_less_gives_what_it_has_and_says_so(make: Make) -> None
     assert loan.kept.get(1, 1) == noise(1)
 
 
-def test_persistent_slabs_are_given_as_far_as_pages_leave_them_and_the_owner_is_told(make: Make) -> None:
+def test_empty_persistent_slabs_are_returned_and_hswap_is_told_the_rest(make: Make) -> None:
     loan = make()
     told: list[int] = []
     loan.borrower.on_persistent_revoke = told.append
@@ -178,7 +178,7 @@ def test_persistent_slabs_are_given_as_far_as_pages_leave_them_and_the_owner_is_
     assert all(loan.kept.get(1, index) == noise(index) for index in range(2 * SLAB_PAGES))
 
 
-def test_slabs_that_cross_a_lower_persistent_cap_are_not_given_in_the_place_of_others(make: Make) -> None:
+def test_slabs_lent_after_a_lower_cap_do_not_count_towards_the_debt(make: Make) -> None:
     loan = make()
     told: list[int] = []
     loan.borrower.on_persistent_revoke = told.append
@@ -331,9 +331,7 @@ def test_many_claims_are_split_and_only_the_final_one_is_the_last(make: Make) ->
     [Lend(((255, 2),), 1), Lend(((0, 1),), 1), Taken(((300, 1),), 1), Taken(((4, 1),), 1), Welcome(1, 2, 3)],
     ids=lambda message: type(message).__name__,
 )
-def test_what_no_honest_tmemd_says_ends_the_connection_and_changes_nothing(
-    make: Make, message: Lend | Taken | Welcome
-) -> None:
+def test_an_invalid_message_of_tmemd_ends_the_connection_unapplied(make: Make, message: Lend | Taken | Welcome) -> None:
     loan = make()
     loan.lend(((0, 2),))
     loan.lend(((4, 1),), persistent=True)

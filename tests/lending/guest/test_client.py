@@ -310,7 +310,7 @@ def test_a_lost_tmemd_is_found_again_and_told_what_is_held(tmp_path: Path) -> No
     run(test, tmp_path)
 
 
-def test_a_tmemd_that_speaks_nonsense_or_refuses_for_a_while_is_tried_again(tmp_path: Path) -> None:
+def test_a_tmemd_that_sends_garbage_or_refuses_is_tried_again(tmp_path: Path) -> None:
     async def test(fixture: Fixture) -> None:
         async with fixture.connected() as lender:
             await lender.say(Lend(((63, 2),), 1))
@@ -339,7 +339,7 @@ def test_a_tmemd_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
-def test_a_guest_that_was_evicted_while_it_was_away_forgets_all_and_does_not_come_back(tmp_path: Path) -> None:
+def test_a_guest_evicted_while_away_drops_its_slabs_and_stays_away(tmp_path: Path) -> None:
     async def test(fixture: Fixture) -> None:
         async with fixture.connected() as lender:
             ask = await lender.hear(Ask)

@@ -91,7 +91,7 @@ def test_a_socket_where_others_may_write_is_not_used(tmp_path: Path, mode: int) 
 
 
 @pytest.mark.root
-def test_a_socket_in_another_users_directory_is_used_only_if_that_user_is_named(tmp_path: Path) -> None:
+def test_a_socket_of_another_user_is_used_only_if_that_user_is_named(tmp_path: Path) -> None:
     path = os.fspath(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind(path)

@@ -12,7 +12,7 @@ from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.wire import encode, tmemctl_decoder
 
 
-def test_resize_takes_back_until_it_fits_and_stays_as_large_as_persistent_slabs_need() -> None:
+def test_resize_reclaims_down_to_the_persistent_slabs() -> None:
     here = world()
     guest, other = add(here, persistent=30), add(here)
     hold(here, guest, 30, persistent=True)
@@ -107,7 +107,7 @@ def test_what_was_being_made_real_when_the_cap_was_lowered_comes_back_too() -> N
     assert len(guest.ephemeral) == 16
 
 
-def test_what_was_being_made_real_when_the_size_was_made_smaller_comes_back_too() -> None:
+def test_slabs_being_populated_during_a_shrink_are_reclaimed_too() -> None:
     here = world()
     guest = add(here)
     guest.ask(64)
@@ -215,7 +215,7 @@ def test_an_evicted_guest_is_not_let_in_again_as_long_as_its_process_runs(restar
     here.join(guest)
 
 
-def test_a_guest_may_be_evicted_while_it_is_asked_and_while_it_is_being_lent_to() -> None:
+def test_a_guest_can_be_evicted_during_a_revoke_and_during_a_lend() -> None:
     here = world()
     guest, asker = add(here), add(here)
     hold(here, guest, 90)

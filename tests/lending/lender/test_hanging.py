@@ -103,7 +103,7 @@ def test_a_hanging_guest_that_ends_is_forgotten() -> None:
     assert len(other.ephemeral) == 64
 
 
-def test_an_evicted_guest_that_hangs_is_booked_after_a_restart_until_it_ends() -> None:
+def test_a_hanging_evicted_guest_is_booked_after_a_restart_until_it_ends() -> None:
     here = world(100)
     bad = add(here, persistent=50)
     hold(here, bad, 40)
@@ -126,7 +126,7 @@ def test_an_evicted_guest_that_hangs_is_booked_after_a_restart_until_it_ends() -
     assert here.lender.stats().unpunched == 0
 
 
-def test_an_evicted_guest_has_nothing_after_a_restart_once_its_arena_is_closed() -> None:
+def test_an_evicted_guest_with_a_closed_arena_is_not_booked_at_restart() -> None:
     here = world(100)
     gone = add(here)
     hold(here, gone, 40)

@@ -76,7 +76,7 @@ def test_persistent_caps_that_nobody_asked_for_stay_within_the_users_cap() -> No
     assert caps(here) == [15, 15, 70]
 
 
-def test_a_limit_may_be_lowered_even_where_more_is_promised_than_could_be_now() -> None:
+def test_a_limit_can_be_lowered_below_what_is_promised() -> None:
     here = world()
     guest = add(here, persistent=60)
     here.perform(here.lender.set_limits(here.now, guest.number, floor=30))
@@ -127,7 +127,7 @@ def test_by_default_a_user_is_promised_half_and_all_users_three_quarters() -> No
     assert here.lender.stats().ephemeral == 100, "what can be taken is not bounded"
 
 
-def test_what_users_did_not_ask_for_stays_within_the_same_shares_and_root_may_set_more() -> None:
+def test_default_persistent_caps_keep_user_shares_unless_root_sets_more() -> None:
     here = world(bounds=UserBounds(trusted=frozenset({0})))
     add(here, persistent=None), add(here, persistent=None), add(here, persistent=None, uid=2000)
     assert caps(here) == [25, 25, 25]

@@ -15,7 +15,7 @@ def look(here: World, slabs: int) -> None:
     here.settle()
 
 
-def test_the_only_user_that_gave_anything_up_is_blamed_for_no_more_than_that() -> None:
+def test_a_sole_user_is_charged_at_most_what_it_gave_up() -> None:
     pinned = Pinned()
     pinned.look(5, Counter())
     pinned.punched(1, 10)
@@ -58,7 +58,7 @@ def test_what_went_away_may_have_been_anybodys() -> None:
     assert not pinned.of
 
 
-def test_a_user_is_lent_less_by_what_it_keeps_and_nothing_more_than_there_is() -> None:
+def test_a_user_is_lent_less_by_its_pinned_memory_and_within_the_size() -> None:
     here = world(100, bounds=UserBounds(cap=60))
     look(here, 0)
     bad, good = add(here, uid=1000), add(here, uid=2000)

@@ -66,7 +66,7 @@ def test_what_was_being_made_real_when_the_connection_ended_is_freed() -> None:
     assert here.lender.stats().promised == 0
 
 
-def test_a_guest_without_a_connection_is_taken_from_and_told_when_it_comes_back() -> None:
+def test_a_disconnected_guest_loses_slabs_and_is_told_when_it_returns() -> None:
     here, guest = holding()
     here.hang_up(guest)
     other = guest_of(number=2)
@@ -81,7 +81,7 @@ def test_a_guest_without_a_connection_is_taken_from_and_told_when_it_comes_back(
     assert here.lender.stats().counters["lost_slabs"] == 10
 
 
-def test_a_guest_that_never_ends_its_claims_is_taken_from_as_if_it_were_away() -> None:
+def test_a_guest_that_never_ends_its_claims_is_treated_as_disconnected() -> None:
     here, guest = holding()
     here.hang_up(guest)
     here.join(guest, 20, again=True)
@@ -177,7 +177,7 @@ def test_a_slab_that_the_old_tmemd_had_just_taken_is_answered_as_taken() -> None
     assert there.lender.stats().counters["lost_slabs"] == 3
 
 
-def test_holes_that_are_found_while_the_guest_comes_back_once_more_are_no_fault_of_its_claims() -> None:
+def test_holes_found_during_a_second_return_are_not_a_guest_fault() -> None:
     here, guest = holding()
     guest.real -= {3, 4}
     there = restarted(here)
@@ -191,7 +191,7 @@ def test_holes_that_are_found_while_the_guest_comes_back_once_more_are_no_fault_
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_nothing_is_taken_from_a_guest_before_it_has_said_which_slabs_it_holds(forget: bool) -> None:
+def test_nothing_is_reclaimed_from_a_guest_before_its_claims(forget: bool) -> None:
     here, guest = holding(ephemeral=0, persistent=10)  # the lowest slabs, where holdings have ephemeral ones
     guest.ask(40)
     here.settle()
@@ -240,7 +240,7 @@ def test_a_smaller_size_takes_back_ephemeral_slabs_until_it_fits() -> None:
     assert (len(guest.ephemeral), len(guest.persistent)) == (15, 10)
 
 
-def test_a_size_smaller_than_the_persistent_slabs_stays_as_large_as_they_are() -> None:
+def test_the_size_stays_at_least_the_persistent_slabs() -> None:
     here, guest = holding()
     there = restarted(here, size=4)
     there.join(guest, 20, again=True)
@@ -249,7 +249,7 @@ def test_a_size_smaller_than_the_persistent_slabs_stays_as_large_as_they_are() -
     assert there.lender.rows(0.0)[0].persistent_cap == 10
 
 
-def test_a_size_that_persistent_slabs_kept_larger_comes_down_when_they_turn_out_fewer_or_come_back() -> None:
+def test_a_size_held_up_by_persistent_slabs_falls_with_them() -> None:
     here, guest = World(Lender(100)), guest_of()
     here.join(guest, persistent_slabs=None)
     guest.ask(10, persistent=True)
@@ -293,7 +293,7 @@ def test_without_holdings_claims_are_believed_as_far_as_there_is_room() -> None:
     assert there.lender.stats().counters["refused_claim_slabs"] == 20
 
 
-def test_without_holdings_persistent_claims_are_bounded_by_the_persistent_cap() -> None:
+def test_without_holdings_persistent_claims_are_bounded_by_the_cap() -> None:
     here, guest = holding()
     there = restarted(here, forget=True)
     with pytest.raises(Refusal, match="promised"):
@@ -317,7 +317,7 @@ def test_a_drained_guest_that_comes_back_gives_back_all_it_claims() -> None:
 # What a few bytes may cost.
 
 
-def test_claims_beyond_what_can_have_been_lent_are_a_fault_and_answered_with_nothing() -> None:
+def test_claims_of_more_slabs_than_exist_are_a_fault_without_an_answer() -> None:
     here, stranger = World(Lender(1000)), guest_of(1 << 24)
     here.join(stranger, again=True)
     stranger.read()
@@ -329,7 +329,7 @@ def test_claims_beyond_what_can_have_been_lent_are_a_fault_and_answered_with_not
     here.lender.check()
 
 
-def test_a_known_guest_may_claim_only_slabs_as_high_as_any_that_it_was_lent() -> None:
+def test_a_known_guest_cannot_claim_above_its_highest_lent_slab() -> None:
     here, guest = holding()
     here.hang_up(guest)
     here.join(guest, 20, again=True)
@@ -339,7 +339,7 @@ def test_a_known_guest_may_claim_only_slabs_as_high_as_any_that_it_was_lent() ->
         here.hear(guest)
 
 
-def test_a_guest_hears_of_its_losses_at_the_pace_at_which_it_confirms_them() -> None:
+def test_losses_are_told_no_faster_than_the_guest_confirms_them() -> None:
     here, guest = holding(size=1000, ephemeral=1000, persistent=0)
     there = restarted(here, size=1000, forget=True)
     other = guest_of(number=2)
@@ -423,7 +423,7 @@ def test_claims_that_lie_in_the_socket_are_in_time() -> None:
 
 
 @pytest.mark.parametrize("restart", [True, False])
-def test_a_known_guest_that_does_not_claim_in_time_is_cut_off_and_loses_nothing(restart: bool) -> None:
+def test_a_known_guest_late_with_its_claims_is_cut_off_without_loss(restart: bool) -> None:
     here, guest = holding()
     here.hang_up(guest)
     there = restarted(here) if restart else here

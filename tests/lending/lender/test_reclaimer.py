@@ -70,7 +70,7 @@ def test_a_floor_is_never_cut_into_and_always_granted() -> None:
     assert (len(idle.ephemeral), len(other.ephemeral)) == (30, 70)
 
 
-def test_a_guest_that_is_stopped_is_taken_from_after_its_patience_and_right_again_when_it_goes_on() -> None:
+def test_a_stopped_guest_is_reclaimed_after_its_timeout_and_recovers() -> None:
     here = world()
     stopped, asker = add(here), add(here)
     hold(here, stopped, 100)
@@ -96,7 +96,7 @@ def test_a_guest_that_is_stopped_is_taken_from_after_its_patience_and_right_agai
     assert len(stopped.ephemeral) == 48
 
 
-def test_an_answer_that_lies_in_the_socket_is_read_before_anything_is_taken() -> None:
+def test_a_return_waiting_in_the_socket_is_read_before_a_reclaim() -> None:
     here = world()
     slow, asker = add(here), add(here)
     hold(here, slow, 100)
@@ -180,7 +180,7 @@ def busy(here: World, guest: Guest, age: float, hits: int) -> None:
         report(here, guest, age, hits=hits * times, puts=times, misses=times)
 
 
-def test_a_user_gets_its_part_from_those_above_theirs_whatever_they_say_and_no_more() -> None:
+def test_a_user_reaches_its_part_and_no_more_whatever_others_report() -> None:
     here = world(200)
     liar, modest = add(here, uid=1), add(here, uid=2)
     hold(here, liar, 200)
@@ -215,7 +215,7 @@ def test_a_smaller_size_is_taken_from_those_above_their_part_first() -> None:
     assert (len(liar.ephemeral), len(modest.ephemeral)) == (30, 30)
 
 
-def test_a_guest_that_tells_no_age_gets_a_start_and_then_gives_way_like_others() -> None:
+def test_a_guest_that_reports_no_age_gets_a_start_and_then_yields() -> None:
     here = world(300)
     silent, other = add(here), add(here)
     hold(here, other, 300)
@@ -243,7 +243,7 @@ def test_a_persistent_request_takes_ephemeral_memory_and_never_persistent() -> N
     assert ephemeral.denied == [Denial.YOUNGER.value]
 
 
-def test_a_persistent_request_takes_the_askers_own_pages_when_they_are_the_oldest() -> None:
+def test_a_persistent_request_takes_the_guests_own_pages_if_oldest() -> None:
     here = world()
     asker, other = add(here, persistent=50), add(here)
     hold(here, asker, 50)

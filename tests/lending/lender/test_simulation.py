@@ -87,7 +87,7 @@ def test_lent_memory_is_never_more_than_there_is(policy: str) -> None:
         guest.pool.queue.check()
 
 
-def test_the_default_is_near_the_best_fixed_parts_and_far_better_than_equal_ones() -> None:
+def test_the_default_is_within_10_percent_of_the_best_fixed_parts() -> None:
     guests = [zipf("small", 300, 8000, 1), zipf("large", 1200, 8000, 2), scan("scan", 3000)]
     slabs = 60
     misses = sum(guest.pool.misses for guest in lend(guests, slabs, DEFAULT).guests)
@@ -151,9 +151,7 @@ class Liar:
     [(10**9, 0.0), (10**9, None), (0, None), (0, 0.0)],
     ids=["hits", "hits and no age", "no word", "asks alone"],
 )
-def test_a_liar_of_another_user_leaves_honest_guests_what_half_the_memory_gives_them(
-    hits: int, age: float | None
-) -> None:
+def test_a_lying_user_leaves_honest_guests_the_hits_of_half_the_memory(hits: int, age: float | None) -> None:
     guests, slabs = [zipf("one", 600, 3000, 1), zipf("two", 900, 3000, 2)], 60
     half = sum(guest.pool.misses for guest in lend(guests, slabs // 2, DEFAULT).guests)
     memory = LentMemory(guests, slabs, DEFAULT)
@@ -221,7 +219,7 @@ def lent_over_time(stopped: bool, guests: int = 16, size: int = 16_384) -> list[
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["guests that answer", "guests that are stopped"])
-def test_a_guest_that_begins_to_miss_is_lent_memory_within_50_ms_and_then_200_mb_a_second(stopped: bool) -> None:
+def test_a_missing_guest_is_lent_memory_in_50_ms_then_200_mb_a_second(stopped: bool) -> None:
     lends = lent_over_time(stopped)
     first = next(seconds for seconds, slabs in lends if slabs)
     assert first < 0.050
