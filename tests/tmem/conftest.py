@@ -3,24 +3,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from tmem_pages import FaultySource
 
+from tests.tmem.faultysource import FaultySource
 from tmem import SLAB_SIZE, Tmem
 
-Make = Callable[[int], tuple[FaultySource, Tmem]]
+MakeTmem = Callable[[int], tuple[FaultySource, Tmem]]
+IMPLEMENTATIONS = {"python": Tmem}  # every implementation of the contract runs the same tests
 
 
-@pytest.fixture
-def make() -> Iterator[Make]:
-    """Give a maker of backends of so many slabs; each is checked at the end of the test."""
+@pytest.fixture(params=list(IMPLEMENTATIONS))
+def make_tmem(request: pytest.FixtureRequest) -> Iterator[MakeTmem]:
+    """Return a function that makes a backend of so many slabs; `check()` of each runs at teardown."""
+    implementation = IMPLEMENTATIONS[request.param]
     made: list[tuple[FaultySource, Tmem]] = []
 
-    def make_one(slabs: int) -> tuple[FaultySource, Tmem]:
+    def make(slabs: int) -> tuple[FaultySource, Tmem]:
         source = FaultySource(slabs * SLAB_SIZE)
-        made.append((source, Tmem(source, clock=lambda: 0.0)))
+        made.append((source, implementation(source, clock=lambda: 0.0)))
         return made[-1]
 
-    yield make_one
+    yield make
     for source, tmem in made:
         tmem.check()
         source.check()

@@ -1,25 +1,24 @@
-"""The contract, clause by clause (docs/design/pool.md numbers them)."""
+"""The contract of the pool, by the numbered clauses of docs/design/pool.md; clause 4 is in test_refusals.py."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tmem_pages import FaultySource, filled, page_of
 
-from tmem import SLAB_SIZE, PageCorrupt, Tmem
+from tests.tmem.conftest import MakeTmem
+from tests.tmem.faultysource import filled, first_stored_byte, flipped_bits, page_of
+from tmem import SLAB_SIZE, PageCorrupt
 
-Make = Callable[[int], tuple[FaultySource, Tmem]]
 KINDS = [{"persistent": False}, {"shared": True}, {"persistent": True}, {"persistent": True, "shared": True}]
 SIZES = [100, 1000, 2000, 4096]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_clause_1_put_and_get_copy(make: Make, kind: dict[str, Any], size: int) -> None:
-    pool = make(4)[1].new_pool(**kind)
+def test_clause_1_put_and_get_copy(make_tmem: MakeTmem, kind: dict[str, Any], size: int) -> None:
+    pool = make_tmem(4)[1].new_pool(**kind)
     buffer = bytearray(page_of(1, size))
     assert pool.put(7, 1, memoryview(buffer))
     buffer[:] = bytes(4096)
@@ -28,8 +27,8 @@ def test_clause_1_put_and_get_copy(make: Make, kind: dict[str, Any], size: int) 
     assert page == page_of(1, size)
 
 
-def test_clause_2_a_private_ephemeral_get_removes_the_page(make: Make) -> None:
-    tmem = make(4)[1]
+def test_clause_2_a_private_ephemeral_get_removes_the_page(make_tmem: MakeTmem) -> None:
+    tmem = make_tmem(4)[1]
     pool = tmem.new_pool()
     pool.put(1, 2, page_of(1, 2000))
     assert pool.holds(1, 2)
@@ -41,14 +40,14 @@ def test_clause_2_a_private_ephemeral_get_removes_the_page(make: Make) -> None:
     assert tmem.stats().pages == tmem.stats().used_bytes == 0
 
 
-def test_clause_2_a_shared_ephemeral_get_leaves_the_page(make: Make) -> None:
-    pool = make(4)[1].new_pool(shared=True)
+def test_clause_2_a_shared_ephemeral_get_leaves_the_page(make_tmem: MakeTmem) -> None:
+    pool = make_tmem(4)[1].new_pool(shared=True)
     pool.put(1, 2, page_of(1, 2000))
     assert pool.get(1, 2) == pool.get(1, 2) == page_of(1, 2000)
 
 
-def test_clause_2_ephemeral_pages_vanish_when_room_is_short(make: Make) -> None:
-    tmem = make(2)[1]
+def test_clause_2_ephemeral_pages_vanish_when_room_is_short(make_tmem: MakeTmem) -> None:
+    tmem = make_tmem(2)[1]
     pool = tmem.new_pool()
     assert all(pool.put(1, index, page_of(index, 4096)) for index in range(100))
     assert pool.stats.pages == 32
@@ -56,8 +55,8 @@ def test_clause_2_ephemeral_pages_vanish_when_room_is_short(make: Make) -> None:
     assert pool.get(1, 99) == page_of(99, 4096)
 
 
-def test_clause_3_a_persistent_page_is_refused_or_stays(make: Make) -> None:
-    _, tmem = make(4)
+def test_clause_3_a_persistent_page_is_refused_or_stays(make_tmem: MakeTmem) -> None:
+    _, tmem = make_tmem(4)
     kept, passing = tmem.new_pool(persistent=True), tmem.new_pool()
     accepted = set()
     for index in range(200):
@@ -72,8 +71,8 @@ def test_clause_3_a_persistent_page_is_refused_or_stays(make: Make) -> None:
         assert kept.get(1, index) == kept.get(1, index) == want
 
 
-def test_clause_3_a_persistent_put_takes_a_slab_from_ephemeral_pages(make: Make) -> None:
-    _, tmem = make(4)
+def test_clause_3_a_persistent_put_takes_a_slab_from_ephemeral_pages(make_tmem: MakeTmem) -> None:
+    _, tmem = make_tmem(4)
     passing, kept = tmem.new_pool(), tmem.new_pool(persistent=True)
     for index in range(64):
         assert passing.put(1, index, page_of(index, 4096))
@@ -84,8 +83,8 @@ def test_clause_3_a_persistent_put_takes_a_slab_from_ephemeral_pages(make: Make)
     assert not passing.put(1, 64, page_of(64, 4096))
 
 
-def test_clause_3_a_capped_persistent_put_does_not_eat_the_cache(make: Make) -> None:
-    source, tmem = make(8)
+def test_clause_3_a_capped_persistent_put_does_not_eat_the_cache(make_tmem: MakeTmem) -> None:
+    source, tmem = make_tmem(8)
     source.persistent_cap = 1
     passing, kept = tmem.new_pool(), tmem.new_pool(persistent=True)
     for index in range(128):
@@ -97,8 +96,8 @@ def test_clause_3_a_capped_persistent_put_does_not_eat_the_cache(make: Make) -> 
     assert tmem.stats().slabs == 8
 
 
-def test_clause_5_gets_fail_after_a_failed_get_until_a_put(make: Make) -> None:
-    pool = make(2)[1].new_pool(shared=True)
+def test_clause_5_gets_fail_after_a_failed_get_until_a_put(make_tmem: MakeTmem) -> None:
+    pool = make_tmem(2)[1].new_pool(shared=True)
     assert pool.get(1, 1) is None
     assert pool.get(1, 1) is None
     pool.put(1, 2, page_of(1, 2000))
@@ -110,8 +109,10 @@ def test_clause_5_gets_fail_after_a_failed_get_until_a_put(make: Make) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_clause_6_flush_and_destroy_work_in_every_state(make: Make, kind: dict[str, Any], frozen: bool) -> None:
-    tmem = make(4)[1]
+def test_clause_6_flush_and_destroy_work_in_every_state(
+    make_tmem: MakeTmem, kind: dict[str, Any], frozen: bool
+) -> None:
+    tmem = make_tmem(4)[1]
     pool = tmem.new_pool(**kind)
     for obj in (1, 2, 3):
         for index in range(5):
@@ -134,8 +135,8 @@ def test_clause_6_flush_and_destroy_work_in_every_state(make: Make, kind: dict[s
     assert not pool.put(3, 1, page_of(1, 1000))
 
 
-def test_all_pools_freeze_and_thaw_together_except_destroyed_ones(make: Make) -> None:
-    tmem = make(4)[1]
+def test_all_pools_freeze_and_thaw_together_except_destroyed_ones(make_tmem: MakeTmem) -> None:
+    tmem = make_tmem(4)[1]
     pool, kept, gone = tmem.new_pool(), tmem.new_pool(persistent=True), tmem.new_pool()
     gone.destroy()
     tmem.freeze()
@@ -147,8 +148,8 @@ def test_all_pools_freeze_and_thaw_together_except_destroyed_ones(make: Make) ->
     assert not gone.put(1, 1, page_of(1, 1000))
 
 
-def test_clause_7_a_put_on_a_frozen_pool_is_a_flush(make: Make) -> None:
-    pool = make(2)[1].new_pool(shared=True)
+def test_clause_7_a_put_on_a_frozen_pool_is_a_flush(make_tmem: MakeTmem) -> None:
+    pool = make_tmem(2)[1].new_pool(shared=True)
     pool.put(1, 1, page_of(1, 1000))
     pool.put(1, 2, page_of(2, 1000))
     pool.freeze()
@@ -161,8 +162,8 @@ def test_clause_7_a_put_on_a_frozen_pool_is_a_flush(make: Make) -> None:
     assert pool.stats.rejected_frozen == 2
 
 
-def test_clause_8_same_filled_pages_are_bounded_by_number(make: Make) -> None:
-    _, tmem = make(4)
+def test_clause_8_same_filled_pages_are_bounded_by_number(make_tmem: MakeTmem) -> None:
+    _, tmem = make_tmem(4)
     pool = tmem.new_pool()
     for index in range(1000):
         assert pool.put(1, index, filled(index))
@@ -172,8 +173,8 @@ def test_clause_8_same_filled_pages_are_bounded_by_number(make: Make) -> None:
     assert tmem.stats().slabs == 0
 
 
-def test_clause_8_persistent_same_filled_pages_are_refused_at_the_bound(make: Make) -> None:
-    _, tmem = make(4)
+def test_clause_8_persistent_same_filled_pages_are_refused_at_the_bound(make_tmem: MakeTmem) -> None:
+    _, tmem = make_tmem(4)
     passing, kept = tmem.new_pool(), tmem.new_pool(persistent=True)
     passing.put(1, 1, filled(1))
     assert sum(kept.put(1, index, filled(index)) for index in range(100)) == 64
@@ -185,8 +186,8 @@ def test_clause_8_persistent_same_filled_pages_are_refused_at_the_bound(make: Ma
     assert passing.put(1, 1, filled(1))
 
 
-def test_clause_8_the_pool_holds_no_more_memory_than_its_slabs(make: Make) -> None:
-    source, tmem = make(8)
+def test_clause_8_the_pool_holds_no_more_memory_than_its_slabs(make_tmem: MakeTmem) -> None:
+    source, tmem = make_tmem(8)
     pool, kept = tmem.new_pool(), tmem.new_pool(persistent=True)
     for index in range(600):
         (pool if index % 3 else kept).put(1, index, page_of(index, 300 + index * 13 % 3800))
@@ -196,40 +197,35 @@ def test_clause_8_the_pool_holds_no_more_memory_than_its_slabs(make: Make) -> No
     tmem.check()
 
 
-def flip(source: FaultySource, offset: int) -> None:
-    byte = os.pread(source.fd, 1, offset)
-    os.pwrite(source.fd, bytes([byte[0] ^ 0x10]), offset)
-
-
 @pytest.mark.parametrize("size", [500, 2000, 4096])
 @pytest.mark.parametrize("kind", KINDS)
 def test_clause_9_a_flipped_bit_is_a_miss_or_an_error_that_names_the_page(
-    make: Make, size: int, kind: dict[str, Any]
+    make_tmem: MakeTmem, size: int, kind: dict[str, Any]
 ) -> None:
-    source, tmem = make(2)
+    source, tmem = make_tmem(2)
     pool = tmem.new_pool(name="swap", **kind)
     pool.put(5, 6, page_of(1, size))
-    flip(source, tmem._store.entries.offset[pool._objects[5][6]] + 100)
-    if pool.persistent:
-        for _ in range(2):
-            with pytest.raises(PageCorrupt, match=r"swap.*page 6 of object 5") as caught:
-                pool.get(5, 6)
-            assert (caught.value.pool, caught.value.obj, caught.value.index) == ("swap", 5, 6)
-    else:
-        assert pool.get(5, 6) is None
-        assert pool.get(5, 6) is None
-        assert pool.stats.corrupt == 1
-        assert not pool.holds(5, 6)
+    with flipped_bits(source.fd, [first_stored_byte(source.fd, 2 * SLAB_SIZE) + 100]):
+        if pool.persistent:
+            for _ in range(2):
+                with pytest.raises(PageCorrupt, match=r"swap.*page 6 of object 5") as caught:
+                    pool.get(5, 6)
+                assert (caught.value.pool, caught.value.obj, caught.value.index) == ("swap", 5, 6)
+        else:
+            assert pool.get(5, 6) is None
+            assert pool.get(5, 6) is None
+            assert pool.stats.corrupt == 1
+            assert not pool.holds(5, 6)
     assert pool.put(5, 6, page_of(2, size))
     assert pool.get(5, 6) == page_of(2, size)
 
 
-def test_clause_9_pages_of_a_punched_slab_miss_without_using_memory(make: Make) -> None:
-    source, tmem = make(2)
+def test_clause_9_pages_of_a_punched_slab_miss_without_using_memory(make_tmem: MakeTmem) -> None:
+    source, tmem = make_tmem(2)
     pool = tmem.new_pool()
     for index in range(16):
         pool.put(1, index, page_of(index, 4096))
-    (slab,) = source.ephemeral_slabs()
+    (slab,) = source.slabs_of(False)
     source.revoke(slab)
     assert all(pool.get(1, index) is None for index in range(8))
     assert pool.stats.corrupt == 8
@@ -239,8 +235,8 @@ def test_clause_9_pages_of_a_punched_slab_miss_without_using_memory(make: Make) 
     assert tmem.stats().slabs == 0
 
 
-def test_stats_add_up(make: Make) -> None:
-    _, tmem = make(8)
+def test_stats_add_up(make_tmem: MakeTmem) -> None:
+    _, tmem = make_tmem(8)
     pool = tmem.new_pool()
     pool.put(1, 0, filled(9))
     pool.put(1, 1, page_of(1, 4096))

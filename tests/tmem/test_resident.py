@@ -7,8 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from tmem_pages import page_of
-
+from tests.tmem.faultysource import page_of
 from tmem import SLAB_SIZE, EmbeddedArena, Tmem
 from tmem.resident import ResidentSlabs
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from tmem_pages import FaultySource, page_of
 
+from tests.tmem.conftest import MakeTmem
+from tests.tmem.faultysource import FaultySource, Thinned, page_of
 from tmem import SLAB_SIZE, Pool, Tmem
-from tmem.policy import MAIN
-
-Make = Callable[[int], tuple[FaultySource, Tmem]]
-Sizes = Callable[[int], int]
 
 MIXED = random.Random(11)
 MIX = [MIXED.choice((300, 700, 1000, 1500, 1900, 2100, 2500, 2900, 4096)) for _ in range(997)]
@@ -28,26 +22,9 @@ def fill_up(pool: Pool, obj: int, pages: list[bytes], count: int) -> None:
         assert pool.put(obj, index, pages[index % len(pages)])
 
 
-class Thinned:
-    """A persistent pool that was filled with small pages, of which every other one was flushed."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        count = 0
-        while pool.put(1, count, page_of(count, 1000)):
-            count += 1
-        for gone in range(0, count, 2):
-            pool.flush_page(1, gone)
-        self._left = range(1, count, 2)
-
-    def check(self) -> None:
-        """See that the others are there."""
-        assert all(self._pool.get(1, index) == page_of(index, 1000) for index in self._left)
-
-
 @pytest.mark.parametrize("slabs", [64, 1024])
-def test_a_pool_stays_full_of_pages_when_their_size_changes(make: Make, slabs: int) -> None:
-    _, tmem = make(slabs)
+def test_a_pool_stays_full_of_pages_when_their_size_changes(make_tmem: MakeTmem, slabs: int) -> None:
+    _, tmem = make_tmem(slabs)
     pool = tmem.new_pool()
     for obj, (pages, each) in enumerate(
         [(QUARTER, 1100), (WHOLE, 4096), (MANY, 1900), (QUARTER, 1100), (MANY, 1900), (WHOLE, 4096)]
@@ -59,8 +36,8 @@ def test_a_pool_stays_full_of_pages_when_their_size_changes(make: Make, slabs: i
         tmem.check()
 
 
-def test_a_size_change_costs_no_more_bytes_than_it_brings(make: Make) -> None:
-    _, tmem = make(64)
+def test_a_size_change_costs_no_more_bytes_than_it_brings(make_tmem: MakeTmem) -> None:
+    _, tmem = make_tmem(64)
     pool = tmem.new_pool()
     fill_up(pool, 1, QUARTER, 64 * 62)
     before = tmem.stats()
@@ -73,9 +50,9 @@ def test_a_size_change_costs_no_more_bytes_than_it_brings(make: Make) -> None:
 @pytest.mark.parametrize("first", [100, 1000, 2000, 4096])
 @pytest.mark.parametrize("second", [100, 1000, 2000, 4096])
 def test_in_a_tiny_pool_no_put_costs_more_than_half_of_the_pages(
-    make: Make, slabs: int, first: int, second: int
+    make_tmem: MakeTmem, slabs: int, first: int, second: int
 ) -> None:
-    _, tmem = make(slabs)
+    _, tmem = make_tmem(slabs)
     pool = tmem.new_pool()
     fill_up(pool, 1, [page_of(1, first)], 2000)
     accepted = 0
@@ -87,8 +64,8 @@ def test_in_a_tiny_pool_no_put_costs_more_than_half_of_the_pages(
     tmem.check()
 
 
-def test_compaction_moves_pages_and_loses_none(make: Make) -> None:
-    _, tmem = make(16)
+def test_compaction_moves_pages_and_loses_none(make_tmem: MakeTmem) -> None:
+    _, tmem = make_tmem(16)
     kept = tmem.new_pool(persistent=True)
     thinned = Thinned(kept)
     assert kept.put(2, 0, page_of(9, 4096))
@@ -97,47 +74,8 @@ def test_compaction_moves_pages_and_loses_none(make: Make) -> None:
     assert kept.get(2, 0) == page_of(9, 4096)
 
 
-def test_a_failing_compaction_loses_no_persistent_page(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, tmem = make(16)
-    kept = tmem.new_pool(persistent=True)
-    thinned = Thinned(kept)
-    write, left = os.pwrite, [5]
-
-    def fail(fd: int, data: bytes, offset: int) -> int:
-        left[0] -= 1
-        if left[0] < 0:
-            raise OSError(5, "bad memory")
-        return write(fd, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", fail)
-    assert not kept.put(2, 0, page_of(9, 4096))
-    monkeypatch.undo()
-    tmem.check()
-    thinned.check()
-
-
-@pytest.mark.parametrize("call", ["pread", "pwrite"])
-def test_a_compaction_that_moves_a_part_only_leaves_the_page_where_it_was(
-    make: Make, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    """The kernel reads and writes less than asked for when it is short of memory on the way."""
-    _, tmem = make(16)
-    kept = tmem.new_pool(persistent=True)
-    thinned = Thinned(kept)
-    whole = getattr(os, call)
-
-    def part(fd: int, what: Any, offset: int) -> Any:
-        return whole(fd, what[:10] if call == "pwrite" else 10, offset)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, call, part)
-        assert tmem.give_up(1) == 0
-    tmem.check()
-    thinned.check()
-
-
-def test_give_up_releases_spares_first_then_the_coldest_pages(make: Make) -> None:
-    source, tmem = make(8)
+def test_give_up_releases_spares_first_then_the_coldest_pages(make_tmem: MakeTmem) -> None:
+    source, tmem = make_tmem(8)
     pool = tmem.new_pool()
     fill_up(pool, 1, WHOLE, 128)
     for index in range(16, 32):
@@ -153,8 +91,8 @@ def test_give_up_releases_spares_first_then_the_coldest_pages(make: Make) -> Non
     assert tmem.stats().pages == 0
 
 
-def test_give_up_never_drops_a_persistent_page(make: Make) -> None:
-    source, tmem = make(4)
+def test_give_up_never_drops_a_persistent_page(make_tmem: MakeTmem) -> None:
+    source, tmem = make_tmem(4)
     kept, passing = tmem.new_pool(persistent=True), tmem.new_pool()
     fill_up(kept, 1, WHOLE, 20)
     fill_up(passing, 1, WHOLE, 32)
@@ -168,12 +106,12 @@ def test_give_up_never_drops_a_persistent_page(make: Make) -> None:
     assert tmem.give_up(9) == 2
 
 
-def test_a_lost_slab_takes_its_pages_and_no_others(make: Make) -> None:
-    source, tmem = make(4)
+def test_a_lost_slab_takes_its_pages_and_no_others(make_tmem: MakeTmem) -> None:
+    source, tmem = make_tmem(4)
     pool, kept = tmem.new_pool(), tmem.new_pool(persistent=True)
     assert kept.put(1, 1, WHOLE[1])
     fill_up(pool, 1, WHOLE, 48)
-    slab = source.ephemeral_slabs()[1]
+    slab = source.slabs_of(False)[1]
     source.revoke(slab)
     assert tmem.lose(slab) == 16
     assert tmem.lose(slab) == 0
@@ -184,8 +122,8 @@ def test_a_lost_slab_takes_its_pages_and_no_others(make: Make) -> None:
         tmem.lose(0)
 
 
-def test_a_kind_of_slabs_is_given_up_alone(make: Make) -> None:
-    source, tmem = make(8)
+def test_a_kind_of_slabs_is_given_up_alone(make_tmem: MakeTmem) -> None:
+    source, tmem = make_tmem(8)
     pool, kept = tmem.new_pool(), tmem.new_pool(persistent=True)
     fill_up(pool, 1, WHOLE, 64)
     fill_up(kept, 1, WHOLE, 33)
@@ -199,18 +137,18 @@ def test_a_kind_of_slabs_is_given_up_alone(make: Make) -> None:
     assert all(kept.get(1, index) == WHOLE[index] for index in range(32))
 
 
-def test_the_pages_of_a_lost_slab_leave_ghosts(make: Make) -> None:
-    source, tmem = make(4)
+def test_the_pages_of_a_lost_slab_leave_ghosts(make_tmem: MakeTmem) -> None:
+    source, tmem = make_tmem(4)
     pool = tmem.new_pool()
     fill_up(pool, 1, WHOLE, 64)
-    assert tmem.lose(source.ephemeral_slabs()[0]) == tmem.stats().evictions == 16
-    source.revoke(source.ephemeral_slabs()[0])
+    assert tmem.lose(source.slabs_of(False)[0]) == tmem.stats().evictions == 16
+    source.revoke(source.slabs_of(False)[0])
     assert pool.get(1, 3) is None
     assert pool.stats.ghost_hits == 1
 
 
-def test_a_page_that_came_back_goes_to_main(make: Make) -> None:
-    _, tmem = make(4)
+def test_a_page_that_came_back_outlives_new_ones(make_tmem: MakeTmem) -> None:
+    _, tmem = make_tmem(4)
     pool = tmem.new_pool()
     fill_up(pool, 1, WHOLE, 70)
     assert pool.get(1, 2) is None
@@ -218,8 +156,8 @@ def test_a_page_that_came_back_goes_to_main(make: Make) -> None:
     pool.put(1, 2, WHOLE[2])
     pool.put(1, 100, WHOLE[3], pool_bit=True)
     pool.put(1, 101, WHOLE[3])
-    queue, table = tmem._store.queue, pool._objects[1]
-    assert [queue.where[table[index]] == MAIN for index in (2, 100, 101)] == [True, True, False]
+    fill_up(pool, 2, WHOLE, 70)
+    assert [pool.holds(1, index) for index in (2, 100, 101)] == [True, True, False]
 
 
 def test_the_age_is_that_of_the_oldest_page() -> None:
@@ -236,8 +174,8 @@ def test_the_age_is_that_of_the_oldest_page() -> None:
     assert tmem.oldest_age() == 3.0
 
 
-def test_a_smaller_arena_makes_its_pool_smaller(make: Make) -> None:
-    source, tmem = make(8)
+def test_a_smaller_arena_makes_its_pool_smaller(make_tmem: MakeTmem) -> None:
+    source, tmem = make_tmem(8)
     pool = tmem.new_pool()
     fill_up(pool, 1, WHOLE, 128)
     assert tmem.give_up(source.resize(3 * SLAB_SIZE)) == 5

@@ -7,8 +7,8 @@ import os
 import threading
 
 import pytest
-from tmem_pages import filled, page_of
 
+from tests.tmem.faultysource import filled, page_of
 from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, Tmem
 from tmem.stock import LEAST_SLABS, SLABS, Stock
 

@@ -1,0 +1,1 @@
+"""Tests of the pool: the contract as a conformance suite, and the modules below it."""

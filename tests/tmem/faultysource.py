@@ -1,0 +1,145 @@
+"""Pages of known compressibility, a slab source that fails on demand, and faults in its memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from tmem import PAGE_SIZE, EmbeddedArena, Pool, SlabSource
+
+
+def page_of(seed: int, stored: int) -> bytes:
+    """Return a page that lz4 compresses to about `stored` bytes; different for each seed."""
+    noise = random.Random(seed).randbytes(max(8, min(stored - 30, PAGE_SIZE)))
+    return (noise + b"\xa5\x5a" * (PAGE_SIZE // 2))[:PAGE_SIZE]
+
+
+def filled(word: int) -> bytes:
+    """Return a same-filled page."""
+    return word.to_bytes(8, "little") * (PAGE_SIZE // 8)
+
+
+class FaultySource(SlabSource):
+    """A source that can refuse, raise, cap its persistent slabs and take slabs away."""
+
+    def __init__(self, capacity: int) -> None:
+        self._arena = EmbeddedArena(capacity)
+        self._fd = os.dup(self._arena.fd)  # the pool's own, so that a fault in it does not reach `acquire`
+        self._out: dict[int, bool] = {}  # slab -> persistent
+        self.refuses = False
+        self.raises = False
+        self.persistent_cap: int | None = None
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @property
+    def capacity(self) -> int:
+        return self._arena.capacity
+
+    @property
+    def ceiling(self) -> int:
+        return self._arena.ceiling
+
+    @property
+    def slabs_out(self) -> int:
+        """The number of slabs that the pool has."""
+        return len(self._out)
+
+    def slabs_of(self, persistent: bool) -> list[int]:
+        """Return the slabs that are out as this kind."""
+        return [slab for slab, kind in self._out.items() if kind is persistent]
+
+    def acquire(self, persistent: bool) -> int | None:
+        self._maybe_raise()
+        capped = persistent and self.persistent_cap is not None and len(self.slabs_of(True)) >= self.persistent_cap
+        if self.refuses or capped:
+            return None
+        slab = self._arena.acquire(persistent)
+        if slab is not None:
+            self._out[slab] = persistent
+        return slab
+
+    def release(self, slab: int, persistent: bool) -> None:
+        self._maybe_raise()
+        self._arena.release(slab, persistent)
+        del self._out[slab]
+
+    def _maybe_raise(self) -> None:
+        if self.raises:
+            raise ConnectionResetError(errno.ECONNRESET, "the lender is gone")
+
+    def revoke(self, slab: int) -> None:
+        """Punch an ephemeral slab without telling the pool."""
+        self._arena.release(slab, False)
+        del self._out[slab]
+
+    def resize(self, capacity: int) -> int:
+        """Change the capacity; return the number of slabs that are now too many."""
+        return self._arena.resize(capacity)
+
+    def check(self) -> None:
+        """Raise AssertionError unless every slab is in one place."""
+        self._arena.check()
+        assert self._arena.slabs_out == len(self._out)
+
+    def close(self) -> None:
+        """Free the memory."""
+        os.close(self._fd)
+        self._arena.close()
+
+
+class Thinned:
+    """A persistent pool, filled with small pages, of which every second one was flushed."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        count = 0
+        while pool.put(1, count, page_of(count, 1000)):
+            count += 1
+        for gone in range(0, count, 2):
+            pool.flush_page(1, gone)
+        self._left = range(1, count, 2)
+
+    def check(self) -> None:
+        """Raise AssertionError unless the other pages are there."""
+        assert all(self._pool.get(1, index) == page_of(index, 1000) for index in self._left)
+
+
+def first_stored_byte(fd: int, size: int) -> int:
+    """Return the offset of the first byte of a memfd that is not zero."""
+    data = os.pread(fd, size, 0)
+    return next(offset for offset, byte in enumerate(data) if byte)
+
+
+@contextmanager
+def flipped_bits(fd: int, offsets: Iterable[int]) -> Iterator[None]:
+    """Flip one bit of each of these bytes inside the block, and flip it back afterwards."""
+    places = list(offsets)
+
+    def flip() -> None:
+        for offset in places:
+            os.pwrite(fd, bytes([os.pread(fd, 1, offset)[0] ^ 0x10]), offset)
+
+    flip()
+    try:
+        yield
+    finally:
+        flip()
+
+
+@contextmanager
+def unwritable(fd: int) -> Iterator[None]:
+    """Make every write through a descriptor fail inside the block: it is opened read-only meanwhile."""
+    writable, read_only = os.dup(fd), os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(read_only, fd, inheritable=False)
+    os.close(read_only)
+    try:
+        yield
+    finally:
+        os.dup2(writable, fd, inheritable=False)
+        os.close(writable)
