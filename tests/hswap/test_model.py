@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.hswap.fakes import Area, raw_page
+from tests.tmem.faultysource import every_16th_byte, flipped_bits
 from tmem import PAGE_SIZE
 from tmemfs.hswap.places import LOST, NOWHERE, POOL
 
@@ -125,22 +125,24 @@ class HswapMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.area.now += seconds
 
-    @rule(at=st.integers(0, PAGE_SIZE - 1))
+    @rule(at=st.integers(0, 15))
     def flip(self, at: int) -> None:
-        """Flip a bit of a page in the pool: reading it is an error, until the bit is back."""
-        hswap, table = self.area.hswap, self.area.tmem._store.entries
-        pages = {**hswap._pool._objects.get(0, {})}
-        page = next((page for page in pages if table.length[pages[page]]), None)
+        """Flip bits of every page in the pool: reading one is an error, until the bits are back."""
+        places = self.area.hswap.places
+        kept = (page for page in range(PAGES) if places.where(page) == POOL and not self.is_same_filled(page))
+        page = next(kept, None)
         if page is None:
             return
-        offset = table.offset[pages[page]] + at % table.length[pages[page]]
-        byte = os.pread(self.area.source.fd, 1, offset)
-        os.pwrite(self.area.source.fd, bytes([byte[0] ^ 1]), offset)
-        found = outcome(hswap.read, page * PAGE_SIZE, 1)
+        fd = self.area.source.fd
+        with flipped_bits(fd, every_16th_byte(fd, at)):
+            found = outcome(self.area.hswap.read, page * PAGE_SIZE, 1)
         assert isinstance(found, OSError), "a flipped bit was not seen"
         assert found.errno == errno.EIO
         assert f"page {page} " in str(found)
-        os.pwrite(self.area.source.fd, byte, offset)
+
+    def is_same_filled(self, page: int) -> bool:
+        data = self.page_of_model(page)
+        return data == data[:8] * (PAGE_SIZE // 8)
 
     @rule()
     def clear(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tmem import PAGE_SIZE, EmbeddedArena, Pool, SlabSource
@@ -110,20 +110,44 @@ class Thinned:
         assert all(self._pool.get(1, index) == page_of(index, 1000) for index in self._left)
 
 
-def first_stored_byte(fd: int, size: int) -> int:
+def stored_ranges(fd: int) -> list[range]:
+    """Return where a memfd has been written: ranges of byte offsets, whole pages each."""
+    ranges, end = list[range](), 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return ranges
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        ranges.append(range(start, end))
+
+
+def first_stored_byte(fd: int) -> int:
     """Return the offset of the first byte of a memfd that is not zero."""
-    data = os.pread(fd, size, 0)
-    return next(offset for offset, byte in enumerate(data) if byte)
+    written = stored_ranges(fd)[0]
+    data = os.pread(fd, len(written), written.start)
+    return written[len(data) - len(data.lstrip(b"\0"))]
+
+
+def every_16th_byte(fd: int, at: int) -> list[range]:
+    """Return every 16th byte that was written: no stored page is shorter."""
+    return [written[at::16] for written in stored_ranges(fd)]
+
+
+_FLIP = bytes(byte ^ 0x10 for byte in range(256))
 
 
 @contextmanager
-def flipped_bits(fd: int, offsets: Iterable[int]) -> Iterator[None]:
+def flipped_bits(fd: int, places: list[range]) -> Iterator[None]:
     """Flip one bit of each of these bytes inside the block, and flip it back afterwards."""
-    places = list(offsets)
 
     def flip() -> None:
-        for offset in places:
-            os.pwrite(fd, bytes([os.pread(fd, 1, offset)[0] ^ 0x10]), offset)
+        for offsets in places:
+            data = bytearray(os.pread(fd, offsets.stop - offsets.start, offsets.start))
+            data[:: offsets.step] = data[:: offsets.step].translate(_FLIP)
+            os.pwrite(fd, data, offsets.start)
 
     flip()
     try:

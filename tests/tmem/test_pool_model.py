@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.tmem.faultysource import FaultySource, filled, flipped_bits, page_of
+from tests.tmem.faultysource import FaultySource, every_16th_byte, filled, flipped_bits, page_of
 from tmem import SLAB_SIZE, PageCorrupt, Pool, Tmem
 
 Handle = tuple[int, int]
@@ -135,10 +135,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 15))
     def flip(self, at: int) -> None:
-        """Flip a bit in every 16 bytes of the persistent slabs: every page with stored bytes is corrupt meanwhile."""
-        slabs = self.source.slabs_of(persistent=True)
-        offsets = [slab * SLAB_SIZE + byte for slab in slabs for byte in range(at, SLAB_SIZE, 16)]
-        with flipped_bits(self.source.fd, offsets):
+        """Flip a bit in every 16 stored bytes: every page that is not same-filled is corrupt meanwhile."""
+        with flipped_bits(self.source.fd, every_16th_byte(self.source.fd, at)):
             for (obj, index), page in self.models["persistent"].items():
                 try:
                     found = self.pools["persistent"].get(obj, index)
