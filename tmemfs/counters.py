@@ -16,7 +16,7 @@ from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
 from tmemfs.cache.precache import Precache
 from tmemfs.cache.stocking import Stocking
 from tmemfs.hswap.hswap import HswapCounters
-from tmemfs.hswap.places import Places
+from tmemfs.hswap.pagemap import PageMap
 from tmemfs.hswap.swaparea import SwapArea
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inodes import InodeTable
@@ -180,14 +180,14 @@ def _register_pool(stats: Stats, guest: Counted) -> None:
 
 def _register_hswap(stats: Stats, guest: Counted) -> None:
     hswap = guest.swap.hswap if guest.swap is not None else None
-    counters, places = (hswap.counters, hswap.places) if hswap is not None else (HswapCounters(), Places(0))
+    counters, pagemap = (hswap.counters, hswap.pagemap) if hswap is not None else (HswapCounters(), PageMap(0))
     stats.gauges(
         "hswap_",
         lambda: {
-            "size_bytes": len(places) << PAGE_SHIFT,
-            "pool_pages": places.pool_pages,
-            "overflow_pages": places.overflow_pages,
-            "lost_pages": places.lost_pages,  # that read as errors
+            "size_bytes": len(pagemap) << PAGE_SHIFT,
+            "pool_pages": pagemap.pool_pages,
+            "overflow_pages": pagemap.overflow_pages,
+            "lost_pages": pagemap.lost_pages,  # that read as errors
         },
     )
     stats.counters("hswap_", lambda: dataclasses.asdict(counters))

@@ -20,7 +20,7 @@ from tmem.resident import ResidentSlabs
 from tmem.stock import Stock
 from tmemcommon.headroom import Headroom
 from tmemcommon.sizes import ram_bytes
-from tmemfs import memory
+from tmemfs import processmemory
 from tmemfs.backing import Backing
 from tmemfs.cache.content import Content
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
@@ -70,7 +70,7 @@ class Guest:
         self.stats = Stats()
         self.arena = _arena(config)
         self._headroom = Headroom(None)  # what is swapped comes when the machine has nothing left
-        self._locked = bool(config.hswap_bytes) and memory.is_locked()
+        self._locked = bool(config.hswap_bytes) and processmemory.is_locked()
         self.tmem = None
         stock: Stock | None = None
         if self.arena is not None:
@@ -133,8 +133,8 @@ class Guest:
             else None
         )
         if self.lender is not None and self.swap is not None:
-            self.lender.borrower.on_persistent_revoke = self.swap.give_back
-            self.lender.borrower.on_evicted = self.swap.lose_all
+            self.lender.borrower.on_persistent_revoke = self.swap.request_release
+            self.lender.borrower.on_evicted = self.swap.note_eviction
         if self.writeback is not None:
             WritebackSwitch(self.control, self.writeback)
         register(self.stats, self)

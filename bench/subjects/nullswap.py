@@ -14,7 +14,7 @@ import pyfuse3
 import trio
 
 from bench.subjects.nullfs import NullOperations, serve
-from tmemfs import memory
+from tmemfs import processmemory
 from tmemfs.kernel import eager
 
 SWAP = 5
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("mountpoint")
     parser.add_argument("size", type=int)
     asked = parser.parse_args()
-    memory.stay()
+    processmemory.lock_process_memory()
     eager.install()
     os.umask(0)
     pyfuse3.init(NullSwap(asked.size), asked.mountpoint, {"fsname=nullswap", "default_permissions"})

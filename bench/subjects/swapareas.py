@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.tools.children import BenchError, run, undisturbed
 from bench.tools.harness import served, tmemfs
-from tmemfs.hswap import swapfile
+from tmemfs.lifecycle import loopswap
 
 MIB = 1 << 20
 _ZRAM = Path("/sys/class/zram-control")
@@ -21,7 +21,7 @@ Area = Callable[[Path, int], contextlib.AbstractContextManager[None]]
 
 def lacks() -> str | None:
     """Say why nothing can be measured here; None if it can."""
-    lacking = swapfile.missing()
+    lacking = loopswap.obstacle()
     if lacking is None and len(Path("/proc/swaps").read_text().splitlines()) > 1:
         return "other swap is on, and pages would go there: swapoff -a"
     return lacking
@@ -31,13 +31,13 @@ def lacks() -> str | None:
 def _swapped_to(file: Path) -> Iterator[None]:
     """Swap to a file through a loop device."""
     try:
-        swapfile.swap_on(file)
+        loopswap.swap_on(file)
         try:
             yield
         finally:
             with undisturbed():
-                swapfile.swap_off(file)
-    except swapfile.SwapError as error:
+                loopswap.swap_off(file)
+    except loopswap.SwapError as error:
         raise BenchError(str(error)) from error
 
 

@@ -11,7 +11,7 @@ import trio
 
 from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, Tmem
 from tmemfs.hswap.hswap import Hswap
-from tmemfs.hswap.places import FIRST_SLOT
+from tmemfs.hswap.pagemap import FIRST_SLOT
 
 
 class MemoryOverflow:

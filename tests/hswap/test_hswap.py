@@ -14,8 +14,8 @@ from trio.testing import wait_all_tasks_blocked
 from tests.hswap.fakes import Area, raw_page
 from tests.tmem.faultysource import unwritable
 from tmem import PAGE_SIZE
-from tmemfs.hswap.hswap import FULL_SECONDS
-from tmemfs.hswap.places import FIRST_SLOT, LOST, NOWHERE, POOL
+from tmemfs.hswap.hswap import REFUSAL_SECONDS
+from tmemfs.hswap.pagemap import FIRST_SLOT, HOLE, LOST, POOL
 
 SLAB_PAGES = 16
 ZEROS = bytes(PAGE_SIZE)
@@ -38,7 +38,7 @@ def read(area: Area, page: int) -> bytes:
 
 
 def place(area: Area, page: int) -> int:
-    return area.hswap.places.where(page)
+    return area.hswap.pagemap.location(page)
 
 
 def test_clause_4_a_page_whose_second_put_is_refused_leaves_no_old_copy(area: Area) -> None:
@@ -60,7 +60,7 @@ def test_a_page_is_in_one_place_when_it_goes_to_and_fro(area: Area) -> None:
         area.check()
     area.tmem.thaw()
     write(area, 0, ZEROS)
-    assert place(area, 0) == NOWHERE
+    assert place(area, 0) == HOLE
     assert not area.overflow.slots
 
 
@@ -110,7 +110,7 @@ def test_a_page_of_a_frozen_pool_stays_until_its_overflow_is_written(area: Area)
     write(area, 5, raw_page(3))
     assert place(area, 5) >= FIRST_SLOT
     assert read(area, 5) == raw_page(3)
-    assert area.hswap.places.pool_pages == 0
+    assert area.hswap.pagemap.pool_pages == 0
 
 
 def test_a_page_that_could_not_be_restored_fails_until_rewritten(area: Area) -> None:
@@ -128,7 +128,7 @@ def test_a_page_that_could_not_be_restored_fails_until_rewritten(area: Area) -> 
     area.overflow.full = False
     write(area, 5, raw_page(3))
     assert read(area, 5) == raw_page(3)
-    assert area.hswap.places.lost_pages == 0
+    assert area.hswap.pagemap.lost_pages == 0
 
 
 def test_pages_that_are_read_return_to_the_pool_when_it_takes_them_again(area: Area) -> None:
@@ -138,9 +138,9 @@ def test_pages_that_are_read_return_to_the_pool_when_it_takes_them_again(area: A
     area.tmem.thaw()
     read(area, 0)
     assert place(area, 0) != POOL, "a moment after a refusal it is not asked again"
-    area.now += FULL_SECONDS
+    area.now += REFUSAL_SECONDS
     assert [read(area, page) for page in range(10)] == [raw_page(page) for page in range(10)]
-    assert area.hswap.places.pool_pages == area.hswap.counters.moved_in == 10
+    assert area.hswap.pagemap.pool_pages == area.hswap.counters.moved_in == 10
     assert not area.overflow.slots
 
 
@@ -150,7 +150,7 @@ def test_memory_is_given_back_by_moving_the_coldest_pages(area: Area) -> None:
     for _ in range(20):
         for page in range(4):
             read(area, page)
-    assert trio.run(area.hswap.give_back, 1) == 1
+    assert trio.run(area.hswap.release_slabs, 1) == 1
     assert area.source.persistent_slabs == 1
     assert area.hswap.counters.moved_out == len(area.overflow.slots) >= SLAB_PAGES
     assert all(read(area, page) == raw_page(page) for page in range(2 * SLAB_PAGES))
@@ -160,8 +160,8 @@ def test_memory_is_not_given_back_when_the_overflow_file_fails(area: Area) -> No
     for page in range(2 * SLAB_PAGES):
         write(area, page, raw_page(page))
     area.overflow.full = True
-    assert trio.run(area.hswap.give_back, 1) == 0
-    assert area.hswap.places.pool_pages == 2 * SLAB_PAGES
+    assert trio.run(area.hswap.release_slabs, 1) == 0
+    assert area.hswap.pagemap.pool_pages == 2 * SLAB_PAGES
     assert area.hswap.counters.overflow_errors == 1
     assert all(read(area, page) == raw_page(page) for page in range(2 * SLAB_PAGES))
 
@@ -173,7 +173,7 @@ def test_pages_in_use_are_waited_for_when_all_memory_is_asked_back(area: Area) -
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             async with area.hswap._lock.hold(0, 63):
-                nursery.start_soon(area.hswap.give_back, 1)
+                nursery.start_soon(area.hswap.release_slabs, 1)
                 await wait_all_tasks_blocked()
                 assert area.source.persistent_slabs == 1
             with trio.fail_after(60):
@@ -181,7 +181,7 @@ def test_pages_in_use_are_waited_for_when_all_memory_is_asked_back(area: Area) -
                     await trio.lowlevel.checkpoint()
 
     trio.run(main)
-    assert area.hswap.places.overflow_pages == SLAB_PAGES
+    assert area.hswap.pagemap.overflow_pages == SLAB_PAGES
 
 
 def test_room_is_reserved_for_every_page_or_for_those_beyond_the_pool(area: Area) -> None:
@@ -199,7 +199,7 @@ def test_room_is_reserved_for_every_page_or_for_those_beyond_the_pool(area: Area
 def test_a_page_that_is_overwritten_whole_need_not_be_readable(area: Area) -> None:
     write(area, 0, raw_page(1))
     for page in (1, 2):
-        area.hswap.places.move(page, LOST)
+        area.hswap.pagemap.set_location(page, LOST)
     data = raw_page(2) + raw_page(3)[:-10]
     assert trio.run(area.hswap.write, 10, data) == len(data)
     assert read(area, 0) + read(area, 1) == raw_page(1)[:10] + data
@@ -211,7 +211,7 @@ def test_a_file_opened_before_its_delayed_discard_keeps_its_pages(area: Area) ->
     """So a swapon that follows a swapoff closely never has its area emptied under it."""
     write(area, 0, raw_page(1))
     area.overflow.turns = 3
-    area.hswap.places.move(1, trio.run(area.overflow.write, [raw_page(2)])[0])
+    area.hswap.pagemap.set_location(1, trio.run(area.overflow.write, [raw_page(2)])[0])
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -250,7 +250,7 @@ def test_writers_readers_and_moves_at_once_never_show_a_wrong_byte(area: Area) -
 
     async def move() -> None:
         while True:
-            await area.hswap.give_back(chance.randrange(3))
+            await area.hswap.release_slabs(chance.randrange(3))
             area.check()
             await trio.lowlevel.checkpoint()
 

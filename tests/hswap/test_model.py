@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.hswap.fakes import Area, raw_page
 from tests.tmem.faultysource import every_16th_byte, flipped_bits
 from tmem import PAGE_SIZE
-from tmemfs.hswap.places import LOST, NOWHERE, POOL
+from tmemfs.hswap.pagemap import HOLE, LOST, POOL
 
 R = TypeVar("R")
 X = TypeVar("X")
@@ -85,7 +85,7 @@ class HswapMachine(RuleBasedStateMachine):
         overflow.broken = broken
         if isinstance(found, OSError):
             assert found.errno == errno.EIO
-            assert self.area.hswap.places.where(page) == LOST
+            assert self.area.hswap.pagemap.location(page) == LOST
             return None
         return found
 
@@ -115,10 +115,10 @@ class HswapMachine(RuleBasedStateMachine):
         source = self.area.source
         source.cap = slabs
         over = source.persistent_slabs - slabs
-        given = trio.run(self.area.hswap.give_back, max(0, over))
+        given = trio.run(self.area.hswap.release_slabs, max(0, over))
         overflow = self.area.overflow
         if not (overflow.full or overflow.broken):
-            assert given >= max(0, over) or not self.area.hswap.places.pool_pages
+            assert given >= max(0, over) or not self.area.hswap.pagemap.pool_pages
             assert source.persistent_slabs <= slabs
 
     @rule(seconds=st.sampled_from([0.01, 1.0, 5.0]))
@@ -128,8 +128,8 @@ class HswapMachine(RuleBasedStateMachine):
     @rule(at=st.integers(0, 15))
     def flip(self, at: int) -> None:
         """Flip bits of every page in the pool: reading one is an error, until the bits are back."""
-        places = self.area.hswap.places
-        kept = (page for page in range(PAGES) if places.where(page) == POOL and not self.is_same_filled(page))
+        pagemap = self.area.hswap.pagemap
+        kept = (page for page in range(PAGES) if pagemap.location(page) == POOL and not self.is_same_filled(page))
         page = next(kept, None)
         if page is None:
             return
@@ -153,14 +153,14 @@ class HswapMachine(RuleBasedStateMachine):
     @invariant()
     def everything_adds_up(self) -> None:
         self.area.check()
-        places = self.area.hswap.places
+        pagemap = self.area.hswap.pagemap
         for page in range(PAGES):
-            assert (places.where(page) == LOST) == (page in self.lost)
+            assert (pagemap.location(page) == LOST) == (page in self.lost)
             if self.page_of_model(page) != bytes(PAGE_SIZE) and page not in self.lost:
-                assert places.where(page) != NOWHERE
+                assert pagemap.location(page) != HOLE
             elif page not in self.lost:
-                assert places.where(page) == NOWHERE, "a page of zeros takes a place"
-        assert places.pool_pages == sum(places.where(page) == POOL for page in range(PAGES))
+                assert pagemap.location(page) == HOLE, "a page of zeros takes a place"
+        assert pagemap.pool_pages == sum(pagemap.location(page) == POOL for page in range(PAGES))
 
     def teardown(self) -> None:
         self.area.tmem.thaw()

@@ -15,7 +15,7 @@ import trio
 from tests.hswap.fakes import raw_page
 from tmemfs.config import ConfigError
 from tmemfs.hswap import overflow
-from tmemfs.hswap.overflow import HEADER, Overflow
+from tmemfs.hswap.overflow import HEADER, OverflowFile
 
 PAGE = 4096
 
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def file(path: Path) -> Iterator[Overflow]:
+def file(path: Path) -> Iterator[OverflowFile]:
     """Give an overflow file; it is removed at the end."""
     made = overflow.create(path)
     yield made
@@ -35,7 +35,7 @@ def file(path: Path) -> Iterator[Overflow]:
     assert not path.exists()
 
 
-def test_slots_keep_their_pages(file: Overflow) -> None:
+def test_slots_keep_their_pages(file: OverflowFile) -> None:
     async def main() -> None:
         pages = [raw_page(seed) for seed in range(100)]
         slots = await file.write(pages)
@@ -54,7 +54,7 @@ def test_slots_keep_their_pages(file: Overflow) -> None:
     trio.run(main)
 
 
-def test_many_calls_at_once_do_not_mix_their_pages(file: Overflow) -> None:
+def test_many_calls_at_once_do_not_mix_their_pages(file: OverflowFile) -> None:
     async def one(seed: int) -> None:
         for turn in range(5):
             pages = [raw_page(1000 * seed + turn), raw_page(seed)]
@@ -71,7 +71,7 @@ def test_many_calls_at_once_do_not_mix_their_pages(file: Overflow) -> None:
     file.check([])
 
 
-def test_a_page_that_was_changed_or_cut_off_on_the_disk_is_an_error(file: Overflow, path: Path) -> None:
+def test_a_page_that_was_changed_or_cut_off_on_the_disk_is_an_error(file: OverflowFile, path: Path) -> None:
     async def main() -> None:
         (slot,) = await file.write([raw_page(1)])
         with path.open("r+b") as disk:
@@ -89,7 +89,7 @@ def test_a_page_that_was_changed_or_cut_off_on_the_disk_is_an_error(file: Overfl
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_a_write_that_fails_takes_no_slot(file: Overflow, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_write_that_fails_takes_no_slot(file: OverflowFile, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*arguments: object) -> int:
         raise OSError(code, os.strerror(code))
 
@@ -105,7 +105,7 @@ def test_a_write_that_fails_takes_no_slot(file: Overflow, monkeypatch: pytest.Mo
     trio.run(main)
 
 
-def test_a_write_of_a_part_only_is_an_error(file: Overflow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_of_a_part_only_is_an_error(file: OverflowFile, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.pwrite
 
     async def main() -> None:
@@ -118,14 +118,14 @@ def test_a_write_of_a_part_only_is_an_error(file: Overflow, monkeypatch: pytest.
     trio.run(main)
 
 
-def test_space_is_reserved(file: Overflow, path: Path) -> None:
+def test_space_is_reserved(file: OverflowFile, path: Path) -> None:
     before = path.stat().st_blocks
     trio.run(file.reserve, 500)
     assert (path.stat().st_blocks - before) * 512 >= 500 * PAGE
 
 
 def test_missing_disk_space_is_refused_before_any_is_allocated(
-    file: Overflow, path: Path, monkeypatch: pytest.MonkeyPatch
+    file: OverflowFile, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = os.statvfs(path)
     before = path.stat().st_blocks
@@ -141,7 +141,7 @@ def test_missing_disk_space_is_refused_before_any_is_allocated(
         trio.run(file.reserve, 10)
 
 
-def test_the_file_is_its_owners_and_its_name_is_not_taken_twice(file: Overflow, path: Path) -> None:
+def test_the_file_is_its_owners_and_its_name_is_not_taken_twice(file: OverflowFile, path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(ConfigError, match="in use by another mount: give another --hswap-overflow"):
         overflow.create(path)

@@ -11,9 +11,9 @@ import pytest
 from tests.conftest import Place, wait_until
 from tests.mounted import Mounted
 from tmemfs.config import MIB, ConfigError, MountConfig, parse_options
-from tmemfs.hswap import swapfile
 from tmemfs.hswap.overflow import HEADER
 from tmemfs.hswap.swaparea import default_overflow
+from tmemfs.lifecycle import loopswap
 
 PLAIN = MountConfig(Path("/source"), Path("/mnt"))
 
@@ -143,7 +143,7 @@ def test_a_full_disk_gives_its_error_and_the_page_keeps_its_content(place: Place
 @pytest.mark.mount
 def test_swapon_says_what_is_missing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert swapfile.missing() == "swapping needs root: use sudo"
+    assert loopswap.obstacle() == "swapping needs root: use sudo"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("PATH", os.fspath(place.source))
-    assert swapfile.missing() == "losetup is missing: install the packages mount and util-linux"
+    assert loopswap.obstacle() == "losetup is missing: install the packages mount and util-linux"

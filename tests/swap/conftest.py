@@ -13,7 +13,7 @@ from bench.tools.memcg import VERSIONS
 from tests.conftest import Place
 from tests.mounted import Mounted
 from tests.swap.swapped import SwappedMount
-from tmemfs.hswap import swapfile
+from tmemfs.lifecycle import loopswap
 
 OTHER_SWAP = "other swap is on, and pages would go there"
 
@@ -35,7 +35,7 @@ def lock() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tried(tmp_path_factory: pytest.TempPathFactory) -> str | None:
     """Try to swap to a plain file; say why that is not possible here."""
-    lacking = swapfile.missing()
+    lacking = loopswap.obstacle()
     if lacking is not None:
         return lacking
     if other_swap():
@@ -43,9 +43,9 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> str | None:
     file = tmp_path_factory.mktemp("swap") / "file"
     file.write_bytes(bytes(1 << 20))
     try:
-        swapfile.swap_on(file)
-        swapfile.swap_off(file)
-    except swapfile.SwapError as error:
+        loopswap.swap_on(file)
+        loopswap.swap_off(file)
+    except loopswap.SwapError as error:
         return f"swapping to a file is not possible here: {error}"
     return None
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.conftest import REAL, Place, run, wait_until
 from tests.mounted import Mounted
-from tmemfs.hswap import swapfile
 from tmemfs.kernel.kernelmount import top_mount
+from tmemfs.lifecycle import loopswap
 
 MIB = 1 << 20
 # Half of this and the kernel kills the pager now and then: the loop device's own pages count in the same cgroup.
@@ -37,7 +37,7 @@ class SwappedMount:
         if swap:
             done = self.command("swapon")
             assert done.returncode == 0, done.stderr
-            assert len(swapfile.swaps_of(self.file)) == 1
+            assert len(loopswap.swap_devices_of(self.file)) == 1
 
     def command(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Run a command of tmemfs on the mount."""
@@ -49,24 +49,24 @@ class SwappedMount:
 
     def end(self) -> None:
         """Swap off, unmount, and see that nothing is left."""
-        if swapfile.loops_of(self.file):
+        if loopswap.loop_devices_of(self.file):
             done = self.command("swapoff")
             assert done.returncode == 0, done.stderr
         self.mounted.end()
-        assert not swapfile.loops_of(self.file)
+        assert not loopswap.loop_devices_of(self.file)
         assert not self.overflow.exists()
 
     def end_by_signal(self) -> None:
         """End the mount with a signal while it is swapped to: everything has to come back first."""
         self.mounted.end(seconds=ROUND_SECONDS)
-        assert not swapfile.loops_of(self.file)
+        assert not loopswap.loop_devices_of(self.file)
 
     def clean(self) -> None:
         """Leave no swap and no loop device over this mount, even when the mount does not answer any more.
 
         Once its connection is aborted, reads and writes end with errors, and with them what waits for one.
         """
-        devices = swapfile.loops_of(self.file)  # by the name it has while it is mounted
+        devices = loopswap.loop_devices_of(self.file)  # by the name it has while it is mounted
         for attempt in range(2):
             for device in filter(_is_attached, devices):
                 for tool in (("swapoff", str(device)), ("losetup", "--detach", str(device))):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REAL, environment
 from tests.swap.swapped import SwappedMount, fake_tool
-from tmemfs.hswap import swapfile
+from tmemfs.lifecycle import loopswap
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -33,7 +33,7 @@ def test_a_second_swapon_and_a_second_swapoff_are_refused(swapped: SwappedMount)
     again = swapped.command("swapon")
     assert again.returncode == 1
     assert "is swapped to already" in again.stderr
-    assert len(swapfile.loops_of(swapped.file)) == 1
+    assert len(loopswap.loop_devices_of(swapped.file)) == 1
     assert swapped.command("swapoff").returncode == 0
     off = swapped.command("swapoff")
     assert off.returncode == 1
@@ -66,7 +66,7 @@ def test_a_step_that_fails_leaves_nothing_behind(swapped: SwappedMount, tool: st
     assert done.returncode == 1
     assert done.stderr.startswith(f"tmemfs: {tool}: not today")
     assert len(done.stderr.splitlines()) == 1
-    assert not swapfile.loops_of(swapped.file)
+    assert not loopswap.loop_devices_of(swapped.file)
     assert swapped.command("umount").returncode == 0
     assert swapped.mounted.process is not None
     swapped.mounted.process.wait(30)

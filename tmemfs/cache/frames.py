@@ -11,7 +11,7 @@ import mmap
 from array import array
 from typing import Protocol
 
-from tmemfs import memory
+from tmemfs import processmemory
 
 PAGE_SIZE = 4096
 PAGE_SHIFT = 12
@@ -100,7 +100,7 @@ class Frames:
     def _cut_off(self, first: int) -> None:
         """Return the memory of the frames from `first` on, which are all free, to the system."""
         start = (first + 1) << PAGE_SHIFT  # the page before is shared with the last frame, because of SKEW
-        memory.give_back(self._map, start, (len(self.ref) - first) << PAGE_SHIFT)
+        processmemory.release_pages(self._map, start, (len(self.ref) - first) << PAGE_SHIFT)
         for table in (self.ref, self.pool_bit, self.passing, self.dirty, self.unread, self._owner, self._index):
             del table[first:]
 

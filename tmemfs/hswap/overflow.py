@@ -1,11 +1,11 @@
 """The overflow file: pages that the pool refused, in slots of a sparse file on slow storage.
 
-A page is always written to a slot that no page has, and the old slot is freed afterwards: a write that fails, or that
-stops halfway, leaves the previous content as it was. The checksum of every slot is kept in memory, so a page that was
-changed on the disk, or cut off with the end of the file, is an error and never other bytes.
+A page is always written to a free slot, and its old slot is freed afterwards. So a write that fails or stops halfway
+leaves the old content intact. The checksum of every slot is kept in memory: a page that was changed or truncated on the
+disk reads as an error, never as wrong bytes.
 
-The first block of the file is a header that makes it recognizable: only such a file, of the same owner, that no process
-has locked is removed as the leftover of a guest that was killed.
+The first block of the file is a header. A file is removed as the leftover of a killed guest only if it has this header,
+the same owner, and no process has locked it.
 """
 
 from __future__ import annotations
@@ -29,90 +29,90 @@ log = logging.getLogger(__name__)
 PAGE = 4096
 HEADER = b"tmemfs overflow file\n".ljust(PAGE, b"\0")
 FIRST_SLOT = 1  # slot 0 is the header
-SPARE_SLOTS = 1024  # beyond the pages: what is written while the old slots are still in use
+SPARE_SLOTS = 1024  # reserved besides one for each page: new slots that are written before the old ones are freed
 THREADS = 4
 _BUFFER_PAGES = BUFFER_BYTES // PAGE
 
 
-class OverflowFile(Protocol):
-    """Slots on slow storage; every call may raise OSError and has then changed nothing."""
+class SlotStore(Protocol):
+    """Slots on slow storage. A call that raises OSError has changed nothing."""
 
     async def write(self, pages: Sequence[bytes]) -> list[int]:
-        """Write pages to free slots, FIRST_SLOT or above, and give the slots."""
+        """Write pages to free slots, FIRST_SLOT or above; return the slots."""
 
     async def read(self, slots: Sequence[int]) -> list[bytes]:
-        """Read the pages of slots."""
+        """Return the pages of slots."""
 
     def free(self, slots: Sequence[int]) -> None:
-        """Give slots back."""
+        """Free slots."""
 
     async def reserve(self, pages: int) -> None:
-        """Have space for that many pages."""
+        """Allocate disk space for so many pages."""
 
     def clear(self) -> None:
-        """Forget every slot."""
+        """Free every slot."""
 
     def check(self, used: Sequence[int]) -> None:
-        """Raise AssertionError unless every slot is free or used."""
+        """Raise AssertionError unless every slot is either free or one of the `used`."""
 
 
-class Overflow(OverflowFile):
-    """Slots of one file; made by `create`, so that it is ours alone."""
+class OverflowFile(SlotStore):
+    """Slots of a file that `create` has made and locked."""
 
     def __init__(self, fd: int, remove: Callable[[], None]) -> None:
         self._fd = fd
         self._remove = remove
         self._threads = IoThreads("overflow", THREADS)
         self._free = array("I")
-        self._digests = array("Q", bytes(8 * FIRST_SLOT))
+        self._checksums = array("Q", bytes(8 * FIRST_SLOT))
 
     @property
     def slots(self) -> int:
-        """Slots that hold a page."""
-        return len(self._digests) - FIRST_SLOT - len(self._free)
+        """Return how many slots hold a page."""
+        return len(self._checksums) - FIRST_SLOT - len(self._free)
 
     async def write(self, pages: Sequence[bytes]) -> list[int]:
-        """Write pages to free slots; give the slots. OSError: nothing was taken."""
-        slots = self._take(len(pages))
+        """Write pages to free slots; return the slots. An OSError leaves all slots as they were."""
+        slots = self._allocate(len(pages))
         try:
             await self._threads.run(lambda buffer: _write(self._fd, buffer, slots, pages))
         except BaseException:
             self.free(slots)
             raise
         for slot, page in zip(slots, pages, strict=True):
-            self._digests[slot] = checksum(page)
+            self._checksums[slot] = checksum(page)
         return slots
 
     async def read(self, slots: Sequence[int]) -> list[bytes]:
-        """Read the pages of slots; OSError when one cannot be read or is not what was written."""
+        """Return the pages of slots. Raises OSError when one cannot be read or its checksum does not match."""
         pages = await self._threads.run(lambda buffer: _read(self._fd, buffer, slots))
         for slot, page in zip(slots, pages, strict=True):
-            if checksum(page) != self._digests[slot]:
+            if checksum(page) != self._checksums[slot]:
                 raise OSError(errno.EIO, f"slot {slot} of the overflow file has other bytes than were written")
         return pages
 
     def free(self, slots: Sequence[int]) -> None:
-        """Give slots back."""
+        """Free slots."""
         self._free.extend(slots)
 
-    def _take(self, count: int) -> list[int]:
-        """Take slots: those that were used before first, so that the file grows only when it must."""
+    def _allocate(self, count: int) -> list[int]:
+        """Return free slots; those that were used before come first, so that the file grows only when it must."""
         slots = [self._free.pop() for _ in range(min(count, len(self._free)))]
-        fresh = range(len(self._digests), len(self._digests) + count - len(slots))
-        self._digests.extend([0] * len(fresh))
+        fresh = range(len(self._checksums), len(self._checksums) + count - len(slots))
+        self._checksums.extend([0] * len(fresh))
         return sorted([*slots, *fresh])
 
     async def reserve(self, pages: int) -> None:
-        """Have disk space for that many pages; OSError, ENOSPC for one, when there is not enough."""
+        """Allocate disk space for so many pages. Raises OSError, usually ENOSPC, when there is not enough."""
         await self._threads.run(lambda _: _reserve(self._fd, (pages + SPARE_SLOTS) * PAGE))
 
     def clear(self) -> None:
-        """Forget every slot. The disk space stays with the file: to give it back can take a filesystem seconds."""
+        """Free every slot. The file keeps its disk space: a truncate took seconds on a filesystem that discards."""
         del self._free[:]
-        del self._digests[FIRST_SLOT:]
+        del self._checksums[FIRST_SLOT:]
 
     def close(self) -> None:
-        """Remove the file; harmless when closed already."""
+        """Remove the file; does nothing the second time."""
         if self._fd >= 0:
             self._threads.stop()
             self._remove()
@@ -120,15 +120,15 @@ class Overflow(OverflowFile):
             self._fd = -1
 
     def check(self, used: Sequence[int]) -> None:
-        """Raise AssertionError unless every slot is free or one of the `used`."""
+        """Raise AssertionError unless every slot is either free or one of the `used`."""
         free = set(self._free)
         assert len(free) == len(self._free), "a slot is free twice"
         assert free.isdisjoint(used), "a slot is free and used"
-        assert len(free) + len(used) == len(self._digests) - FIRST_SLOT, "a slot is lost"
+        assert len(free) + len(used) == len(self._checksums) - FIRST_SLOT, "a slot is lost"
 
 
 def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut slots into (position, count) of neighbours that fit into a thread's buffer."""
+    """Return runs of adjacent slots that fit into a thread's buffer, each as (index in `slots`, count)."""
     runs: list[tuple[int, int]] = []
     for position, slot in enumerate(slots):
         if runs:
@@ -141,14 +141,14 @@ def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _reserve(fd: int, size: int) -> None:
-    """Allocate; not by trying, for what an attempt that fails has taken stays taken, and the disk full."""
-    disk, taken = os.fstatvfs(fd), os.fstat(fd).st_blocks * 512
-    if size - taken > disk.f_bavail * disk.f_frsize:
+    """Allocate disk space. Free space is checked first: an attempt that fails would leave the disk full."""
+    disk, allocated = os.fstatvfs(fd), os.fstat(fd).st_blocks * 512
+    if size - allocated > disk.f_bavail * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
-        # Where a filesystem has no fallocate, libc writes single bytes, which O_DIRECT does not allow.
+        # On a filesystem without fallocate libc writes single bytes instead, which O_DIRECT refuses with EINVAL.
         code = errno.EOPNOTSUPP if error.errno == errno.EINVAL else error.errno
         raise OSError(code, os.strerror(code or errno.EIO)) from None
 
@@ -160,7 +160,7 @@ def _write(fd: int, buffer: memoryview, slots: Sequence[int], pages: Sequence[by
             buffer[number * PAGE : (number + 1) * PAGE] = pages[position + number]
         done = os.pwrite(fd, buffer[:size], slots[position] * PAGE)
         if done != size:
-            # With room for a part only, the kernel says why when the rest is asked for.
+            # A short write has no error code: writing the rest raises the real one.
             os.pwrite(fd, buffer[done // PAGE * PAGE : size], slots[position] * PAGE + done // PAGE * PAGE)
             raise OSError(errno.ENOSPC, "the overflow file takes only a part")
 
@@ -175,11 +175,11 @@ def _read(fd: int, buffer: memoryview, slots: Sequence[int]) -> list[bytes]:
     return pages
 
 
-def create(path: Path) -> Overflow:
-    """Make the file, for its owner alone, and lock it; the leftover of a killed guest is removed first.
+def create(path: Path) -> OverflowFile:
+    """Create the file with mode 0600 and lock it; remove the leftover of a killed guest first. Raises ConfigError.
 
-    Read and written past the kernel's page cache, where the filesystem can. It is removed by its directory's
-    descriptor, because a mount may come to lie over its path. Raises ConfigError.
+    It uses O_DIRECT where the filesystem has it. It will be removed through a descriptor of its directory, because its
+    path may be covered by a mount by then.
     """
     try:
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -204,7 +204,7 @@ def create(path: Path) -> Overflow:
         try:
             os.unlink(path.name, dir_fd=directory)
         except OSError as error:
-            log.warning("overflow file %s: not removed: %s", path, error.strerror)
+            log.warning("overflow file %s cannot be removed: %s; remove it by hand", path, error.strerror)
         os.close(directory)
 
     try:
@@ -218,18 +218,17 @@ def create(path: Path) -> Overflow:
     try:
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
     except OSError:
-        log.warning("overflow file %s: its filesystem has no O_DIRECT, so the kernel caches what is written", path)
-    return Overflow(fd, remove)
+        log.warning("overflow file %s: no O_DIRECT on its filesystem, so the kernel caches its pages too", path)
+    return OverflowFile(fd, remove)
 
 
 def _open_new(name: str, directory: int) -> int:
-    """Create the file."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, 0o600, dir_fd=directory)
 
 
 def _remove_leftover(path: Path, directory: int) -> None:
-    """Remove a file of that name if it is one of ours that nobody uses; ConfigError if it is not."""
+    """Remove an overflow file that no process uses. Raises ConfigError for any other file."""
     fd = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     try:
         found = os.fstat(fd)
@@ -248,9 +247,9 @@ def _remove_leftover(path: Path, directory: int) -> None:
             raise ConfigError(
                 f"overflow file '{path}' is in use by another mount: give another --hswap-overflow"
             ) from None
-        if os.fstat(fd).st_nlink != 1:  # another mount was faster, and the name is that one's file now
+        if os.fstat(fd).st_nlink != 1:  # another mount has just replaced it
             raise ConfigError(f"overflow file '{path}' is in use by another mount: give another --hswap-overflow")
-        log.info("overflow file %s: removing what a killed guest left", path)
+        log.info("overflow file %s: removing the one that a killed guest left", path)
         os.unlink(path.name, dir_fd=directory)
     finally:
         os.close(fd)

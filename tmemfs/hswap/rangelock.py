@@ -1,8 +1,8 @@
-"""Hold ranges of pages, first come first served.
+"""A fair lock on ranges of pages.
 
-A request holds all of its pages from the first look to the last change, so two writers of one page, a write and a
-move between pool and overflow, or a read and a discard never interleave, whichever of them has to wait for a disk.
-Whoever comes waits only for overlapping ranges that came before, so nobody starves and nobody waits in a circle.
+A request holds its range from the first look at a page to the last change. So two requests for one page never
+interleave, even when one of them waits for a disk. A request waits only for overlapping ranges that were requested
+before its own: this excludes starvation and deadlock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import trio
 
 
 class HeldRange:
-    """Pages first..last, held or waited for: an async context manager that ends with the hold."""
+    """An async context manager: pages first..last, held or waited for."""
 
     __slots__ = ("_ended", "_lock", "first", "last")
 
@@ -19,14 +19,14 @@ class HeldRange:
         self.first = first
         self.last = last
         self._lock = lock
-        self._ended: trio.Event | None = None  # only made when somebody waits for it
+        self._ended: trio.Event | None = None  # made when another request waits for it
 
     async def __aenter__(self) -> HeldRange:
         ranges = self._lock.ranges
-        ahead = [other for other in ranges if other.first <= self.last and self.first <= other.last]
+        earlier = [other for other in ranges if other.first <= self.last and self.first <= other.last]
         ranges[self] = None
         try:
-            for other in ahead:
+            for other in earlier:
                 await other.wait_until_ended()
         except BaseException:
             self.release()
@@ -37,31 +37,31 @@ class HeldRange:
         self.release()
 
     async def wait_until_ended(self) -> None:
-        """Return when this range is held no more: at once, without a turn of the scheduler, if it is so already."""
+        """Wait until this range is released; without a checkpoint if it already is."""
         if self in self._lock.ranges:
             if self._ended is None:
                 self._ended = trio.Event()
             await self._ended.wait()
 
     def release(self) -> None:
-        """Let those go on who waited."""
+        """Release the range and wake those that wait for it."""
         del self._lock.ranges[self]
         if self._ended is not None:
             self._ended.set()
 
 
 class RangeLock:
-    """All ranges that are held or waited for, in the order of their coming."""
+    """All ranges that are held or waited for, in the order of the requests."""
 
     def __init__(self) -> None:
         self.ranges: dict[HeldRange, None] = {}
 
     def hold(self, first: int, last: int) -> HeldRange:
-        """Give a context manager that holds pages first..last; entered without a turn of the scheduler if free."""
+        """Return a context manager that holds pages first..last; entering it is no checkpoint if they are free."""
         return HeldRange(self, first, last)
 
     def try_hold(self, page: int) -> HeldRange | None:
-        """Hold one page at once, or not at all."""
+        """Hold one page without waiting; return None if it is held or waited for."""
         if any(held.first <= page <= held.last for held in self.ranges):
             return None
         held = HeldRange(self, page, page)

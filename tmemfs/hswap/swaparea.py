@@ -57,8 +57,8 @@ class SwapArea:
         self._kernel = kernel
         self._unused = trio.Event()
         self._wake = trio.Event()
-        self._owed = 0  # slabs
-        self._gone = False  # tmemd has taken all of them
+        self._slabs_to_release = 0
+        self._evicted = False
         self.hswap.on_last_close = self._note_last_close
         control.add_switch(RESERVE, None, self._reserve)
         control.add_switch(CLEAR, None, self._clear)
@@ -124,28 +124,28 @@ class SwapArea:
                 await self._unused.wait()
         await self.hswap.clear()
 
-    def give_back(self, slabs: int) -> None:
-        """Have that many slabs given back soon, their pages moved to the overflow file."""
-        self._owed = max(self._owed, slabs)
+    def request_release(self, slabs: int) -> None:
+        """Request that `run` releases so many slabs; their pages move to the overflow file."""
+        self._slabs_to_release = max(self._slabs_to_release, slabs)
         self._wake.set()
 
-    def lose_all(self) -> None:
-        """Have the pages whose memory is gone read as errors from now on, until they are written again."""
-        self._gone = True
+    def note_eviction(self) -> None:
+        """Request that `run` marks all pages of the pool as lost: tmemd has taken their memory."""
+        self._evicted = True
         self._wake.set()
 
     async def run(self) -> None:
-        """Give back what is owed, whenever something is."""
+        """Carry out these requests until cancelled."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            if self._gone:
-                lost = await self.hswap.lose_all()
+            if self._evicted:
+                lost = await self.hswap.lose_pool_pages()
                 log.error("%d pages of the swap-like file are lost: tmemd took their memory", lost)
                 return
-            owed, self._owed = self._owed, 0
-            given = await self.hswap.give_back(owed)
-            log.info("%d of %d slabs of persistent memory given back", given, owed)
+            wanted, self._slabs_to_release = self._slabs_to_release, 0
+            released = await self.hswap.release_slabs(wanted)
+            log.info("released %d of %d persistent slabs that tmemd wants back", released, wanted)
 
     def close(self) -> None:
         """Remove the overflow file: the content ends with the mount."""

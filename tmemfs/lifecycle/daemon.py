@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tmemcommon.logwriter import LogFile, LogWriter
 from tmemcommon.texts import LogFormatter
-from tmemfs import memory
+from tmemfs import processmemory
 from tmemfs.config import ConfigError, MountConfig
 from tmemfs.statefiles import mount_name, state_directory
 
@@ -53,7 +53,7 @@ def prepare_process(config: MountConfig) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0)
     if config.hswap_bytes:
-        memory.stay()
+        processmemory.lock_process_memory()
 
 
 def in_background(serve: Callable[[Ready], int]) -> str | None:

@@ -21,11 +21,11 @@ from tmemcommon.commandline import EXIT_FAILED, EXIT_USAGE, say
 from tmemcommon.logwriter import LogFile
 from tmemfs.config import ConfigError, MountConfig
 from tmemfs.guest import Guest
-from tmemfs.hswap.swapfile import SwapError, swap_off, swaps_of
 from tmemfs.kernel.kernelmount import abort, top_mount, unmount
 from tmemfs.kernel.session import Session
 from tmemfs.lifecycle.controlserver import ControlServer
 from tmemfs.lifecycle.daemon import Ready, in_background, prepare_process, start_log
+from tmemfs.lifecycle.loopswap import SwapError, swap_devices_of, swap_off
 from tmemfs.lifecycle.preflight import prepare
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ class _Mount:
 
     def _is_swapped_to(self) -> bool:
         """Tell whether the kernel swaps to this mount."""
-        return bool(self._config.hswap_bytes and swaps_of(self._config.hswap_file))
+        return bool(self._config.hswap_bytes and swap_devices_of(self._config.hswap_file))
 
     async def _swap_off(self) -> bool:
         """Bring back what is swapped to this mount; on failure it has to stay as it is."""

@@ -15,8 +15,8 @@ from tmem.arena import PAGE_SIZE
 from tmemcommon.commandline import say
 from tmemfs.config import ConfigError
 from tmemfs.fuse.writebackswitch import NAME, ON
-from tmemfs.hswap import swapfile
 from tmemfs.kernel.kernelmount import MountCopy, copies_of, filesystem_of, resolve_mountpoint, top_mount, unmount
+from tmemfs.lifecycle import loopswap
 from tmemfs.lifecycle.controlsocket import ANSWER_SECONDS, MAX_REQUEST, RemoteError, ask, connected, peer, remove_stale
 from tmemfs.lifecycle.preflight import is_dead
 from tmemfs.lifecycle.writingback import Unwritable, write_back
@@ -90,7 +90,7 @@ class RemoteMount:
 
     def swap_on(self) -> Path:
         """Swap to the mount's hswap file; return the loop device. Raises ConfigError, or an error with nothing left."""
-        lacking = swapfile.missing()
+        lacking = loopswap.obstacle()
         if lacking is not None:
             raise ConfigError(lacking)
         config = self._config()
@@ -103,17 +103,17 @@ class RemoteMount:
         if kind in MEMORY_FILESYSTEMS or kind.startswith("fuse"):  # or the process that serves it can
             raise ConfigError(f"overflow file '{overflow}' can be swapped out itself: give --hswap-overflow on a disk")
         hswap = self._hswap(config)
-        if swapfile.swaps_of(hswap):
+        if loopswap.swap_devices_of(hswap):
             raise RemoteError(f"'{self.mountpoint}' is swapped to already: tmemfs swapoff {self.mountpoint} ends that")
         self.write("hswap_reserve", b"1\n", _RESERVE_SECONDS)
-        return swapfile.swap_on(hswap)
+        return loopswap.swap_on(hswap)
 
     def swap_off(self) -> None:
         """End swapping to the mount's hswap file and empty the file."""
-        lacking = swapfile.missing()
+        lacking = loopswap.obstacle()
         if lacking is not None:
             raise ConfigError(lacking)
-        if not swapfile.swap_off(self._hswap(self._config())):
+        if not loopswap.swap_off(self._hswap(self._config())):
             raise RemoteError(f"'{self.mountpoint}' is not swapped to: swapon --show lists what is")
         self.write("hswap_clear", b"1\n")
 
@@ -129,7 +129,7 @@ class RemoteMount:
         """
         dead = is_dead(self.mountpoint)
         config = {} if dead else self._config_if_it_answers()
-        if config and swapfile.swaps_of(self._hswap(config)):
+        if config and loopswap.swap_devices_of(self._hswap(config)):
             raise RemoteError(f"'{self.mountpoint}' is swapped to: run tmemfs swapoff {self.mountpoint} first")
         if dead:
             remove_stale(self._entry)

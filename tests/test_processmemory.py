@@ -1,4 +1,4 @@
-"""A process that stays in memory, says what it may not, and still gives memory back."""
+"""Locked process memory: allocated on touch, released on demand, and a log line for what is not permitted."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run
-from tmemfs import memory
+from tmemfs import processmemory
 
 LOCKED = """
 import logging, mmap, sys
-from tmemfs import memory
+from tmemfs import processmemory
 logging.basicConfig(stream=sys.stdout, level=logging.INFO)
-memory.stay()
-assert memory.is_locked()
+processmemory.lock_process_memory()
+assert processmemory.is_locked()
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 mapping = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 sparse = resident()
 mapping.write(b"x" * (32 << 20))
 full = resident()
-assert full - sparse > 24 << 20, "what is touched is there"
-memory.give_back(mapping, 0, 32 << 20)
-assert resident() < full - (24 << 20), "and what is given back is not"
+assert full - sparse > 24 << 20, "touched pages are resident"
+processmemory.release_pages(mapping, 0, 32 << 20)
+assert resident() < full - (24 << 20), "released pages are not"
 assert mapping[:10] == bytes(10)
 print("done")
 """
@@ -46,18 +46,18 @@ def test_a_limit_on_locked_memory_prevents_locking_and_is_reported(
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (8 << 20, 8 << 20))
     calls: list[str] = []
-    monkeypatch.setattr(memory, "_report", lambda what, result: calls.append(what))
-    monkeypatch.setattr(memory, "_libc", _Libc())
-    monkeypatch.setattr(memory, "_SCORE", Path("/proc/self/no_such_file/score"))
+    monkeypatch.setattr(processmemory, "_log_failure", lambda what, result: calls.append(what))
+    monkeypatch.setattr(processmemory, "_libc", _Libc())
+    monkeypatch.setattr(processmemory, "_OOM_SCORE_ADJ", Path("/proc/self/no_such_file/score"))
     with caplog.at_level(logging.INFO):
-        memory.stay()
-    assert calls == ["PR_SET_IO_FLUSHER"], "and mlockall was not tried"
+        processmemory.lock_process_memory()
+    assert calls == ["PR_SET_IO_FLUSHER"], "mlockall was not tried"
     assert "tmemfs swapon will refuse" in caplog.text
     assert "oom_score_adj is not permitted" in caplog.text
 
 
 class _Libc:
-    """Accept everything."""
+    """A libc in which prctl succeeds and mlockall must not be called."""
 
     @staticmethod
     def prctl(*arguments: int) -> int:
