@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.heldbacking import HeldBacking
 from tests.pagebytes import MIB
 from tmem import EmbeddedArena, Tmem
 from tmemfs.cache.content import Content
-from tmemfs.cache.pagecache import PageCache
+from tmemfs.cache.pagecache import QUEUED, PageCache
 from tmemfs.cache.precache import Precache
 from tmemfs.cache.stocking import Stocking
 from tmemfs.inodes.descriptors import Descriptors
@@ -140,6 +140,26 @@ class Parts:
         frame = file.inode.pages.get(index)
         return None if frame is None else bytes(self.cache.page(frame))
 
+    def cached_pages(self, file: OpenFile) -> set[int]:
+        """Return the pages of a file that are in the cache, queued ones included."""
+        return set(file.inode.pages)
+
+    def queued_pages(self, file: OpenFile) -> set[int]:
+        """Return the pages of a file that wait to be put into the pool."""
+        return {index for index, frame in file.inode.pages.items() if self.cache.ref[frame] == QUEUED}
+
+    def dirty_pages(self, file: OpenFile) -> set[int]:
+        """Return the pages of a file that are not written back yet."""
+        return set(file.inode.dirty)
+
+    def pages_in_flight(self, file: OpenFile) -> set[int]:
+        """Return the pages of a file that a backing read is to bring."""
+        return set(file.inode.fills)
+
+    def frames(self) -> int:
+        """Return the number of frames whose memory is not given back yet."""
+        return len(self.cache.ref)
+
     def pooled(self, file: OpenFile, index: int) -> bool:
         """Return whether the pool holds a page."""
         return self.precache.holds(file.inode, index)
@@ -148,6 +168,30 @@ class Parts:
         """Return the number of pages requested, by the counters: hits + gets + waits + demand fills."""
         gets = self.pool.stats.succ_gets if self.pool is not None else 0
         return self.reader.hits + gets + self.reader.waits + self.backing.pages - self.backing.readahead_pages
+
+    def cache_pages(self, file: OpenFile, first: int, pages: Sequence[bytes]) -> None:
+        """Insert pages into the cache without a read of the backing."""
+        for index, page in enumerate(pages, first):
+            assert self.cache.insert_page(file.inode, index, page, pool_bit=False)
+
+    def pool_pages(self, file: OpenFile, first: int, pages: Sequence[bytes]) -> None:
+        """Put pages into the pool without a read of the backing."""
+        assert self.pool is not None
+        for index, page in enumerate(pages, first):
+            self.pool.put(self.pool_object(file), index, page)
+
+    def pool_object(self, file: OpenFile) -> int:
+        """Return the number of the file's object in the pool; it changes when the file changes."""
+        return file.inode.pages.oid
+
+    def mark_dirty(self, file: OpenFile, index: int) -> None:
+        """Mark a cached page as not written back."""
+        self.cache.soil(file.inode.pages[index])
+        file.inode.dirty.add(index)
+
+    def queue_victims(self, count: int) -> None:
+        """Evict up to `count` clean pages; they wait in their frames to be put into the pool."""
+        self.cache.queue_victims(count)
 
     def evict_all(self) -> None:
         """Move every clean page out of the cache, into the pool where there is one."""

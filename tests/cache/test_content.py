@@ -10,7 +10,7 @@ from tests.guestparts import MakeParts, make_parts
 from tests.pagebytes import page_of, pages_of
 from tests.scheduling import in_trio
 from tmemfs.cache.content import Fill
-from tmemfs.cache.pagecache import PAGE_SIZE, QUEUED
+from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.io.files import OpenFile
 
 __all__ = ["make_parts"]
@@ -41,7 +41,7 @@ async def test_drop_forgets_a_range_everywhere(make_parts: MakeParts) -> None:
     await parts.read(file, 0, 40 * PAGE_SIZE)
     parts.evict_all()
     await parts.read(file, 0, 10 * PAGE_SIZE)
-    parts.cache.queue_victims(5)
+    parts.queue_victims(5)
     parts.content.drop(file.inode, 5, 29)
     for index in range(40):
         kept = not 5 <= index <= 29
@@ -65,12 +65,10 @@ async def test_renew_keeps_dirty_pages_only_and_a_late_put_is_never_found(make_p
     parts = make_parts()
     file = parts.make("f", pages_of(1, 10))
     await parts.read(file, 0, 10 * PAGE_SIZE)
-    parts.cache.soil(file.inode.pages[3])
-    file.inode.dirty.add(3)
-    old = file.inode.pages.oid
+    parts.mark_dirty(file, 3)
+    old = parts.pool_object(file)
     parts.content.renew(file.inode)
-    assert list(file.inode.pages) == [3]
-    assert file.inode.pages.oid > old
+    assert parts.cached_pages(file) == {3}
     assert parts.pool is not None
     parts.pool.put(old, 5, page_of(99))
     assert await parts.read(file, 5 * PAGE_SIZE, PAGE_SIZE) == pages_of(1, 10)[5 * PAGE_SIZE : 6 * PAGE_SIZE]
@@ -84,13 +82,13 @@ async def test_overwrite_updates_the_cache_and_removes_queued_and_pooled_copies(
     await parts.read(file, 0, len(data))
     parts.evict_all()
     await parts.read(file, 0, 4 * PAGE_SIZE)
-    parts.cache.queue_victims(4)
-    assert parts.cache.ref[file.inode.pages[1]] == QUEUED
+    parts.queue_victims(4)
+    assert 1 in parts.queued_pages(file)
     patch = page_of(7, 9000)
     data[5000:14000] = patch
     os.pwrite(file.fd, patch, 5000)
     parts.content.overwrite(file.inode, 5000, patch)
-    assert parts.cache.ref[file.inode.pages[1]] != QUEUED, "a page that is overwritten while queued is not put"
+    assert 1 not in parts.queued_pages(file), "a page that is overwritten while queued is not put"
     for index in range(1, 4):
         assert not parts.pooled(file, index)
         assert parts.cached(file, index) == bytes(data[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])

@@ -1,4 +1,4 @@
-"""A file forgets any number of pages at once; they are freed in steps. What one stretch of a task frees is counted."""
+"""A file drops any number of pages at once; they are freed in steps, so that no stretch of a task is long."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import trio
 from tests.guestparts import MakeParts, Parts, make_parts
 from tests.pagebytes import MIB, page_of
 from tests.scheduling import in_trio
-from tmemfs.cache.pagecache import PAGE_SIZE, USED
+from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.cache.precache import MANY
 from tmemfs.io.files import OpenFile
 
 __all__ = ["make_parts"]
 
 CACHED, POOLED = 3 * MANY, 2 * MANY  # pages
-STRETCH = 1100  # pages
+STRETCH = 1100  # most pages freed between two checkpoints
 
 
 class Stretches(trio.abc.Instrument):
-    """Find how many pages and frames vanish at most between two checkpoints of one task."""
+    """Count the most pages and frames freed between two checkpoints of one task."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -31,7 +31,7 @@ class Stretches(trio.abc.Instrument):
 
     def _held(self) -> int:
         pool = self._parts.pool.stats.pages if self._parts.pool is not None else 0
-        return self._parts.cache.resident + pool + len(self._parts.cache.ref)
+        return self._parts.cache.resident + pool + self._parts.frames()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._before = self._held()
@@ -42,7 +42,7 @@ class Stretches(trio.abc.Instrument):
 
 @contextmanager
 def counted(parts: Parts) -> Iterator[Stretches]:
-    """Count what happens in the block."""
+    """Count what is freed inside the block."""
     found = Stretches(parts)
     trio.lowlevel.add_instrument(found)
     try:
@@ -53,16 +53,12 @@ def counted(parts: Parts) -> Iterator[Stretches]:
 
 @asynccontextmanager
 async def large_file(make_parts: MakeParts) -> AsyncIterator[tuple[Parts, OpenFile]]:
-    """Have a file with many pages in the cache and many more in the pool."""
+    """Make a file with many pages in the cache and many more in the pool."""
     parts = make_parts(cache=64 * MIB, pool=64 * MIB)
     file = parts.make("f", page_of(1))
-    inode, page = file.inode, page_of(1)
-    inode.size = (CACHED + POOLED) * PAGE_SIZE
-    for index in range(CACHED):
-        parts.cache.insert_page(inode, index, page, pool_bit=False)
-    assert parts.pool is not None
-    for index in range(CACHED, CACHED + POOLED):
-        parts.pool.put(inode.pages.oid, index, page)
+    file.inode.size = (CACHED + POOLED) * PAGE_SIZE
+    parts.cache_pages(file, 0, [page_of(1)] * CACHED)
+    parts.pool_pages(file, CACHED, [page_of(1)] * POOLED)
     async with parts.running():
         yield parts, file
         await parts.precache.discards.finish()
@@ -92,10 +88,10 @@ async def test_no_task_frees_all_pages_of_a_large_file_in_one_stretch(
     async with large_file(make_parts) as (parts, file):
         with counted(parts) as stretches:
             await change(parts, file)
-            assert not file.inode.pages, "nothing finds them from here on"
+            assert not parts.cached_pages(file), "no page is found from here on"
             assert not parts.pooled(file, CACHED)
             await trio.lowlevel.checkpoint()
-            parts.check()  # in the middle, too, every frame is accounted for
+            parts.check()  # every frame is accounted for halfway, too
             await parts.precache.discards.finish()
         assert parts.cache.resident == 0
         assert parts.pool is not None
@@ -106,15 +102,13 @@ async def test_no_task_frees_all_pages_of_a_large_file_in_one_stretch(
 @in_trio
 async def test_dirty_pages_of_a_large_file_stay_when_others_change_it(make_parts: MakeParts) -> None:
     async with large_file(make_parts) as (parts, file):
-        inode = file.inode
         for index in (5, 700):
-            parts.cache.soil(inode.pages[index])
-            inode.dirty.add(index)
-        parts.inodes.others_changed(inode)
-        assert sorted(inode.pages) == [5, 700]
+            parts.mark_dirty(file, index)
+        parts.inodes.others_changed(file.inode)
+        assert parts.cached_pages(file) == {5, 700}
         await parts.precache.discards.finish()
         assert parts.cache.resident == parts.cache.dirty_pages == 2
-        parts.content.forget(inode)
+        parts.content.forget(file.inode)
         assert parts.cache.dirty_pages == 0
 
 
@@ -124,7 +118,7 @@ async def test_truncating_a_large_file_leaves_no_page_beyond_its_end(make_parts:
         size = (CACHED // 3) * PAGE_SIZE
         with counted(parts) as stretches:
             parts.content.truncate(file.inode, size)
-            assert not [index for index in file.inode.pages if index >= CACHED // 3]
+            assert max(parts.cached_pages(file), default=0) < CACHED // 3
             await parts.precache.discards.finish()
         assert stretches.longest <= STRETCH
         assert not parts.pooled(file, CACHED + 5)
@@ -135,7 +129,7 @@ async def test_a_truncation_by_a_few_pages_keeps_the_others(make_parts: MakePart
     async with large_file(make_parts) as (parts, file):
         file.inode.size = CACHED * PAGE_SIZE
         parts.content.truncate(file.inode, (CACHED - 100) * PAGE_SIZE + 5)
-        assert len(file.inode.pages) == CACHED - 99
+        assert len(parts.cached_pages(file)) == CACHED - 99
 
 
 @in_trio
@@ -143,7 +137,7 @@ async def test_a_queued_page_that_was_forgotten_is_not_put_into_the_pool(make_pa
     async with large_file(make_parts) as (parts, file):
         parts.content.drop(file.inode, CACHED, CACHED + POOLED)
         await parts.precache.discards.finish()
-        parts.cache.queue_victims(64)
+        parts.queue_victims(64)
         parts.content.renew(file.inode)
         parts.precache.drain(64)
         assert parts.pool is not None
@@ -153,11 +147,12 @@ async def test_a_queued_page_that_was_forgotten_is_not_put_into_the_pool(make_pa
 @in_trio
 async def test_a_shrink_gives_frames_back_in_steps(make_parts: MakeParts) -> None:
     async with large_file(make_parts) as (parts, file):
-        for frame in list(file.inode.pages.values())[-MANY // 2 :]:  # in high frames, and kept: they have to move
-            parts.cache.ref[frame] = USED
+        for index in range(CACHED - MANY // 2, CACHED):  # in high frames, and kept: they have to move
+            assert parts.reader.hit(file, index * PAGE_SIZE, 1) is not None
         with counted(parts) as stretches:
             await parts.precache.resize(8 * MIB)
-        assert len(parts.cache.ref) == parts.cache.frames == 2048
+        assert parts.cache.settled
+        assert parts.cache.frames == 2048
         assert parts.cache.resident <= 2048
         assert stretches.longest <= STRETCH
         parts.check()

@@ -101,7 +101,7 @@ async def test_without_stable_ctimes_the_version_is_size_and_mtime(make_parts: M
     (parts.directory / "f").chmod(0o600)
     parts.open("f")
     assert parts.inodes.invalidations == 0
-    assert len(file.inode.pages) == 8
+    assert len(parts.cached_pages(file)) == 8
 
 
 @in_trio
@@ -127,7 +127,7 @@ async def test_a_change_by_others_under_dirty_pages_takes_the_clean_ones_only(ma
         others.seek(3 * PAGE_SIZE)
         others.write(page_of(9))
     parts.open("f")
-    assert list(file.inode.pages) == [0]
+    assert parts.cached_pages(file) == {0}
     want = b"own" + parts.bytes_on_disk(file)[3:]
     assert await parts.read(file, 0, 1 << 20) == want
     assert parts.writeback is not None
@@ -316,10 +316,10 @@ async def test_unlinking_the_last_name_of_a_closed_file_forgets_its_pages(make_p
     file = parts.make("f", pages_of(1, 8))
     await parts.read(file, 0, 8 * PAGE_SIZE)
     parts.inodes.unlinked(file.inode, 1)
-    assert file.inode.pages
+    assert parts.cached_pages(file)
     os.close(parts.files.remove(file.number).fd)
     parts.inodes.unlinked(file.inode, 0)
-    assert not file.inode.pages
+    assert not parts.cached_pages(file)
 
 
 @in_trio
@@ -374,7 +374,7 @@ async def test_a_stat_that_overtakes_our_own_change_of_names_is_no_news(make_par
     assert not parts.inodes.observe(file.inode, late[1], late[0])
     for opened in (file, other):
         assert not parts.inodes.observe(opened.inode, os.fstat(opened.fd), parts.inodes.start())
-        assert len(opened.inode.pages) == 2
+        assert len(parts.cached_pages(opened)) == 2
     assert parts.inodes.invalidations == before
     assert file.inode.attr is not None
     assert file.inode.attr.st_nlink == {"link": 3, "unlink": 1}.get(change, 2)

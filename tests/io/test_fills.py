@@ -34,7 +34,7 @@ async def test_a_fill_that_a_write_overtook_is_not_cached(make_parts: MakeParts,
         parts.backing.after_read.release()
         await trio.testing.wait_all_tasks_blocked()
         assert asked.answers["before"] == pages_from(old, 5, 4)
-        assert not file.inode.pages, "the overtaken bytes entered the cache"
+        assert not parts.cached_pages(file), "the overtaken bytes entered the cache"
         parts.backing.after_read.open()
     assert asked.answers["after"] == pages_from(data, 6, 2)
     assert await parts.read(file, 0, len(data)) == data

@@ -42,7 +42,7 @@ async def test_a_write_is_in_memory_only_until_it_is_flushed(make_parts: MakePar
     assert parts.bytes_on_disk(file) == want
     assert parts.cache.dirty_pages == 0
     assert parts.inodes.invalidations == 0
-    assert file.inode.pages
+    assert parts.cached_pages(file)
 
 
 @in_trio

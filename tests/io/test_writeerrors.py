@@ -39,7 +39,7 @@ async def fail_once(parts: Parts, file: OpenFile) -> None:
         await trio.sleep(MAX_AGE * 5)
         parts.backing.data_error = None
         await trio.sleep(MAX_AGE * 3)
-    assert not file.inode.dirty
+    assert not parts.dirty_pages(file)
 
 
 @in_trio
@@ -108,7 +108,7 @@ async def test_a_file_of_another_user_is_written_back(make_parts: MakeParts, mon
     await parts.writer.write(file, 0, b"new")
     await parts.writer.sync(file, data_only=False)
     assert parts.bytes_on_disk(file)[:3] == b"new"
-    assert not file.inode.dirty
+    assert not parts.dirty_pages(file)
 
 
 @in_trio

@@ -62,7 +62,7 @@ async def test_a_failed_write_reaches_the_caller_and_drops_the_range(make_parts:
         await parts.writer.write(file, 3 * PAGE_SIZE + 5, b"n" * PAGE_SIZE)
     assert caught.value.errno == code
     assert parts.backing.errors == 1
-    assert sorted(set(range(10)) - file.inode.pages.keys()) == [3, 4], "nobody knows what the backing holds there"
+    assert sorted(set(range(10)) - parts.cached_pages(file)) == [3, 4], "nobody knows what the backing holds there"
     parts.backing.data_error = None
     os.pwrite(file.fd, b"half", 3 * PAGE_SIZE + 5)  # what the failed write may have left
     assert await parts.read(file, 3 * PAGE_SIZE, PAGE_SIZE) == parts.bytes_on_disk(file)[3 * PAGE_SIZE : 4 * PAGE_SIZE]
@@ -75,7 +75,7 @@ async def test_a_short_write_says_so_and_drops_the_range(make_parts: MakeParts) 
     await parts.read(file, 0, 10 * PAGE_SIZE)
     parts.backing.short_write = 5000
     assert await parts.writer.write(file, 2 * PAGE_SIZE, b"n" * 3 * PAGE_SIZE) == 5000
-    assert not {3, 4} & file.inode.pages.keys()
+    assert not {3, 4} & parts.cached_pages(file)
     assert parts.cached(file, 2) == b"n" * PAGE_SIZE
     assert await parts.read(file, 0, 10 * PAGE_SIZE) == parts.bytes_on_disk(file)
 
@@ -101,7 +101,7 @@ async def test_metadata_changes_of_our_own_keep_the_pages(make_parts: MakeParts)
     await parts.writer.change(file.inode, lambda: os.utime(fd, (1, 2)), lambda: os.fstat(fd))
     assert parts.open("f").inode is file.inode
     assert parts.inodes.invalidations == 0
-    assert len(file.inode.pages) == 10
+    assert len(parts.cached_pages(file)) == 10
 
 
 @pytest.mark.timeout(20)

@@ -156,13 +156,13 @@ def test_clean_pages_of_a_dirty_file_go_when_others_change_it(tmp_path: Path) ->
         await parts.find("f")
         await parts.read(file, 0, PAGE_SIZE * 2)
         await parts.writer.write(file, 0, b"d" * PAGE_SIZE)
-        assert file.inode.dirty == {0}
+        assert parts.dirty_pages(file) == {0}
         async with parts.watching():
             with (parts.directory / "f").open("r+b") as theirs:
                 theirs.seek(PAGE_SIZE)
                 theirs.write(b"theirs")
-            await parts.until(lambda: 1 not in file.inode.pages)
-            assert file.inode.dirty == {0}
+            await parts.until(lambda: 1 not in parts.cached_pages(file))
+            assert parts.dirty_pages(file) == {0}
             assert await parts.read(file, PAGE_SIZE, 6) == b"theirs"
 
     trio.run(main)
@@ -181,7 +181,7 @@ def test_a_change_that_leaves_the_stamps_as_they_were_is_seen(parts: Watched) ->
                 assert await parts.read(file, 0, 1) != content
                 with path.open("r+b") as theirs:
                     theirs.write(content)
-                await parts.until(lambda: not file.inode.pages)
+                await parts.until(lambda: not parts.cached_pages(file))
                 assert await parts.read(file, 0, 1) == content
 
     trio.run(main)
@@ -219,7 +219,7 @@ def test_lost_events_renew_open_files_and_have_every_name_looked_at_again(
             (parts.directory / "any").touch()
             async with parts.watching():
                 await parts.until(lambda: parts.watch.overflows)
-                assert not file.inode.pages
+                assert not parts.cached_pages(file)
                 assert gone.attr_until == 0.0
                 assert {closed.number, gone.number, 1} <= set(parts.kernel.attributes)
                 await parts.until(lambda: (1, b"gone") in parts.kernel.names)
