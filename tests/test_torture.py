@@ -1,6 +1,6 @@
-"""A mount does what a plain directory does, whatever is done in whatever order.
+"""A mount and a plain directory give the same outcome for every sequence of operations.
 
-Hypothesis chooses and shrinks single-process sequences; the streams of `make torture` with fixed seeds add several
+Hypothesis generates and shrinks sequences of a single process. Runs of `make torture` with fixed seeds add several
 processes, remounts and sizes that are too large to shrink.
 """
 
@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY, Place
 from tests.mounted import Mounted
 from tests.torture.generator import DIRECTORIES, FILES, MAPS, OPENINGS
 from tests.torture.pair import Difference, Pair, explain
-from tests.torture.replica import PAGE, Side, content
+from tests.torture.replica import PAGE, Replica, content
 from tests.torture.run import MODES, Torture, TortureError
 from tests.torture.trees import first_difference
 
@@ -38,7 +38,7 @@ BOUNDED = settings(
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
-SLOTS = 3  # fewer places than in a torture: a sequence of 60 must come back to them
+SLOTS = 3  # fewer than in a torture run: a short sequence must return to them
 slots = st.integers(0, SLOTS - 1)
 maps = st.integers(0, MAPS - 1)
 files = st.sampled_from(FILES[:5])
@@ -148,7 +148,7 @@ class Comparison(RuleBasedStateMachine):
 
     @invariant()
     def open_files_agree(self) -> None:
-        """Size and link count of every open file are the plain one's."""
+        """Compare size and link count of every open file."""
         for slot in self.pair.plain.slots:
             self.pair.run(("fstat", slot))
 
@@ -163,16 +163,15 @@ class Comparison(RuleBasedStateMachine):
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Give the plain directory."""
     made = tmp_path / "plain"
     made.mkdir()
     return made
 
 
 @pytest.mark.mount
-@pytest.mark.timeout(600)  # shrinking what it found
+@pytest.mark.timeout(600)  # for shrinking a failure
 @pytest.mark.parametrize("mode", ["through", "writeback", "watchback"])
-def test_every_sequence_has_the_outcome_that_it_has_on_a_plain_directory(place: Place, plain: Path, mode: str) -> None:
+def test_every_sequence_has_the_outcome_of_a_plain_directory(place: Place, plain: Path, mode: str) -> None:
     mounted = Mounted(place)
     try:
         mounted.start("--pool", "256K", *MODES[mode])
@@ -195,11 +194,11 @@ def test_processes_on_a_mount_see_what_a_plain_directory_shows(
     Torture(seed, mode, processes, mounts=2, operations=400).run(place, plain)
 
 
-# -- the torture itself ----------------------------------------------------------------------------------------------
+# -- the torture program ---------------------------------------------------------------------------------------------
 
 
-def test_a_difference_is_found_and_named(tmp_path: Path) -> None:
-    """Both sides are plain directories; one of them is tampered with."""
+def test_a_difference_is_found_and_described(tmp_path: Path) -> None:
+    """Both replicas are plain directories; one is changed in between."""
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
     pair = Pair(tmp_path / "one", tmp_path / "other", tmp_path / "one", tmp_path)
@@ -236,24 +235,24 @@ def test_the_names_of_one_file_are_compared(tmp_path: Path) -> None:
 
 
 def test_operations_on_empty_slots_do_nothing(tmp_path: Path) -> None:
-    side = Side(tmp_path)
+    replica = Replica(tmp_path)
     for op in (("pread", 0, 0, 1), ("mwrite", 0, 0, 1, 1), ("close", 0), ("map", 0, 0, 0, 1, False), ("sync", 1, True)):
-        assert side.run(op) == "nothing to do"
-    assert side.run(("stat", "missing")) == "ENOENT"
+        assert replica.run(op) == "nothing to do"
+    assert replica.run(("stat", "missing")) == "ENOENT"
 
 
-def test_a_seed_gives_the_same_torture_and_different_content_each_time() -> None:
+def test_a_seed_determines_a_run_and_a_tag_its_content() -> None:
     assert Torture.of_seed(7) == Torture.of_seed(7)
     assert str(Torture.of_seed(7, "watch", 2)) == "SEED=7 MODE=watch PROCESSES=2"
     assert len({content(tag, 64) for tag in range(64)}) == 64
     assert explain(b"ab", b"a") == "2 bytes on the plain directory, 1 through the mount"
 
 
-def test_a_worker_that_finds_something_ends_the_torture(place: Place, plain: Path) -> None:
-    """A mount's place without a mount: the control files are missing, which is an error of the first that asks."""
+def test_a_worker_that_fails_ends_the_run(place: Place, plain: Path) -> None:
+    """Nothing is mounted, so the control files are missing and the first write to one fails."""
     torture = Torture(1, "through", 1, mounts=1, operations=300)
     with pytest.raises(TortureError, match="its last operations"):
-        torture._work(place, Mounted(place), plain, [1])
+        torture.run_workers(place, Mounted(place), plain, [1])
 
 
 @pytest.mark.mount

@@ -1,6 +1,6 @@
 """The page cache as its tests see it: pages of files by number, without frames and marks.
 
-An implementation is tested by a `CacheUnderTest` of its own; the suite uses nothing else.
+Each implementation has a `CacheUnderTest` of its own. Beside it, the suite uses counters and methods without frames.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def test_without_a_pool_nothing_is_queued_or_counted_as_dropped(make_cache: Make
     file = cache.new_file()
     for index in range(200):
         cache.insert(file, index, page_of(index))
-    assert not cache.cache.victims
+    assert not cache.queued(file)
     assert cache.cache.dropped == 0
 
 

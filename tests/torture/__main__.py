@@ -1,11 +1,11 @@
-"""Torture for as long as one likes.
+"""Start torture runs until the time is over.
 
     python -m tests.torture [--seconds 60] [--seed N] [--mode NAME] [--processes N] [--trace]
 
-Prints its seed first. Every run has a seed of its own, the first one the seed that was given, and everything that a
-run does follows from it: its mode, its processes, their operations. What a seed does not determine is time: how
-processes, evictions, compression and write-back by age meet. A run of one process repeats the same operations in the
-same order; runs of several repeat each process's stream, not how the streams interleave.
+Prints its seed first. The first run has this seed, each later run the next number. A seed determines the mode, the
+processes and their operations. It does not determine timing: how processes, evictions, compression and write-back by
+age interleave. So a run of one process repeats the same operations in the same order; a run of several repeats each
+process's stream.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tests.torture.run import MODES, Torture
 
 
 def main() -> int:
-    """Run tortures until the time is over or one finds something."""
+    """Start runs until the time is over or one finds a difference."""
     parser = argparse.ArgumentParser(prog="torture", description="Compare a mount with a plain directory.")
-    parser.add_argument("--seconds", type=float, default=60.0, help="start runs for so long (0: one run)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="start new runs for this long (0: one run)")
     parser.add_argument("--seed", type=int, help="the first run's seed")
     parser.add_argument("--mode", choices=list(MODES))
     parser.add_argument("--processes", type=int)
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _run(torture: Torture) -> int | None:
-    """Run one torture in directories of its own; keep them, and return None, when it finds something."""
+    """Run one torture in a new directory. On a difference, keep the directory and return None."""
     directory = Path(tempfile.mkdtemp(prefix="tmemfs-torture-"))
     place = Place(directory)
     plain = directory / "plain"
@@ -57,7 +57,7 @@ def _run(torture: Torture) -> int | None:
     try:
         count = torture.run(place, plain)
     except Exception as error:
-        print(f"{error}\n{torture} found this; what is left is in {directory}\nsee it again: make torture {torture}")
+        print(f"{error}\n{torture} found this; its files are in {directory}\nrepeat it: make torture {torture}")
         return None
     finally:
         place.clean()

@@ -1,7 +1,7 @@
-"""Choose operations at random, so that they meet: few names, few slots, offsets that like the edges of pages.
+"""Generate random operations that interact: few names, few slots, offsets near the edges of pages.
 
-Most bugs need several operations on one place of one file (read it, cut it, let it grow, read it again). So a stream
-stays with a slot for a while, comes back to offsets that it used shortly before, and often looks at what it changed.
+Most bugs need several operations on one place of one file (read, truncate, extend, read again). So a stream stays with
+a slot for a while, returns to recent offsets, and often reads back what it changed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from tests.torture.replica import PAGE, Op
 
 SLOTS = 5
 MAPS = 3
-LARGEST = 768 << 10  # bytes; a dozen files are several times the cache and the pool
-STAY = 0.7  # of the operations on a slot are on the one of the operation before
-AGAIN = 0.5  # of the offsets are recent ones, or close to one
-LOOK = 0.3  # of the changes are followed by a read of the place
+LARGEST = 768 << 10  # bytes; a dozen such files are several times the cache and the pool
+SAME_SLOT = 0.7  # of the operations on a slot use the slot of the operation before
+RECENT_OFFSET = 0.5  # of the offsets are recent ones or close to one
+READ_BACK = 0.3  # of the changes are followed by a read of the place
 DIRECTORIES = ("d0", "d1", "d0/e")
 FILES = ("a", "b", "c", "d", "d0/a", "d0/b", "d1/a", "d0/e/a")
 OPENINGS = (
@@ -71,15 +71,15 @@ WEIGHTS = {
 }
 
 
-class Chooser:
-    """Choose one operation after the other; the same seed gives the same ones."""
+class OperationGenerator:
+    """A stream of operations; the same seed gives the same stream."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self._names = list(WEIGHTS)
         self._weights = list(WEIGHTS.values())
         self._tag = seed * 1_000_003
-        self._favourite = 0
+        self._last_slot = 0
         self._recent: deque[int] = deque([0], maxlen=6)
         self._queue = deque(
             [("mkdir", name) for name in DIRECTORIES]
@@ -87,11 +87,11 @@ class Chooser:
         )
 
     def next(self) -> Op:
-        """Return an operation."""
+        """Return the next operation."""
         if self._queue:
             return self._queue.popleft()
         op = self._new()
-        if op[0] in ("pwrite", "ftruncate", "mwrite", "punch", "allocate") and self.random.random() < LOOK:
+        if op[0] in ("pwrite", "ftruncate", "mwrite", "punch", "allocate") and self.random.random() < READ_BACK:
             number, offset = op[1], max(0, op[2] - self.random.choice((0, 1, PAGE, 5 * PAGE)))
             self._queue.append(("mread" if op[0] == "mwrite" else "pread", number, offset, self._size()))
         return op
@@ -103,9 +103,9 @@ class Chooser:
     # -- ingredients ---------------------------------------------------------------------------------------------
 
     def _slot(self) -> int:
-        if self.random.random() > STAY:
-            self._favourite = self.random.randrange(SLOTS)
-        return self._favourite
+        if self.random.random() > SAME_SLOT:
+            self._last_slot = self.random.randrange(SLOTS)
+        return self._last_slot
 
     def _map_number(self) -> int:
         return self.random.randrange(MAPS)
@@ -117,8 +117,8 @@ class Chooser:
         return self.random.choice(FILES if self.random.random() < 0.93 else DIRECTORIES)
 
     def _offset(self, largest: int = LARGEST) -> int:
-        """Prefer the beginning, places at or beside the edge of a page, and those of shortly before."""
-        if self.random.random() < AGAIN:
+        """Prefer the beginning of the file, offsets at or beside page edges, and recent offsets."""
+        if self.random.random() < RECENT_OFFSET:
             near = self.random.choice(self._recent) + self.random.choice((0, 0, -1, 1, -700, 700, -PAGE, PAGE, 20_000))
             return min(max(0, near), largest)
         self._recent.append(self._new_offset(largest))

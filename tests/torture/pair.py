@@ -1,4 +1,4 @@
-"""Two sides, the mount and a plain directory: the same operation on both, the outcomes compared."""
+"""Two replicas, the mount and a plain directory: run each operation on both and compare the outcomes."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ import os
 from collections import deque
 from pathlib import Path
 
-from tests.torture.replica import NOTHING, Op, Outcome, Side
+from tests.torture.replica import NOTHING, Op, Outcome, Replica
 from tests.torture.trees import first_difference
 
-KEPT = 60
-_NOT_OFFERED = ("ENOTSUP", "EOPNOTSUPP", "ENOSYS")
+HISTORY = 60
+_NOT_SUPPORTED = ("ENOTSUP", "EOPNOTSUPP", "ENOSYS")
 
 
 class Difference(AssertionError):
-    """The mount did something else than the plain directory."""
+    """The mount and the plain directory disagree."""
 
 
 class Pair:
-    """A directory in the mount, its twin elsewhere, and where the first is in the backing."""
+    """A directory in the mount, the same in a plain tree, and the first as the backing has it."""
 
     def __init__(self, mounted: Path, plain: Path, backing: Path, control: Path) -> None:
-        self.mounted = Side(mounted)
-        self.plain = Side(plain)
+        self.mounted = Replica(mounted)
+        self.plain = Replica(plain)
         self._backing = backing
         self._control = control
-        self.history: deque[Op] = deque(maxlen=KEPT)
+        self.history: deque[Op] = deque(maxlen=HISTORY)
         self.done = 0
-        self.told = 0  # operations that had something to do
+        self.effective = 0  # operations that found their slot
 
     def run(self, op: Op) -> Outcome:
-        """Carry out an operation on both sides. Raise Difference when they disagree."""
+        """Carry out an operation on both replicas. Raise Difference when they disagree."""
         self.history.append(op)
         self.done += 1
         if op[0] == "control":
-            self._tell(op[1], op[2])
+            self._write_control(op[1], op[2])
             return None
-        if op[0] == "punch":  # not offered by every mount: then it is not done on the plain side either
+        if op[0] == "punch":  # if the mount does not support it, the plain replica skips it
             mounted = self.mounted.run(op)
-            if mounted in _NOT_OFFERED:
+            if mounted in _NOT_SUPPORTED:
                 return mounted
             plain = self.plain.run(op)
         else:
             plain = self.plain.run(op)
             mounted = self.mounted.run(op)
-        self.told += plain != NOTHING
+        self.effective += plain != NOTHING
         if plain != mounted:
             raise Difference(f"{describe(op)}: {explain(plain, mounted)}")
         return plain
 
-    def _tell(self, name: str, line: str) -> None:
+    def _write_control(self, name: str, line: str) -> None:
         fd = os.open(self._control / name, os.O_WRONLY)
         try:
             os.write(fd, line.encode())
@@ -67,7 +67,7 @@ class Pair:
             raise Difference(f"the tree, through the mount: {found}")
 
     def compare_backing(self) -> None:
-        """Compare the plain tree with what is in the backing. Raise Difference."""
+        """Compare the plain tree with the backing. Raise Difference."""
         found = first_difference(self.plain.root, self._backing)
         if found is not None:
             raise Difference(f"the tree, in the backing: {found}")
@@ -79,12 +79,12 @@ class Pair:
 
 
 def describe(op: Op) -> str:
-    """Write an operation down so that it can be pasted into a test."""
+    """Return an operation as text that can be pasted into a test."""
     return f"{op[0]}({', '.join(repr(word) for word in op[1:])})"
 
 
 def explain(plain: Outcome, mounted: Outcome) -> str:
-    """Say how two outcomes differ; of long bytes, where."""
+    """Return how two outcomes differ; for bytes, where."""
     if not isinstance(plain, bytes) or not isinstance(mounted, bytes):
         return f"{_short(plain)} on the plain directory, {_short(mounted)} through the mount"
     if len(plain) != len(mounted):

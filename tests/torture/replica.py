@@ -1,11 +1,11 @@
-"""One side of the comparison: carry out operations in a directory, and say what came of them.
+"""One replica of a tree: carry out operations in a directory and return their outcomes.
 
-An operation is a tuple of a name and its arguments; the method of that name carries it out. Its result is whatever
-can be compared with the other side's: bytes, a size, a link count; or the name of the errno that it ended with.
+An operation is a tuple of a name and its arguments; the method of that name carries it out. Its outcome is anything
+that two replicas can compare: bytes, a size, a link count, or the name of the errno.
 
-Files are opened into slots and mapped into slots, so that an operation means the same on both sides. One that finds
-its slot empty does nothing, and so does one whose outcome Linux leaves open (access to a mapping behind the end of the
-file, unaligned O_DIRECT).
+Files are opened and mapped into numbered slots, so that an operation means the same on both replicas. An operation on
+an empty slot does nothing. So does one whose outcome Linux leaves open: access to a mapping beyond the end of the file,
+unaligned O_DIRECT.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def content(tag: int, size: int) -> bytes:
-    """Make bytes that no other tag gives: some pages compress, some do not, some are one byte repeated."""
+    """Return bytes that no other tag gives: compressible, incompressible or one byte repeated."""
     source = random.Random(tag)
     kind = tag % 4
     if kind == 0:
@@ -53,7 +53,7 @@ class Slot:
 
     @property
     def direct(self) -> bool:
-        """True where offsets and sizes must be aligned."""
+        """Whether offsets and sizes must be aligned."""
         return bool(self.flags & os.O_DIRECT)
 
 
@@ -67,11 +67,11 @@ class Mapping:
     writable: bool
 
     def end(self) -> int:
-        """Return how many of its bytes are within the file: access behind the last page of it is SIGBUS."""
+        """Return how many of its bytes are within the file: access beyond the last page is SIGBUS."""
         return max(0, min(self.length, self.map.size() - self.offset))
 
 
-class Side:
+class Replica:
     """A directory, with the open files and mappings of one process in it."""
 
     def __init__(self, root: Path) -> None:
@@ -99,7 +99,7 @@ class Side:
     # -- open files ----------------------------------------------------------------------------------------------
 
     def do_open(self, number: int, name: str, flags: int) -> Outcome:
-        """Open a file, into a slot that is closed first."""
+        """Open a file into a slot; close what the slot had."""
         self.do_close(number)
         fd = os.open(self.root / name, flags | os.O_CLOEXEC, 0o640)
         self.slots[number] = Slot(fd, flags)
@@ -122,7 +122,7 @@ class Side:
             return buffer[:count]
 
     def do_pwrite(self, number: int, offset: int, size: int, tag: int) -> Outcome:
-        """Write at an offset (at the end where the slot appends)."""
+        """Write at an offset, or at the end with O_APPEND."""
         slot = self.slots.get(number)
         if slot is None:
             return NOTHING
@@ -140,12 +140,12 @@ class Side:
         return NOTHING if slot is None or slot.direct else os.read(slot.fd, size)
 
     def do_write(self, number: int, size: int, tag: int) -> Outcome:
-        """Write at the slot's position, or at the end."""
+        """Write at the slot's position, or at the end with O_APPEND."""
         slot = self.slots.get(number)
         return NOTHING if slot is None or slot.direct else os.write(slot.fd, content(tag, size))
 
     def do_seek(self, number: int, offset: int, whence: int) -> Outcome:
-        """Move the position (in a directory every filesystem counts in its own way)."""
+        """Move the position; not in a directory, where every filesystem counts differently."""
         slot = self.slots.get(number)
         if slot is None or stat.S_ISDIR(os.fstat(slot.fd).st_mode):
             return NOTHING
@@ -157,17 +157,17 @@ class Side:
         return NOTHING if slot is None else os.ftruncate(slot.fd, size)
 
     def do_sync(self, number: int, data_only: bool) -> Outcome:
-        """Fsync."""
+        """Call fsync or fdatasync."""
         slot = self.slots.get(number)
         return NOTHING if slot is None else (os.fdatasync if data_only else os.fsync)(slot.fd)
 
     def do_fstat(self, number: int) -> Outcome:
-        """Stat an open file, which may have no name any more."""
+        """Stat an open file, which may be unlinked."""
         slot = self.slots.get(number)
         return NOTHING if slot is None else self._describe(os.fstat(slot.fd))
 
     def do_allocate(self, number: int, offset: int, size: int) -> Outcome:
-        """Allocate as glibc does it: where fallocate(2) is not offered, it writes."""
+        """Allocate with posix_fallocate, which writes if the filesystem has no fallocate(2)."""
         slot = self.slots.get(number)
         if slot is None or slot.direct or slot.flags & os.O_APPEND or slot.flags & os.O_ACCMODE != os.O_RDWR:
             return NOTHING
@@ -186,7 +186,7 @@ class Side:
     # -- mappings ------------------------------------------------------------------------------------------------
 
     def do_map(self, number: int, slot_number: int, first: int, pages: int, private: bool) -> Outcome:
-        """Map pages of an open file that are there now."""
+        """Map pages of an open file that exist now."""
         self.do_unmap(number)
         slot = self.slots.get(slot_number)
         if slot is None or slot.flags & os.O_ACCMODE == os.O_WRONLY:
@@ -225,7 +225,7 @@ class Side:
         return count
 
     def do_msync(self, number: int) -> Outcome:
-        """Msync."""
+        """Call msync."""
         mapping = self.maps.get(number)
         return NOTHING if mapping is None else mapping.map.flush()
 
@@ -236,7 +236,7 @@ class Side:
         return os.truncate(self.root / name, size)
 
     def do_rename(self, old: str, new: str) -> Outcome:
-        """Rename, over whatever is there."""
+        """Rename, replacing the target."""
         return os.rename(self.root / old, self.root / new)
 
     def do_link(self, old: str, new: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""One torture: a mount with a mode, processes that use it, remounts in between, and the trees compared at the end."""
+"""One torture run: a mount in some mode, processes that use it, remounts, and a comparison of the trees."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MODES: dict[str, tuple[str, ...]] = {
 
 
 class TortureError(AssertionError):
-    """A torture found something; the message says what, and how to see it again."""
+    """A run found a difference; the message says which, and how to repeat the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Torture:
-    """What one torture does; everything follows from it."""
+    """The parameters of one run; they determine every operation."""
 
     seed: int
     mode: str
@@ -45,17 +45,17 @@ class Torture:
 
     @classmethod
     def of_seed(cls, seed: int, mode: str | None = None, processes: int | None = None) -> Torture:
-        """Derive a torture from its seed alone, but for what is given."""
+        """Derive a run from its seed, except for the parameters given."""
         source = random.Random(seed)
         chosen = source.choice(list(MODES)), source.choice((1, 2, 3))
         return cls(seed, mode or chosen[0], processes or chosen[1], 3, 2400 // (processes or chosen[1]) + 400)
 
     def __str__(self) -> str:
-        """Name it so that it can be started again."""
+        """Return the parameters as `make torture` takes them."""
         return f"SEED={self.seed} MODE={self.mode} PROCESSES={self.processes}"
 
     def run(self, place: Place, plain: Path) -> int:
-        """Run it; return how many operations that were. Raise TortureError."""
+        """Run it and return the number of operations. Raise TortureError."""
         mounted = Mounted(place)
         (place.source / "striped").write_bytes(bytes(STRIPED_BYTES))
         (plain / "striped").write_bytes(bytes(STRIPED_BYTES))
@@ -65,22 +65,23 @@ class Torture:
                 pool = source.choice((("--pool", "256K"), ("--pool", "1M"), ("--pool", "4M")))
                 mounted.start(*pool, *MODES[self.mode])
                 seeds = [source.randrange(1 << 32) for _ in range(self.processes)]
-                self._work(place, mounted, plain, seeds)
-                self._same(first_difference(plain, place.mountpoint), "through the mount")
+                self.run_workers(place, mounted, plain, seeds)
+                self._require_none(first_difference(plain, place.mountpoint), "through the mount")
                 mounted.end()
-                self._same(first_difference(plain, place.source), "in the backing")
+                self._require_none(first_difference(plain, place.source), "in the backing")
         finally:
             mounted.stop_watchdog()
         return self.mounts * self.processes * self.operations
 
-    def _work(self, place: Place, mounted: Mounted, plain: Path, seeds: list[int]) -> None:
+    def run_workers(self, place: Place, mounted: Mounted, plain: Path, seeds: list[int]) -> None:
+        """Run one worker for each seed. Raise TortureError."""
         workers = [self._start(place, plain, number, seed) for number, seed in enumerate(seeds)]
         trouble = []
         for number, worker in enumerate(workers):
             try:
                 output, errors = worker.communicate(timeout=WORKER_SECONDS)
             except subprocess.TimeoutExpired:
-                # Whoever hangs in the mount can be killed only once the mount is gone.
+                # A process that hangs in the mount can be killed only after the mount has ended.
                 assert mounted.process is not None
                 mounted.process.kill()
                 worker.kill()
@@ -101,6 +102,6 @@ class Torture:
         command = [sys.executable, "-m", "tests.torture.worker", *map(str, words), *flags]
         return place.start(*command, *(["trace"] if self.trace else []))
 
-    def _same(self, difference: str | None, where: str) -> None:
+    def _require_none(self, difference: str | None, where: str) -> None:
         if difference is not None:
-            raise TortureError(f"the trees differ {where} when all is done: {difference}")
+            raise TortureError(f"the trees differ {where} at the end: {difference}")

@@ -10,7 +10,7 @@ _CHUNK = 1 << 17
 
 
 def first_difference(expected: Path, found: Path) -> str | None:
-    """Return what is different first, or None."""
+    """Return a description of the first difference, or None."""
     one, other = _walk(expected), _walk(found)
     if one.keys() != other.keys():
         return f"only in one of the two: {sorted(one.keys() ^ other.keys())}"
