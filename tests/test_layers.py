@@ -29,7 +29,7 @@ ALL = {**COMMON, **GUEST, **BACKEND, **BENCH}
 # The folders of each package from the ground up: a module imports from its own folder and from those before it.
 # What lies in no folder of the package is common ground, or assembles the rest.
 FLOORS = {
-    "tmemfs": ("cache", "inodes", "kernel", "io", "namespace", "fuse", "watching", "hswap", "lifecycle"),
+    "tmemfs": ("cache", "inodes", "kernel", "io", "namespace", "fuse", "watching", "hswap", "virtual", "lifecycle"),
     "tmem.lending": ("protocol", "lender", "guest", "daemon", "control"),
     "bench": ("tools", "models", "subjects"),
 }

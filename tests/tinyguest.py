@@ -17,8 +17,8 @@ import trio
 import tmemfs.lifecycle.mount
 from tmemfs.cli import main
 from tmemfs.config import MountConfig
-from tmemfs.fuse.control import Control
 from tmemfs.stats import Stats
+from tmemfs.virtual.controlfiles import ControlFiles
 
 FILE_BYTES = 1 << 16
 DATA, HANG, CONTROL, CONFIG = 2, 3, 4, 5
@@ -91,7 +91,7 @@ class TinyGuest:
 
     def __init__(self, config: MountConfig, source_fd: int) -> None:
         self.operations = TinyOperations()
-        self.control = Control(config.control_name, Stats(), lambda: {"pid": os.getpid()})
+        self.control = ControlFiles(config.control_name, Stats(), lambda: {"pid": os.getpid()})
         self._source_fd = source_fd
 
     def connect(self) -> None:

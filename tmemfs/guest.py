@@ -28,12 +28,9 @@ from tmemfs.cache.precache import Precache
 from tmemfs.cache.stocking import Stocking
 from tmemfs.config import MIB, ConfigError, MountConfig
 from tmemfs.counters import register
-from tmemfs.fuse.control import Control
 from tmemfs.fuse.directories import Directories
 from tmemfs.fuse.fs import Operations, Parts
 from tmemfs.fuse.replies import Replies
-from tmemfs.fuse.switches import Switches
-from tmemfs.fuse.writebackswitch import WritebackSwitch
 from tmemfs.hswap.swaparea import SwapArea
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
@@ -53,6 +50,10 @@ from tmemfs.namespace.revalidate import Revalidator
 from tmemfs.namespace.tree import Tree
 from tmemfs.stats import Stats, Value
 from tmemfs.throttle import ThrottleGate
+from tmemfs.virtual.cachecontrols import CacheControls
+from tmemfs.virtual.controlfiles import ControlFiles
+from tmemfs.virtual.swapcontrols import SwapControls
+from tmemfs.virtual.writebackcontrol import WritebackControl
 from tmemfs.watching.source import SourceMount
 from tmemfs.watching.watch import Watch
 
@@ -119,14 +120,12 @@ class Guest:
             if config.balloon
             else None
         )
-        self.control = Control(config.control_name, self.stats, self._describe)
+        self.control = ControlFiles(config.control_name, self.stats, self._describe)
         self.swap = (
             SwapArea(
                 config,
                 self.tmem,
                 0 if self.lender else config.pool_bytes,
-                self.control,
-                self.kernel,
                 self.stocking.ready,
             )
             if config.hswap_bytes and self.tmem is not None
@@ -135,8 +134,10 @@ class Guest:
         if self.lender is not None and self.swap is not None:
             self.lender.borrower.on_persistent_revoke = self.swap.request_release
             self.lender.borrower.on_evicted = self.swap.note_eviction
+        if self.swap is not None:
+            SwapControls(self.control, self.swap, self.kernel)
         if self.writeback is not None:
-            WritebackSwitch(self.control, self.writeback)
+            WritebackControl(self.control, self.writeback)
         register(self.stats, self)
         self.operations = Operations(self._parts(), self.stats)
 
@@ -168,18 +169,16 @@ class Guest:
     def _parts(self) -> Parts:
         config, backing, inodes = self.config, self.backing, self.inodes
         tree = Tree(backing, inodes, self.descriptors)
-        Switches(self.control, self.content, inodes, tree, self.tmem, self.resize)
+        CacheControls(self.control, self.content, inodes, tree, self.tmem, self.resize)
         names = Revalidator(backing, inodes, self.descriptors)
         attributes = Attributes(backing, inodes, self.descriptors, self.writer, names)
-        replies = Replies(
-            self.control, self.writeback, attr_timeout=config.attr_timeout, negative_timeout=config.negative_timeout
-        )
+        replies = Replies(self.writeback, attr_timeout=config.attr_timeout, negative_timeout=config.negative_timeout)
         return Parts(
             inodes=inodes,
             files=self.files,
             reader=self.reader,
             writer=self.writer,
-            control=self.control,
+            virtual=self.control,
             tree=tree,
             attributes=attributes,
             names=names,

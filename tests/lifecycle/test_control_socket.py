@@ -19,13 +19,14 @@ from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
 from tests.lending.otheruser import as_other
 from tests.pagebytes import pages_of
 from tmemfs.config import ConfigError
-from tmemfs.fuse.control import BadControlInput, Control
+from tmemfs.fuse.virtualfiles import InvalidInput
 from tmemfs.kernel.kernelmount import MountEntry, top_mount
 from tmemfs.lifecycle import controlserver, controlsocket
 from tmemfs.lifecycle.controlserver import ControlServer
 from tmemfs.lifecycle.controlsocket import MAX_REQUEST, Answer, RemoteError, Request, ask, directories, socket_name
 from tmemfs.lifecycle.remote import RemoteMount
 from tmemfs.stats import Stats
+from tmemfs.virtual.controlfiles import ControlFiles
 
 MOUNT = MountEntry("0:4711", Path("/data"), "fuse.tmemfs", "/source", owner=os.geteuid())
 JUNK = [
@@ -145,10 +146,10 @@ class Verbs:
     """A control with a verb that waits, as for a backing that hangs."""
 
     def __init__(self) -> None:
-        self.control = Control(".tmemfs", Stats(), lambda: {"pid": 4711})
-        self.control.add_switch("wait", None, self._wait)
-        self.control.add_switch("fail", None, self._fail)
-        self.control.add_switch("refuse", None, self._refuse)
+        self.control = ControlFiles(".tmemfs", Stats(), lambda: {"pid": 4711})
+        self.control.add_control("wait", None, self._wait)
+        self.control.add_control("fail", None, self._fail)
+        self.control.add_control("refuse", None, self._refuse)
         self.waiting = 0
 
     async def _wait(self, data: bytes) -> None:
@@ -159,7 +160,7 @@ class Verbs:
         raise OSError(28, "No space left on device")
 
     async def _refuse(self, data: bytes) -> None:
-        raise BadControlInput(f"not\nthis {os.fsdecode(data)}")
+        raise InvalidInput(f"not\nthis {os.fsdecode(data)}")
 
 
 def serving(verbs: Verbs, client: Callable[[], object]) -> None:

@@ -19,9 +19,9 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext, StatvfsData
 
 from tmemfs.fuse.answer import answered
-from tmemfs.fuse.control import BadControlInput, Control, Node
 from tmemfs.fuse.directories import Directories
 from tmemfs.fuse.replies import Replies, direct, free_space
+from tmemfs.fuse.virtualfiles import InvalidInput, OpenVirtual, VirtualFiles, VirtualNode
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.io.files import OpenFiles
@@ -39,16 +39,6 @@ log = logging.getLogger(__name__)
 STATS_PATIENCE = 1.0  # seconds that a lookup of /stats waits for the backing to have a file of that name
 
 
-class OpenControl:
-    """One open of a virtual file."""
-
-    __slots__ = ("data", "node")
-
-    def __init__(self, node: Node, data: bytes) -> None:
-        self.node = node
-        self.data = data
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What the operations work on."""
@@ -57,7 +47,7 @@ class Parts:
     files: OpenFiles
     reader: Reader
     writer: Writer
-    control: Control
+    virtual: VirtualFiles
     tree: Tree
     attributes: Attributes
     names: Revalidator
@@ -81,12 +71,12 @@ class Operations(pyfuse3.Operations):
         self._files = parts.files.by_number
         self._hit = parts.reader.hit
         self._read_latency = stats.latency("read")
-        self._controls: dict[int, OpenControl] = {}
+        self._open_virtual: dict[int, OpenVirtual] = {}
 
     def _inode(self, number: int) -> Inode:
         inode = self.parts.inodes.get(number)
         if inode is None:
-            raise OSError(errno.EPERM if self.parts.control.get(number) else errno.ESTALE, "")
+            raise OSError(errno.EPERM if self.parts.virtual.get(number) else errno.ESTALE, "")
         return inode
 
     def _remembered(self, inode: Inode) -> EntryAttributes:
@@ -97,14 +87,14 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        control = self.parts.control
-        node = control.find(parent, name)
+        virtual = self.parts.virtual
+        node = virtual.find(parent, name)
         if node is not None:
             return self._replies.virtual(node)
-        if parent == control.directory.number or name in (b".", b".."):
+        if parent == virtual.directory.number or name in (b".", b".."):
             return self._replies.missing()
-        if parent == pyfuse3.ROOT_INODE and name == control.root_stats.name:
-            return await self._lookup_stats(self._inode(parent), control.root_stats, ctx.pid)
+        if parent == pyfuse3.ROOT_INODE and name == virtual.root_stats.name:
+            return await self._lookup_stats(self._inode(parent), virtual.root_stats, ctx.pid)
         inode = await self._lookup(self._inode(parent), name, ctx.pid)
         return self._replies.missing() if inode is None else self._remembered(inode)
 
@@ -117,7 +107,7 @@ class Operations(pyfuse3.Operations):
             names.looked_up(thread, inode)
         return inode
 
-    async def _lookup_stats(self, root: Inode, node: Node, thread: int) -> EntryAttributes:
+    async def _lookup_stats(self, root: Inode, node: VirtualNode, thread: int) -> EntryAttributes:
         """Find the backing's own file of this name, else ours; a backing in trouble must not take the counters away."""
         inode = None
         with trio.move_on_after(STATS_PATIENCE), contextlib.suppress(OSError):
@@ -161,7 +151,7 @@ class Operations(pyfuse3.Operations):
     async def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: RequestContext
     ) -> None:
-        if self.parts.control.find(new_parent, new_name) is not None:
+        if self.parts.virtual.find(new_parent, new_name) is not None:
             raise PermissionError(errno.EPERM, "")  # it would be hidden by ours
         await self.parts.tree.rename(self._inode(parent), name, self._inode(new_parent), new_name, flags)
 
@@ -173,7 +163,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getattr(self, number: int, ctx: RequestContext) -> EntryAttributes:
-        node = self.parts.control.get(number)
+        node = self.parts.virtual.get(number)
         if node is not None:
             return self._replies.virtual(node)
         inode = self._inode(number)
@@ -184,10 +174,10 @@ class Operations(pyfuse3.Operations):
     async def setattr(
         self, number: int, attr: EntryAttributes, fields: Any, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        node = self.parts.control.get(number)
-        if node is not None:  # the truncation of `echo 16M > cache_size`
-            if node.file is not None and fields.update_size and attr.st_size != node.file.size:
-                raise PermissionError(errno.EPERM, "")
+        node = self.parts.virtual.get(number)
+        if node is not None:
+            if fields.update_size:
+                node.truncate(attr.st_size)
             return self._replies.virtual(node)
         inode, attributes = self._inode(number), self.parts.attributes
         if fields.update_size:
@@ -210,7 +200,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getxattr(self, number: int, name: bytes, ctx: RequestContext) -> bytes:
-        if self.parts.control.get(number) is not None:
+        if self.parts.virtual.get(number) is not None:
             raise OSError(errno.ENODATA, "")
         return await self.parts.attributes.getxattr(self._inode(number), name)
 
@@ -220,7 +210,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def listxattr(self, number: int, ctx: RequestContext) -> Sequence[bytes]:
-        if self.parts.control.get(number) is not None:
+        if self.parts.virtual.get(number) is not None:
             return []
         return await self.parts.attributes.listxattr(self._inode(number))
 
@@ -236,23 +226,13 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def open(self, number: int, flags: int, ctx: RequestContext) -> FileInfo:
-        node = self.parts.control.get(number)
+        node = self.parts.virtual.get(number)
         if node is not None:
-            return self._open_control(node, flags)
+            opened = node.open(flags)
+            fh = self.parts.files.new_number()
+            self._open_virtual[fh] = opened
+            return direct(fh)
         return direct((await self.parts.opener.open(self._inode(number), flags, ctx)).number)
-
-    def _open_control(self, node: Node, flags: int) -> FileInfo:
-        writes = flags & os.O_ACCMODE != os.O_RDONLY
-        reads = flags & os.O_ACCMODE != os.O_WRONLY
-        number = self.parts.files.new_number()
-        if node.file is not None:
-            if flags & os.O_TRUNC:
-                raise PermissionError(errno.EPERM, "")
-            node.file.opened()
-        elif (writes and node.write is None) or (reads and node.read is None):
-            raise PermissionError(errno.EACCES, "")
-        self._controls[number] = OpenControl(node, node.read() if reads and node.read else b"")
-        return direct(number)
 
     @answered
     async def create(
@@ -274,26 +254,20 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def _read(self, fh: int, offset: int, size: int) -> bytes:
-        control = self._controls.get(fh)
-        if control is not None:
-            if control.node.file is not None:
-                return await control.node.file.read(offset, size)
-            return control.data[offset : offset + size]
+        virtual = self._open_virtual.get(fh)
+        if virtual is not None:
+            return await virtual.read(offset, size)
         return await self.parts.reader.read(self._files[fh], offset, size)  # type: ignore[return-value]
 
     @answered
     async def write(self, fh: int, offset: int, data: bytes) -> int:
-        control = self._controls.get(fh)
-        if control is not None:
-            if control.node.file is not None:
-                return await control.node.file.write(offset, data)
-            assert control.node.write is not None
+        virtual = self._open_virtual.get(fh)
+        if virtual is not None:
             try:
-                await control.node.write(data)
-            except BadControlInput as error:
-                log.warning("%s: %s", os.fsdecode(control.node.name), error)
+                return await virtual.write(offset, data)
+            except InvalidInput as error:
+                log.warning("%s: %s", os.fsdecode(virtual.name), error)
                 raise OSError(errno.EINVAL, "") from None
-            return len(data)
         file = self._files[fh]
         written = await self.parts.writer.write(file, offset, data)
         if file.appends and file.inode.size_in_doubt:  # it landed behind what others had appended
@@ -302,28 +276,28 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def flush(self, fh: int) -> None:
-        if fh not in self._controls:
+        if fh not in self._open_virtual:
             await self.parts.opener.flush(self._files[fh])
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        if fh not in self._controls:
+        if fh not in self._open_virtual:
             await self.parts.writer.sync(self._files[fh], data_only=datasync)
 
     @answered
     async def release(self, fh: int) -> None:
-        control = self._controls.pop(fh, None)
-        if control is None:
+        virtual = self._open_virtual.pop(fh, None)
+        if virtual is None:
             await self.parts.opener.close(self._files[fh])
-        elif control.node.file is not None:
-            control.node.file.closed()
+        else:
+            virtual.close()
 
     # -- directories ---------------------------------------------------------------------------------------------
 
     @answered
     async def opendir(self, number: int, ctx: RequestContext) -> int:
         fh = self.parts.files.new_number()
-        if number != self.parts.control.directory.number:  # that one reads as empty
+        if number != self.parts.virtual.directory.number:  # that one reads as empty
             await self.parts.directories.open(fh, self._inode(number), ctx.pid)
         return fh
 

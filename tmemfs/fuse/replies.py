@@ -8,7 +8,7 @@ import stat
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
-from tmemfs.fuse.control import Control, Node
+from tmemfs.fuse.virtualfiles import VirtualNode
 from tmemfs.inodes.inode import Inode
 from tmemfs.io.writeback import Writeback
 
@@ -16,10 +16,7 @@ from tmemfs.io.writeback import Writeback
 class Replies:
     """Describe inodes and virtual nodes to the kernel, and say how long it may believe it."""
 
-    def __init__(
-        self, control: Control, writeback: Writeback | None, *, attr_timeout: float, negative_timeout: float
-    ) -> None:
-        self._control = control
+    def __init__(self, writeback: Writeback | None, *, attr_timeout: float, negative_timeout: float) -> None:
         self._writeback = writeback
         self._attr_timeout = attr_timeout
         self._negative_timeout = negative_timeout
@@ -39,9 +36,9 @@ class Replies:
             entry.attr_timeout = 0  # the write-back changes the ctime: whoever wants to know has to ask
         return entry
 
-    def virtual(self, node: Node) -> EntryAttributes:
-        """Describe a virtual node, to be asked for anew each time."""
-        entry = _attributes(self._control.attributes(node), node.number)
+    def virtual(self, node: VirtualNode) -> EntryAttributes:
+        """Describe a virtual node. The kernel has to ask for it each time."""
+        entry = _attributes(node.stat(), node.number)
         entry.entry_timeout = entry.attr_timeout = 0
         return entry
 

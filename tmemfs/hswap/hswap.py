@@ -79,7 +79,6 @@ class Hswap:
         self.counters = HswapCounters()
         self.pagemap = PageMap(size // PAGE_SIZE)
         self.opens = 0
-        self.on_last_close: Callable[[], None] = lambda: None
         self._tmem = tmem
         self._pool = tmem.new_pool(persistent=True, name="hswap")
         self._overflow = overflow
@@ -97,8 +96,6 @@ class Hswap:
     def closed(self) -> None:
         """Count a close."""
         self.opens -= 1
-        if not self.opens:
-            self.on_last_close()
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return bytes, fewer only at the end of the file. Raises OSError for a page that is lost or unreadable."""

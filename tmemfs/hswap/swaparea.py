@@ -1,4 +1,4 @@
-"""Assemble the swap-like file of one guest: its overflow file, its node among the virtual files, its switches."""
+"""Set up the swap-like file of one guest with its overflow file, and move its pages out when memory is wanted back."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ import trio
 
 from tmem import PAGE_SIZE
 from tmemfs.config import ConfigError, MountConfig
-from tmemfs.fuse.control import BadControlInput, Control
 from tmemfs.hswap import overflow
 from tmemfs.hswap.hswap import Hswap
 from tmemfs.statefiles import make_private, mount_name, state_directory
 
 if TYPE_CHECKING:
     from tmem import Tmem
-    from tmemfs.kernel.kernelcache import KernelCache
 
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 8.0
-NAME = "hswap"
-RESERVE, CLEAR = "hswap_reserve", "hswap_clear"
 
 
 def default_overflow(mountpoint: Path) -> Path:
@@ -36,15 +32,13 @@ def default_overflow(mountpoint: Path) -> Path:
 
 
 class SwapArea:
-    """The file `hswap` in the control directory, and what stands behind it. ConfigError if it cannot be set up."""
+    """The swap-like file of one guest. Raise ConfigError if it cannot be set up."""
 
     def __init__(
         self,
         config: MountConfig,
         tmem: Tmem,
         pool_bytes: int,
-        control: Control,
-        kernel: KernelCache,
         ready: Callable[[int], Awaitable[None]],
     ) -> None:
         size = config.hswap_bytes // PAGE_SIZE * PAGE_SIZE
@@ -53,15 +47,10 @@ class SwapArea:
         self._check_size(size, self.overflow_path)
         self._overflow = overflow.create(self.overflow_path)
         self.hswap = Hswap(tmem, self._overflow, size, time.monotonic, ready)
-        self._node = control.add_file(NAME, self.hswap)
-        self._kernel = kernel
         self._unused = trio.Event()
         self._wake = trio.Event()
         self._slabs_to_release = 0
         self._evicted = False
-        self.hswap.on_last_close = self._note_last_close
-        control.add_switch(RESERVE, None, self._reserve)
-        control.add_switch(CLEAR, None, self._clear)
 
     @staticmethod
     def _choose_path(config: MountConfig) -> Path:
@@ -98,13 +87,16 @@ class SwapArea:
                 f"overflow file ({free}) together: give a smaller --hswap, or --hswap-overflow on a larger filesystem"
             )
 
-    def _note_last_close(self) -> None:
+    def closed(self) -> bool:
+        """Count a close of the file; return True after the last one."""
+        self.hswap.closed()
+        if self.hswap.opens:
+            return False
         self._unused.set()
-        self._kernel.forget_pages(self._node.number)  # those of its mappings
+        return True
 
-    async def _reserve(self, data: bytes) -> None:
-        """Have disk space for all pages, before the file is used for swap."""
-        _expect_one(data)
+    async def reserve(self) -> None:
+        """Reserve disk space for all pages, before the file is used for swap."""
         try:
             await self.hswap.reserve(self._pool_bytes)
         except OSError as error:
@@ -114,10 +106,9 @@ class SwapArea:
                 "give --hswap-overflow on a local disk with room for all pages",
             ) from error
 
-    async def _clear(self, data: bytes) -> None:
-        """Forget all pages: for a file that nobody has open, such as after swapoff."""
-        _expect_one(data)
-        # The kernel tells a close when it comes to it, which may be after the call that made it returned.
+    async def clear(self) -> None:
+        """Forget all pages of a file that nobody has open, as after swapoff."""
+        # The kernel may report a close after the call that made it returned.
         with trio.move_on_after(CLOSE_SECONDS):
             while self.hswap.opens:
                 self._unused = trio.Event()
@@ -150,8 +141,3 @@ class SwapArea:
     def close(self) -> None:
         """Remove the overflow file: the content ends with the mount."""
         self._overflow.close()
-
-
-def _expect_one(data: bytes) -> None:
-    if data.strip() != b"1":
-        raise BadControlInput("the word to write is: 1")

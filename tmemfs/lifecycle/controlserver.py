@@ -21,7 +21,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from tmemfs.fuse.control import BadControlInput
+from tmemfs.fuse.virtualfiles import InvalidInput
 from tmemfs.kernel.kernelmount import mount_table
 from tmemfs.lifecycle.controlsocket import MAX_REQUEST, Answer, Request, directories, peer, socket_name
 from tmemfs.statefiles import make_private
@@ -181,7 +181,7 @@ class ControlServer:
         self._changes += request.data is not None
         try:
             return Answer(await self._control.call(name, request.data))
-        except BadControlInput as error:
+        except InvalidInput as error:
             return Answer(error=str(error), misused=True)
         except OSError as error:
             return Answer(error=error.strerror or str(error))

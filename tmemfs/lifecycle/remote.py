@@ -14,12 +14,13 @@ from typing import TypeVar
 from tmem.arena import PAGE_SIZE
 from tmemcommon.commandline import say
 from tmemfs.config import ConfigError
-from tmemfs.fuse.writebackswitch import NAME, ON
+from tmemfs.virtual.writebackcontrol import NAME, ON
 from tmemfs.kernel.kernelmount import MountCopy, copies_of, filesystem_of, resolve_mountpoint, top_mount, unmount
 from tmemfs.lifecycle import loopswap
 from tmemfs.lifecycle.controlsocket import ANSWER_SECONDS, MAX_REQUEST, RemoteError, ask, connected, peer, remove_stale
 from tmemfs.lifecycle.preflight import is_dead
 from tmemfs.lifecycle.writingback import Unwritable, write_back
+from tmemfs.virtual.writebackcontrol import NAME, ON
 
 _RESERVE_SECONDS = 120.0  # a busy disk can take its time
 _CHUNK_BYTES = 1 << 20

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tmemcommon.commandline import CommandError, say
-from tmemfs.fuse.writebackswitch import GIVE_UP, NAME, OFF, ON, Unwritten, parse
+from tmemfs.virtual.writebackcontrol import GIVE_UP, NAME, OFF, ON, Unwritten, parse
 
 _LOOK_SECONDS = 0.1
 _TOLD_SECONDS = 1.0  # of which nobody has to be told

@@ -9,9 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tmemfs.fuse.control import Control
-from tmemfs.fuse.switches import LOOKUP_SECONDS, Switches
 from tmemfs.stats import Stats
+from tmemfs.virtual.cachecontrols import LOOKUP_SECONDS, CacheControls
+from tmemfs.virtual.controlfiles import ControlFiles
 
 
 class HangingTree:
@@ -28,9 +28,9 @@ async def no_resize(size: int) -> None:
 
 @pytest.mark.parametrize(("verb", "data"), [(b"drop_caches", b"some/path\n"), (b"held_pages", b"some/path\0")])
 def test_a_path_that_a_hanging_backing_does_not_find_is_given_up(verb: bytes, data: bytes) -> None:
-    control = Control(".tmemfs", Stats(), dict)
+    control = ControlFiles(".tmemfs", Stats(), dict)
     nothing = cast(Any, SimpleNamespace(root=None))
-    Switches(control, nothing, nothing, cast(Any, HangingTree()), None, no_resize)
+    CacheControls(control, nothing, nothing, cast(Any, HangingTree()), None, no_resize)
 
     async def main() -> None:
         began = trio.current_time()

@@ -1,7 +1,7 @@
-"""The control file `writeback`: tell which files are not written back yet, and turn write-back off before an unmount.
+"""The control file `writeback`: list the files that are not written back, and turn write-back off before an unmount.
 
-It shows `1` or `0`, and a line for each of the first dirty files: path, pages and, once it has been tried in vain since
-write-back was turned off, why not; with tabs between them.
+It shows `1` or `0`, then a line for each of the first dirty files: path, pages and the reason of the last failure since
+write-back was turned off, separated by tabs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import logging
 from typing import NamedTuple
 
 from tmemcommon.texts import printable
-from tmemfs.fuse.control import BadControlInput, Control
+from tmemfs.fuse.virtualfiles import InvalidInput
 from tmemfs.io.writeback import Writeback
+from tmemfs.virtual.controlfiles import ControlFiles
 
 log = logging.getLogger(__name__)
 
@@ -22,19 +23,19 @@ MAX_LINES = 100
 
 
 class Unwritten(NamedTuple):
-    """A file that has dirty pages; `reason` is empty as long as nothing is known to be wrong."""
+    """A file with dirty pages. `reason` says why its last write-back failed; empty if none failed."""
 
     path: str
     pages: int
     reason: str
 
 
-class WritebackSwitch:
+class WritebackControl:
     """The control file of one guest."""
 
-    def __init__(self, control: Control, writeback: Writeback) -> None:
+    def __init__(self, files: ControlFiles, writeback: Writeback) -> None:
         self._writeback = writeback
-        control.add_switch(NAME, self._show, self._set, private=True)
+        files.add_control(NAME, self._show, self._set, private=True)
 
     def _show(self) -> str:
         rows = (
@@ -44,10 +45,10 @@ class WritebackSwitch:
         return "\n".join(["0" if self._writeback.suspended else "1", *itertools.islice(rows, MAX_LINES)])
 
     async def _set(self, data: bytes) -> None:
-        """Turn write-back off (`0`), on (`1`), or off and `give up` what is dirty when the mount ends."""
+        """Turn write-back off (`0`) or on (`1`). `give up`: off, and pages still dirty at the end are lost."""
         word = data.strip()
         if word not in (OFF, ON, GIVE_UP):
-            raise BadControlInput("what to write is 1 (on), 0 (off) or: give up")
+            raise InvalidInput("what to write is 1 (on), 0 (off) or: give up")
         if self._writeback.suspended != (word != ON):
             log.info("write-back is turned %s", "on" if word == ON else "off: writes go through")
         if word == ON:
