@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from tmemfs.kernel.kernelmount import top_mount, unmount
 
 REPOSITORY = Path(__file__).parents[1]
-TINY = (sys.executable, "-m", "tests.tinyguest")
+TINY = (sys.executable, "-P", os.fspath(REPOSITORY / "tests" / "tinyguest.py"))
 REAL = (sys.executable, "-m", "tmemfs")
 SECONDS = 60.0
 

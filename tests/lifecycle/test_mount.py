@@ -205,7 +205,7 @@ exec(compile(open({tiny!r}).read(), {tiny!r}, 'exec'), {{'__name__': '__main__'}
 
 def test_a_mount_still_writing_back_leaves_its_successor_alone(place: Place) -> None:
     os.mkfifo(place.source / "written")  # the end waits for a reader
-    process = place.serve(command=(sys.executable, "-c", SAME_NUMBER.format(tiny=TINY[1])))
+    process = place.serve(command=(sys.executable, "-c", SAME_NUMBER.format(tiny=TINY[-1])))
     assert run("umount", place.mountpoint).returncode == 0
     again = place.serve(command=TINY)
     assert process.poll() is None
@@ -356,10 +356,10 @@ def test_umount_ends_as_soon_as_the_last_copy_has(place: Place) -> None:
 
 def test_what_fails_after_the_checks_is_one_line_too_and_leaves_nothing(place: Place) -> None:
     code = (
-        f"import sys; sys.argv[0] = {TINY[1]!r}\nimport tmemfs.lifecycle.mount\n"
+        f"import sys; sys.argv[0] = {TINY[-1]!r}\nimport tmemfs.lifecycle.mount\n"
         "def refuse(*_): raise PermissionError(1, 'Operation not permitted')\n"
         "import tmemfs.kernel.session; tmemfs.kernel.session.mount_fuse = refuse\n"
-        f"exec(compile(open({TINY[1]!r}).read(), 'tiny', 'exec'), {{'__name__': '__main__'}})"
+        f"exec(compile(open({TINY[-1]!r}).read(), 'tiny', 'exec'), {{'__name__': '__main__'}})"
     )
     for options in ([], ["-f"]):
         done = run(sys.executable, "-c", code, "mount", place.source, place.mountpoint, "--log", place.log, *options)
@@ -417,13 +417,13 @@ def test_an_ordinary_user_mounts_through_fusermount(place: Place) -> None:
         base.chmod(0o755)
         if (
             run(
-                "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, TINY[1], "--help"
+                "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, TINY[-1], "--help"
             ).returncode
             != 0
         ):
             pytest.skip(f"{REPOSITORY} or its Python cannot be read by other users")
         mmap = "import mmap; f = open('mnt/data', 'r+b'); m = mmap.mmap(f.fileno(), 4096); m[:4] = b'user'"
-        script = USER_SCRIPT.format(dir=base, python=sys.executable, tiny=TINY[1], mmap=mmap.replace("'", "'\\''"))
+        script = USER_SCRIPT.format(dir=base, python=sys.executable, tiny=TINY[-1], mmap=mmap.replace("'", "'\\''"))
         done = run("unshare", "-m", "--propagation", "private", "bash", "-c", LEAVE_OTHERS + script, seconds=240)
         assert done.returncode == 0, done
         assert done.stdout.startswith("tiny")

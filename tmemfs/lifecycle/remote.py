@@ -14,7 +14,6 @@ from typing import TypeVar
 from tmem.arena import PAGE_SIZE
 from tmemcommon.commandline import say
 from tmemfs.config import ConfigError
-from tmemfs.virtual.writebackcontrol import NAME, ON
 from tmemfs.kernel.kernelmount import MountCopy, copies_of, filesystem_of, resolve_mountpoint, top_mount, unmount
 from tmemfs.lifecycle import loopswap
 from tmemfs.lifecycle.controlsocket import ANSWER_SECONDS, MAX_REQUEST, RemoteError, ask, connected, peer, remove_stale
