@@ -93,7 +93,7 @@ def test_no_arguments_and_unknown_commands_are_usage_errors(place: Place) -> Non
 
 
 @pytest.mark.mount
-def test_a_mount_is_read_counted_resized_dropped_warmed_and_unmounted(place: Place) -> None:
+def test_the_commands_work_on_a_mount_from_start_to_end(place: Place) -> None:
     (place.source / "file").write_bytes(os.urandom(1 << 20))
     (place.source / "dir").mkdir()
     (place.source / "dir" / "other").write_bytes(b"x" * 5000)
@@ -175,7 +175,7 @@ def test_the_mount_table_shows_what_it_is(place: Place) -> None:
     assert "Read-only" in place.python("open('new', 'w')").stderr
 
 
-def test_what_a_mount_says_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_of_a_mount_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     class Strange:
         def __init__(self, *_: object) -> None:
             pass

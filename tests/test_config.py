@@ -72,7 +72,7 @@ def test_a_size_is_a_number_with_a_binary_unit_or_a_share_of_ram(text: str, size
         "٣",
     ],
 )
-def test_a_size_that_is_none_is_refused_in_one_line_that_names_it(text: str) -> None:
+def test_an_invalid_size_is_refused_in_one_line_that_names_it(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_size(text)
     assert f"'{text}'" in str(caught.value)
@@ -80,7 +80,7 @@ def test_a_size_that_is_none_is_refused_in_one_line_that_names_it(text: str) -> 
 
 
 @given(st.text())
-def test_no_text_makes_a_parser_fail_otherwise(text: str) -> None:
+def test_parsers_raise_only_config_errors(text: str) -> None:
     for parse in (parse_size, parse_duration, parse_throttle, parse_pool, lambda word: parse_options([word])):
         with contextlib.suppress(ConfigError):
             parse(text)
@@ -94,7 +94,7 @@ def test_a_duration_is_in_seconds_unless_it_has_a_unit(text: str, seconds: float
 
 
 @pytest.mark.parametrize("text", ["", "-1", "5 parsecs", "ms", "nan", "9" * 400, "300000h"])
-def test_a_duration_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="duration"):
         parse_duration(text)
 
@@ -107,7 +107,7 @@ def test_a_throttle_has_three_parts_and_each_may_be_left_out() -> None:
 @pytest.mark.parametrize(
     "text", ["", "latency", "latency=", "depth=0", "depth=-1", "depth=x", "speed=1", "bandwidth=0"]
 )
-def test_a_throttle_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_throttle_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_throttle(text)
 
@@ -162,24 +162,24 @@ def test_each_mountpoint_has_a_file_name_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/run/" + "s" * 103])
-def test_a_socket_that_no_socket_can_be_is_refused_in_one_line(path: str) -> None:
+def test_an_invalid_socket_path_is_refused_in_one_line(path: str) -> None:
     with pytest.raises(ConfigError, match="unix:"):
         replace(PLAIN, pool_socket=path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b", "n" * 256])
-def test_a_control_name_that_is_no_file_name_is_refused(name: str) -> None:
+def test_an_invalid_control_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="control name"):
         replace(PLAIN, control_name=name)
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
-def test_a_timeout_that_is_no_duration_is_refused(seconds: float) -> None:
+def test_an_invalid_timeout_is_refused(seconds: float) -> None:
     with pytest.raises(ConfigError, match="--attr-timeout"):
         replace(PLAIN, attr_timeout=seconds)
 
 
-def test_options_start_safe_and_the_last_word_wins() -> None:
+def test_options_default_to_safe_and_the_last_value_wins() -> None:
     assert parse_options([]).flags == MS_NOSUID | MS_NODEV
     options = parse_options(["ro,noatime", "suid,dev,rw,allow_other,fsname=here"])
     assert options.flags == MS_NOATIME
@@ -188,7 +188,7 @@ def test_options_start_safe_and_the_last_word_wins() -> None:
     assert parse_options(["rw,ro"]).flags & MS_RDONLY
 
 
-def test_words_of_fstab_are_accepted_and_mean_nothing() -> None:
+def test_options_of_fstab_are_accepted_and_ignored() -> None:
     assert parse_options(["defaults,_netdev,nofail,x-systemd.automount"]) == parse_options([])
 
 

@@ -83,17 +83,17 @@ def within(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", COMMON)
-def test_what_all_share_knows_nothing_of_them(name: str) -> None:
+def test_the_common_package_imports_no_other(name: str) -> None:
     assert not packages(COMMON[name]) & {"tmem", "tmemfs", "pyfuse3", "trio"}
 
 
 @pytest.mark.parametrize("name", POOL)
-def test_the_pool_knows_neither_files_nor_command_lines(name: str) -> None:
+def test_the_pool_imports_neither_files_nor_command_lines(name: str) -> None:
     assert not packages(POOL[name]) & {"click", "pathlib", "rich"}
 
 
 @pytest.mark.parametrize("name", POOL)
-def test_the_backend_knows_nothing_of_the_guest(name: str) -> None:
+def test_the_backend_does_not_import_the_guest(name: str) -> None:
     assert not packages(BACKEND[name]) & {"tmemfs", "pyfuse3", "trio"}
 
 
@@ -136,7 +136,7 @@ def test_imports_have_no_circle() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(GUEST) - TOP))
-def test_nothing_below_the_mount_imports_what_runs_it(name: str) -> None:
+def test_nothing_below_lifecycle_imports_it(name: str) -> None:
     assert not within(GUEST[name]) & TOP
 
 
@@ -146,12 +146,12 @@ def test_only_the_guest_assembles_the_operations(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(GUEST) - SPEAKS_FUSE))
-def test_only_what_speaks_to_the_kernel_imports_pyfuse3(name: str) -> None:
+def test_only_modules_at_the_kernel_import_pyfuse3(name: str) -> None:
     assert "pyfuse3" not in packages(GUEST[name])
 
 
 @pytest.mark.parametrize("name", sorted(set(GUEST) - {"tmemfs.fuse.answer"}))
-def test_only_answer_knows_fuse_errors(name: str) -> None:
+def test_only_answer_uses_fuse_errors(name: str) -> None:
     names = {node.id for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.Name)}
     attributes = {node.attr for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.Attribute)}
     assert "FUSEError" not in names | attributes | {full.split(".")[-1] for full in imported(GUEST[name])}

@@ -58,7 +58,7 @@ def test_another_filesystem_may_wait() -> None:
         os.close(root)
 
 
-def test_where_the_kernel_does_not_offer_it_everything_may_wait(
+def test_without_kernel_support_everything_may_wait(
     directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openat2, "_OPENAT2", 100_000)
@@ -69,7 +69,7 @@ def test_where_the_kernel_does_not_offer_it_everything_may_wait(
         nowait.read(file.fileno(), bytearray(4096), 0)
 
 
-def test_bytes_in_memory_are_read_and_others_are_not_begun_to_be(directory: int, tmp_path: Path) -> None:
+def test_bytes_in_memory_are_read_and_no_other_read_is_started(directory: int, tmp_path: Path) -> None:
     fd = os.open(tmp_path / "file", os.O_RDWR)
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)

@@ -10,7 +10,7 @@ import pytest
 from tmemfs.stats import Latency, Stats, Value, as_prometheus, as_text, percentile
 
 
-def test_a_percentile_is_right_within_an_eighth() -> None:
+def test_a_percentile_is_exact_to_an_eighth() -> None:
     generator, latency = random.Random(1), Latency()
     values = sorted(int(generator.lognormvariate(11, 2)) for _ in range(20_000))
     for value in values:
@@ -74,13 +74,13 @@ def test_a_ratio_over_nothing_is_a_dash() -> None:
     assert "part_hit_ratio -\n" in as_text(part.stats.snapshot())
 
 
-def test_text_is_a_name_and_a_value_a_line_aligned() -> None:
+def test_text_has_one_aligned_name_and_value_per_line() -> None:
     text = as_text({"a": 1, "longer_name": 2.5, "word": "x", "none": None})
     assert text == "a           1\nlonger_name 2.500000\nword        x\nnone        -\n"
     assert as_text({}) == ""
 
 
-def test_prometheus_has_a_type_a_value_and_leaves_out_what_is_no_number() -> None:
+def test_prometheus_output_has_types_and_numbers_only() -> None:
     values: dict[str, Value] = {
         "cache_hits": 3,
         "cache_capacity_bytes": 4096,

@@ -42,17 +42,17 @@ class Streams:
         return [self.passes(oid, number * WINDOW) for number in range(windows)]
 
 
-def test_a_stream_that_is_seen_for_the_first_time_passes() -> None:
+def test_a_first_scan_is_not_pooled() -> None:
     assert Streams().run(1, 6) == [True] * 6
 
 
-def test_a_stream_that_comes_again_within_reach_is_put() -> None:
+def test_a_second_scan_within_reach_is_pooled() -> None:
     streams = Streams(reach=4 * WINDOW)
     assert streams.run(1, 4) == [True] * 4
     assert streams.run(1, 4) == [False] * 4
 
 
-def test_a_second_pass_after_more_than_can_be_held_is_not_pooled() -> None:
+def test_a_second_scan_beyond_reach_is_not_pooled() -> None:
     streams = Streams(reach=4 * WINDOW)
     assert streams.run(1, 6) == streams.run(1, 6) == [True] * 6
 
@@ -63,14 +63,14 @@ def test_another_object_is_another_stream() -> None:
     assert streams.run(2, 2) == [True] * 2
 
 
-def test_adjacent_windows_in_one_extent_are_not_a_second_pass() -> None:
+def test_adjacent_windows_in_one_extent_are_not_a_second_scan() -> None:
     streams = Streams()
     steps = [(0, 64), (64, 64), (128, 128), (256, 256), (512, 512), (1024, 512)]
     assert [streams.passes(1, first, pages) for first, pages in steps] == [True] * 6
     assert [streams.passes(1, first, pages) for first, pages in steps] == [False] * 6
 
 
-def test_small_reads_ahead_are_put_and_remembered_by_nobody() -> None:
+def test_small_read_ahead_is_pooled_and_not_remembered() -> None:
     streams = Streams()
     assert not any(streams.passes(1, 0, SMALLEST - 1) for _ in range(100))
     assert streams.passes(1, 0)
@@ -83,14 +83,14 @@ def test_idle_time_pays_for_puts() -> None:
     assert streams.passes(1, 2 * WINDOW)
 
 
-def test_idling_while_nothing_was_read_pays_for_nothing() -> None:
+def test_idle_time_without_reads_pays_for_no_puts() -> None:
     streams = Streams()
     assert streams.passes(1, 0, idle=1000.0, took=0.0)
     assert not streams.passes(1, WINDOW, idle=1000.0, took=1000.0)
     assert streams.passes(1, 2 * WINDOW), "what is saved is bounded"
 
 
-def test_a_backing_slower_than_the_pool_is_put_in_the_time_that_it_leaves() -> None:
+def test_pages_of_a_slow_backing_are_pooled_in_its_idle_time() -> None:
     slow = Streams()
     slow.admission = Admission()
     took = 3 * SLOW_SECONDS * WINDOW
@@ -103,7 +103,7 @@ def test_a_backing_slower_than_the_pool_is_put_in_the_time_that_it_leaves() -> N
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_remembered_is_bounded_by_what_can_be_held(seed: int) -> None:
+def test_the_extents_remembered_are_bounded_by_the_reach(seed: int) -> None:
     source, streams = random.Random(seed), Streams(reach=64 * WINDOW)
     for _ in range(2000):
         streams.passes(source.randrange(20), source.randrange(1000) * 16, source.choice([SMALLEST, 100, WINDOW]))
@@ -122,7 +122,7 @@ async def scan(parts: Parts, file: OpenFile, size: int) -> None:
 
 
 @in_trio
-async def test_a_scan_is_put_the_second_time_and_found_the_third_time(make_parts: MakeParts) -> None:
+async def test_a_scan_is_pooled_the_second_time_and_hit_the_third_time(make_parts: MakeParts) -> None:
     parts = make_parts(cache=2 * MIB, pool=16 * MIB)
     data = pages_of(1, 1600)
     file = parts.make("f", data)
@@ -141,7 +141,7 @@ async def test_a_scan_is_put_the_second_time_and_found_the_third_time(make_parts
 
 
 @in_trio
-async def test_a_page_that_is_used_apart_from_its_stream_is_put(make_parts: MakeParts) -> None:
+async def test_a_streamed_page_that_is_used_again_is_pooled(make_parts: MakeParts) -> None:
     parts = make_parts(cache=2 * MIB, pool=16 * MIB)
     file = parts.make("f", pages_of(1, 192))
     assert parts.pool is not None
@@ -154,7 +154,7 @@ async def test_a_page_that_is_used_apart_from_its_stream_is_put(make_parts: Make
 
 
 @in_trio
-async def test_a_cache_that_is_made_smaller_puts_what_only_a_stream_used(make_parts: MakeParts) -> None:
+async def test_a_shrink_pools_streamed_pages(make_parts: MakeParts) -> None:
     parts = make_parts(cache=2 * MIB, pool=16 * MIB)
     file = parts.make("f", pages_of(1, 400))
     assert parts.pool is not None

@@ -24,7 +24,7 @@ def in_flight(file: OpenFile, first: int, last: int) -> Fill:
 
 
 @in_trio
-async def test_poison_hits_the_fills_that_overlap_and_no_others(make_parts: MakeParts) -> None:
+async def test_poison_hits_only_overlapping_fills(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", pages_of(1, 20))
     before, across, behind = in_flight(file, 0, 4), in_flight(file, 5, 9), in_flight(file, 10, 12)
@@ -35,7 +35,7 @@ async def test_poison_hits_the_fills_that_overlap_and_no_others(make_parts: Make
 
 
 @in_trio
-async def test_drop_forgets_a_range_everywhere(make_parts: MakeParts) -> None:
+async def test_drop_removes_a_range_from_cache_queue_and_pool(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", pages_of(1, 40))
     await parts.read(file, 0, 40 * PAGE_SIZE)
@@ -51,7 +51,7 @@ async def test_drop_forgets_a_range_everywhere(make_parts: MakeParts) -> None:
 
 @pytest.mark.timeout(20)
 @in_trio
-async def test_drop_of_a_range_as_long_as_a_file_can_be_takes_no_longer(make_parts: MakeParts) -> None:
+async def test_drop_of_the_longest_range_takes_no_longer(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", pages_of(1, 40))
     await parts.read(file, 0, 40 * PAGE_SIZE)
@@ -97,7 +97,7 @@ async def test_overwrite_updates_the_cache_and_removes_queued_and_pooled_copies(
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8192, 20_000, 40_960, 50_000])
 @in_trio
-async def test_truncate_leaves_nothing_beyond_the_end_and_zeros_behind_it(make_parts: MakeParts, size: int) -> None:
+async def test_truncate_drops_pages_beyond_the_end_and_extends_with_zeros(make_parts: MakeParts, size: int) -> None:
     parts = make_parts()
     data = pages_of(1, 10)
     file = parts.make("f", data)

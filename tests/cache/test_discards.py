@@ -82,7 +82,7 @@ async def drop(parts: Parts, file: OpenFile) -> None:
 
 @pytest.mark.parametrize("change", [forget, renew, empty, drop])
 @in_trio
-async def test_no_task_frees_all_pages_of_a_large_file_in_one_stretch(
+async def test_the_pages_of_a_large_file_are_freed_in_steps(
     make_parts: MakeParts, change: Callable[[Parts, OpenFile], Awaitable[None]]
 ) -> None:
     async with large_file(make_parts) as (parts, file):
@@ -133,7 +133,7 @@ async def test_a_truncation_by_a_few_pages_keeps_the_others(make_parts: MakePart
 
 
 @in_trio
-async def test_a_queued_page_that_was_forgotten_is_not_put_into_the_pool(make_parts: MakeParts) -> None:
+async def test_a_dropped_page_is_not_put_although_it_was_queued(make_parts: MakeParts) -> None:
     async with large_file(make_parts) as (parts, file):
         parts.content.drop(file.inode, CACHED, CACHED + POOLED)
         await parts.precache.discards.finish()

@@ -93,7 +93,7 @@ def safe_chunks(path: Path, count: int) -> bool:
     return all(content[number * CHUNK :][:CHUNK] == chunk for number, chunk in enumerate(wanted))
 
 
-def test_a_full_backing_tells_the_writer_and_keeps_what_it_took(
+def test_a_full_backing_fails_the_write_and_keeps_earlier_bytes(
     small: Mounted, writing: Options, opened: Opened
 ) -> None:
     """Every write is acknowledged (write-through) or fsynced before it counts."""
@@ -116,7 +116,7 @@ def test_a_full_backing_tells_the_writer_and_keeps_what_it_took(
     assert safe_chunks(root / "f", safe + 4)
 
 
-def test_writeback_owes_enospc_and_writes_the_pages_once_there_is_space(small: Mounted, opened: Opened) -> None:
+def test_writeback_reports_enospc_and_writes_once_there_is_space(small: Mounted, opened: Opened) -> None:
     """Writes that were only acknowledged are not lost either while the mount lives: they are tried again."""
     (small.source / "ballast").write_bytes(os.urandom(2 * MIB))
     root = small.start("--writeback", "--cache", "64M")
@@ -132,7 +132,7 @@ def test_writeback_owes_enospc_and_writes_the_pages_once_there_is_space(small: M
     assert safe_chunks(small.source / "f", chunks)
 
 
-def test_names_that_do_not_fit_any_more_are_refused(small: Mounted, writing: Options, opened: Opened) -> None:
+def test_space_freed_by_a_truncate_can_be_written_again(small: Mounted, writing: Options, opened: Opened) -> None:
     root = small.start(*writing)
     fd = opened(root / "f")
     assert fill(fd, synced=False)[1] == "ENOSPC" or code_of(lambda: os.fsync(fd)) == "ENOSPC"

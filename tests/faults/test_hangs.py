@@ -91,7 +91,7 @@ def in_time(seconds: float, place: Place, code: str) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--writeback",)], ids=["through", "writeback"])
-def test_200_stuck_readers_stop_nobody_else(place: Place, hanging: Backing, options: tuple[str, ...]) -> None:
+def test_200_hanging_readers_block_no_other_request(place: Place, hanging: Backing, options: tuple[str, ...]) -> None:
     readers = stuck_readers(place, hanging, options)
     in_time(30, place, "assert len(open('warm', 'rb').read()) == 50 * 4096")
     in_time(30, place, "assert len(open('cold', 'rb').read()) == 50 * 4096")
@@ -112,7 +112,7 @@ def test_200_stuck_readers_stop_nobody_else(place: Place, hanging: Backing, opti
     in_time(30, place, f"assert len(open('stuck', 'rb').read()) == {PAGES} * 4096")
 
 
-def test_a_mount_with_200_stuck_readers_is_taken_away_by_the_command(place: Place, hanging: Backing) -> None:
+def test_umount_ends_a_mount_with_200_hanging_readers(place: Place, hanging: Backing) -> None:
     """A busy mount says so; lazily it goes at once, and a second signal ends the guest and frees the readers."""
     readers = stuck_readers(place, hanging, ())
     words = (sys.executable, "-m", "tmemfs", "umount", place.mountpoint)
@@ -128,7 +128,7 @@ def test_a_mount_with_200_stuck_readers_is_taken_away_by_the_command(place: Plac
     wait_until(lambda: "ended" in place.log_text().splitlines()[-1], "the guest has ended")
 
 
-def test_faults_of_mappings_that_hang_do_not_hold_up_those_of_other_files(place: Place, hanging: Backing) -> None:
+def test_a_hanging_page_fault_does_not_delay_faults_of_other_files(place: Place, hanging: Backing) -> None:
     """The kernel bounds the requests that it makes in the background, for all files together."""
     mappers = 24
     (hanging.directory / "stuck").write_bytes(pages_of(1, mappers * 32))

@@ -106,7 +106,7 @@ def walk(place: Place, pid: int, times: int) -> Usage:
         ),
     ],
 )
-def test_names_that_come_and_go_leave_nothing_behind(place: Place, option: str, lookups: int) -> None:
+def test_created_and_removed_names_leak_no_memory(place: Place, option: str, lookups: int) -> None:
     for number in range(FILES):
         (place.source / f"f{number}").write_bytes(b"x" * 100)
     (place.source / "d").mkdir()
@@ -117,7 +117,7 @@ def test_names_that_come_and_go_leave_nothing_behind(place: Place, option: str, 
     see_no_more_than(warm, place, process.pid)
 
 
-def test_unlinked_files_and_their_pages_leave_nothing_behind(place: Place) -> None:
+def test_unlinked_files_and_their_pages_leak_nothing(place: Place) -> None:
     process = place.serve("--cache", "1M", "--pool", "256K", "--writeback")
 
     def churn(times: int) -> Usage:
@@ -136,7 +136,7 @@ def test_unlinked_files_and_their_pages_leave_nothing_behind(place: Place) -> No
 
 
 @pytest.mark.parametrize("option", ["--writeback", "--watch", "--throttle=latency=10us"])
-def test_more_open_files_than_allowed_are_an_error_and_not_the_end(place: Place, option: str) -> None:
+def test_too_many_open_files_are_an_error_that_the_mount_survives(place: Place, option: str) -> None:
     """The guest may have 200 descriptors; its callers have more."""
     for number in range(400):
         (place.source / f"f{number}").write_bytes(b"content")

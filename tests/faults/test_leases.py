@@ -48,7 +48,7 @@ def holding(path: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=SECONDS)
 
 
-def test_an_open_that_waits_for_a_lease_stops_nobody_else(open_place: Place, mounted: Mounted) -> None:
+def test_an_open_that_waits_for_a_lease_blocks_no_other_request(open_place: Place, mounted: Mounted) -> None:
     (open_place.source / "leased").write_bytes(b"data")
     (open_place.source / "warm").write_bytes(pages_of(2, 50))
     mounted.start()

@@ -121,7 +121,7 @@ def test_a_set_group_id_directory_gives_its_group(mounted: Mounted, plain: Path)
     assert {name: mode for name, _, _, mode in found}["d"] == "drwxr-s---"
 
 
-def test_a_set_group_id_file_of_a_group_one_is_not_in(mounted: Mounted, plain: Path) -> None:
+def test_setgid_is_cleared_for_a_group_that_the_caller_is_not_in(mounted: Mounted, plain: Path) -> None:
     """Linux takes the bit away from a new executable whose group is not the caller's."""
     prepare(mounted, plain, "mkdir", "shared")
     prepare(mounted, plain, "chgrp", str(TEAM), "shared")
@@ -160,7 +160,7 @@ def test_a_sticky_directory_protects_names(mounted: Mounted, plain: Path) -> Non
     assert both(mounted, plain, ALICE, STAFF, [], "os.rename('t/f', 't/g'); found = os.listdir('t')") == ["g"]
 
 
-def test_a_write_of_an_ordinary_user_takes_set_user_id_away(mounted: Mounted, plain: Path) -> None:
+def test_a_write_by_an_ordinary_user_clears_setuid(mounted: Mounted, plain: Path) -> None:
     prepare(mounted, plain, "sh", "-c", f"touch f; chown {ALICE}:{STAFF} f; chmod 6777 f")
     mounted.start(*OPEN)
     write = "open('f', 'a').write('x'); found = stat.filemode(os.stat('f').st_mode)"
@@ -171,7 +171,7 @@ def test_a_write_of_an_ordinary_user_takes_set_user_id_away(mounted: Mounted, pl
 
 
 @acl
-def test_a_mask_that_hides_the_denial_of_the_group_does_not_undo_it(mounted: Mounted, plain: Path) -> None:
+def test_a_mask_does_not_override_the_denial_of_the_group_entry(mounted: Mounted, plain: Path) -> None:
     """group::--- with a mask of rw-: the mode's group bits are the mask's, the owning group is denied all the same."""
     prepare(mounted, plain, "sh", "-c", f"echo secret > f; chown {ALICE}:{TEAM} f; chmod 600 f")
     prepare(mounted, plain, "setfacl", "-m", f"u:{BOB}:rw-,g::---,m::rw-", "f")

@@ -32,7 +32,7 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("options", [(), ("--writeback",), ("--watch",), ("--throttle", "latency=20us")], ids=str)
-def test_appends_here_and_underneath_lose_nothing_and_are_read_at_once(mounted: Mounted, options: Options) -> None:
+def test_appends_on_both_sides_lose_nothing_and_are_read_at_once(mounted: Mounted, options: Options) -> None:
     root = mounted.start(*options)
     want = b""
     with (
@@ -86,7 +86,7 @@ def test_processes_on_two_mounts_and_the_source_append_to_one_file(
     assert (root / "log").read_bytes() == b"".join(lines)
 
 
-def test_a_mapping_of_what_was_opened_to_append_is_written_in_place(mounted: Mounted, writing: Options) -> None:
+def test_a_mapping_of_an_o_append_file_is_written_in_place(mounted: Mounted, writing: Options) -> None:
     root = mounted.start(*writing)
     if "shared mmap on" not in mounted.log():
         pytest.skip("missing: shared mmap on direct I/O (Linux 6.6)")
@@ -104,7 +104,7 @@ def test_a_mapping_of_what_was_opened_to_append_is_written_in_place(mounted: Mou
 
 
 @pytest.mark.parametrize("reads", [False, True])
-def test_whole_pages_are_appended_whatever_the_kernel_takes_for_the_end(
+def test_whole_pages_are_appended_although_the_kernels_size_is_old(
     mounted: Mounted, writing: Options, reads: bool
 ) -> None:
     root = mounted.start(*writing, "--attr-timeout", "0")
@@ -126,7 +126,7 @@ def test_whole_pages_are_appended_whatever_the_kernel_takes_for_the_end(
     assert (mounted.source / "log").read_bytes() == (root / "log").read_bytes() == want
 
 
-def test_appends_come_after_what_was_written_before(mounted: Mounted, writing: Options) -> None:
+def test_appends_follow_dirty_bytes_written_before(mounted: Mounted, writing: Options) -> None:
     root = mounted.start(*writing)
     (mounted.source / "f").write_bytes(b"old content")
     with (

@@ -119,7 +119,7 @@ def test_stats_are_aligned_lines_that_agree_with_json_and_metrics(mounted: Mount
     assert "# TYPE tmemfs_cache_resident_bytes gauge\n" in metrics
 
 
-def test_one_open_is_one_snapshot(mounted: Mounted) -> None:
+def test_each_open_of_stats_is_one_snapshot(mounted: Mounted) -> None:
     (mounted.source / "f").write_bytes(pages_of(1, 600))
     root = mounted.start()
     with (root / ".tmemfs" / "stats.json").open("rb", buffering=0) as file:
@@ -262,7 +262,7 @@ def test_dropping_takes_everything_or_one_file(mounted: Mounted, writing: Option
     assert (backing_pages_of_reading("a"), backing_pages_of_reading("d/b")) == (200, 200)
 
 
-def test_a_drop_keeps_what_is_dirty(mounted: Mounted) -> None:
+def test_a_drop_keeps_dirty_pages(mounted: Mounted) -> None:
     root = mounted.start("--writeback")
     fd = os.open(root / "f", os.O_CREAT | os.O_RDWR)
     os.pwrite(fd, b"dirty", 100)
@@ -322,7 +322,7 @@ def test_counters_reconcile_exactly(mounted: Mounted, name: str, seed: int) -> N
     assert now["readahead_hits"] + now["readahead_unused"] <= now["readahead_pages"]
 
 
-def test_a_scan_from_the_slow_directory_is_no_hit_and_a_second_one_is(mounted: Mounted) -> None:
+def test_a_first_scan_misses_and_a_second_one_hits(mounted: Mounted) -> None:
     (mounted.source / "f").write_bytes(pages_of(1, 200))
     root = mounted.start("--throttle", "latency=1ms")
     for ratio in (0.0, 1.0):

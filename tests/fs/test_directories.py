@@ -14,7 +14,7 @@ Options = tuple[str, ...]
 
 
 @pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_a_large_directory_is_listed_looked_into_and_removed(mounted: Mounted, count: int) -> None:
+def test_a_large_directory_can_be_listed_with_attributes_and_removed(mounted: Mounted, count: int) -> None:
     many = mounted.source / "many"
     many.mkdir()
     fd = os.open(many, os.O_RDONLY)
@@ -49,7 +49,7 @@ def test_a_second_ls_within_the_timeout_makes_no_call_per_entry(mounted: Mounted
     assert mounted.stats()["backing_calls"] - before < 20
 
 
-def test_a_second_listing_lets_nobody_believe_the_times_of_a_dirty_file(mounted: Mounted) -> None:
+def test_a_listing_does_not_cache_the_times_of_a_dirty_file(mounted: Mounted) -> None:
     root = mounted.start("--attr-timeout", "5m", "--writeback")
     with (root / "f").open("w") as file:
         file.write("dirty")
@@ -61,7 +61,7 @@ def test_a_second_listing_lets_nobody_believe_the_times_of_a_dirty_file(mounted:
     assert (root / "f").stat() == told
 
 
-def test_an_attribute_that_was_not_there_is_there_as_soon_as_it_is_set(mounted: Mounted) -> None:
+def test_an_xattr_is_visible_as_soon_as_it_is_set(mounted: Mounted) -> None:
     (mounted.source / "f").touch()
     root = mounted.start("--attr-timeout", "5m", "--throttle", "latency=1ms")
     try:
@@ -109,7 +109,7 @@ def test_a_directory_of_5000_entries_is_listed_whole_and_removed(mounted: Mounte
     assert os.listdir(root) == [] == os.listdir(mounted.source)
 
 
-def test_a_rewound_directory_shows_what_is_there_now(mounted: Mounted) -> None:
+def test_a_rewound_directory_shows_the_current_entries(mounted: Mounted) -> None:
     (mounted.source / "one").touch()
     root = mounted.start()
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)

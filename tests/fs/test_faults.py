@@ -132,7 +132,7 @@ def test_a_write_error_reaches_the_writer_and_reads_show_the_backing(
 
 
 @pytest.mark.parametrize("by", ["fsync", "close"])
-def test_writeback_owes_the_error_and_keeps_the_bytes(mounted: Mounted, backing: Backing, by: str) -> None:
+def test_writeback_reports_the_error_and_keeps_the_bytes(mounted: Mounted, backing: Backing, by: str) -> None:
     data = pages_of(1, 20)
     (backing.directory / "f").write_bytes(data)
     root = mounted.start("--writeback")
@@ -177,7 +177,7 @@ def test_a_dirty_file_that_cannot_be_written_may_be_unlinked(mounted: Mounted, b
 
 
 @pytest.mark.parametrize("operation", ["read", "open", "stat"])
-def test_one_file_that_hangs_stops_nobody_else(mounted: Mounted, backing: Backing, operation: str) -> None:
+def test_a_hanging_file_blocks_no_request_for_others(mounted: Mounted, backing: Backing, operation: str) -> None:
     data = pages_of(1, 100)
     for name in ("hung", "fine", "new"):
         (backing.directory / name).write_bytes(data)
@@ -210,7 +210,7 @@ def test_one_file_that_hangs_stops_nobody_else(mounted: Mounted, backing: Backin
     os.close(fine)
 
 
-def test_a_hang_in_one_file_keeps_no_other_from_being_written_back(mounted: Mounted, backing: Backing) -> None:
+def test_a_hang_in_one_file_does_not_stop_the_write_back_of_others(mounted: Mounted, backing: Backing) -> None:
     root = mounted.start("--writeback")
     hung = os.open(root / "hung", os.O_CREAT | os.O_RDWR)
     backing.fail("write hung hang")
@@ -228,7 +228,7 @@ def test_a_hang_in_one_file_keeps_no_other_from_being_written_back(mounted: Moun
     os.close(fine)
 
 
-def test_a_mount_with_a_request_that_hangs_can_be_ended(mounted: Mounted, backing: Backing) -> None:
+def test_a_mount_with_a_hanging_request_can_be_unmounted(mounted: Mounted, backing: Backing) -> None:
     (backing.directory / "hung").write_bytes(pages_of(1, 10))
     root = mounted.start()
     backing.fail("read hung hang")
@@ -303,7 +303,7 @@ def test_a_write_beside_a_store_to_a_mapping_of_the_page_is_kept(mounted: Mounte
         raise LostWrite
 
 
-def test_a_slow_backing_is_read_right_by_many_at_once(mounted: Mounted, backing: Backing) -> None:
+def test_many_readers_of_a_slow_backing_read_the_right_bytes(mounted: Mounted, backing: Backing) -> None:
     data = pages_of(1, 300)
     (backing.directory / "f").write_bytes(data)
     root = mounted.start()
@@ -319,7 +319,7 @@ def test_a_slow_backing_is_read_right_by_many_at_once(mounted: Mounted, backing:
     assert results == [data] * 6
 
 
-def test_a_close_that_hangs_on_the_backing_stops_nobody(mounted: Mounted, backing: Backing) -> None:
+def test_a_hanging_close_blocks_no_other_request(mounted: Mounted, backing: Backing) -> None:
     """The last user of a descriptor may be a read ahead: it closes what its reader has left."""
     data = pages_of(1, 2000)
     for name in ("hung", "fine"):

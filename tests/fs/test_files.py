@@ -18,7 +18,7 @@ PAGE = 4096
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 131_071, 131_073, 3_000_000])
-def test_every_size_is_read_and_written_whole(mounted: Mounted, writing: Options, size: int) -> None:
+def test_files_of_every_size_are_read_and_written_whole(mounted: Mounted, writing: Options, size: int) -> None:
     (mounted.source / "read").write_bytes(page_of(1, size))
     root = mounted.start(*writing)
     assert (root / "read").read_bytes() == page_of(1, size)

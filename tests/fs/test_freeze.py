@@ -12,7 +12,7 @@ from tests.pagebytes import pages_of
 pytestmark = pytest.mark.mount
 
 
-def test_a_frozen_pool_takes_no_page_and_gives_those_that_it_has(mounted: Mounted) -> None:
+def test_a_frozen_pool_refuses_puts_and_serves_gets(mounted: Mounted) -> None:
     for name in ("old", "new"):
         (mounted.source / name).write_bytes(pages_of(len(name), 400))
     root = mounted.start()
@@ -47,7 +47,7 @@ def test_a_mount_without_a_pool_has_nothing_to_freeze(mounted: Mounted) -> None:
     assert mounted.stats()["pool_frozen"] == 0
 
 
-def test_commands_freeze_and_thaw_a_mount_and_say_when_there_is_no_pool(mounted: Mounted) -> None:
+def test_freeze_and_thaw_work_and_report_a_missing_pool(mounted: Mounted) -> None:
     root = mounted.start()
     for command, state in (("freeze", "1\n"), ("thaw", "0\n")):
         done = run(*REAL, command, root)

@@ -72,7 +72,7 @@ def test_hard_links_share_content_whatever_name_is_used(mounted: Mounted, writin
     same_bytes(mounted, "b")
 
 
-def test_a_rename_over_a_file_replaces_it_also_for_who_has_it_cached(mounted: Mounted, writing: Options) -> None:
+def test_a_rename_over_a_cached_file_replaces_it(mounted: Mounted, writing: Options) -> None:
     root = mounted.start(*writing)
     for number in range(20):
         (root / "new").write_bytes(pages_of(number, 3))
@@ -135,7 +135,7 @@ def test_an_unlinked_file_lives_until_its_last_close(mounted: Mounted, variant: 
     assert mounted.stats()["backing_errors"] == 0
 
 
-def test_symlinks_fifos_sockets_and_devices_are_what_they_are(mounted: Mounted) -> None:
+def test_symlinks_fifos_sockets_and_devices_keep_their_types(mounted: Mounted) -> None:
     root = mounted.start()
     os.symlink("target", root / "link")
     os.mkfifo(root / "fifo", 0o640)

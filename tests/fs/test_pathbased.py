@@ -32,7 +32,7 @@ def behind(place: Place) -> Iterator[Path]:
         process.wait(SECONDS)
 
 
-def test_a_file_is_used_by_its_other_name_when_one_is_removed(behind: Path, mounted: Mounted) -> None:
+def test_a_file_can_be_used_by_its_other_name_after_an_unlink(behind: Path, mounted: Mounted) -> None:
     root = mounted.start("--attr-timeout", "5m")
     has_xattrs = True
     for number, way in enumerate(("unlinked", "replaced", "removed by others", "held open")):
@@ -71,7 +71,7 @@ def test_a_file_is_used_by_its_other_name_when_one_is_removed(behind: Path, moun
         assert (root / f"third{number}").stat().st_mode & 0o777 == 0o600
 
 
-def test_links_and_directories_are_used_by_their_new_names(behind: Path, mounted: Mounted) -> None:
+def test_renamed_links_and_directories_are_used_by_their_new_names(behind: Path, mounted: Mounted) -> None:
     root = mounted.start("--attr-timeout", "5m")
     (root / "link").symlink_to("target")
     os.link(root / "link", root / "second", follow_symlinks=False)

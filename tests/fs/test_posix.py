@@ -167,7 +167,7 @@ class Times:
         return moved
 
 
-def test_each_change_moves_the_times_that_it_moves_elsewhere(mounted: Mounted, plain: Path, writing: Options) -> None:
+def test_each_change_updates_the_same_times_as_on_the_backing(mounted: Mounted, plain: Path, writing: Options) -> None:
     mounted.start(*writing)
     tops = mounted.root, plain
     changes = dict(CHANGES)
@@ -182,7 +182,7 @@ def test_each_change_moves_the_times_that_it_moves_elsewhere(mounted: Mounted, p
         assert through == elsewhere, change
 
 
-def test_links_and_paths_up_to_their_limits(mounted: Mounted, plain: Path) -> None:
+def test_links_and_paths_work_up_to_their_limits(mounted: Mounted, plain: Path) -> None:
     mounted.start()
 
     def steps(top: Path) -> Answers:
@@ -237,7 +237,7 @@ def test_locks_of_both_kinds_exclude_other_processes(mounted: Mounted) -> None:
     assert free() == "free free free"
 
 
-def test_everything_is_synced_in_every_way(mounted: Mounted, writing: Options) -> None:
+def test_every_kind_of_sync_works(mounted: Mounted, writing: Options) -> None:
     root = mounted.start(*writing)
     (root / "d").mkdir()
     fd, directory = os.open(root / "d" / "f", os.O_CREAT | os.O_RDWR), os.open(root / "d", os.O_RDONLY)
@@ -266,7 +266,7 @@ def test_with_sync_every_write_is_on_the_backing_when_it_returns(mounted: Mounte
         os.close(fd)
 
 
-def test_holes_are_data_to_whoever_seeks_for_them_and_copies_are_whole(mounted: Mounted, writing: Options) -> None:
+def test_seek_hole_reports_data_and_copies_are_whole(mounted: Mounted, writing: Options) -> None:
     """No handler for lseek: the whole file is data, which is always allowed."""
     root = mounted.start(*writing)
     with (root / "f").open("wb") as file:
@@ -282,7 +282,7 @@ def test_holes_are_data_to_whoever_seeks_for_them_and_copies_are_whole(mounted: 
     assert (root / "g").stat().st_blocks == (mounted.source / "g").stat().st_blocks
 
 
-def test_what_the_binding_cannot_do_says_so_and_programs_go_on_without(mounted: Mounted) -> None:
+def test_unsupported_calls_fail_and_programs_fall_back(mounted: Mounted) -> None:
     root = mounted.start()
     (root / "f").write_bytes(pages_of(1, 10))
     with (root / "f").open("r+b") as file, (root / "g").open("w+b") as other:

@@ -16,7 +16,7 @@ CHECKSUMS = "find . -type f -print0 | sort -z | xargs -0 sha256sum"
 NODES = "find . -printf '%P %y %m %n %U %G %T@ %l ' -type f -printf '%s' -o -printf '\\n' | sort"
 
 
-def test_everything_that_reads_sees_the_backing(mounted: Mounted, tree: Path, variant: Options) -> None:
+def test_every_way_of_reading_returns_the_bytes_of_the_backing(mounted: Mounted, tree: Path, variant: Options) -> None:
     root = mounted.start(*variant)
     for _ in range(2):
         assert shell(CHECKSUMS, root) == shell(CHECKSUMS, tree)
@@ -32,7 +32,7 @@ def test_everything_that_reads_sees_the_backing(mounted: Mounted, tree: Path, va
     assert stats["cache_resident_bytes"] <= stats["cache_capacity_bytes"] == 1 << 20
 
 
-def test_a_pass_without_a_pool_sees_the_backing_too(mounted: Mounted, tree: Path) -> None:
+def test_reads_without_a_pool_return_the_bytes_of_the_backing(mounted: Mounted, tree: Path) -> None:
     root = mounted.start("--pool", "none")
     for _ in range(2):
         assert shell(CHECKSUMS, root) == shell(CHECKSUMS, tree)
@@ -66,7 +66,7 @@ def test_copies_into_the_mount_are_whole(mounted: Mounted, tree: Path, variant: 
 
 
 @needs("git")
-def test_git_works_and_its_repository_is_sound(mounted: Mounted, tree: Path, variant: Options) -> None:
+def test_git_works_and_fsck_finds_no_error(mounted: Mounted, tree: Path, variant: Options) -> None:
     root = mounted.start(*variant)
     shell(
         """

@@ -31,7 +31,7 @@ def replace(path: Path, text: str, mode: int = 0o644) -> None:
     os.replace(new, path)
 
 
-def test_an_open_finds_the_file_that_replaced_the_one_known(mounted: Mounted, root: Path) -> None:
+def test_an_open_finds_the_file_that_replaced_a_known_one(mounted: Mounted, root: Path) -> None:
     source = mounted.source
     for text in ("one", "two", "three"):
         replace(source / "f", text)
@@ -91,7 +91,7 @@ def test_an_open_below_a_replaced_directory_or_link_finds_the_new_one(mounted: M
         os.listdir(root / "old")
 
 
-def test_of_two_names_the_one_that_was_replaced_leads_to_the_new_file(mounted: Mounted, root: Path) -> None:
+def test_of_two_hard_links_only_the_replaced_name_changes(mounted: Mounted, root: Path) -> None:
     source = mounted.source
     names = [f"n{number}" for number in range(12)]
     (source / "n0").write_text("old")
@@ -150,7 +150,7 @@ while True:
 """
 
 
-def test_opens_of_a_name_that_is_replaced_all_the_time_fail_never(mounted: Mounted) -> None:
+def test_opens_of_a_constantly_replaced_name_never_fail(mounted: Mounted) -> None:
     root = mounted.start(*BELIEVING, *VARIANTS["threads"])
     words = [sys.executable, "-c", REPLACE_FOR_EVER, os.fspath(mounted.source / "f")]
     others = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
@@ -195,7 +195,7 @@ class Directory:
         self.libc.closedir(self._stream)
 
 
-def test_a_listing_is_of_the_first_read_or_of_the_last_rewind(mounted: Mounted, root: Path) -> None:
+def test_a_listing_shows_the_entries_at_its_first_read_or_rewind(mounted: Mounted, root: Path) -> None:
     assert os.listdir(root) == []
     directory = Directory(root)
     try:

@@ -27,9 +27,7 @@ def mounted(backing: Backing, place: Place) -> Iterator[Mounted]:
         yield made
 
 
-def test_a_rewrite_in_the_second_in_which_a_file_was_read_is_seen(
-    backing: Backing, mounted: Mounted, writing: Options
-) -> None:
+def test_a_rewrite_in_the_same_second_as_a_read_is_seen(backing: Backing, mounted: Mounted, writing: Options) -> None:
     root, theirs = mounted.start(*writing), backing.directory / "f"
     for _ in range(20):  # until all of it happens within a second
         theirs.write_bytes(OLD)
@@ -57,7 +55,7 @@ def test_a_rewrite_in_the_second_in_which_a_file_was_read_is_seen(
     wait_until(lambda: reads() == 0, "it is read from memory once its second has passed")
 
 
-def test_an_open_file_shows_with_watch_what_others_write_within_a_second(backing: Backing, mounted: Mounted) -> None:
+def test_with_watch_an_open_file_shows_foreign_writes_within_a_second(backing: Backing, mounted: Mounted) -> None:
     (backing.directory / "f").write_bytes(OLD)
     root = mounted.start("--watch")
     with (root / "f").open("rb", buffering=0) as file, (mounted.source / "f").open("r+b", buffering=0) as theirs:

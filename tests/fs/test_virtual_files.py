@@ -12,7 +12,7 @@ pytestmark = pytest.mark.mount
 
 
 @pytest.mark.parametrize("name", ["/proc/sys/kernel/hostname", "/sys/class/net/lo/address", "/proc/net/protocols"])
-def test_a_virtual_file_is_read_as_it_is(mounted: Mounted, name: str, tmp_path: Path) -> None:
+def test_a_file_of_proc_is_read_whole(mounted: Mounted, name: str, tmp_path: Path) -> None:
     path = Path(name)
     if not path.exists():
         pytest.skip(f"missing: {name}")

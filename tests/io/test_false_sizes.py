@@ -64,7 +64,7 @@ async def test_a_file_ends_where_the_backing_ends(
 
 
 @in_trio
-async def test_content_that_stat_does_not_tell_of_is_read_anew_at_each_open(
+async def test_a_file_that_stat_calls_empty_is_read_anew_at_each_open(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts()
@@ -76,7 +76,7 @@ async def test_content_that_stat_does_not_tell_of_is_read_anew_at_each_open(
 
 
 @in_trio
-async def test_an_empty_file_is_read_once_a_version(make_parts: MakeParts) -> None:
+async def test_an_empty_file_is_read_once_per_version(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", b"")
     for _ in range(3):
@@ -108,7 +108,7 @@ async def test_readers_of_a_file_of_unknown_size_share_the_read_to_its_end(
 @pytest.mark.parametrize("writeback", [False, True])
 @pytest.mark.parametrize("size", [0, 4096])
 @in_trio
-async def test_what_is_written_to_a_file_with_a_false_size_is_written_alone(
+async def test_a_write_to_a_file_of_false_size_writes_only_its_bytes(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, size: int, writeback: bool, read_before: bool
 ) -> None:
     parts = make_parts(writeback=writeback)
@@ -124,7 +124,7 @@ async def test_what_is_written_to_a_file_with_a_false_size_is_written_alone(
 
 
 @in_trio
-async def test_what_is_dirty_of_a_file_found_empty_survives_an_open(make_parts: MakeParts) -> None:
+async def test_dirty_pages_of_a_file_found_empty_survive_an_open(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True, stamps=Stamps(own_clock=None))  # just made: its pages are provisional
     file = parts.make("f", b"")
     assert await parts.read(file, 0, 4096) == b""
@@ -136,7 +136,7 @@ async def test_what_is_dirty_of_a_file_found_empty_survives_an_open(make_parts: 
 
 
 @in_trio
-async def test_a_write_that_overtakes_the_read_which_finds_the_end_moves_it(make_parts: MakeParts) -> None:
+async def test_a_write_during_the_read_that_finds_the_end_moves_the_end(make_parts: MakeParts) -> None:
     parts = make_parts()
     file, found = parts.make("f", b""), list[bytes]()
     parts.backing.after_read.shut = True

@@ -17,7 +17,7 @@ __all__ = ["make_parts"]
 
 @pytest.mark.parametrize("pool", [0, MIB])
 @in_trio
-async def test_a_fill_that_a_write_overtook_is_not_cached(make_parts: MakeParts, pool: int) -> None:
+async def test_a_fill_overtaken_by_a_write_is_not_cached(make_parts: MakeParts, pool: int) -> None:
     parts = make_parts(pool=pool)
     data = bytearray(pages_of(1, 50))
     file = parts.make("f", bytes(data))
@@ -67,7 +67,7 @@ async def test_a_second_fill_of_a_page_that_is_in_flight_is_poisoned_too(make_pa
 
 
 @in_trio
-async def test_a_fill_that_a_truncate_overtook_is_not_cached(make_parts: MakeParts) -> None:
+async def test_a_fill_overtaken_by_a_truncate_is_not_cached(make_parts: MakeParts) -> None:
     parts = make_parts()
     data = pages_of(1, 50)
     file = parts.make("f", data)
@@ -84,7 +84,7 @@ async def test_a_fill_that_a_truncate_overtook_is_not_cached(make_parts: MakePar
 
 
 @in_trio
-async def test_a_fill_that_a_mismatch_overtook_is_not_cached(make_parts: MakeParts) -> None:
+async def test_a_fill_overtaken_by_a_new_version_is_not_cached(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", pages_of(1, 50))
     random_stream(file)
@@ -100,7 +100,7 @@ async def test_a_fill_that_a_mismatch_overtook_is_not_cached(make_parts: MakePar
 
 
 @in_trio
-async def test_an_old_page_brought_back_during_a_write_is_brought_up_to_date(make_parts: MakeParts) -> None:
+async def test_a_page_got_from_the_pool_during_a_write_is_updated(make_parts: MakeParts) -> None:
     parts = make_parts()
     data = bytearray(pages_of(1, 20))
     file = parts.make("f", bytes(data))

@@ -25,7 +25,7 @@ def test_the_window_doubles_from_128_kib_to_2_mib() -> None:
     assert (MIN_PAGES << 12, MAX_PAGES << 12) == (128 << 10, 2 << 20)
 
 
-def test_random_reads_get_none() -> None:
+def test_random_reads_cause_no_readahead() -> None:
     stream, generator = Readahead(), random.Random(1)
     stream.next_page = 1 << 30
     for _ in range(1000):
@@ -66,7 +66,7 @@ def test_passing_the_marker_reads_the_window_after_the_last() -> None:
     assert stream.marker == start
 
 
-def test_a_passed_marker_that_is_no_continuation_reads_nothing() -> None:
+def test_a_jump_past_the_marker_reads_nothing_ahead() -> None:
     stream = Readahead()
     stream.miss(0, 0)
     stream.next_page = 1
@@ -74,7 +74,7 @@ def test_a_passed_marker_that_is_no_continuation_reads_nothing() -> None:
     assert stream.marker == NEVER
 
 
-def test_a_cache_too_small_for_a_window_gets_none() -> None:
+def test_a_cache_smaller_than_a_window_has_no_readahead() -> None:
     assert Readahead(max_pages=MIN_PAGES - 1).miss(0, 0) == 0
 
 

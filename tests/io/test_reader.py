@@ -94,7 +94,7 @@ async def test_missing_neighbours_are_read_in_one_call(make_parts: MakeParts) ->
 
 
 @in_trio
-async def test_several_runs_are_read_at_the_same_time(make_parts: MakeParts) -> None:
+async def test_several_runs_of_pages_are_read_concurrently(make_parts: MakeParts) -> None:
     parts = make_parts()
     data = pages_of(1, 64)
     file = parts.make("f", data)
@@ -114,7 +114,7 @@ async def test_several_runs_are_read_at_the_same_time(make_parts: MakeParts) -> 
 
 
 @in_trio
-async def test_an_error_reaches_every_reader_is_counted_and_never_cached(make_parts: MakeParts) -> None:
+async def test_a_read_error_reaches_every_reader_and_is_never_cached(make_parts: MakeParts) -> None:
     parts = make_parts()
     data = pages_of(1, 20)
     file = parts.make("f", data)
@@ -138,7 +138,7 @@ async def test_an_error_reaches_every_reader_is_counted_and_never_cached(make_pa
 
 
 @in_trio
-async def test_a_waiter_reads_again_what_a_failed_readahead_did_not_bring(make_parts: MakeParts) -> None:
+async def test_a_waiter_on_a_failed_readahead_reads_its_page_itself(make_parts: MakeParts) -> None:
     parts = make_parts(cache=4 * MIB)
     data = pages_of(1, 400)
     file = parts.make("f", data)
@@ -228,7 +228,7 @@ async def test_a_descriptor_is_never_read_after_its_file_was_closed(make_parts: 
 
 
 @in_trio
-async def test_a_sequential_reader_finds_its_pages_there(make_parts: MakeParts) -> None:
+async def test_a_sequential_reader_hits_pages_read_ahead(make_parts: MakeParts) -> None:
     parts = make_parts(cache=8 * MIB, pool=0)
     data = pages_of(1, 1500)
     file = parts.make("f", data)
@@ -243,7 +243,7 @@ async def test_a_sequential_reader_finds_its_pages_there(make_parts: MakeParts) 
 
 
 @in_trio
-async def test_a_random_reader_gets_no_page_that_it_did_not_ask_for(make_parts: MakeParts) -> None:
+async def test_a_random_reader_causes_only_the_reads_it_needs(make_parts: MakeParts) -> None:
     parts = make_parts(cache=8 * MIB)
     data, generator = pages_of(1, 1500), random.Random(1)
     file = parts.make("f", data)

@@ -86,7 +86,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[World], Awaitable[object]]]] = {
 
 
 @pytest.mark.parametrize("what", OPERATIONS)
-def test_a_call_that_waits_for_the_disk_stops_no_hit(
+def test_a_call_that_waits_for_the_disk_blocks_no_hit(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     name, operation = OPERATIONS[what]

@@ -46,7 +46,7 @@ async def test_a_write_is_in_memory_only_until_it_is_flushed(make_parts: MakePar
 
 
 @in_trio
-async def test_dirty_pages_leave_by_age(make_parts: MakeParts) -> None:
+async def test_dirty_pages_are_written_back_by_age(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", bytes(9000))
     async with parts.running():
@@ -60,7 +60,7 @@ async def test_dirty_pages_leave_by_age(make_parts: MakeParts) -> None:
 
 
 @in_trio
-async def test_one_file_that_hangs_keeps_no_other_from_being_written_back(make_parts: MakeParts) -> None:
+async def test_a_hanging_file_does_not_stop_the_write_back_of_others(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     stuck, fine = parts.make("stuck", bytes(9000)), parts.make("fine", bytes(9000))
     parts.backing.before_write.shut = True
@@ -98,7 +98,7 @@ async def test_dirty_pages_never_exceed_a_quarter_of_the_cache(make_parts: MakeP
 
 
 @in_trio
-async def test_the_bound_holds_for_writers_at_the_same_time(make_parts: MakeParts) -> None:
+async def test_concurrent_writers_keep_within_the_bound_of_dirty_pages(make_parts: MakeParts) -> None:
     parts = make_parts(cache=64 * PAGE_SIZE, writeback=True)
     files = [parts.make(f"f{number}", pages_of(number, 20)) for number in range(8)]
     parts.backing.after_read.shut = True
@@ -140,7 +140,7 @@ async def test_a_page_written_in_part_keeps_its_other_bytes_under_pressure(make_
 
 
 @in_trio
-async def test_a_file_may_end_beyond_what_the_backing_has(make_parts: MakeParts) -> None:
+async def test_a_dirty_file_may_end_beyond_the_end_of_the_backing(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", b"begin")
     await parts.writer.write(file, 100_000, b"end")
@@ -174,7 +174,7 @@ async def test_a_hole_read_while_the_end_is_written_back_is_not_the_end_of_file(
 
 
 @in_trio
-async def test_a_failed_flush_keeps_the_pages_and_owes_the_error_once(make_parts: MakeParts) -> None:
+async def test_a_failed_flush_keeps_the_pages_and_reports_the_error_once(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", bytes(30_000))
     await parts.writer.write(file, 4000, b"n" * 9000)
@@ -210,7 +210,7 @@ async def test_fsync_and_a_change_of_attributes_flush_first(make_parts: MakePart
 
 
 @in_trio
-async def test_a_truncate_takes_dirty_pages_beyond_the_end_with_it(make_parts: MakeParts) -> None:
+async def test_a_truncate_drops_dirty_pages_beyond_the_end(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"n" * 50_000)
@@ -223,7 +223,7 @@ async def test_a_truncate_takes_dirty_pages_beyond_the_end_with_it(make_parts: M
 
 
 @in_trio
-async def test_the_time_of_a_file_is_that_of_its_last_write(make_parts: MakeParts) -> None:
+async def test_write_back_sets_the_time_of_the_last_write(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", bytes(9000))
     await parts.writer.write(file, 10, b"one")
@@ -249,7 +249,7 @@ async def test_changes_by_others_while_pages_were_dirty_are_seen_at_an_open(make
 
 
 @in_trio
-async def test_a_file_forgotten_in_the_middle_of_a_flush_is_no_accident(make_parts: MakeParts) -> None:
+async def test_write_back_goes_on_when_a_file_is_dropped_during_its_flush(make_parts: MakeParts) -> None:
     """The last close of an unlinked file comes while it is being written back by age."""
     parts = make_parts(writeback=True)
     file = parts.make("f", b"")
@@ -282,7 +282,7 @@ async def test_a_synchronous_file_is_on_the_backing_when_the_write_returns(make_
 
 @pytest.mark.timeout(20)
 @in_trio
-async def test_a_backing_that_takes_no_bytes_is_an_error(
+async def test_a_backing_that_writes_no_bytes_is_an_error(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts(writeback=True)
@@ -299,7 +299,7 @@ async def test_a_backing_that_takes_no_bytes_is_an_error(
 
 
 @in_trio
-async def test_an_append_comes_after_the_dirty_pages_or_fails_with_them(make_parts: MakeParts) -> None:
+async def test_an_append_follows_the_dirty_pages_or_fails_with_them(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     plain = parts.make("f", b"begin")
     appending = parts.open("f", os.O_RDWR | os.O_APPEND)
@@ -315,7 +315,7 @@ async def test_an_append_comes_after_the_dirty_pages_or_fails_with_them(make_par
 
 
 @in_trio
-async def test_what_cannot_be_dirty_is_written_through(make_parts: MakeParts) -> None:
+async def test_write_only_files_and_large_writes_are_written_through(make_parts: MakeParts) -> None:
     parts = make_parts(cache=64 * PAGE_SIZE, writeback=True)
     only = parts.make("only", bytes(9000), os.O_WRONLY)
     await parts.writer.write(only, 10, b"new")
@@ -326,7 +326,7 @@ async def test_what_cannot_be_dirty_is_written_through(make_parts: MakeParts) ->
 
 
 @in_trio
-async def test_finish_writes_everything_back_and_names_what_it_could_not(make_parts: MakeParts) -> None:
+async def test_finish_writes_everything_and_returns_the_files_that_failed(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     assert parts.writeback is not None
     files = [parts.make(f"f{number}", b"") for number in range(3)]
@@ -340,7 +340,7 @@ async def test_finish_writes_everything_back_and_names_what_it_could_not(make_pa
 
 
 @in_trio
-async def test_a_closed_file_that_loses_its_last_name_frees_its_space_at_once(make_parts: MakeParts) -> None:
+async def test_unlinking_a_closed_dirty_file_closes_its_descriptor(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"dirty")

@@ -43,7 +43,7 @@ async def fail_once(parts: Parts, file: OpenFile) -> None:
 
 
 @in_trio
-async def test_each_open_file_is_told_each_error_once(make_parts: MakeParts) -> None:
+async def test_each_open_file_reports_each_error_once(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     files = [parts.make("f", bytes(9000)), parts.open("f"), parts.open("f", os.O_RDONLY)]
     for _ in range(2):
@@ -75,7 +75,7 @@ async def test_a_retry_that_fails_again_is_the_same_error(
 
 
 @in_trio
-async def test_an_error_that_nobody_was_told_of_is_owed_to_the_next_open_file(make_parts: MakeParts) -> None:
+async def test_an_unreported_error_is_reported_by_the_next_open_file(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     await fail_once(parts, parts.make("f", bytes(9000)))
     assert await told(parts, parts.open("f"))
@@ -83,7 +83,7 @@ async def test_an_error_that_nobody_was_told_of_is_owed_to_the_next_open_file(ma
 
 
 @in_trio
-async def test_a_close_tells_and_leaves_it_to_fsync_to_be_told(make_parts: MakeParts) -> None:
+async def test_an_error_reported_by_close_is_still_reported_by_fsync(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", bytes(9000))
     assert parts.writeback is not None
@@ -133,7 +133,7 @@ async def test_a_synchronous_write_goes_through_its_own_descriptor(
 
 @pytest.mark.parametrize("taken", [5000, None])
 @in_trio
-async def test_what_is_written_through_under_dirty_pages_stays(
+async def test_bytes_written_through_are_not_overwritten_by_older_dirty_pages(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, taken: int | None
 ) -> None:
     """The dirty pages cannot be written back now; what the backing takes meanwhile is newer than they are."""

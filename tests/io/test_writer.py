@@ -37,7 +37,7 @@ async def test_a_finished_write_is_on_the_backing_and_read_back_from_memory(make
 
 
 @in_trio
-async def test_writes_to_one_file_are_one_after_the_other_and_to_two_at_once(make_parts: MakeParts) -> None:
+async def test_writes_to_one_file_are_serial_and_to_two_files_concurrent(make_parts: MakeParts) -> None:
     parts = make_parts()
     one, two = parts.make("one", bytes(9000)), parts.make("two", bytes(9000))
     parts.backing.after_write.shut = True
@@ -69,7 +69,7 @@ async def test_a_failed_write_reaches_the_caller_and_drops_the_range(make_parts:
 
 
 @in_trio
-async def test_a_short_write_says_so_and_drops_the_range(make_parts: MakeParts) -> None:
+async def test_a_short_write_returns_its_size_and_drops_the_rest_of_the_range(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", pages_of(1, 10))
     await parts.read(file, 0, 10 * PAGE_SIZE)
@@ -143,7 +143,7 @@ async def test_an_append_goes_to_the_backings_end_not_to_the_kernels_offset(make
 
 
 @in_trio
-async def test_an_append_that_others_append_beside_keeps_no_page(
+async def test_an_append_beside_an_append_of_others_keeps_no_page(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts()
@@ -186,7 +186,7 @@ async def test_mapped_pages_are_written_in_place_through_an_o_append_descriptor(
 
 @pytest.mark.parametrize("reads", [False, True])
 @in_trio
-async def test_a_whole_page_from_an_end_of_before_is_appended(make_parts: MakeParts, reads: bool) -> None:
+async def test_a_whole_page_at_an_outdated_end_is_appended(make_parts: MakeParts, reads: bool) -> None:
     parts = make_parts()
     want = page_of(0)
     file = parts.make("f", want, os.O_RDWR | os.O_APPEND)
@@ -206,7 +206,7 @@ async def test_a_whole_page_from_an_end_of_before_is_appended(make_parts: MakePa
 @pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDWR | os.O_APPEND], ids=["at an offset", "appended"])
 @pytest.mark.timeout(20)
 @in_trio
-async def test_a_backing_that_takes_no_bytes_is_an_error(
+async def test_a_backing_that_writes_no_bytes_is_an_error(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, flags: int
 ) -> None:
     parts = make_parts()
@@ -224,7 +224,7 @@ async def test_a_backing_that_takes_no_bytes_is_an_error(
 
 
 @in_trio
-async def test_fsync_reports_what_the_backing_says(make_parts: MakeParts) -> None:
+async def test_fsync_returns_the_error_of_the_backing(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", b"x")
     await parts.writer.sync(file, data_only=False)

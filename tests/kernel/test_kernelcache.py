@@ -33,7 +33,7 @@ async def until(begun: list[int], numbers: list[int]) -> None:
             await trio.sleep(0.001)
 
 
-def test_pages_are_dropped_in_a_thread_and_an_open_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_invalidated_in_a_thread_and_an_open_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel_side = Invalidations(monkeypatch)
     kernel = KernelCache(Backing(None, local=True, drop=False))
 
@@ -59,7 +59,7 @@ def test_pages_are_dropped_in_a_thread_and_an_open_waits_for_it(monkeypatch: pyt
     trio.run(main)
 
 
-def test_pages_of_what_was_opened_again_need_not_be_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_a_reopened_file_need_not_be_invalidated(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel_side = Invalidations(monkeypatch)
     kernel = KernelCache(Backing(None, local=True, drop=False))
 

@@ -31,7 +31,7 @@ def flags_of(patched: bytes) -> tuple[int, int]:
     return struct.unpack_from("=I", patched, 16 + 12)[0], struct.unpack_from("=I", patched, 16 + 32)[0]
 
 
-def test_shared_mmap_is_asked_for_where_the_kernel_offers_it() -> None:
+def test_shared_mmap_is_requested_if_the_kernel_offers_it() -> None:
     patched, shared_mmap = patch_init(request(INIT_EXT | DONT_MASK, ALLOW_MMAP), reply(KILLPRIV | 1))
     assert shared_mmap
     assert flags_of(patched) == (INIT_EXT | DONT_MASK | 1, ALLOW_MMAP)
@@ -41,13 +41,13 @@ def test_shared_mmap_is_asked_for_where_the_kernel_offers_it() -> None:
 @pytest.mark.parametrize(
     "offer", [request(INIT_EXT, 0), request(0, ALLOW_MMAP), request(INIT_EXT, ALLOW_MMAP, extended=False)]
 )
-def test_nothing_is_set_that_the_kernel_did_not_offer(offer: bytes) -> None:
+def test_no_flag_is_set_that_the_kernel_did_not_offer(offer: bytes) -> None:
     patched, shared_mmap = patch_init(offer, reply(1))
     assert not shared_mmap
     assert flags_of(patched) == (1, 0)
 
 
-def test_everything_else_in_the_reply_stays_as_it_is() -> None:
+def test_the_rest_of_the_reply_is_unchanged() -> None:
     before = reply(1)
     after, _ = patch_init(request(INIT_EXT, ALLOW_MMAP), before)
     assert after[:28] == before[:28]
@@ -55,14 +55,14 @@ def test_everything_else_in_the_reply_stays_as_it_is() -> None:
     assert after[52:] == before[52:]
 
 
-def test_background_requests_that_hang_leave_room_for_hundreds_of_others() -> None:
+def test_hanging_background_requests_leave_room_for_hundreds_of_others() -> None:
     patched, _ = patch_init(request(INIT_EXT, ALLOW_MMAP), reply(1))
     most, congested = struct.unpack_from("=HH", patched, 16 + 16)
     assert most > congested > 1000
 
 
 @pytest.mark.parametrize("bad", [reply(1, error=-22), reply(1)[:40], reply(1) + b"x"])
-def test_a_reply_that_is_none_is_a_failed_handshake(bad: bytes) -> None:
+def test_an_invalid_reply_is_a_failed_handshake(bad: bytes) -> None:
     with pytest.raises(HandshakeError):
         patch_init(request(INIT_EXT, ALLOW_MMAP), bad)
 

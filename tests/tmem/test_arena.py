@@ -12,7 +12,7 @@ def real_bytes(arena: EmbeddedArena) -> int:
     return os.fstat(arena.fd).st_blocks * 512
 
 
-def test_an_acquired_slab_is_real_and_a_released_one_is_not() -> None:
+def test_an_acquired_slab_has_memory_and_a_released_one_has_none() -> None:
     arena = EmbeddedArena(4 * SLAB_SIZE)
     assert {arena.acquire(False) for _ in range(4)} == {0, 1, 2, 3}
     assert real_bytes(arena) == 4 * SLAB_SIZE
@@ -48,7 +48,7 @@ def test_a_slab_is_released_once_and_as_the_kind_it_was_acquired() -> None:
         arena.release(slab, True)
 
 
-def test_resize_bounds_what_may_be_out_and_says_what_is_over() -> None:
+def test_resize_bounds_the_slabs_out_and_returns_the_excess() -> None:
     arena = EmbeddedArena(2 * SLAB_SIZE, limit=8 * SLAB_SIZE)
     assert arena.acquire(False) == 0
     assert arena.acquire(False) == 1

@@ -42,7 +42,7 @@ def test_a_page_that_hardly_compresses_is_stored_raw(size: int) -> None:
     assert codec.decode(stored) == page
 
 
-def test_bytes_that_are_no_page_are_an_error() -> None:
+def test_decoding_anything_but_a_page_is_an_error() -> None:
     stored, _ = codec.encode(page_of(3, 2000))
     noise = random.Random(4)
     for bad in (stored[:-1], b"\x00", noise.randbytes(2000), lz4.block.compress(b"short" * 20, store_size=False)):

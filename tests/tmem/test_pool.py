@@ -83,7 +83,7 @@ def test_clause_3_a_persistent_put_takes_a_slab_from_ephemeral_pages(make_tmem: 
     assert not passing.put(1, 64, page_of(64, 4096))
 
 
-def test_clause_3_a_capped_persistent_put_does_not_eat_the_cache(make_tmem: MakeTmem) -> None:
+def test_clause_3_a_capped_persistent_put_evicts_few_ephemeral_pages(make_tmem: MakeTmem) -> None:
     source, tmem = make_tmem(8)
     source.persistent_cap = 1
     passing, kept = tmem.new_pool(), tmem.new_pool(persistent=True)

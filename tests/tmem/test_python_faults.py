@@ -62,7 +62,7 @@ def test_clause_4_a_put_refused_by_a_fault_removes_the_old_page(
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_clause_4_an_unexpected_error_passes_and_removes_the_old_page(
+def test_clause_4_an_unexpected_error_is_raised_and_removes_the_old_page(
     make_tmem: MakeTmem, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     _, tmem = make_tmem(1)

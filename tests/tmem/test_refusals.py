@@ -86,9 +86,7 @@ def test_clause_4_an_incompressible_page_without_room_removes_the_old_one(make_t
 
 
 @pytest.mark.parametrize("length", [0, 1, 4095, 4097])
-def test_clause_4_a_put_of_a_wrong_length_is_an_error_that_removes_the_old_page(
-    make_tmem: MakeTmem, length: int
-) -> None:
+def test_clause_4_a_put_of_a_wrong_length_removes_the_old_page(make_tmem: MakeTmem, length: int) -> None:
     pool = make_tmem(1)[1].new_pool()
     pool.put(1, 1, page_of(1, 2000))
     with pytest.raises(ValueError, match="bytes"):

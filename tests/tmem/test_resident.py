@@ -38,13 +38,13 @@ def test_each_slab_that_is_out_is_faulted_in_and_a_released_one_is_gone() -> Non
     assert slabs.capacity == arena.capacity
 
 
-def test_a_source_that_is_used_up_gives_nothing() -> None:
+def test_an_exhausted_source_gives_no_slab() -> None:
     slabs = ResidentSlabs(EmbeddedArena(SLAB_SIZE))
     assert slabs.acquire(True) == 0
     assert slabs.acquire(True) is None
 
 
-def test_no_slab_is_taken_that_may_not_be_made_real() -> None:
+def test_no_slab_is_acquired_that_may_not_be_populated() -> None:
     arena = EmbeddedArena(4 * SLAB_SIZE)
     room = [2 * SLAB_SIZE]
 
@@ -61,7 +61,7 @@ def test_no_slab_is_taken_that_may_not_be_made_real() -> None:
     assert arena.slabs_out == 3
 
 
-def test_a_pool_works_on_them_as_on_any_others() -> None:
+def test_a_pool_works_on_resident_slabs() -> None:
     arena = EmbeddedArena(4 * SLAB_SIZE)
     tmem = Tmem(ResidentSlabs(arena))
     pool = tmem.new_pool(persistent=True)

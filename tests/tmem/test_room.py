@@ -122,7 +122,7 @@ def test_a_lost_slab_takes_its_pages_and_no_others(make_tmem: MakeTmem) -> None:
         tmem.lose(0)
 
 
-def test_a_kind_of_slabs_is_given_up_alone(make_tmem: MakeTmem) -> None:
+def test_slabs_of_one_kind_can_be_given_up_alone(make_tmem: MakeTmem) -> None:
     source, tmem = make_tmem(8)
     pool, kept = tmem.new_pool(), tmem.new_pool(persistent=True)
     fill_up(pool, 1, WHOLE, 64)

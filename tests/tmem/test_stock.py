@@ -25,7 +25,7 @@ def test_a_slab_comes_from_the_stock_alone() -> None:
     stock.check()
 
 
-def test_a_low_stock_says_so_until_the_arena_has_no_more() -> None:
+def test_a_low_stock_asks_for_a_fill_until_the_arena_is_used_up() -> None:
     stock = Stock(EmbeddedArena(24 * SLAB_SIZE))
     wanted: list[int] = []
     stock.on_want = lambda: wanted.append(stock.stocked)
@@ -42,7 +42,7 @@ def test_a_low_stock_says_so_until_the_arena_has_no_more() -> None:
     assert not wanted, "nobody is woken for what the arena does not have"
 
 
-def test_it_is_short_of_what_a_fill_would_bring() -> None:
+def test_the_stock_is_short_only_of_what_a_fill_can_add() -> None:
     stock = Stock(EmbeddedArena(24 * SLAB_SIZE))
     wanted: list[int] = []
     stock.on_want = lambda: wanted.append(stock.stocked)
@@ -58,7 +58,7 @@ def test_it_is_short_of_what_a_fill_would_bring() -> None:
     assert not stock.is_short(1 << 20), "the arena has no more"
 
 
-def test_an_arena_that_fails_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_arena_leaves_the_stock_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(fd: int, offset: int, size: int) -> None:
         raise OSError(errno.EIO, "")
 
@@ -70,7 +70,7 @@ def test_an_arena_that_fails_gives_none(monkeypatch: pytest.MonkeyPatch) -> None
     assert not stock.is_short(1), "not at once again"
 
 
-def test_a_released_slab_is_given_again_without_being_made_real_again() -> None:
+def test_a_released_slab_is_reused_without_being_populated_again() -> None:
     arena = EmbeddedArena(4 * SLAB_SIZE)
     stock = Stock(arena)
     stock.fill()
@@ -84,7 +84,7 @@ def test_a_released_slab_is_given_again_without_being_made_real_again() -> None:
     arena.check()
 
 
-def test_what_is_released_beyond_the_stock_is_memory_given_back() -> None:
+def test_slabs_released_beyond_the_stock_go_back_to_the_arena() -> None:
     arena = EmbeddedArena(64 * SLAB_SIZE)
     stock = Stock(arena)
     slabs = []
@@ -99,7 +99,7 @@ def test_what_is_released_beyond_the_stock_is_memory_given_back() -> None:
     arena.check()
 
 
-def test_the_pool_goes_on_while_memory_is_being_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pool_works_while_a_fill_waits_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     arena = EmbeddedArena(4 * SLABS * SLAB_SIZE)
     stock = Stock(arena)
     stock.fill()
