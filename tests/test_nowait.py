@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.pagebytes import pages_of
-from tmemfs import nowait, openat2
+from tmemcommon import libc
+from tmemfs import nowait
 from tmemfs.kernel.kernelmount import filesystem_of
 
 SIZE = 64 * 4096
@@ -61,8 +62,8 @@ def test_another_filesystem_may_wait() -> None:
 def test_without_kernel_support_everything_may_wait(
     directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openat2, "_OPENAT2", 100_000)
-    monkeypatch.setattr(nowait, "_CACHESTAT", 100_000)
+    monkeypatch.setattr(libc, "_SYS_OPENAT2", 100_000)
+    monkeypatch.setattr(libc, "_SYS_CACHESTAT", 100_000)
     with pytest.raises(BlockingIOError):
         nowait.stat_name(directory, b"file")
     with (tmp_path / "file").open("rb") as file, pytest.raises(BlockingIOError):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run
+from tmemcommon import libc
 from tmemfs import processmemory
 
 LOCKED = """
@@ -45,24 +46,12 @@ def test_a_limit_on_locked_memory_prevents_locking_and_is_reported(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (8 << 20, 8 << 20))
-    calls: list[str] = []
-    monkeypatch.setattr(processmemory, "_log_failure", lambda what, result: calls.append(what))
-    monkeypatch.setattr(processmemory, "_libc", _Libc())
+    calls: list[int] = []
+    monkeypatch.setattr(libc, "mlockall", calls.append)
+    monkeypatch.setattr(libc, "prctl", lambda option, value: calls.append(option))
     monkeypatch.setattr(processmemory, "_OOM_SCORE_ADJ", Path("/proc/self/no_such_file/score"))
     with caplog.at_level(logging.INFO):
         processmemory.lock_process_memory()
-    assert calls == ["PR_SET_IO_FLUSHER"], "mlockall was not tried"
+    assert calls == [libc.PR_SET_IO_FLUSHER], "mlockall was not tried"
     assert "tmemfs swapon will refuse" in caplog.text
     assert "oom_score_adj is not permitted" in caplog.text
-
-
-class _Libc:
-    """A libc in which prctl succeeds and mlockall must not be called."""
-
-    @staticmethod
-    def prctl(*arguments: int) -> int:
-        return 0
-
-    @staticmethod
-    def mlockall(flags: int) -> int:
-        raise AssertionError("mlockall was called")

@@ -8,23 +8,22 @@ that is not permitted one of them logs this and runs without it.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import logging
 import mmap
 import os
 import re
 import resource
+from collections.abc import Iterator
 from pathlib import Path
+
+from tmemcommon import libc
 
 log = logging.getLogger(__name__)
 
-_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
-_PR_SET_IO_FLUSHER = 57
 _MADV_DONTNEED_LOCKED = 24  # Linux 5.18
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 _NEVER_KILL = "-1000"
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def lock_process_memory() -> None:
@@ -32,14 +31,14 @@ def lock_process_memory() -> None:
     # ONFAULT: otherwise every page of every sparse mapping would be allocated. With a limit on locked memory we do not
     # lock at all, because new mappings would fail once it is reached.
     if _may_lock_everything():
-        _log_failure("mlockall", _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
+        with _failure_logged("mlockall"):
+            libc.mlockall(libc.MCL_CURRENT | libc.MCL_FUTURE | libc.MCL_ONFAULT)
     else:
         log.info("mlockall is not permitted: this process can be swapped out itself, so tmemfs swapon will refuse")
-    _log_failure("PR_SET_IO_FLUSHER", _libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0))
-    try:
+    with _failure_logged("PR_SET_IO_FLUSHER"):
+        libc.prctl(libc.PR_SET_IO_FLUSHER, 1)
+    with _failure_logged("oom_score_adj"):
         _OOM_SCORE_ADJ.write_text(_NEVER_KILL)
-    except OSError as error:
-        log.info("oom_score_adj is not permitted (%s): continuing without it", error.strerror)
 
 
 def is_locked() -> bool:
@@ -52,9 +51,13 @@ def _may_lock_everything() -> bool:
     return os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
 
 
-def _log_failure(what: str, result: int) -> None:
-    if result != 0:
-        log.info("%s is not permitted (%s): continuing without it", what, os.strerror(ctypes.get_errno()))
+@contextlib.contextmanager
+def _failure_logged(what: str) -> Iterator[None]:
+    """Log an OSError of the block instead of raising it."""
+    try:
+        yield
+    except OSError as error:
+        log.info("%s is not permitted (%s): continuing without it", what, error.strerror)
 
 
 def release_pages(mapping: mmap.mmap, start: int, size: int) -> None:

@@ -8,21 +8,17 @@ about both.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 from typing import Protocol
 
+from tmemcommon import libc
+
 PAGE_SIZE = 4096
 SLAB_SIZE = 65536
 
-_FALLOC_FL_KEEP_SIZE = 0x01
-_FALLOC_FL_PUNCH_HOLE = 0x02
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class SlabSource(Protocol):
@@ -49,10 +45,7 @@ class SlabSource(Protocol):
 
 def punch(fd: int, slab: int, count: int = 1) -> None:
     """Free the memory of `count` slabs and leave a hole that reads as zeros; OSError when the kernel refuses."""
-    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-    if _libc.fallocate(fd, mode, slab * SLAB_SIZE, count * SLAB_SIZE) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    libc.fallocate(fd, libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE, slab * SLAB_SIZE, count * SLAB_SIZE)
 
 
 def make_arena(slabs: int) -> int:

@@ -7,7 +7,6 @@ children in order; and a death signal, so that they end even when the bench is k
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from tmemcommon import libc
+
 ROOT = Path(__file__).resolve().parents[2]
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 class BenchError(Exception):
@@ -33,7 +32,7 @@ def environment() -> dict[str, str]:
 
 
 def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start(

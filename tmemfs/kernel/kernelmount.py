@@ -7,7 +7,6 @@ decides what such a user may do.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
@@ -17,16 +16,13 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmemcommon import libc
 from tmemfs.options import SUBTYPE, MountOptions
 
 DEVICE = Path("/dev/fuse")
 CONNECTIONS = Path("/sys/fs/fuse/connections")
-MNT_FORCE = 1
-MNT_DETACH = 2
-UMOUNT_NOFOLLOW = 8
 HELPER_SECONDS = 30.0
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -158,16 +154,8 @@ def _mount_as_root(fsname: str, mountpoint: Path, options: MountOptions) -> int:
     """Mount with mount(2)."""
     fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        _check(
-            _libc.mount(
-                os.fsencode(fsname),
-                os.fsencode(mountpoint),
-                f"fuse.{SUBTYPE}".encode(),
-                ctypes.c_ulong(options.flags),
-                options.kernel_data(fd, os.getuid(), os.getgid()).encode(),
-            ),
-            mountpoint,
-        )
+        data = options.kernel_data(fd, os.getuid(), os.getgid())
+        libc.mount(fsname, os.fspath(mountpoint), f"fuse.{SUBTYPE}", options.flags, data)
     except OSError:
         os.close(fd)
         raise
@@ -200,8 +188,8 @@ def unmount(mountpoint: Path, *, lazy: bool = False, force: bool = False) -> Non
     connection first, so that nobody waits for it. Raises OSError, EBUSY when it is in use.
     """
     if os.geteuid() == 0:
-        flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0) | (MNT_FORCE if force else 0)
-        _check(_libc.umount2(os.fsencode(mountpoint), flags), mountpoint)
+        flags = libc.UMOUNT_NOFOLLOW | (libc.MNT_DETACH if lazy else 0) | (libc.MNT_FORCE if force else 0)
+        libc.umount2(os.fspath(mountpoint), flags)
         return
     done = _run_helper(["-u", *(["-z"] if lazy or force else []), "--", os.fspath(mountpoint)])
     if done.returncode != 0:
@@ -251,10 +239,3 @@ def _helper_says(done: subprocess.CompletedProcess[bytes]) -> str:
     """Pick the line in which fusermount3 says what went wrong."""
     lines = os.fsdecode(done.stderr).strip().splitlines()
     return lines[-1] if lines else f"fusermount3 failed with status {done.returncode}"
-
-
-def _check(result: int, path: Path) -> None:
-    """Turn a failed libc call into an OSError."""
-    if result != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fspath(path))

@@ -7,22 +7,17 @@ is the time of now that was asked for.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
 from dataclasses import dataclass
 
-_AT_FDCWD = -100
-_UTIME_NOW = (1 << 30) - 1
-_UTIME_OMIT = (1 << 30) - 2
+from tmemcommon import libc
+
 _BILLION = 1_000_000_000
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+_NOW = (0, libc.UTIME_NOW)
+_OMIT = (0, libc.UTIME_OMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +38,12 @@ class Changes:
             os.chmod(path, stat.S_IMODE(self.mode))
         if self.atime_ns is not None or self.mtime_ns is not None:
             try:
-                _set_times(path, _timespec(self.atime_ns), _timespec(self.mtime_ns))
+                libc.utimensat(path, _timespec(self.atime_ns), _timespec(self.mtime_ns))
             except OSError as error:
                 if error.errno != errno.EPERM or self.atime_ns is None or self.mtime_ns is None:
                     raise
-                _set_times(path, _Timespec(0, _UTIME_NOW), _Timespec(0, _UTIME_NOW))
+                libc.utimensat(path, _NOW, _NOW)
 
 
-def _timespec(time_ns: int | None) -> _Timespec:
-    return _Timespec(0, _UTIME_OMIT) if time_ns is None else _Timespec(*divmod(time_ns, _BILLION))
-
-
-def _set_times(path: str, atime: _Timespec, mtime: _Timespec) -> None:
-    """Set the times as utimensat(2) does; os.utime can leave none of them as it is."""
-    if _libc.utimensat(_AT_FDCWD, os.fsencode(path), (_Timespec * 2)(atime, mtime), 0):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
+def _timespec(time_ns: int | None) -> tuple[int, int]:
+    return _OMIT if time_ns is None else divmod(time_ns, _BILLION)

@@ -12,16 +12,15 @@ its name leads elsewhere by then; between this look and the removal somebody cou
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import platform
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from tmemcommon import libc
 from tmemfs.inodes.descriptors import PATH_FLAGS
 
 _AS_ROOT = os.geteuid() == 0
@@ -29,14 +28,6 @@ _SET_ID = stat.S_ISUID | stat.S_ISGID
 # Capabilities by which the kernel lets somebody make a node: DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, MKNOD.
 _MAKING = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 27
 _FSETID = 1 << 4
-
-_libc = ctypes.PyDLL(None, use_errno=True)  # the GIL is kept: these calls take less time than giving it up
-_libc.setfsuid.argtypes = _libc.setfsgid.argtypes = [ctypes.c_uint]
-_NOBODY = 0xFFFF_FFFF  # no id: asks for the present one
-# glibc's setgroups changes all threads. The system call's number:
-_SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "loongarch64": 159, "ppc64le": 81, "s390x": 206}.get(
-    platform.machine()
-)
 
 
 class Caller(Protocol):
@@ -90,7 +81,7 @@ def make_node(dir_fd: int, name: bytes, mode: int, caller: Caller, make: Callabl
         except PermissionError:
             pass
     known = credentials_of(caller)
-    if known is not None and _SETGROUPS is not None:
+    if known is not None and libc.HAS_THREAD_GROUPS:
         try:
             with _ids(caller, known.groups):
                 make(mode)
@@ -107,26 +98,15 @@ def _ids(caller: Caller, groups: tuple[int, ...] | None) -> Iterator[None]:
     """Have this thread act on files as the caller for the block. Raise PermissionError where it cannot."""
     own_gid, own_groups = os.getegid(), os.getgroups() if groups is not None else []
     try:
-        _libc.setfsgid(caller.gid)
         if groups is not None:
-            _set_groups(groups)
-        _libc.setfsuid(caller.uid)
-        now = (_libc.setfsuid(_NOBODY) & _NOBODY, _libc.setfsgid(_NOBODY) & _NOBODY)
-        if now != (caller.uid, caller.gid):
+            libc.set_thread_groups(groups)
+        if not libc.set_thread_ids(caller.uid, caller.gid):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         yield
     finally:
-        _libc.setfsuid(0)
-        _libc.setfsgid(own_gid)
+        libc.set_thread_ids(0, own_gid)
         if groups is not None:
-            _set_groups(tuple(own_groups))
-
-
-def _set_groups(groups: tuple[int, ...]) -> None:
-    """Set the supplementary groups of this thread alone."""
-    if _libc.syscall(_SETGROUPS, ctypes.c_size_t(len(groups)), (ctypes.c_uint * len(groups))(*groups)):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+            libc.set_thread_groups(own_groups)
 
 
 def _give_away(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:

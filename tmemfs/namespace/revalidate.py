@@ -25,11 +25,11 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
+from tmemcommon import libc
 from tmemfs.backing import Backing
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import MAX_LOCATIONS, Inode
 from tmemfs.inodes.inodes import InodeTable
-from tmemfs.openat2 import NO_SYMLINKS, PathOpener
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ RETRY_SECONDS = 2.0  # from an answer to the next request of a walk: at once, bu
 MAX_RETRIES = 1024  # threads that are remembered
 MAX_DEPTH = 256  # of a path that is walked at once
 # A link that others put there may lead into this mount, which would wait for us.
-_without_links = PathOpener(NO_SYMLINKS)
+_without_links = libc.PathOpener(libc.RESOLVE_NO_SYMLINKS)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 

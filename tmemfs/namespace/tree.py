@@ -10,7 +10,6 @@ directory with a default ACL must not have it applied at all.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from tmemcommon import libc
 from tmemfs.backing import Backing
 from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors, stat_or_close
@@ -26,8 +26,6 @@ from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.namespace.owners import Caller, make_node
 from tmemfs.namespace.removals import Removals, Removed
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Moved(NamedTuple):
@@ -212,7 +210,7 @@ class Tree:
     async def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
         """Rename with the flags of renameat2(2)."""
 
-        exchange = bool(flags & _RENAME_EXCHANGE)
+        exchange = bool(flags & libc.RENAME_EXCHANGE)
 
         def call() -> tuple[Removed | None, os.stat_result | None, Moved | None, Moved | None]:
             with self._descriptors.use(parent) as old_fd, self._descriptors.use(new_parent) as new_fd:
@@ -278,9 +276,6 @@ class Tree:
             self._inodes.expire(parent)
 
 
-_RENAME_EXCHANGE = 2
-
-
 def _moved(known: tuple[Inode, os.stat_result] | None, name: bytes, dir_fd: int) -> Moved | None:
     if known is None:
         return None
@@ -299,6 +294,5 @@ def _link(name: bytes, dir_fd: int, fd: int) -> tuple[os.stat_result, os.stat_re
 def _renameat2(old_fd: int, name: bytes, new_fd: int, new_name: bytes, flags: int) -> None:
     if not flags:
         os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
-    elif _libc.renameat2(old_fd, name, new_fd, new_name, flags):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fsdecode(name))
+    else:
+        libc.renameat2(old_fd, name, new_fd, new_name, flags)

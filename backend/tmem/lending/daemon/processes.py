@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmem.lending.lender.actions import Refusal
+from tmemcommon import libc
 
 _SO_PEERPIDFD = 77  # since Linux 6.5; not named by this Python
-_PR_SET_DUMPABLE = 4
 _CREDENTIALS = struct.Struct("iII")
 
 
@@ -68,9 +67,10 @@ def duplicate(pidfd: int) -> int:
 
 def make_undumpable() -> None:
     """Let nobody of the same user at this process's descriptors and memory."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "this process cannot be made undumpable")
+    try:
+        libc.prctl(libc.PR_SET_DUMPABLE, 0)
+    except OSError as error:
+        raise OSError(error.errno, "this process cannot be made undumpable") from None
 
 
 def state(pid: int) -> str | None:
