@@ -1,4 +1,4 @@
-"""Requests that run at the same time, and their answers."""
+"""Requests that run concurrently, and a file for them without read-ahead."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 import trio
 
 from tests.guestparts import Parts
+from tests.pagebytes import pages_of
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.io.files import OpenFile
 
 
-class Asked:
-    """Start requests and collect their answers."""
+class Requests:
+    """Start requests as tasks, and collect their answers by name."""
 
     def __init__(self, parts: Parts, nursery: trio.Nursery) -> None:
         self.parts = parts
@@ -38,16 +39,20 @@ class Asked:
 
 
 @asynccontextmanager
-async def asking(parts: Parts) -> AsyncIterator[Asked]:
-    """Give requests that run at the same time; the block ends when all are answered."""
+async def concurrent_requests(parts: Parts) -> AsyncIterator[Requests]:
+    """Yield a place to start requests; the block ends when all are answered."""
     async with trio.open_nursery() as nursery:
-        yield Asked(parts, nursery)
+        yield Requests(parts, nursery)
 
 
 def pages_from(data: bytes | bytearray, first: int, count: int = 1) -> bytes:
+    """Return some of the pages that `data` consists of."""
     return bytes(data[first * PAGE_SIZE : (first + count) * PAGE_SIZE])
 
 
-def random_stream(file: OpenFile) -> None:
-    """Have nothing read ahead for an open file."""
-    file.stream.next_page, file.stream.max_pages = 1 << 40, 0
+def unstreamed_file(parts: Parts, pages: int) -> tuple[OpenFile, bytearray]:
+    """Return a file of so many pages without read-ahead, and its content."""
+    data = bytearray(pages_of(1, pages))
+    file = parts.make("f", bytes(data))
+    file.stream.max_pages = 0
+    return file, data

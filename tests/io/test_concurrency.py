@@ -1,4 +1,4 @@
-"""Readers and changers at the same time: every byte that is read was current meanwhile, and the counters add up."""
+"""Concurrent readers and writers: every byte read was current during the read, and the counters add up."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["make_parts"]
 
 
 class Workload:
-    """Concurrent seeded readers and changers of a few files; every byte read must have been current meanwhile.
+    """Concurrent seeded readers and writers of a few files.
 
-    Sectors of 512 bytes are written whole, each with the number of its write. A read may see the sector of a write
-    that was the last one completed before it began, or of one that was under way while it ran.
+    Sectors of 512 bytes are written whole, each with the number of its write. A read may see the last write of a sector
+    that was complete before the read began, or any write that overlaps the read.
     """
 
     SECTOR = 512
@@ -32,7 +32,7 @@ class Workload:
         self.clock = 0
         self.requested = 0
         self.files = [parts.make(f"f{number}", self.stamp(0) * self.SECTORS) for number in range(3)]
-        # for each file and sector: (number, begin, end) of every change; the number -1 is a truncation away
+        # for each file and sector: (number, begin, end) of every write
         self.history: list[list[list[tuple[int, int, int]]]] = [
             [[(0, 0, 0)] for _ in range(self.SECTORS)] for _ in self.files
         ]
@@ -143,7 +143,7 @@ def test_concurrent_readers_and_writers_see_only_bytes_that_were_current(
 
 
 class Truncating(Workload):
-    """The same with sizes that change; the bytes are compared in the end, the counters throughout."""
+    """The same with truncates; the bytes are compared at the end."""
 
     async def client(self, steps: int) -> None:
         for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Files whose size is not what stat says: what is read is what the backing gives, no byte more or less."""
+"""Files whose stat reports a false size: reads return exactly the bytes of the backing."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 import stat
 
 import pytest
-import trio
 
 from tests.guestparts import MakeParts, make_parts
-from tests.io.concurrent import asking
+from tests.io.concurrent import concurrent_requests
 from tests.pagebytes import pages_of
 from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE
@@ -27,7 +26,7 @@ CASES = [
 
 
 def claim(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Have every regular file say that it has this size."""
+    """Make stat report this size for every regular file."""
 
     def lie(st: os.stat_result) -> os.stat_result:
         times = {f"st_{which}time_ns": getattr(st, f"st_{which}time_ns") for which in "amc"}
@@ -59,7 +58,7 @@ async def test_a_file_ends_where_the_backing_ends(
         for offset in range(0, len(content) + step, step):
             assert await parts.read(file, offset, step) == content[offset : offset + step]
         assert await parts.read(file, len(content), step) == b""
-        assert parts.backing.reads == reads, "what was found is remembered"
+        assert parts.backing.reads == reads, "the end that was found is remembered"
     assert parts.requested() <= parts.reader.hits + parts.reader.misses + 512
 
 
@@ -95,12 +94,12 @@ async def test_readers_of_a_file_of_unknown_size_share_the_read_to_its_end(
     claim(monkeypatch, 0)
     file = parts.open("f")
     parts.backing.after_read.shut = True
-    async with asking(parts) as asked:
+    async with concurrent_requests(parts) as requests:
         for name in ("one", "two"):
-            asked.read(name, file, 0, 4096)
+            requests.read(name, file, 0, 4096)
         await parts.backing.after_read.wait_held(1)
         parts.backing.after_read.open()
-    assert asked.answers == {"one": b"content", "two": b"content"}
+    assert requests.answers == {"one": b"content", "two": b"content"}
     assert parts.backing.reads == 1
 
 
@@ -138,18 +137,16 @@ async def test_dirty_pages_of_a_file_found_empty_survive_an_open(make_parts: Mak
 @in_trio
 async def test_a_write_during_the_read_that_finds_the_end_moves_the_end(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file, found = parts.make("f", b""), list[bytes]()
+    file = parts.make("f", b"")
     parts.backing.after_read.shut = True
-
-    async def read() -> None:
-        found.append(await parts.read(file, 0, 4096))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(read)
+    async with concurrent_requests(parts) as requests:
+        requests.read("end", file, 0, 4096)
         await parts.backing.after_read.wait_held(1)
         await parts.writer.write(file, 300_000, b"far behind")
         parts.backing.after_read.open()
     after = bytes(300_000) + b"far behind"
-    assert after.startswith(found[0])
+    found = requests.answers["end"]
+    assert isinstance(found, bytes)
+    assert after.startswith(found)
     assert await parts.read(file, 0, 1 << 20) == after
     assert not file.inode.virtual

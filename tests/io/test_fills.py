@@ -1,4 +1,4 @@
-"""Fills in flight: what a write, a truncate or a change by others overtook is never kept."""
+"""Fills in flight: one that a write, a truncate or a new version overtook is never cached."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from tests.guestparts import MakeParts, make_parts
-from tests.io.concurrent import asking, pages_from, random_stream
+from tests.io.concurrent import concurrent_requests, pages_from, unstreamed_file
 from tests.pagebytes import MIB, pages_of
 from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE
@@ -19,46 +19,40 @@ __all__ = ["make_parts"]
 @in_trio
 async def test_a_fill_overtaken_by_a_write_is_not_cached(make_parts: MakeParts, pool: int) -> None:
     parts = make_parts(pool=pool)
-    data = bytearray(pages_of(1, 50))
-    file = parts.make("f", bytes(data))
-    random_stream(file)
+    file, data = unstreamed_file(parts, 50)
     parts.backing.after_read.shut = True
-    async with asking(parts) as asked:
-        asked.read("before", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
+    async with concurrent_requests(parts) as requests:
+        requests.read("before", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
         await parts.backing.after_read.wait_held(1)  # it has the old bytes
         old = bytes(data)
         data[6 * PAGE_SIZE + 100 : 7 * PAGE_SIZE + 100] = b"n" * PAGE_SIZE
         await parts.writer.write(file, 6 * PAGE_SIZE + 100, b"n" * PAGE_SIZE)
-        asked.read("after", file, 6 * PAGE_SIZE, 2 * PAGE_SIZE)
+        requests.read("after", file, 6 * PAGE_SIZE, 2 * PAGE_SIZE)
         await parts.backing.after_read.wait_held(2)  # it did not join the old read
         parts.backing.after_read.release()
         await trio.testing.wait_all_tasks_blocked()
-        assert asked.answers["before"] == pages_from(old, 5, 4)
+        assert requests.answers["before"] == pages_from(old, 5, 4)
         assert not parts.cached_pages(file), "the overtaken bytes entered the cache"
         parts.backing.after_read.open()
-    assert asked.answers["after"] == pages_from(data, 6, 2)
+    assert requests.answers["after"] == pages_from(data, 6, 2)
     assert await parts.read(file, 0, len(data)) == data
 
 
 @in_trio
 async def test_a_second_fill_of_a_page_that_is_in_flight_is_poisoned_too(make_parts: MakeParts) -> None:
-    """A reader that first waits for another's page may then read a page that a third has begun to read meanwhile."""
+    """A reader waits for the page of another one, then reads a page that a third reader has in flight by now."""
     parts = make_parts()
-    data = bytearray(pages_of(1, 50))
-    file = parts.make("f", bytes(data))
+    file, data = unstreamed_file(parts, 50)
     latch = parts.backing.after_read
     latch.shut = True
-    async with asking(parts) as asked:
-        random_stream(file)
-        asked.read("first", file, 5 * PAGE_SIZE, PAGE_SIZE)
+    async with concurrent_requests(parts) as requests:
+        requests.read("first", file, 5 * PAGE_SIZE, PAGE_SIZE)
         await latch.wait_held(1)
-        random_stream(file)
-        asked.read("both", file, 5 * PAGE_SIZE, 2 * PAGE_SIZE)  # waits for page 5, will then want page 6
+        requests.read("both", file, 5 * PAGE_SIZE, 2 * PAGE_SIZE)  # waits for page 5, then reads page 6
         await latch.wait_held(1)
-        random_stream(file)
-        asked.read("second", file, 6 * PAGE_SIZE, PAGE_SIZE)
+        requests.read("second", file, 6 * PAGE_SIZE, PAGE_SIZE)
         await latch.wait_held(2)
-        latch.release()  # page 5 is there; page 6 is in flight, for one reader or for two
+        latch.release()  # page 5 is cached; page 6 is in flight, for one reader or for two
         await latch.wait_held(2)
         data[6 * PAGE_SIZE : 7 * PAGE_SIZE] = b"n" * PAGE_SIZE
         await parts.writer.write(file, 6 * PAGE_SIZE, b"n" * PAGE_SIZE)
@@ -69,12 +63,10 @@ async def test_a_second_fill_of_a_page_that_is_in_flight_is_poisoned_too(make_pa
 @in_trio
 async def test_a_fill_overtaken_by_a_truncate_is_not_cached(make_parts: MakeParts) -> None:
     parts = make_parts()
-    data = pages_of(1, 50)
-    file = parts.make("f", data)
-    random_stream(file)
+    file, data = unstreamed_file(parts, 50)
     parts.backing.after_read.shut = True
-    async with asking(parts) as asked:
-        asked.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
+    async with concurrent_requests(parts) as requests:
+        requests.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
         await parts.backing.after_read.wait_held(1)
         await parts.truncate(file, 6 * PAGE_SIZE + 10)
         await parts.truncate(file, 50 * PAGE_SIZE)
@@ -86,13 +78,12 @@ async def test_a_fill_overtaken_by_a_truncate_is_not_cached(make_parts: MakePart
 @in_trio
 async def test_a_fill_overtaken_by_a_new_version_is_not_cached(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 50))
-    random_stream(file)
+    file, _ = unstreamed_file(parts, 50)
     parts.backing.after_read.shut = True
-    async with asking(parts) as asked:
-        asked.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
+    async with concurrent_requests(parts) as requests:
+        requests.read("old", file, 5 * PAGE_SIZE, 4 * PAGE_SIZE)
         await parts.backing.after_read.wait_held(1)
-        (parts.directory / "f").write_bytes(pages_of(2, 51))  # by somebody else
+        (parts.directory / "f").write_bytes(pages_of(2, 51))  # by others
         again = parts.open("f")
         parts.backing.after_read.open()
     assert parts.inodes.invalidations == 1
@@ -107,8 +98,8 @@ async def test_a_page_got_from_the_pool_during_a_write_is_updated(make_parts: Ma
     await parts.read(file, 0, len(data))
     parts.evict_all()  # all in the pool
     parts.backing.before_write.shut = True
-    async with asking(parts) as asked:
-        asked.write("write", file, 3 * PAGE_SIZE + 7, b"n" * 5000)
+    async with concurrent_requests(parts) as requests:
+        requests.write("write", file, 3 * PAGE_SIZE + 7, b"n" * 5000)
         await parts.backing.before_write.wait_held(1)
         assert await parts.read(file, 2 * PAGE_SIZE, 4 * PAGE_SIZE) == pages_from(data, 2, 4)
         parts.evict_all()  # and back into the pool, old

@@ -1,4 +1,4 @@
-"""Readahead decides from page numbers alone: sequential streams grow their window, random ones have none."""
+"""Read-ahead decides from page numbers alone: a sequential stream grows its window, a random one has none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_random_reads_cause_no_readahead() -> None:
         page = generator.randrange(1 << 20)
         assert stream.miss(page, page) == 0
         assert stream.marker == NEVER
-        stream.next_page = page + 1 << 21  # wherever the stream ended, the next read is elsewhere
+        stream.next_page = page + 1 << 21  # the next read never continues here
 
 
 def test_a_jump_ends_the_stream_and_the_next_one_starts_small() -> None:

@@ -1,4 +1,4 @@
-"""Reads: cache, victim queue, pool, backing; what is in flight is shared, and an error is never kept."""
+"""Reads from cache, victim queue, pool and backing; fills are shared, errors are never cached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tests.guestparts import MakeParts, make_parts
-from tests.io.concurrent import Asked, asking, pages_from, random_stream
+from tests.io.concurrent import Requests, concurrent_requests, pages_from, unstreamed_file
 from tests.pagebytes import MIB, pages_of
 from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE
@@ -64,30 +64,25 @@ async def test_a_sparse_file_reads_as_zeros(make_parts: MakeParts) -> None:
 @in_trio
 async def test_two_readers_of_one_missing_page_share_one_backing_read(make_parts: MakeParts) -> None:
     parts = make_parts()
-    data = pages_of(1, 50)
-    file = parts.make("f", data)
-    random_stream(file)
+    file, data = unstreamed_file(parts, 50)
     parts.backing.after_read.shut = True
-    async with asking(parts) as asked:
-        asked.read("one", file, 10 * PAGE_SIZE, 3 * PAGE_SIZE)
+    async with concurrent_requests(parts) as requests:
+        requests.read("one", file, 10 * PAGE_SIZE, 3 * PAGE_SIZE)
         await parts.backing.after_read.wait_held(1)
         for name in ("two", "three"):
-            asked.read(name, file, 11 * PAGE_SIZE, PAGE_SIZE)
+            requests.read(name, file, 11 * PAGE_SIZE, PAGE_SIZE)
         await parts.backing.after_read.wait_held(1)
         parts.backing.after_read.open()
-    assert asked.answers["one"] == pages_from(data, 10, 3)
-    assert asked.answers["two"] == asked.answers["three"] == pages_from(data, 11)
+    assert requests.answers["one"] == pages_from(data, 10, 3)
+    assert requests.answers["two"] == requests.answers["three"] == pages_from(data, 11)
     assert (parts.backing.reads, parts.reader.waits) == (1, 2)
 
 
 @in_trio
 async def test_missing_neighbours_are_read_in_one_call(make_parts: MakeParts) -> None:
     parts = make_parts()
-    data = pages_of(1, 64)
-    file = parts.make("f", data)
-    random_stream(file)
+    file, data = unstreamed_file(parts, 64)
     await parts.read(file, 20 * PAGE_SIZE, PAGE_SIZE)
-    random_stream(file)
     parts.backing.read_calls.clear()
     assert await parts.read(file, 10 * PAGE_SIZE, 20 * PAGE_SIZE) == pages_from(data, 10, 20)
     assert parts.backing.read_calls == [(10 * PAGE_SIZE, 10 * PAGE_SIZE), (21 * PAGE_SIZE, 9 * PAGE_SIZE)]
@@ -96,38 +91,33 @@ async def test_missing_neighbours_are_read_in_one_call(make_parts: MakeParts) ->
 @in_trio
 async def test_several_runs_of_pages_are_read_concurrently(make_parts: MakeParts) -> None:
     parts = make_parts()
-    data = pages_of(1, 64)
-    file = parts.make("f", data)
+    file, data = unstreamed_file(parts, 64)
     for page in (12, 16, 20):
-        random_stream(file)
         await parts.read(file, page * PAGE_SIZE, PAGE_SIZE)
-    random_stream(file)
     parts.backing.after_read.shut = True
-    async with asking(parts) as asked:
-        asked.read("all", file, 10 * PAGE_SIZE, 12 * PAGE_SIZE)
+    async with concurrent_requests(parts) as requests:
+        requests.read("all", file, 10 * PAGE_SIZE, 12 * PAGE_SIZE)
         await parts.backing.after_read.wait_held(4)
         parts.backing.after_read.open()
-    assert asked.answers["all"] == pages_from(data, 10, 12)
+    assert requests.answers["all"] == pages_from(data, 10, 12)
 
 
-# -- trouble ---------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------------------------
 
 
 @in_trio
 async def test_a_read_error_reaches_every_reader_and_is_never_cached(make_parts: MakeParts) -> None:
     parts = make_parts()
-    data = pages_of(1, 20)
-    file = parts.make("f", data)
-    random_stream(file)
+    file, data = unstreamed_file(parts, 20)
     parts.backing.before_read.shut = True
     parts.backing.read_error = OSError(errno.EIO, "")
-    async with asking(parts) as asked:
-        asked.read("one", file, 5 * PAGE_SIZE, PAGE_SIZE)
+    async with concurrent_requests(parts) as requests:
+        requests.read("one", file, 5 * PAGE_SIZE, PAGE_SIZE)
         await parts.backing.before_read.wait_held(1)
-        asked.read("two", file, 5 * PAGE_SIZE, 2 * PAGE_SIZE)
+        requests.read("two", file, 5 * PAGE_SIZE, 2 * PAGE_SIZE)
         await parts.backing.before_read.wait_held(1)
         parts.backing.before_read.open()
-    for answer in asked.answers.values():
+    for answer in requests.answers.values():
         assert isinstance(answer, OSError)
         assert answer.errno == errno.EIO
     assert parts.backing.errors >= 2
@@ -150,24 +140,22 @@ async def test_a_waiter_on_a_failed_readahead_reads_its_page_itself(make_parts: 
         file.stream.next_page = marker
         assert await parts.read(file, marker * PAGE_SIZE, PAGE_SIZE) == pages_from(data, marker)
         await parts.backing.before_read.wait_held(1)  # the window ahead, which will fail
-        asked = Asked(parts, parts.reader.nursery or pytest.fail("no readahead"))
-        asked.read("joined", file, (MIN_PAGES + 3) * PAGE_SIZE, PAGE_SIZE)
+        requests = Requests(parts, parts.reader.nursery or pytest.fail("no readahead"))
+        requests.read("joined", file, (MIN_PAGES + 3) * PAGE_SIZE, PAGE_SIZE)
         await parts.backing.before_read.wait_held(1)
         parts.backing.before_read.release()
         await parts.backing.before_read.wait_held(1)  # the waiter's own read
         parts.backing.read_error = None
         parts.backing.before_read.open()
         await trio.testing.wait_all_tasks_blocked()
-        assert asked.answers["joined"] == pages_from(data, MIN_PAGES + 3)
+        assert requests.answers["joined"] == pages_from(data, MIN_PAGES + 3)
         assert parts.reader.waits == 0
 
 
 @in_trio
 async def test_a_file_that_shrank_underneath_gives_a_short_read_and_new_size(make_parts: MakeParts) -> None:
     parts = make_parts()
-    data = pages_of(1, 20)
-    file = parts.make("f", data)
-    random_stream(file)
+    file, data = unstreamed_file(parts, 20)
     os.truncate(parts.directory / "f", 7 * PAGE_SIZE + 5)
     assert await parts.read(file, 5 * PAGE_SIZE, 10 * PAGE_SIZE) == data[5 * PAGE_SIZE : 7 * PAGE_SIZE + 5]
     assert file.inode.size == 7 * PAGE_SIZE + 5
@@ -179,19 +167,14 @@ async def test_a_reader_that_joined_a_short_fill_reads_on_to_the_new_end(make_pa
     parts = make_parts()
     file = parts.make("f", b"x" * 5000)
     parts.backing.after_read.shut = True
-    answers: list[bytes] = []
-
-    async def read(size: int) -> None:
-        answers.append(await parts.read(file, 0, size))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(read, 5000)
+    async with concurrent_requests(parts) as requests:
+        requests.read("short", file, 0, 5000)
         await parts.backing.after_read.wait_held(1)
         await parts.writer.write(file, 2 * PAGE_SIZE, b"end")  # no page that is being read
-        nursery.start_soon(read, 3 * PAGE_SIZE)
+        requests.read("long", file, 0, 3 * PAGE_SIZE)
         await trio.testing.wait_all_tasks_blocked()
         parts.backing.after_read.open()
-    assert answers == [b"x" * 5000, parts.bytes_on_disk(file)]
+    assert requests.answers == {"short": b"x" * 5000, "long": parts.bytes_on_disk(file)}
 
 
 @in_trio
@@ -218,7 +201,7 @@ async def test_a_descriptor_is_never_read_after_its_file_was_closed(make_parts: 
         parts.files.remove(file.number)
         if not file.users:
             os.close(file.fd)
-        parts.make("other", pages_of(2, 400))  # gets the number of the closed descriptor
+        parts.make("other", pages_of(2, 400))  # reuses the number of the closed descriptor
         await trio.testing.wait_all_tasks_blocked()
     again = parts.open("f")
     assert await parts.read(again, 0, len(data)) == data
@@ -261,7 +244,7 @@ async def test_a_read_ahead_page_is_counted_as_used_once_unless_waited_for(
 ) -> None:
     parts = make_parts(cache=4 * MIB)
     file = parts.make("f", pages_of(1, 100))
-    await parts.read(file, 0, PAGE_SIZE)  # and MIN_PAGES behind it
+    await parts.read(file, 0, PAGE_SIZE)  # and MIN_PAGES after it
     assert (parts.reader.hits, parts.reader.readahead_hits) == (0, 0)
     for ahead in (20, 0):
         await parts.read(file, 0, 21 * PAGE_SIZE)
@@ -270,17 +253,15 @@ async def test_a_read_ahead_page_is_counted_as_used_once_unless_waited_for(
     assert parts.reader.readahead_hits == 21
     other = parts.make("other", pages_of(2, 100))
     parts.backing.after_read.shut = True
-    async with asking(parts) as asked:
-        asked.read("one", other, 0, PAGE_SIZE)
+    async with concurrent_requests(parts) as requests:
+        requests.read("one", other, 0, PAGE_SIZE)
         await parts.backing.after_read.wait_held(1)
-        asked.read("two", other, 5 * PAGE_SIZE, PAGE_SIZE)  # of what is being read ahead
+        requests.read("two", other, 5 * PAGE_SIZE, PAGE_SIZE)  # this page is being read ahead
         await parts.backing.after_read.wait_held(1)
         parts.backing.after_read.open()
     assert parts.reader.waits == 1
     await parts.read(other, 5 * PAGE_SIZE, PAGE_SIZE)
     assert parts.reader.readahead_hits == 21
     left = parts.backing.readahead_pages - 21 - 1
-    parts.evict_all()
-    assert parts.cache.unused == left
     parts.evict_all()
     assert parts.cache.unused == left

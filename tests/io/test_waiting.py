@@ -1,4 +1,4 @@
-"""One call on a local backing that waits for its disk stops nobody: hits and stats of cached names go on."""
+"""A call on a local backing that waits for its disk does not block hits and stats of cached names."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SECONDS = 30.0
 Operation = Callable[[], Awaitable[object]]
 
 
-class World:
-    """A file that is read from its cached pages, one to do something with, and what does it."""
+class Operand:
+    """A file, and the parts that operate on it."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -50,38 +50,38 @@ class World:
         return self.parts.inodes.root
 
 
-async def close_last(world: World) -> None:
-    """Close and forget a file that has no name any more; its descriptor was pinned."""
-    parts = world.parts
+async def close_last(operand: Operand) -> None:
+    """Close and forget an unlinked file with a pinned descriptor."""
+    parts = operand.parts
     os.unlink(parts.directory / "file")
-    parts.inodes.unlinked(world.inode, 0)
-    file = parts.files.remove(world.file.number)
-    os.closerange(file.fd, file.fd + 1)  # os.close is what the test holds
-    parts.inodes.forget(world.inode.number, world.inode.lookups)
+    parts.inodes.unlinked(operand.inode, 0)
+    file = parts.files.remove(operand.file.number)
+    os.closerange(file.fd, file.fd + 1)  # os.close is the call that the test holds
+    parts.inodes.forget(operand.inode.number, operand.inode.lookups)
 
 
-async def list_all(world: World) -> None:
-    listing = await world.listings.open(world.root)
-    await world.listings.entry(world.root, listing, len(listing.names) - 1)
+async def list_all(operand: Operand) -> None:
+    listing = await operand.listings.open(operand.root)
+    await operand.listings.entry(operand.root, listing, len(listing.names) - 1)
 
 
-# What waits, and in which call.
-OPERATIONS: dict[str, tuple[str, Callable[[World], Awaitable[object]]]] = {
-    "lookup": ("stat", lambda world: world.tree.lookup(world.root, b"cold")),
-    "getattr": ("fstat", lambda world: world.attributes.stat(world.inode)),
+# Each operation with the system call in which it waits.
+OPERATIONS: dict[str, tuple[str, Callable[[Operand], Awaitable[object]]]] = {
+    "lookup": ("stat", lambda operand: operand.tree.lookup(operand.root, b"cold")),
+    "getattr": ("fstat", lambda operand: operand.attributes.stat(operand.inode)),
     "listing": ("scandir", list_all),
     "attributes of a listing": ("stat", list_all),
-    "open": ("open", lambda world: world.attributes.open(world.inode, os.O_RDONLY, 1, may_read_too=False)),
-    "chmod": ("chmod", lambda world: world.attributes.set(world.inode, Changes(mode=0o600))),
-    "truncate": ("ftruncate", lambda world: world.attributes.truncate(world.inode, 0, world.file.fd)),
-    "unlink": ("unlink", lambda world: world.tree.unlink(world.root, b"file")),
+    "open": ("open", lambda operand: operand.attributes.open(operand.inode, os.O_RDONLY, 1, may_read_too=False)),
+    "chmod": ("chmod", lambda operand: operand.attributes.set(operand.inode, Changes(mode=0o600))),
+    "truncate": ("ftruncate", lambda operand: operand.attributes.truncate(operand.inode, 0, operand.file.fd)),
+    "unlink": ("unlink", lambda operand: operand.tree.unlink(operand.root, b"file")),
     "last close": ("close", close_last),
-    "create": ("open", lambda world: world.tree.create(world.root, b"new", 0o600, os.O_RDWR, Caller(0, 0))),
-    "rename": ("rename", lambda world: world.tree.rename(world.root, b"file", world.root, b"other", 0)),
-    "getxattr": ("getxattr", lambda world: world.attributes.getxattr(world.inode, b"user.x")),
-    "statfs": ("statvfs", lambda world: world.attributes.statfs()),
-    "a large read": ("preadv", lambda world: world.parts.reader.read(world.file, 0, 8 * PAGE_SIZE)),
-    "dropping what was read": ("posix_fadvise", lambda world: world.parts.reader.read(world.file, 0, PAGE_SIZE)),
+    "create": ("open", lambda operand: operand.tree.create(operand.root, b"new", 0o600, os.O_RDWR, Caller(0, 0))),
+    "rename": ("rename", lambda operand: operand.tree.rename(operand.root, b"file", operand.root, b"other", 0)),
+    "getxattr": ("getxattr", lambda operand: operand.attributes.getxattr(operand.inode, b"user.x")),
+    "statfs": ("statvfs", lambda operand: operand.attributes.statfs()),
+    "a large read": ("preadv", lambda operand: operand.parts.reader.read(operand.file, 0, 8 * PAGE_SIZE)),
+    "dropping what was read": ("posix_fadvise", lambda operand: operand.parts.reader.read(operand.file, 0, PAGE_SIZE)),
 }
 
 
@@ -107,29 +107,29 @@ def test_a_call_that_waits_for_the_disk_blocks_no_hit(
     def not_in_memory(*args: object) -> None:
         raise BlockingIOError
 
-    async def do(world: World) -> None:
+    async def do(operand: Operand) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, name, slow)
-            with contextlib.suppress(OSError):  # there is no such attribute
-                result = await operation(world)
+            with contextlib.suppress(OSError):  # getxattr: there is no such attribute
+                result = await operation(operand)
             while not go_on.is_set():
                 await trio.sleep(0.001)
         if what in ("open", "create"):
             opened.append(result[0] if what == "open" else result[1])  # type: ignore[index]
 
     async def main() -> None:
-        world = World(parts)
+        operand = Operand(parts)
         warm = parts.make("warm", pages_of(2, 4))
         await parts.reader.read(warm, 0, 4 * PAGE_SIZE)
-        parts.inodes.expire(world.inode)
+        parts.inodes.expire(operand.inode)
         monkeypatch.setattr(nowait, "stat_name", not_in_memory)
         if what == "getattr":
-            monkeypatch.setattr(world.attributes._stats, "cached_inode", not_in_memory)
+            monkeypatch.setattr(operand.attributes._stats, "cached_inode", not_in_memory)
         elif what == "last close":
-            parts.descriptors.pin(world.inode, os.open(parts.directory / "file", os.O_PATH))
+            parts.descriptors.pin(operand.inode, os.open(parts.directory / "file", os.O_PATH))
         with trio.fail_after(SECONDS):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(do, world)
+                nursery.start_soon(do, operand)
                 while not begun.is_set():
                     await trio.sleep(0.001)
                 hit_and_stat(parts, warm)
@@ -142,6 +142,6 @@ def test_a_call_that_waits_for_the_disk_blocks_no_hit(
 
 
 def hit_and_stat(parts: Parts, warm: OpenFile) -> None:
-    """Read a cached page and believe cached attributes, in one stretch."""
+    """Read a cached page and find cached attributes, without an await."""
     assert bytes(parts.reader.hit(warm, PAGE_SIZE, PAGE_SIZE) or b"") == pages_of(2, 4)[PAGE_SIZE : 2 * PAGE_SIZE]
     assert warm.inode.attr is not None

@@ -1,4 +1,4 @@
-"""Write-back: dirty pages are bounded, leave by age, fsync, close and before setattr, and are never lost."""
+"""Write-back: dirty pages are bounded, written by age, fsync, close and setattr, and never lost."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.guestparts import MakeParts, Parts, make_parts
+from tests.io.concurrent import concurrent_requests
 from tests.pagebytes import MIB, page_of, pages_of
 from tests.scheduling import in_trio, wait_for_new_timestamp
 from tmemfs.cache.pagecache import PAGE_SIZE
@@ -23,7 +24,7 @@ __all__ = ["make_parts"]
 
 
 async def flush(parts: Parts, file: OpenFile) -> None:
-    """Do what close(2) does."""
+    """Write a file back as close(2) does."""
     assert parts.writeback is not None
     await parts.writeback.sync(file, closing=True)
 
@@ -160,17 +161,12 @@ async def test_a_hole_read_while_the_end_is_written_back_is_not_the_end_of_file(
     file.stream.max_pages = 0
     await parts.writer.write(file, 100_000, b"end")
     parts.backing.after_read.shut = True
-    answers: list[bytes] = []
-
-    async def read_hole() -> None:
-        answers.append(await parts.read(file, 8 * PAGE_SIZE, 2 * PAGE_SIZE))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(read_hole)
+    async with concurrent_requests(parts) as requests:
+        requests.read("hole", file, 8 * PAGE_SIZE, 2 * PAGE_SIZE)
         await parts.backing.after_read.wait_held(1)  # the backing has nothing there yet
         await flush(parts, file)
         parts.backing.after_read.open()
-    assert answers == [bytes(2 * PAGE_SIZE)]
+    assert requests.answers == {"hole": bytes(2 * PAGE_SIZE)}
 
 
 @in_trio
@@ -184,7 +180,7 @@ async def test_a_failed_flush_keeps_the_pages_and_reports_the_error_once(make_pa
     assert parts.cache.dirty_pages == 4
     assert (await parts.read(file, 4000, 9000)) == b"n" * 9000
     async with parts.running():
-        await trio.sleep(MAX_AGE * 3)  # tried again, in vain
+        await trio.sleep(MAX_AGE * 3)  # tried again without success
         assert parts.cache.dirty_pages == 4
         parts.backing.data_error = None
         await trio.sleep(MAX_AGE * 3)
@@ -250,7 +246,7 @@ async def test_changes_by_others_while_pages_were_dirty_are_seen_at_an_open(make
 
 @in_trio
 async def test_write_back_goes_on_when_a_file_is_dropped_during_its_flush(make_parts: MakeParts) -> None:
-    """The last close of an unlinked file comes while it is being written back by age."""
+    """An unlinked file is closed while it is being written back by age."""
     parts = make_parts(writeback=True)
     file = parts.make("f", b"")
     for index in (0, 5, 9):  # three runs
@@ -348,11 +344,11 @@ async def test_unlinking_a_closed_dirty_file_closes_its_descriptor(make_parts: M
     with pytest.raises(OSError, match="no space"):
         await flush(parts, file)
     parts.files.remove(file.number)
-    assert file.users, "what could not be written back yet is tried again"
+    assert file.users, "the write-back will be tried again"
     os.unlink(parts.directory / "f")
     parts.inodes.unlinked(file.inode, 0)
     assert parts.cache.dirty_pages == 0
-    assert not file.users, "nobody keeps the descriptor, and with it the space"
+    assert not file.users, "the descriptor is closed, which frees the space"
     async with parts.running():
         await trio.sleep(MAX_AGE * 3)
     assert not file.inode.errors.failing
@@ -376,7 +372,7 @@ async def test_suspended_write_back_writes_everything_and_dirties_nothing(make_p
         assert [str(error) for _, error in parts.writeback.unwritten()] == ["[Errno 5] broken"] * 2
         parts.backing.data_error = None
         parts.writeback.suspend()
-        assert [error for _, error in parts.writeback.unwritten()] == [None, None], "they are tried again"
+        assert [error for _, error in parts.writeback.unwritten()] == [None, None], "both will be tried again"
         await trio.testing.wait_all_tasks_blocked()
         assert not list(parts.writeback.unwritten())
         await parts.writer.write(one, 10, b"thr")
@@ -415,7 +411,7 @@ async def test_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: Mak
     await parts.writer.write(file, 0, b"dirty")
     os.unlink(parts.directory / "f")
     parts.inodes.unlinked(file.inode, 0)
-    await opener.close(file)  # a second close(2) would be EBADF, or end somebody else's file
+    await opener.close(file)  # a second close(2) would fail with EBADF, or close another file
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(file.fd)
     assert parts.cache.dirty_pages == 0

@@ -1,4 +1,4 @@
-"""Errors of write-backs: every open file is told each once, and nothing acknowledged is lost behind them."""
+"""Errors of write-backs: every open file reports each error once, and no acknowledged byte is lost."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["make_parts"]
 FULL = OSError(errno.ENOSPC, "no space")
 
 
-async def told(parts: Parts, file: OpenFile) -> bool:
-    """Tell whether an fsync raises the error."""
+async def fsync_fails(parts: Parts, file: OpenFile) -> bool:
+    """Return whether an fsync raises the error."""
     file.inode.errors.check()
     try:
         await parts.writer.sync(file, data_only=False)
@@ -32,7 +32,7 @@ async def told(parts: Parts, file: OpenFile) -> bool:
 
 
 async def fail_once(parts: Parts, file: OpenFile) -> None:
-    """Have the pages written back by age in vain, for a while, and then with success."""
+    """Let write-back by age fail for a while, then succeed."""
     await parts.writer.write(file, 0, b"new")
     async with parts.running():
         parts.backing.data_error = FULL
@@ -49,8 +49,8 @@ async def test_each_open_file_reports_each_error_once(make_parts: MakeParts) -> 
     for _ in range(2):
         await fail_once(parts, files[0])
         for file in files:
-            assert await told(parts, file)
-            assert not await told(parts, file)
+            assert await fsync_fails(parts, file)
+            assert not await fsync_fails(parts, file)
 
 
 @in_trio
@@ -64,13 +64,13 @@ async def test_a_retry_that_fails_again_is_the_same_error(
         parts.backing.data_error = FULL
         await trio.sleep(MAX_AGE * 3)
         for _ in range(3):
-            assert await told(parts, file), "it is not on the backing"
+            assert await fsync_fails(parts, file), "the page is not on the backing yet"
         await trio.sleep(MAX_AGE * 5)
         parts.backing.data_error = None
     assert [record.getMessage() for record in caplog.records] == [
         "f: write-back failed: no space; it will be tried again"
     ]
-    assert not await told(parts, file)
+    assert not await fsync_fails(parts, file)
     assert parts.bytes_on_disk(file)[:3] == b"new"
 
 
@@ -78,8 +78,8 @@ async def test_a_retry_that_fails_again_is_the_same_error(
 async def test_an_unreported_error_is_reported_by_the_next_open_file(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     await fail_once(parts, parts.make("f", bytes(9000)))
-    assert await told(parts, parts.open("f"))
-    assert not await told(parts, parts.open("f"))
+    assert await fsync_fails(parts, parts.open("f"))
+    assert not await fsync_fails(parts, parts.open("f"))
 
 
 @in_trio
@@ -88,10 +88,10 @@ async def test_an_error_reported_by_close_is_still_reported_by_fsync(make_parts:
     file = parts.make("f", bytes(9000))
     assert parts.writeback is not None
     await fail_once(parts, file)
-    for _ in range(2):  # of copies of the descriptor
+    for _ in range(2):  # one close(2) for each copy of the descriptor
         with pytest.raises(OSError, match="no space"):
             await parts.writeback.sync(file, closing=True)
-    assert await told(parts, file)
+    assert await fsync_fails(parts, file)
     await parts.writeback.sync(file, closing=True)
     await parts.writeback.sync(parts.open("f"), closing=True)
 
@@ -136,7 +136,7 @@ async def test_a_synchronous_write_goes_through_its_own_descriptor(
 async def test_bytes_written_through_are_not_overwritten_by_older_dirty_pages(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, taken: int | None
 ) -> None:
-    """The dirty pages cannot be written back now; what the backing takes meanwhile is newer than they are."""
+    """Write-back fails for now; bytes written through meanwhile are newer than the dirty pages."""
     parts = make_parts(writeback=True)
     file, other = parts.make("f", b""), parts.open("f", os.O_WRONLY)
     await parts.writer.write(file, 0, page_of(1) + page_of(2))

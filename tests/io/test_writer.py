@@ -1,4 +1,4 @@
-"""Write-through: the backing has the bytes before the write returns, and what is held agrees with it."""
+"""Write-through: the backing has the bytes before the write returns, and cached pages agree with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_a_finished_write_is_on_the_backing_and_read_back_from_memory(make
         data[offset : offset + size] = patch
         assert parts.bytes_on_disk(file) == data
         assert await parts.read(file, 0, 1 << 20) == data
-    assert parts.inodes.invalidations == 0, "own writes are no changes by others"
+    assert parts.inodes.invalidations == 0, "own writes do not count as changes by others"
 
 
 @in_trio
@@ -62,7 +62,7 @@ async def test_a_failed_write_reaches_the_caller_and_drops_the_range(make_parts:
         await parts.writer.write(file, 3 * PAGE_SIZE + 5, b"n" * PAGE_SIZE)
     assert caught.value.errno == code
     assert parts.backing.errors == 1
-    assert sorted(set(range(10)) - parts.cached_pages(file)) == [3, 4], "nobody knows what the backing holds there"
+    assert sorted(set(range(10)) - parts.cached_pages(file)) == [3, 4], "the content of the backing is unknown there"
     parts.backing.data_error = None
     os.pwrite(file.fd, b"half", 3 * PAGE_SIZE + 5)  # what the failed write may have left
     assert await parts.read(file, 3 * PAGE_SIZE, PAGE_SIZE) == parts.bytes_on_disk(file)[3 * PAGE_SIZE : 4 * PAGE_SIZE]
@@ -176,7 +176,7 @@ async def test_mapped_pages_are_written_in_place_through_an_o_append_descriptor(
     parts = make_parts()
     data = bytearray(pages_of(1, 4)[:15_000])
     file = parts.make("f", bytes(data), os.O_RDWR | os.O_APPEND)
-    await parts.read(file, 0, 1)  # else the kernel has no page of it
+    await parts.read(file, 0, 1)  # so that the kernel may have pages of it
     for offset, size in ((0, PAGE_SIZE), (PAGE_SIZE, 2 * PAGE_SIZE), (3 * PAGE_SIZE, 15_000 - 3 * PAGE_SIZE)):
         page = page_of(offset, size)
         assert await parts.writer.write(file, offset, page) == size
@@ -196,7 +196,7 @@ async def test_a_whole_page_at_an_outdated_end_is_appended(make_parts: MakeParts
         with (parts.directory / "f").open("ab") as others:
             others.write(page_of(10 + number))
         want += page_of(10 + number)
-        parts.lookup("f")  # known here, and not to the kernel
+        parts.lookup("f")  # the guest knows the new size, the kernel does not
     for number in range(1, 4) if reads else range(3):
         assert await parts.writer.write(file, number * PAGE_SIZE, page_of(number)) == PAGE_SIZE
         want += page_of(number)
