@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tmemfs.kernel.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import unmount
+from tmemfs.kernel.mounttable import top_mount
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = (sys.executable, "-P", os.fspath(REPOSITORY / "tests" / "tinyguest.py"))

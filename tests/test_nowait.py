@@ -11,7 +11,7 @@ import pytest
 from tests.pagebytes import pages_of
 from tmemcommon import libc
 from tmemfs import nowait
-from tmemfs.kernel.kernelmount import filesystem_of
+from tmemfs.kernel.mounttable import filesystem_of
 
 SIZE = 64 * 4096
 

@@ -27,7 +27,7 @@ from tmemfs.config import (
     parse_pool,
     parse_throttle,
 )
-from tmemfs.kernel.kernelmount import resolve_mountpoint
+from tmemfs.kernel.mounttable import resolve_mountpoint
 from tmemfs.lifecycle.controlsocket import RemoteError
 from tmemfs.lifecycle.remote import RemoteMount
 from tmemfs.lifecycle.top import Watcher, watch

@@ -42,7 +42,7 @@ from tmemfs.io.reader import Reader
 from tmemfs.io.writeback import Writeback
 from tmemfs.io.writer import Writer
 from tmemfs.kernel.kernelcache import KernelCache
-from tmemfs.kernel.kernelmount import is_local
+from tmemfs.kernel.mounttable import is_local
 from tmemfs.namespace.attributes import Attributes
 from tmemfs.namespace.listing import Listings
 from tmemfs.namespace.opener import Opener

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmemcommon.mountinfo import parse_mountinfo
 from tmemcommon.sizes import MIB
 
 CGROUP_RESERVE = 16 * MIB  # what a cgroup keeps for its processes themselves
@@ -143,12 +144,9 @@ class Headroom:
     def _mounted(self, *, unified: bool) -> list[tuple[Path, str]]:
         """List where the hierarchy is mounted, and which of its cgroups is seen there."""
         found = []
-        table = os.fsdecode((self._root / "proc/self/mountinfo").read_bytes())
-        for line in filter(None, table.split("\n")):  # not splitlines: a path may have other ends of line
-            words = line.split(" ")
-            kind, _, options = words[words.index("-") + 1 :][:3]
-            if kind == "cgroup2" if unified else kind == "cgroup" and "memory" in options.split(","):
-                found.append((self._root / words[4].lstrip("/"), words[3]))
+        for mount in parse_mountinfo((self._root / "proc/self/mountinfo").read_bytes()):
+            if mount.fstype == "cgroup2" if unified else mount.fstype == "cgroup" and "memory" in mount.options:
+                found.append((self._root / os.fspath(mount.mountpoint).lstrip("/"), mount.root))
         return found[:1]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.tools.children import BenchError, end, start, undisturbed
-from tmemfs.kernel.kernelmount import mount_table, top_mount
+from tmemfs.kernel.mounttable import mount_table, top_mount
 
 MOUNT_SECONDS = 30.0
 _TRUNCATED_LOG = 800

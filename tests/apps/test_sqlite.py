@@ -15,7 +15,8 @@ import pytest
 from tests.apps.sqlwriter import TABLE, connect, data_of
 from tests.conftest import REPOSITORY, Place, wait_until
 from tests.mounted import Mounted
-from tmemfs.kernel.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import unmount
+from tmemfs.kernel.mounttable import top_mount
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]

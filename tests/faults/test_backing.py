@@ -16,7 +16,8 @@ from tests.conftest import SECONDS, run, wait_until
 from tests.faults.conftest import Opened
 from tests.mounted import Mounted
 from tests.pagebytes import pages_of
-from tmemfs.kernel.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import unmount
+from tmemfs.kernel.mounttable import top_mount
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 Options = tuple[str, ...]

@@ -16,7 +16,8 @@ import pytest
 from tests.calls import GONE, code_of
 from tests.conftest import REPOSITORY, Place, has_ended, wait_until
 from tests.faults.recorder import FILES, SLOT_BYTES, number_of, record
-from tmemfs.kernel.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import unmount
+from tmemfs.kernel.mounttable import top_mount
 
 pytestmark = pytest.mark.mount
 SECONDS = 60.0

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import REPOSITORY, SECONDS, Place
-from tmemfs.kernel.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import unmount
+from tmemfs.kernel.mounttable import top_mount
 
 
 class Backing:

@@ -19,7 +19,7 @@ from tests.conftest import Place, state_of, wait_until
 from tests.fs.failing import Backing, backing
 from tests.mounted import Mounted, mounting
 from tests.pagebytes import pages_of
-from tmemfs.kernel.kernelmount import top_mount
+from tmemfs.kernel.mounttable import top_mount
 
 __all__ = ["backing"]
 

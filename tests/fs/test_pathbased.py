@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import SECONDS, Place, wait_until
 from tests.mounted import Mounted, needs
-from tmemfs.kernel.kernelmount import top_mount, unmount
+from tmemfs.kernel.kernelmount import unmount
+from tmemfs.kernel.mounttable import top_mount
 
 pytestmark = [pytest.mark.mount, needs("bindfs")]
 

@@ -18,9 +18,10 @@ import trio
 from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
 from tests.lending.otheruser import as_other
 from tests.pagebytes import pages_of
+from tmemcommon.mountinfo import MountEntry
 from tmemfs.config import ConfigError
 from tmemfs.fuse.virtualfiles import InvalidInput
-from tmemfs.kernel.kernelmount import MountEntry, top_mount
+from tmemfs.kernel.mounttable import top_mount
 from tmemfs.lifecycle import controlserver, controlsocket
 from tmemfs.lifecycle.controlserver import ControlServer
 from tmemfs.lifecycle.controlsocket import MAX_REQUEST, Answer, RemoteError, Request, ask, directories, socket_name
@@ -28,7 +29,7 @@ from tmemfs.lifecycle.remote import RemoteMount
 from tmemfs.stats import Stats
 from tmemfs.virtual.controlfiles import ControlFiles
 
-MOUNT = MountEntry("0:4711", Path("/data"), "fuse.tmemfs", "/source", owner=os.geteuid())
+MOUNT = MountEntry("0:4711", Path("/data"), "fuse.tmemfs", "/source", options=(f"user_id={os.geteuid()}",))
 JUNK = [
     *(b"", b"\xff", b"\x93\xa1x\xc0\x01", b"\x92\xa1\xff\xc0"),
     msgspec.msgpack.encode(["stats", "text"]),

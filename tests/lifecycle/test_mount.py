@@ -17,7 +17,8 @@ from tests.calls import GONE, code_of
 from tests.conftest import REAL, REPOSITORY, SECONDS, TINY, Place, has_ended, run, wait_until
 from tests.mounted import needs
 from tests.tinyguest import FILE_BYTES
-from tmemfs.kernel.kernelmount import CONNECTIONS, mount_table, top_mount
+from tmemfs.kernel.kernelmount import CONNECTIONS
+from tmemfs.kernel.mounttable import mount_table, top_mount
 
 pytestmark = pytest.mark.mount
 HOLD = "file = open({path!r})\nprint('open', flush=True)\nsys.stdin.read() if {wait} else file.read()"

@@ -11,7 +11,8 @@ import pytest
 
 from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
 from tests.pagebytes import pages_of
-from tmemfs.kernel.kernelmount import MountEntry, unmount
+from tmemcommon.mountinfo import MountEntry
+from tmemfs.kernel.kernelmount import unmount
 from tmemfs.lifecycle.controlsocket import MAX_ANSWER
 from tmemfs.lifecycle.top import Watcher, mounts
 from tmemfs.lifecycle.toplines import Line, Sample, line_of, sample_of

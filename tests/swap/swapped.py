@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.conftest import REAL, Place, run, wait_until
 from tests.mounted import Mounted
-from tmemfs.kernel.kernelmount import top_mount
+from tmemfs.kernel.mounttable import top_mount
 from tmemfs.lifecycle import loopswap
 
 MIB = 1 << 20

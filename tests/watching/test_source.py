@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import SECONDS, Place, wait_until
 from tests.mounted import mounting
-from tmemfs.kernel.kernelmount import MountEntry
+from tmemcommon.mountinfo import MountEntry
 from tmemfs.watching.source import leads_to, mounts_on_way
 
 
@@ -35,7 +35,7 @@ BASE = ("1 0 / ext4", "2 1 /a nfs", "3 2 /a/b/c nfs")
     ],
 )
 def test_a_path_leads_through_what_is_uppermost(lines: tuple[str, ...], path: str, way: list[int]) -> None:
-    assert [entry.number for entry in mounts_on_way(table(*lines), Path(path))] == way
+    assert [entry.mount_id for entry in mounts_on_way(table(*lines), Path(path))] == way
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from tmemfs.fuse.virtualfiles import InvalidInput
-from tmemfs.kernel.kernelmount import mount_table
+from tmemfs.kernel.mounttable import mount_table
 from tmemfs.lifecycle.controlsocket import MAX_REQUEST, Answer, Request, directories, peer, socket_name
 from tmemfs.statefiles import make_private
 

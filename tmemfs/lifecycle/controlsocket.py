@@ -24,9 +24,9 @@ from typing import Protocol
 import msgspec
 
 from tmemcommon.commandline import CommandError
+from tmemcommon.mountinfo import MountEntry
 from tmemcommon.texts import printable
 from tmemfs.config import ConfigError
-from tmemfs.kernel.kernelmount import MountEntry
 from tmemfs.statefiles import state_directory
 
 MAX_REQUEST = 1 << 16  # bytes

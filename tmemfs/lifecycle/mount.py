@@ -21,7 +21,8 @@ from tmemcommon.commandline import EXIT_FAILED, EXIT_USAGE, say
 from tmemcommon.logwriter import LogFile
 from tmemfs.config import ConfigError, MountConfig
 from tmemfs.guest import Guest
-from tmemfs.kernel.kernelmount import abort, top_mount, unmount
+from tmemfs.kernel.kernelmount import abort, unmount
+from tmemfs.kernel.mounttable import is_tmemfs, top_mount
 from tmemfs.kernel.session import Session
 from tmemfs.lifecycle.controlserver import ControlServer
 from tmemfs.lifecycle.daemon import Ready, in_background, prepare_process, start_log
@@ -239,7 +240,7 @@ class _Mount:
     def _note_device(self) -> None:
         """Remember which mount is ours: others may come to lie over it."""
         entry = top_mount(self._config.mountpoint)
-        self._device = entry.device if entry is not None and entry.is_tmemfs else ""
+        self._device = entry.device if entry is not None and is_tmemfs(entry) else ""
 
     def _is_mounted(self) -> bool:
         """Tell whether our mount is the one that the mountpoint shows."""

@@ -8,7 +8,8 @@ import threading
 from pathlib import Path
 
 from tmemfs.config import ConfigError, MountConfig
-from tmemfs.kernel.kernelmount import DEVICE, helper_path, top_mount, unmount
+from tmemfs.kernel.kernelmount import DEVICE, helper_path, unmount
+from tmemfs.kernel.mounttable import is_tmemfs, top_mount
 
 FUSE_CONF = Path("/etc/fuse.conf")
 _ANSWER_SECONDS = 5.0
@@ -59,7 +60,7 @@ def check_user(config: MountConfig) -> None:
 def clear_mountpoint(mountpoint: Path) -> None:
     """Detach a dead tmemfs mount (its process was killed); refuse a live one."""
     # Bounded: several dead mounts may be stacked, but the table is finite and each round takes one away.
-    while (entry := top_mount(mountpoint)) is not None and entry.is_tmemfs:
+    while (entry := top_mount(mountpoint)) is not None and is_tmemfs(entry):
         if not is_dead(mountpoint):
             raise ConfigError(
                 f"mountpoint '{mountpoint}' is already a tmemfs mount: umount it or choose another directory"

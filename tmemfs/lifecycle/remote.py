@@ -14,7 +14,8 @@ from typing import TypeVar
 from tmem.arena import PAGE_SIZE
 from tmemcommon.commandline import say
 from tmemfs.config import ConfigError
-from tmemfs.kernel.kernelmount import MountCopy, copies_of, filesystem_of, resolve_mountpoint, top_mount, unmount
+from tmemfs.kernel.kernelmount import unmount
+from tmemfs.kernel.mounttable import MountCopy, copies_of, filesystem_of, is_tmemfs, resolve_mountpoint, top_mount
 from tmemfs.lifecycle import loopswap
 from tmemfs.lifecycle.controlsocket import ANSWER_SECONDS, MAX_REQUEST, RemoteError, ask, connected, peer, remove_stale
 from tmemfs.lifecycle.preflight import is_dead
@@ -48,7 +49,7 @@ class RemoteMount:
         """Find a mount. Raises ConfigError if there is none of ours."""
         self.mountpoint = resolve_mountpoint(mountpoint)
         entry = top_mount(self.mountpoint)
-        if entry is None or not entry.is_tmemfs:
+        if entry is None or not is_tmemfs(entry):
             raise ConfigError(f"'{mountpoint}' is not a tmemfs mount: findmnt -t fuse.tmemfs lists those there are")
         self._entry = entry
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from tmemcommon.mountinfo import MountEntry
 from tmemfs.config import ConfigError
-from tmemfs.kernel.kernelmount import MountEntry, mount_table
+from tmemfs.kernel.mounttable import is_tmemfs, mount_table
 from tmemfs.lifecycle.controlsocket import RemoteError, ask
 from tmemfs.lifecycle.toplines import Line, Sample, line_of, sample_of
 from tmemfs.lifecycle.topview import view
@@ -30,7 +31,7 @@ _WIDE = 10_000  # columns where the output is no terminal: nothing is shortened
 def mounts(only: Collection[Path] = ()) -> list[MountEntry]:
     """Find the tmemfs mounts that can be seen: of those at one place, the uppermost. `only` picks some."""
     uppermost = {entry.mountpoint: entry for entry in mount_table()}
-    found = (entry for entry in uppermost.values() if entry.is_tmemfs and (not only or entry.mountpoint in only))
+    found = (entry for entry in uppermost.values() if is_tmemfs(entry) and (not only or entry.mountpoint in only))
     return sorted(found, key=lambda entry: entry.mountpoint)
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 from msgspec import DecodeError, Meta, Struct, json
 
 from tmem.arena import PAGE_SIZE
-from tmemfs.kernel.kernelmount import MountEntry
+from tmemcommon.mountinfo import MountEntry
 
 _Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 

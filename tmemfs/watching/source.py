@@ -14,7 +14,8 @@ from pathlib import Path
 
 import trio
 
-from tmemfs.kernel.kernelmount import MountEntry, mount_table, parse_mount_table
+from tmemcommon.mountinfo import MountEntry, parse_mountinfo
+from tmemfs.kernel.mounttable import is_tmemfs, mount_table
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +26,12 @@ _READ_BYTES = 1 << 16
 
 def mounts_on_way(table: Sequence[MountEntry], path: Path) -> list[MountEntry]:
     """Return the mounts that a path leads through, the one it ends in last."""
-    numbers = {entry.number for entry in table}
-    upon = {(entry.parent, entry.mountpoint): entry for entry in table}
-    found = [entry for entry in table if entry.mountpoint == Path("/") and entry.parent not in numbers][:1]
+    numbers = {entry.mount_id for entry in table}
+    upon = {(entry.parent_id, entry.mountpoint): entry for entry in table}
+    found = [entry for entry in table if entry.mountpoint == Path("/") and entry.parent_id not in numbers][:1]
     if found:
         for place in (*reversed(path.parents), path):
-            while (entry := upon.get((found[-1].number, place))) is not None and entry not in found:
+            while (entry := upon.get((found[-1].mount_id, place))) is not None and entry not in found:
                 found.append(entry)
     return found
 
@@ -38,8 +39,8 @@ def mounts_on_way(table: Sequence[MountEntry], path: Path) -> list[MountEntry]:
 def leads_to(table: Sequence[MountEntry], path: Path, number: int) -> bool:
     """Tell whether a path leads to the mount with a number, or to mounts of tmemfs over it."""
     way = mounts_on_way(table, path)
-    numbers = [entry.number for entry in way]
-    return number in numbers and all(entry.is_tmemfs for entry in way[numbers.index(number) + 1 :])
+    numbers = [entry.mount_id for entry in way]
+    return number in numbers and all(is_tmemfs(entry) for entry in way[numbers.index(number) + 1 :])
 
 
 class SourceMount:
@@ -81,4 +82,4 @@ def _next_table(fd: int) -> list[MountEntry]:
     changed.register(fd, select.POLLPRI | select.POLLERR)
     changed.poll(PATIENCE * 1000)
     os.lseek(fd, 0, os.SEEK_SET)
-    return parse_mount_table(b"".join(iter(lambda: os.read(fd, _READ_BYTES), b"")))
+    return parse_mountinfo(b"".join(iter(lambda: os.read(fd, _READ_BYTES), b"")))
