@@ -1,4 +1,4 @@
-"""What a call ends with, by the name of its error."""
+"""The outcome of a call as the name of its errno."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import errno
 import os
 from collections.abc import Callable
 
-# The kernel's errors of a connection that is gone: aborted under the request, or before it.
+# The errors of a FUSE connection that ended during the request or before it.
 GONE = ("ENOTCONN", "ECONNABORTED", "EIO")
 
 
 def code_of(call: Callable[[], object]) -> str:
-    """Return the name of the error that a call ends with."""
+    """Return the name of the errno that a call fails with, or "none"."""
     try:
         call()
     except OSError as error:
@@ -20,6 +20,6 @@ def code_of(call: Callable[[], object]) -> str:
 
 
 def sync(fd: int) -> None:
-    """Fsync; a try in between that failed owes its error to the first fsync after it, even if nothing is wrong now."""
+    """Fsync; the first fsync after a failed write-back reports its error, so try twice."""
     if code_of(lambda: os.fsync(fd)) != "none":
         os.fsync(fd)

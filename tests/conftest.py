@@ -1,7 +1,7 @@
-"""Fixtures: mounts that are always taken away again.
+"""Fixtures: mounts that are removed at teardown in any case.
 
-A FUSE mount that hangs hangs whatever touches it. So every wait here is bounded, whatever looks into a mount
-does so in a process that can be killed, and the teardown detaches and kills by pid.
+A FUSE mount that hangs blocks every process that touches it. So every wait here is bounded, a mount is only used from
+processes that can be killed, and the teardown detaches it and kills by pid.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TINY = (sys.executable, "-P", os.fspath(REPOSITORY / "tests" / "tinyguest.py"))
 REAL = (sys.executable, "-m", "tmemfs")
 SECONDS = 60.0
 
-# The same examples every time, however busy the machine is.
+# The same examples every time, independent of the machine's load.
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
@@ -37,7 +37,7 @@ _TOUCHED_MARKS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot do, and say what was missing."""
+    """Skip tests that this machine cannot run, with the reason."""
     for item in items:
         for mark, (there, reason) in _TOUCHED_MARKS.items():
             if item.get_closest_marker(mark) is not None and not there:
@@ -45,13 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Build the environment for a child that runs the code of this checkout."""
+    """Return the environment for a child that runs the code of this checkout."""
     paths = os.pathsep.join((os.fspath(REPOSITORY), os.fspath(REPOSITORY / "backend")))
     return {**os.environ, "PYTHONPATH": paths, **extra}
 
 
 def run(*command: str | Path, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
-    """Run a command for a bounded time and keep what it prints."""
+    """Run a command for a bounded time and capture its output."""
     return subprocess.run(
         [os.fspath(word) for word in command],
         env=environment(),
@@ -64,7 +64,7 @@ def run(*command: str | Path, seconds: float = SECONDS) -> subprocess.CompletedP
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    """Wait for something that another process does."""
+    """Wait for an effect of another process; `what` names it in the error."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -80,19 +80,19 @@ def state_of(pid: int) -> str:
 
 
 def has_ended(pid: int) -> bool:
-    """Tell whether a process has ended, waited for by its parent or not."""
+    """Return whether a process has ended, even if its parent has not waited for it."""
     return state_of(pid) == "Z"
 
 
 def memory_of(pid: int | str = "self") -> int:
-    """Return the bytes of memory that a process has made its own: not its files' pages, which come and go."""
+    """Return the anonymous and shared memory of a process in bytes, without pages of files."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return sum(int(fields[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
 
 
 class Place:
-    """Be a source directory, a mountpoint, and the mounts and processes that a test makes with them."""
+    """A source directory, a mountpoint, and the mounts and processes of a test."""
 
     def __init__(self, directory: Path) -> None:
         self.source = directory / "source"
@@ -125,12 +125,12 @@ class Place:
         return process
 
     def _works(self, process: subprocess.Popen[str], before: int) -> bool:
-        """Tell whether the log says that one more mount works."""
+        """Return whether the log reports one more working mount."""
         assert process.poll() is None, process.communicate()
         return self.log_text().count("shared mmap o") > before
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        """Start a process that the teardown kills."""
+        """Start a process that is killed at teardown."""
         process = subprocess.Popen(
             command,
             env=environment(),
@@ -143,7 +143,7 @@ class Place:
         return process
 
     def adopt(self, process: subprocess.Popen[str]) -> None:
-        """Have the teardown kill a process."""
+        """Kill this process at teardown."""
         self._processes.append(process)
 
     def python(self, code: str) -> subprocess.CompletedProcess[str]:
@@ -151,22 +151,22 @@ class Place:
         return run(sys.executable, "-P", "-c", f"import os\nos.chdir({os.fspath(self.mountpoint)!r})\n{code}")
 
     def log_text(self) -> str:
-        """Read the log."""
+        """Return the text of the log."""
         return self.log.read_text() if self.log.exists() else ""
 
     def logged_pid(self) -> int:
-        """Find the pid that the last mount logged."""
+        """Return the pid that the last mount logged."""
         return int(self.log_text().rpartition(", pid ")[2].partition(",")[0])
 
     def is_mounted(self, mountpoint: Path | None = None) -> bool:
-        """Tell whether the mountpoint shows a mount."""
+        """Return whether something is mounted on the mountpoint."""
         return top_mount(mountpoint or self.mountpoint) is not None
 
     def clean(self) -> None:
-        """Take everything away, whatever state it is in.
+        """Unmount and kill everything.
 
-        Who waits for a mount can be killed only once that mount's process is gone, so all are killed before any is
-        waited for. (Not aborted: the number of a connection that has ended may be another test's by now.)
+        A process that waits for a mount can be killed only after the mount's process is gone, so all are killed before
+        any is waited for. No FUSE connection is aborted: its number may belong to another test's mount by now.
         """
         for at in (self.mountpoint, self.source):
             while top_mount(at) is not None:
@@ -179,7 +179,7 @@ class Place:
             process.communicate(timeout=SECONDS)
 
     def _kill(self, pid: int) -> None:
-        """Kill a mount in the background, if it is still ours."""
+        """Kill a background mount if the pid is still its own."""
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if os.fsencode(self.source) in words:
@@ -188,7 +188,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    """Give a test two directories and take its mounts away."""
+    """Yield a source and a mountpoint; mounts are removed at teardown."""
     made = Place(tmp_path)
     try:
         yield made

@@ -1,4 +1,4 @@
-"""What must be true of a guest's parts together, at every moment between two awaits."""
+"""Invariants between the parts of a guest; they hold between any two awaits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tmemfs.inodes.inodes import InodeTable
 
 
 def check_content(inodes: InodeTable, cache: PageCache, precache: Precache) -> None:
-    """Raise AssertionError when a page is in two places, or dirty in one table and clean in another."""
+    """Raise AssertionError if a page is in two places, or dirty in one table and clean in another."""
     resident = 0
     for inode in inodes.known():
         resident += len(inode.pages)

@@ -1,7 +1,7 @@
-"""Find the calls that may wait for a disk and are made by the thread of the event loop, where nothing may wait.
+"""Find calls of the event loop's thread that may wait for a disk.
 
-Python tells of most by audit events; those that have none are replaced. Allowed are what `tmemfs.nowait` does, the
-pool's memfd, /proc, sockets and pipes, and POSIX_FADV_RANDOM, which sets a mark on a descriptor.
+Most calls raise Python audit events; those without are replaced. Allowed are calls of `tmemfs.nowait`, the pool's
+memfd, /proc, sockets and pipes, and POSIX_FADV_RANDOM, which only sets a flag on a descriptor.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _readlink, _fstat = os.readlink, os.fstat
 
 
 class LoopGuard:
-    """Watch the thread that makes it, until it is ended."""
+    """Watches the thread that created it, while it is active."""
 
     def __init__(self, source: str) -> None:
-        self.found: dict[str, str] = {}  # what was called: by whom, the first time
+        self.found: dict[str, str] = {}  # call: the stack of its first occurrence
         self._source = source
         self._loop = threading.get_ident()
         self.active = True
@@ -45,7 +45,7 @@ class LoopGuard:
         return self.active and threading.get_ident() == self._loop
 
     def _may_wait(self, path: object) -> bool:
-        """Tell whether a path or a descriptor leads to the backing, or may."""
+        """Return whether a path or a descriptor may lead to the backing."""
         if isinstance(path, int):
             return _is_file(path)
         text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "?"
@@ -64,7 +64,7 @@ class LoopGuard:
         self.found.setdefault(what.split()[0], f"{what}\n{stack}")
 
     def check(self) -> None:
-        """Raise AssertionError when the loop made a call that may wait."""
+        """Raise AssertionError if the loop made a call that may wait."""
         assert not self.found, "\n".join(self.found.values())
 
 

@@ -1,7 +1,7 @@
-"""One real mount for a test: small caches, a guest that checks itself, and a watchdog that ends a hang.
+"""A real mount for a test: small caches, a guest that checks itself, and a watchdog that ends a hang.
 
-A request that hangs holds its caller in the kernel, where no timeout of Python's reaches it. The watchdog kills the
-mount's process: the connection ends with it, and every caller gets an error.
+A request that hangs keeps its caller in the kernel, where no timeout in Python can reach it. The watchdog kills the
+mount's process, which ends the connection, and every caller gets an error.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Mounted:
         return self.root
 
     def end(self, *, dirty: str = "[]", seconds: float = SECONDS) -> None:
-        """Unmount, and see that the guest found itself consistent."""
+        """Unmount, and assert that the guest was consistent."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -75,12 +75,12 @@ class Mounted:
         assert "Traceback" not in log, log[-4000:]
 
     def stop_watchdog(self) -> None:
-        """End the watchdog."""
+        """Stop the watchdog."""
         if self._watchdog is not None:
             self._watchdog.cancel()
 
     def stats(self) -> dict[str, Any]:
-        """Read the counters."""
+        """Return the counters."""
         values: dict[str, Any] = json.loads((self.root / ".tmemfs" / "stats.json").read_bytes())
         return values
 
@@ -93,7 +93,7 @@ class Mounted:
             os.close(fd)
 
     def read_until_kept(self, path: Path, size: int) -> None:
-        """Read a file's beginning until an open believes it: what was just written is read once more, a grain later."""
+        """Read a file's beginning until its version is settled and an open keeps its pages."""
 
         def kept() -> bool:
             before = self.stats()["backing_pages"]
@@ -101,16 +101,16 @@ class Mounted:
                 file.read(size)
             return bool(self.stats()["backing_pages"] == before)
 
-        wait_until(kept, f"the pages of {path} are believed")
+        wait_until(kept, f"the pages of {path} are kept")
 
     def log(self) -> str:
-        """Return what the mount logged."""
+        """Return the log of the mount."""
         return self._place.log_text()
 
 
 @contextmanager
 def mounting(place: Place) -> Iterator[Mounted]:
-    """Give a place to mount; what was mounted is ended and checked after the block."""
+    """Yield a mount to start; it is ended and checked after the block."""
     made = Mounted(place)
     try:
         yield made
@@ -120,23 +120,23 @@ def mounting(place: Place) -> Iterator[Mounted]:
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:
-    """Skip a test where a program is missing, and say which."""
+    """Skip a test if a program is missing, and name it."""
     missing = [program for program in programs if shutil.which(program) is None]
     return pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}")
 
 
 def same_bytes(mounted: Mounted, name: str) -> None:
-    """See that a file has the same content through the mount and in the backing."""
+    """Assert that a file has the same content through the mount and in the backing."""
     assert (mounted.root / name).read_bytes() == (mounted.source / name).read_bytes()
 
 
 def shell(script: str, cwd: Path, seconds: float = PROGRAM_SECONDS, **variables: str | Path) -> str:
-    """Run a script that must succeed; return what it prints."""
+    """Run a script that must succeed; return its output."""
     environment = {
         **os.environ,
         "LC_ALL": "C",
         "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_COUNT": "1",  # nothing goes on in the background behind a command
+        "GIT_CONFIG_COUNT": "1",  # no background work after a command
         "GIT_CONFIG_KEY_0": "maintenance.auto",
         "GIT_CONFIG_VALUE_0": "false",
         "HOME": os.fspath(cwd.parent),

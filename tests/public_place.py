@@ -1,4 +1,4 @@
-"""Fixtures for mounts that other users may walk into; the conftest files that want them import them."""
+"""Fixtures for mounts that other users can reach; conftest files import them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.mounted import Mounted, mounting
 
 @pytest.fixture
 def open_place() -> Iterator[Place]:
-    """Give a place that other users may walk into, as they may not into pytest's directories."""
+    """Yield a place that other users can reach, unlike pytest's directories."""
     directory = Path(tempfile.mkdtemp(prefix="tmemfs-test-"))
     directory.chmod(0o755)
     place = Place(directory)
@@ -28,6 +28,6 @@ def open_place() -> Iterator[Place]:
 
 @pytest.fixture
 def mounted(open_place: Place) -> Iterator[Mounted]:
-    """Give a test a place to mount; what it mounted is ended and checked afterwards."""
+    """Yield a mount to start; it is ended and checked at teardown."""
     with mounting(open_place) as made:
         yield made

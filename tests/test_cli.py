@@ -1,4 +1,4 @@
-"""The commands on a real mount, and every bad input: one line, exit code 2, nothing mounted."""
+"""The commands on a real mount. Bad input gives one line and exit code 2, and mounts nothing."""
 
 from __future__ import annotations
 

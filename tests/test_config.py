@@ -1,4 +1,4 @@
-"""Sizes, durations, throttles, pools, -o options: what is understood and what is refused."""
+"""Sizes, durations, throttles, pools and -o options: accepted and refused values."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_each_mountpoint_has_a_file_name_of_its_own() -> None:
     assert {path: mount_name(Path(path)) for path in names} == names
     long = [mount_name(Path("/" + "/".join([end, *["d" * 100] * 9]))) for end in ("a", "b")]
     assert long[0] != long[1]
-    assert max(map(len, long)) <= 240, "there is room for more in a file's name"
+    assert max(map(len, long)) <= 240, "a file name has room for a longer suffix"
 
 
 @pytest.mark.parametrize("path", ["", "/run/" + "s" * 103])

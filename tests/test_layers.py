@@ -1,4 +1,4 @@
-"""Imports only point down, and errno is translated in one file."""
+"""Imports only point down, and errno is translated in one module."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ BENCH = modules("bench", "bench")
 ALL = {**COMMON, **GUEST, **BACKEND, **BENCH}
 
 # The folders of each package from the ground up: a module imports from its own folder and from those before it.
-# What lies in no folder of the package is common ground, or assembles the rest.
+# Modules outside of the folders are shared by all, or assemble the rest.
 FLOORS = {
     "tmemfs": ("cache", "inodes", "kernel", "io", "namespace", "fuse", "watching", "hswap", "virtual", "lifecycle"),
     "tmem.lending": ("protocol", "lender", "guest", "daemon", "control"),
     "bench": ("tools", "models", "subjects"),
 }
-# Thin trio adapters over pure logic; everything else in the backend is called, never scheduled.
+# Thin trio adapters over pure logic; all other modules of the backend are plain calls.
 LENDING_ADAPTERS = {
     *(f"tmem.lending.daemon.{name}" for name in ("server", "broker", "executor", "lane", "waiting", "tmemd")),
     "tmem.lending.guest.client",
 }
-# What decides about lending, and the protocol: driven by messages and a clock that is handed in.
+# The decisions of lending, and the protocol: messages and the time are arguments.
 LENDING_DECIDES = sorted(name for name in LENDING if name.split(".")[2] in ("lender", "protocol"))
-# What speaks to the kernel; `guest` only names the type of what it hands over.
+# Modules that talk to the kernel; `guest` only uses a type of pyfuse3.
 SPEAKS_FUSE = {
     "tmemfs.guest",
     *(f"tmemfs.fuse.{name}" for name in ("fs", "answer", "directories", "replies")),
     *(f"tmemfs.kernel.{name}" for name in ("session", "kernelcache", "eager")),
 }
-# What knows the process and the mount; below them nothing may.
+# Modules that know the process and the mount; nothing below may import them.
 TOP = {
     *("tmemfs.cli", "tmemfs.__main__", "tmemfs.guest", "tmemfs.kernel.session"),
     *(name for name in GUEST if name.startswith("tmemfs.lifecycle.")),
@@ -55,7 +55,7 @@ PURE = ("tmemfs.cache.balloon", "tmemfs.cache.pagecache", "tmemfs.io.readahead")
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Yield the dotted names that a module imports when it runs (not what it imports for types only)."""
+    """Yield the dotted names that a module imports at run time, not those for types only."""
     tree = ast.parse(path.read_text())
     for_types = {
         child
@@ -78,7 +78,7 @@ def packages(path: Path) -> set[str]:
 
 
 def within(path: Path) -> set[str]:
-    """Return which modules of this project a module imports."""
+    """Return the modules of this project that a module imports."""
     return {part for name in imported(path) for part in (name, name.rpartition(".")[0]) if part in ALL}
 
 
@@ -132,7 +132,7 @@ def test_imports_point_down(package: str) -> None:
 
 def test_imports_have_no_circle() -> None:
     graph = {name: within(path) - {name} for name, path in ALL.items()}
-    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
 
 
 @pytest.mark.parametrize("name", sorted(set(GUEST) - TOP))

@@ -1,4 +1,4 @@
-"""What the kernel has in memory is told without waiting, and nothing else is told or brought into memory by asking."""
+"""Non-waiting calls return only what the kernel has in memory, and bring nothing into memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = 64 * 4096
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[int]:
-    """Give a directory with a file, on a disk's filesystem."""
+    """Return a directory with a file, on a filesystem of a disk."""
     if filesystem_of(tmp_path) not in ("ext4", "xfs", "btrfs"):
         pytest.skip("needs a directory on ext4, xfs or btrfs")
     (tmp_path / "file").write_bytes(pages_of(1, 64))
@@ -76,7 +76,7 @@ def test_bytes_in_memory_are_read_and_no_other_read_is_started(directory: int, t
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         buffer = bytearray(4 * 4096)
-        for _ in range(2):  # the first has not brought them
+        for _ in range(2):  # the first call did not read them
             with pytest.raises(BlockingIOError):
                 nowait.read(fd, buffer, 8192)
         os.pread(fd, 6 * 4096, 8192)

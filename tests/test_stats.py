@@ -1,4 +1,4 @@
-"""Counters are told under their names, consistently, and a reset starts them at zero."""
+"""Counters are reported by name and consistently, and a reset starts them at zero."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_percentile_of_nothing_is_none() -> None:
 
 
 class Counting:
-    """A part with numbers."""
+    """A part with counters."""
 
     def __init__(self) -> None:
         self.hits = self.misses = self.level = 0

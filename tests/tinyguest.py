@@ -1,7 +1,7 @@
-"""A guest that is as small as a guest can be: one file in memory, one file whose reads hang.
+"""A minimal guest: one file in memory, and one whose reads hang.
 
-Run as a program it is the command line of tmemfs with this guest in place of the real one, so that the
-tests of the lifecycle know what the filesystem does, whatever the rest of the project does.
+Run as a program, it is the command line of tmemfs with this guest in place of the real one. So the tests of the
+lifecycle do not depend on the rest of the project.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAMES = {
 
 
 class TinyOperations(pyfuse3.Operations):
-    """Serve the two files and a control file with the pid."""
+    """Serves the two files and a control file with the pid."""
 
     enable_acl = True
 
@@ -43,7 +43,7 @@ class TinyOperations(pyfuse3.Operations):
     async def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None
     ) -> pyfuse3.EntryAttributes:
-        """Describe an inode."""
+        """Return the attributes of an inode."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
         entry.attr_timeout = entry.entry_timeout = 1
@@ -83,11 +83,11 @@ class TinyOperations(pyfuse3.Operations):
         return len(buf)
 
     async def forget(self, inode_list: object) -> None:
-        """Forget nothing: there is no table."""
+        """Do nothing: there is no table of inodes."""
 
 
 class TinyGuest:
-    """Assemble the tiny filesystem; `finish` writes the file to SOURCE/written."""
+    """Assembles the tiny filesystem; `finish` writes the file to SOURCE/written."""
 
     def __init__(self, config: MountConfig, source_fd: int) -> None:
         self.operations = TinyOperations()
@@ -95,18 +95,18 @@ class TinyGuest:
         self._source_fd = source_fd
 
     def connect(self) -> None:
-        """Have nobody to connect to."""
+        """Do nothing: there is no tmemd."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Have one background task."""
+        """Run one background task."""
         task_status.started()
         await trio.sleep_forever()
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Do nothing: there is nothing to close."""
 
     async def finish(self) -> None:
-        """Write back through the descriptor, which works under a mount over SOURCE too."""
+        """Write back through the descriptor, which also works under a mount over SOURCE."""
         written = Path(f"/proc/self/fd/{self._source_fd}/written")
         written.write_bytes(bytes(self.operations.content))
 

@@ -1,1 +1,1 @@
-"""Real applications on a mount whose pages are evicted all the time."""
+"""Real applications on a mount that constantly evicts pages."""

@@ -12,5 +12,5 @@ __all__ = ["mounted", "open_place", "writing"]
 
 @pytest.fixture(params=["through", "writeback"])
 def writing(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Give the options of both ways of writing, with a pool that is too small as well."""
+    """Return the options of write-through, write-back and a pool that is too small."""
     return ("--pool", "512K", *VARIANTS[request.param])

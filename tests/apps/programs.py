@@ -1,4 +1,4 @@
-"""What the tests of programs share."""
+"""Descriptions of trees, for comparisons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Node = tuple[object, ...]
 
 
 def snapshot(top: Path, *, ignored: tuple[str, ...] = ()) -> dict[str, Node]:
-    """Describe a tree: everything that a copy must keep, by name."""
+    """Return everything that a copy of a tree must keep, by name."""
     names: dict[tuple[int, int], list[str]] = {}
     nodes: dict[str, tuple[os.stat_result, Node]] = {}
     for directory, directories, files in os.walk(top):

@@ -22,15 +22,15 @@ create table if not exists rows (
 
 
 def data_of(writer: int, number: int) -> bytes:
-    """Return what a row must hold: some of it compresses, and it covers one page or several."""
+    """Return the content of a row: partly compressible, one page or several."""
     generator = random.Random(f"{writer} {number}")
     return generator.randbytes(generator.randrange(600)) * generator.randrange(1, 16)
 
 
 def connect(path: str | os.PathLike[str], journal: str) -> sqlite3.Connection:
-    """Open the database with a cache so small that a transaction spills before its commit."""
+    """Open the database with a cache so small that a transaction spills before it commits."""
     base = sqlite3.connect(path, timeout=120, isolation_level=None)
-    base.execute("pragma busy_timeout=120000")  # a busy machine with a busy disk takes its time
+    base.execute("pragma busy_timeout=120000")  # a busy machine with a busy disk is slow
     mode = base.execute(f"pragma journal_mode={journal}").fetchone()[0]
     assert mode == journal, mode
     base.execute("pragma synchronous=full")
@@ -58,7 +58,7 @@ def main() -> None:
         os.write(notes, b"? %d %d\n" % (first, last))
         base.execute("commit")
         os.write(notes, b"! %d %d\n" % (first, last))
-        # sqlite's lock is not fair: who takes it again at once starves the others, who sleep.
+        # sqlite's lock is not fair: a writer that takes it again at once starves the others, which sleep.
         time.sleep(generator.uniform(0, 0.03))
     base.close()
 

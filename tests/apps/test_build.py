@@ -1,4 +1,4 @@
-"""make and a C compiler on a mount build what they build elsewhere, and build it again when they should."""
+"""make and a C compiler on a mount build the right programs, and rebuild exactly what changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ lib.a: $(OBJ)
 
 
 def uses(unit: int) -> set[int]:
-    """Tell which headers a unit includes."""
+    """Return the headers that a unit includes."""
     return {unit % HEADERS, (unit * 3 + 1) % HEADERS}
 
 
@@ -50,12 +50,12 @@ def generate(top: Path) -> None:
 
 
 def compiled(top: Path) -> list[str]:
-    """Make, and return what was compiled for it."""
+    """Run make, and return what it compiled."""
     return sorted(line[3:] for line in shell("make -j2", top).splitlines() if line.startswith("CC "))
 
 
 def build(top: Path) -> list[object]:
-    """Build, change, build again; return everything that was seen."""
+    """Build, change, build again; return all results."""
     seen: list[object] = [compiled(top), shell("./prog", top)]
     assert "up to date" in shell("make", top), "times are kept"
     shell("touch h3.h", top)
@@ -63,7 +63,7 @@ def build(top: Path) -> list[object]:
     assert "up to date" in shell("make", top)
     (top / "h5.h").write_text("#pragma once\n#define VALUE5 1000\n")
     seen += [compiled(top), shell("./prog", top)]
-    # A header that is older than what was built of it is no reason, whatever was done to it.
+    # A header older than the object files causes no rebuild, even if it changed.
     os.utime(top / "h1.h", ns=(0, time.time_ns() - 10**12))
     seen.append(compiled(top))
     (top / "u7.o").unlink()

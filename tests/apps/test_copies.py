@@ -1,4 +1,4 @@
-"""tar, rsync, cp and find copy trees into, within and out of a mount, with everything that belongs to them."""
+"""tar, rsync, cp and find copy trees into, within and out of a mount, with all metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECOND = 10**9
 
 @pytest.fixture
 def original(tmp_path: Path) -> Path:
-    """Make a tree of everything that a copy must keep."""
+    """Create a tree with everything that a copy must keep."""
     generator = random.Random(11)
     top = tmp_path / "original"
     top.mkdir()
@@ -44,7 +44,7 @@ def original(tmp_path: Path) -> Path:
     (top / "dangling").symlink_to("nowhere/" + LONG)
     (top / "directory").symlink_to("d1")
     os.mkfifo(top / "fifo", 0o640)
-    with contextlib.suppress(OSError):  # not every filesystem has them
+    with contextlib.suppress(OSError):  # not every filesystem has xattrs
         os.setxattr(top / "d1", "user.directory", b"x")
         os.setxattr(top / "empty", "user.long", b"value " * 100)
         os.setxattr(top / "d0" / "e0" / "f0", "user.hard", b"\0\xff")
@@ -106,7 +106,7 @@ def test_rsync_finds_what_changed_and_nothing_else(
         assert shell(command, root, FROM=original, TO=root / "in") == ""
     shell(sums, root, FROM=root / "in", TO=tmp_path / "out")
     assert shell(sums, root, FROM=root / "in", TO=tmp_path / "out") == ""
-    # A change that size and time do not tell; a name that goes; a file that grows at the end.
+    # A change that keeps size and time, a removed name, and a file that grows at its end.
     hidden = original / "d1" / "e1" / "f1"
     info = hidden.stat()
     data = bytearray(hidden.read_bytes())
@@ -123,7 +123,7 @@ def test_rsync_finds_what_changed_and_nothing_else(
     expected = snapshot(original)
     for place in (root, mounted.source):
         copied = snapshot(place / "in")
-        # After a deletion rsync leaves the directory's time behind, on any filesystem.
+        # After a deletion rsync does not restore the directory's time, on any filesystem.
         assert {**copied, ".": expected["."]} == expected
     mounted.end()
     assert shell(sums, tmp_path, FROM=original, TO=mounted.source / "in") == ""
@@ -156,7 +156,7 @@ def test_find_answers_as_on_the_backing(mounted: Mounted, writing: Options, orig
         for question in QUESTIONS:
             command = f"find . {question} -print | sort"
             assert shell(command, root / "in") == shell(command, mounted.source / "in"), question
-    # Asked through the mount while the mount changes it.
+    # find runs through the mount while the mount changes the tree.
     change = "ln d0/hard another; touch -d 2020-02-02 d1/e1/f1; truncate -s 50000 empty; chmod 4711 empty"
     shell(change, root / "in")
     for question in QUESTIONS:

@@ -1,4 +1,4 @@
-"""git on a mount: clone, branches, gc, repack, fsck, push; and what it leaves in the backing."""
+"""git on a mount: clone, branches, gc, repack, fsck, push, and the repository in the backing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ find . -name .git -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
 
 @pytest.fixture
 def origin(tmp_path: Path) -> Path:
-    """Make a repository with a history: changes, renames, deletions, large files, a merge, tags."""
+    """Create a repository with a history: changes, renames, deletions, large files, a merge, tags."""
     generator = random.Random(5)
     words = [f"word{n}" for n in range(500)]
     top = tmp_path / "origin"

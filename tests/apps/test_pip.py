@@ -1,4 +1,4 @@
-"""pip installs a package on a mount, and Python imports it from there and keeps its bytecode there."""
+"""pip installs a package on a mount; Python imports it from there and stores its bytecode there."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(json.dumps({
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    """Build a wheel of many modules, data, a script, and what a wheel needs."""
+    """Build a wheel of many modules, data and a script."""
     files = {"tinypackage/__init__.py": b"", "tinypackage/data.bin": DATA}
     for number in range(MODULES):
         body = "".join(f"def f{n}(x):\n    return x + {n}\n" for n in range(100))
@@ -63,7 +63,7 @@ def wheel(tmp_path: Path) -> Path:
 
 
 def imported(site: Path, program: Path, python: str = sys.executable) -> list[str]:
-    """Import everything in a fresh Python, check it, and return where its bytecode is."""
+    """Import everything in a new Python process, check it, and return the paths of its bytecode."""
     command = 'unset PYTHONDONTWRITEBYTECODE; "$PYTHON" -P -s "$PROGRAM" "$SITE"'
     printed = shell(command, program.parent, PYTHON=python, PROGRAM=program, SITE=site)
     seen = json.loads(printed)
@@ -90,12 +90,12 @@ def test_pip_installs_into_a_target(mounted: Mounted, writing: Options, wheel: P
     written = {path: path.stat().st_mtime_ns for path in cached}
     assert all(path.is_relative_to(site) for path in cached)
     imported(site, program)
-    assert {path: path.stat().st_mtime_ns for path in cached} == written, "bytecode is used again"
+    assert {path: path.stat().st_mtime_ns for path in cached} == written, "bytecode is reused"
     module = site / "tinypackage" / "m0.py"
     module.write_text(module.read_text().replace("VALUE = 0", "VALUE = 0 + 0"))
     imported(site, program)
     changed = [path for path in cached if path.stat().st_mtime_ns != written[path]]
-    assert changed == [cached[0]], "only what changed is compiled again"
+    assert changed == [cached[0]], "only changed modules are compiled again"
     assert mounted.stats()["cache_evictions"] > 100
     mounted.end()
     imported(mounted.source / "site", program)

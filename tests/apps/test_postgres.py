@@ -23,7 +23,7 @@ PROGRAMS = ("initdb", "postgres", "pgbench", "psql", "pg_checksums")
 
 
 def directory_of_programs() -> Path | None:
-    """Find the newest PostgreSQL that has everything."""
+    """Return the newest complete PostgreSQL installation."""
     found = [
         path
         for path in Path("/usr/lib/postgresql").glob("*/bin")
@@ -33,7 +33,7 @@ def directory_of_programs() -> Path | None:
 
 
 def somebody() -> pwd.struct_passwd | None:
-    """Return a user who is not root, as PostgreSQL wants it."""
+    """Return a user other than root, which PostgreSQL requires."""
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
@@ -69,7 +69,7 @@ select (select sum(abalance) from pgbench_accounts), (select sum(bbalance) from 
 
 
 class Postgres:
-    """A server that runs as somebody else than root."""
+    """A server that runs as a user other than root."""
 
     def __init__(self, data: Path, socket: Path) -> None:
         self.data = data
@@ -78,7 +78,7 @@ class Postgres:
         self._log = socket / "log"
 
     def run(self, program: str, *words: str | Path) -> str:
-        """Run a program of PostgreSQL's to its end."""
+        """Run a program of PostgreSQL."""
         process = self._popen(subprocess.PIPE, program, *words)
         try:
             printed, errors = process.communicate(timeout=SECONDS)
@@ -88,7 +88,7 @@ class Postgres:
         return printed
 
     def sql(self, statement: str) -> str:
-        """Ask the server."""
+        """Run a query; return its result."""
         return self.run("psql", "-X", "-A", "-t", "-h", self.socket, "-d", "postgres", "-c", statement).strip()
 
     def start(self) -> None:
@@ -112,7 +112,7 @@ class Postgres:
             process.send_signal(how)
             return process.wait(timeout=SECONDS)
         finally:
-            process.kill()  # its children end when it has
+            process.kill()  # its children end after it
             process.wait(timeout=SECONDS)
 
     def log(self) -> str:
@@ -138,7 +138,7 @@ class Postgres:
 
 @pytest.fixture
 def postgres(open_place: Place, mounted: Mounted) -> Iterator[Postgres]:
-    """Give a test a server's directories."""
+    """Yield a server with its directories."""
     assert USER is not None
     socket = open_place.source.parent / "socket"
     for directory in (socket, mounted.source / "data"):

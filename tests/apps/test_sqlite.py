@@ -1,4 +1,4 @@
-"""sqlite keeps every row whose COMMIT returned, while writers are killed, and while the guest is."""
+"""sqlite keeps every row whose COMMIT returned, even if writers or the guest are killed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Options = tuple[str, ...]
 WRITERS = 3
 KILLS = 8
 SEED = 20090701
-SECONDS = 120.0  # every commit is several fsyncs, and another's disk may be busy
+SECONDS = 120.0  # every commit is several fsyncs, and the disk may be busy
 
 
 class Writers:
-    """Processes that write to one database, and what they noted outside of the mount."""
+    """Processes that write to one database, and their notes outside of the mount."""
 
     def __init__(self, database: Path, journal: str, notes: Path) -> None:
         self.database = database
@@ -36,7 +36,7 @@ class Writers:
         self.processes: dict[int, subprocess.Popen[str]] = {}
 
     def begin(self, writer: int, seed: int) -> None:
-        """Start one."""
+        """Start a writer."""
         program = REPOSITORY / "tests" / "apps" / "sqlwriter.py"
         words = (program, self.database, self.journal, self.notes / f"{writer}", writer, seed)
         self.processes[writer] = subprocess.Popen(
@@ -48,13 +48,13 @@ class Writers:
         )
 
     def noted(self, writer: int) -> list[tuple[str, int, int]]:
-        """Return the notes of one."""
+        """Return the notes of a writer."""
         path = self.notes / f"{writer}"
         lines = path.read_text().splitlines() if path.exists() else []
         return [(mark, int(first), int(last)) for mark, first, last in map(str.split, lines)]
 
     def kill(self, writer: int) -> str:
-        """Kill one; return its last mark: `?` within a commit, `!` between two."""
+        """Kill a writer; return its last mark: `?` within a commit, `!` between two."""
         process = self.processes.pop(writer)
         running = process.poll() is None
         process.kill()
@@ -63,7 +63,7 @@ class Writers:
         return self.noted(writer)[-1][0] if self.noted(writer) else ""
 
     def finish(self) -> None:
-        """End all of them."""
+        """End all writers."""
         for process in self.processes.values():
             assert process.stdin is not None
             process.stdin.close()
@@ -89,7 +89,7 @@ class Writers:
         wait_until(lambda: len(self.committed()) >= before + rows, "rows are committed", SECONDS)
 
     def clean(self) -> None:
-        """Kill what is left."""
+        """Kill the remaining writers."""
         for process in self.processes.values():
             process.kill()
             process.communicate(timeout=SECONDS)
@@ -97,7 +97,7 @@ class Writers:
 
 @pytest.fixture(params=["wal", "delete"])
 def writers(request: pytest.FixtureRequest, mounted: Mounted, tmp_path: Path) -> Iterator[Writers]:
-    """Give a test writers, for both kinds of journal."""
+    """Yield writers, for both kinds of journal."""
     made = Writers(mounted.root / "rows.db", request.param, tmp_path)
     try:
         yield made
@@ -113,7 +113,7 @@ def create(path: Path, journal: str) -> None:
 
 
 def check(path: Path, committed: set[tuple[int, int]]) -> int:
-    """See that a database is sound, holds every committed row, and of each transaction all rows or none."""
+    """Assert that a database is sound and holds every committed row, and of each transaction all rows or none."""
     base = sqlite3.connect(path, timeout=SECONDS)
     try:
         assert base.execute("pragma integrity_check").fetchall() == [("ok",)]
@@ -172,7 +172,7 @@ def test_the_guest_is_killed_and_every_commit_stays(
         guest.kill()
         guest.communicate(timeout=SECONDS)
         for process in writers.processes.values():
-            # An error, or SIGBUS where it maps the write-ahead log's index.
+            # An error, or SIGBUS if it maps the index of the write-ahead log.
             assert process.wait(timeout=SECONDS) != 0, "a writer must get an error"
             process.communicate(timeout=SECONDS)
         writers.processes.clear()

@@ -1,4 +1,4 @@
-"""What a stat tells of a file while it is written still holds when it is closed: git and make compare the two."""
+"""A stat of a file during a write still holds after the close: git and make compare the two."""
 
 from __future__ import annotations
 

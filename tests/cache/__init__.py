@@ -1,1 +1,1 @@
-"""Tests of the cache and the way into the pool."""
+"""Tests of the page cache and the precache."""

@@ -1,4 +1,4 @@
-"""A stream that goes by once is not put; one that comes again is, and one that leaves the guest idle."""
+"""A first scan is not pooled; a second scan is, and so is a scan that leaves the guest idle."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tmemfs.io.files import OpenFile
 __all__ = ["make_parts"]
 
 WINDOW = 512
-PAID = MOST * PUT_SECONDS / SHARE  # seconds of idling that pay for a whole window
+PAID = MOST * PUT_SECONDS / SHARE  # idle seconds that pay for the puts of a whole window
 
 
 class Streams:
-    """Streams that keep the guest busy all the time, unless `idle` is given; the backing is a fast one."""
+    """Streams over a fast backing that keep the guest busy, unless `idle` is given."""
 
     def __init__(self, reach: int = 4 * WINDOW) -> None:
         self.admission = Admission()
@@ -87,7 +87,7 @@ def test_idle_time_without_reads_pays_for_no_puts() -> None:
     streams = Streams()
     assert streams.passes(1, 0, idle=1000.0, took=0.0)
     assert not streams.passes(1, WINDOW, idle=1000.0, took=1000.0)
-    assert streams.passes(1, 2 * WINDOW), "what is saved is bounded"
+    assert streams.passes(1, 2 * WINDOW), "saved idle time is bounded"
 
 
 def test_pages_of_a_slow_backing_are_pooled_in_its_idle_time() -> None:
@@ -96,10 +96,12 @@ def test_pages_of_a_slow_backing_are_pooled_in_its_idle_time() -> None:
     took = 3 * SLOW_SECONDS * WINDOW
     assert took * SLOW_SHARE > WINDOW * PUT_SECONDS
     assert [slow.passes(1, number * WINDOW, idle=took, took=took) for number in range(4)] == [False] * 4
-    assert slow.passes(1, 4 * WINDOW, took=took), "there was no time left"
+    assert slow.passes(1, 4 * WINDOW, took=took), "no idle time was left"
     quick = took / 10
     assert slow.passes(1, 5 * WINDOW, idle=quick, took=quick)
-    assert slow.passes(1, 6 * WINDOW, idle=took, took=took), "it was quick just now: what took long was no reading"
+    assert slow.passes(1, 6 * WINDOW, idle=took, took=took), (
+        "the backing was fast just now: the long time was not spent reading"
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -114,7 +116,7 @@ def test_the_extents_remembered_are_bounded_by_the_reach(seed: int) -> None:
 
 
 async def scan(parts: Parts, file: OpenFile, size: int) -> None:
-    """Read a file from start to end, and let everything behind the replies happen."""
+    """Read a file from start to end, and run background tasks after each reply."""
     for offset in range(0, size, 32 * PAGE_SIZE):
         await parts.read(file, offset, 32 * PAGE_SIZE)
         await trio.testing.wait_all_tasks_blocked()
@@ -131,9 +133,9 @@ async def test_a_scan_is_pooled_the_second_time_and_hit_the_third_time(make_part
         await scan(parts, file, len(data))
         puts = parts.pool.stats.puts
         assert parts.cache.passed == parts.cache.evictions - puts > 1000
-        assert puts < 200, "only what idle time paid for"
+        assert puts < 200, "only as many as idle time paid for"
         await scan(parts, file, len(data))
-        assert parts.pool.stats.puts > puts + 900, "all but what the cache still had of the first scan, which passes"
+        assert parts.pool.stats.puts > puts + 900, "all but the pages that the cache still had from the first scan"
         await scan(parts, file, len(data))
     assert parts.pool.stats.succ_gets > 1000
     assert parts.backing.pages < 2.3 * 1600

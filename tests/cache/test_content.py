@@ -1,4 +1,4 @@
-"""What changes a file changes it in all places: frames, victim queue, pool, fills in flight."""
+"""A change of a file reaches all places: frames, victim queue, pool, fills in flight."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 class UnpooledCacheMachine(CacheMachine):
-    """The same without a pool: what is evicted is gone."""
+    """The same without a pool: an evicted page is gone."""
 
     queueing = False
 

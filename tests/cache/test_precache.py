@@ -1,4 +1,4 @@
-"""The precache puts what was evicted and gives it back; a page is in the cache or in the pool."""
+"""The precache puts evicted pages and gets them back; a page is in the cache or in the pool."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_shrink_moves_what_no_longer_fits_into_the_pool(make_parts: Make
         for offset in range(0, len(data), PAGE_SIZE):
             assert await parts.read(file, offset, PAGE_SIZE) == data[offset : offset + PAGE_SIZE]
             await trio.testing.wait_all_tasks_blocked()
-    assert parts.backing.pages == 240 + parts.cache.dropped, "only what a full queue dropped is read twice"
+    assert parts.backing.pages == 240 + parts.cache.dropped, "only pages dropped from a full queue are read twice"
     assert parts.cache.dropped < 5
 
 

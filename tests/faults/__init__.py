@@ -1,1 +1,1 @@
-"""What goes wrong around a mount, and what must not go wrong because of it."""
+"""Faults around a mount, and their effects on it."""

@@ -17,7 +17,7 @@ __all__ = ["Opened", "mounted", "open_place", "opened", "writing"]
 
 
 class Opened:
-    """Open files for a test, and close them before the mount is ended: one that is in use would wait."""
+    """Open files for a test, and close them before the unmount, which would be busy otherwise."""
 
     def __init__(self) -> None:
         self._fds: list[int] = []
@@ -28,7 +28,7 @@ class Opened:
         return self._fds[-1]
 
     def close(self) -> None:
-        """Close everything; errors that a write-back owes are no news here."""
+        """Close everything; ignore errors of earlier write-backs."""
         while self._fds:
             with contextlib.suppress(OSError):
                 os.close(self._fds.pop())
@@ -36,7 +36,7 @@ class Opened:
 
 @pytest.fixture
 def opened(mounted: Mounted) -> Iterator[Opened]:
-    """Give a test files that are closed when it ends."""
+    """Yield an opener whose files are closed at teardown."""
     made = Opened()
     yield made
     made.close()

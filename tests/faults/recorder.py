@@ -1,4 +1,4 @@
-"""A writer that says what was acknowledged: run as a program, it appends and rewrites records through a mount.
+"""A program that writes records through a mount and notes which writes were acknowledged.
 
     python recorder.py DIRECTORY NOTES SEED fsync|write
 
@@ -17,19 +17,19 @@ import sys
 import zlib
 
 FILES = 3
-SLOTS = 100  # of each file: together more than the cache and the pool
+SLOTS = 100  # of each file: together larger than the cache and the pool
 SLOT_BYTES = 9000  # so that records share pages
 
 
 def record(file: int, slot: int, number: int) -> bytes:
-    """Make a record's bytes."""
+    """Return a record's bytes."""
     head = f"file {file} slot {slot} number {number}\n".encode()
     body = head + random.Random(number).randbytes(SLOT_BYTES - 4 - len(head))
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
 def number_of(data: bytes, file: int, slot: int) -> int | None:
-    """Return the number of a slot's record; None when it is not whole or not of this slot."""
+    """Return the number of a slot's record; None if it is torn or of another slot."""
     words = data.partition(b"\n")[0].split()
     if len(data) != SLOT_BYTES or zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:] or len(words) != 6:
         return None
@@ -37,7 +37,7 @@ def number_of(data: bytes, file: int, slot: int) -> int | None:
 
 
 def write_until_error(directory: str, notes: int, source: random.Random, number: int, *, sync: bool) -> int:
-    """Write records from a number on until the mount fails; return the last number that was tried."""
+    """Write records from a number on until the mount fails; return the last number tried."""
     fds: list[int] = []
     try:
         fds = [os.open(os.path.join(directory, f"f{file}"), os.O_RDWR | os.O_CREAT) for file in range(FILES)]
@@ -64,7 +64,7 @@ def write_until_error(directory: str, notes: int, source: random.Random, number:
 
 
 def main(words: list[str]) -> None:
-    """Obey one line after the other."""
+    """Serve one line of standard input after the other."""
     directory, notes_path, seed, how = words
     source, number = random.Random(int(seed)), 0
     notes = os.open(notes_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

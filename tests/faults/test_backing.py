@@ -1,4 +1,4 @@
-"""A backing that is full, read-only, gone, or back again: callers get that errno, nothing is lost or made up."""
+"""A backing that is full, read-only, gone or back again: callers get its errno, no byte is lost or invented."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHUNK = 64 << 10
 
 @pytest.fixture(params=["tmpfs", "ext4"])
 def small(request: pytest.FixtureRequest, mounted: Mounted, opened: Opened, tmp_path: Path) -> Iterator[Mounted]:
-    """Put a filesystem of a few MiB under the source."""
+    """Mount a filesystem of a few MiB on the source."""
     if request.param == "tmpfs":
         words = ["mount", "-t", "tmpfs", "-o", "size=6M", "tmpfs", os.fspath(mounted.source)]
     else:
@@ -56,7 +56,7 @@ def small(request: pytest.FixtureRequest, mounted: Mounted, opened: Opened, tmp_
 
 
 def fill(fd: int, *, synced: bool) -> tuple[int, str]:
-    """Append chunks until an error; return how many are safe, and the error."""
+    """Append chunks until an error; return how many were acknowledged, and the error."""
     safe = 0
     try:
         for number in range(1000):
@@ -78,7 +78,7 @@ def remount(directory: Path, how: str) -> None:
 
 
 def remove_ballast(small: Mounted) -> None:
-    """Make room. The guest holds a file until the kernel has forgotten it, which it tells a moment after."""
+    """Free space. The guest holds a file until the kernel forgets it, a moment after the unlink."""
     os.unlink(small.root / "ballast")
 
     def has_room() -> bool:
@@ -97,7 +97,7 @@ def safe_chunks(path: Path, count: int) -> bool:
 def test_a_full_backing_fails_the_write_and_keeps_earlier_bytes(
     small: Mounted, writing: Options, opened: Opened
 ) -> None:
-    """Every write is acknowledged (write-through) or fsynced before it counts."""
+    """A write counts once it is acknowledged (write-through) or fsynced (write-back)."""
     (small.source / "ballast").write_bytes(os.urandom(2 * MIB))
     (small.source / "other").write_bytes(b"other" * 2000)
     root = small.start(*writing)
@@ -118,11 +118,11 @@ def test_a_full_backing_fails_the_write_and_keeps_earlier_bytes(
 
 
 def test_writeback_reports_enospc_and_writes_once_there_is_space(small: Mounted, opened: Opened) -> None:
-    """Writes that were only acknowledged are not lost either while the mount lives: they are tried again."""
+    """Writes that were only acknowledged are not lost while the mount lives: write-back retries them."""
     (small.source / "ballast").write_bytes(os.urandom(2 * MIB))
     root = small.start("--writeback", "--cache", "64M")
     space = os.statvfs(small.source)
-    chunks = space.f_bfree * space.f_frsize // CHUNK + 4  # a little more than there is room for
+    chunks = space.f_bfree * space.f_frsize // CHUNK + 4  # a little more than fits
     fd = opened(root / "f")
     for number in range(chunks):
         os.pwrite(fd, pages_of(number, CHUNK // 4096), number * CHUNK)
@@ -207,14 +207,14 @@ def test_a_backing_directory_that_was_removed_is_an_error_and_not_empty(mounted:
             lambda: os.stat(root / "d"),
         ):
             assert code_of(call) in ("ENOENT", "ESTALE")
-        assert os.pread(fd, 1 << 20, 0) == b"1234" * 4096  # it is open: the backing still has it
+        assert os.pread(fd, 1 << 20, 0) == b"1234" * 4096  # the file is open, so the backing still has it
         assert "cache_hits" in (root / ".tmemfs" / "stats").read_text()
     finally:
         mounted.source.mkdir()
 
 
 def test_a_source_that_is_unmounted_lazily_is_served_until_the_end(small: Mounted, writing: Options) -> None:
-    """The mount keeps the filesystem in use, so nothing of it goes away, and what is written arrives."""
+    """The mount keeps the filesystem in use, so all files stay, and writes arrive."""
     (small.source / "f").write_bytes(b"content" * 1000)
     root = small.start(*writing)
     unmount(small.source, lazy=True)
@@ -227,7 +227,7 @@ def test_a_source_that_is_unmounted_lazily_is_served_until_the_end(small: Mounte
 
 
 def test_a_filesystem_remounted_below_the_source_is_served_again(small: Mounted, tmp_path: Path) -> None:
-    """A submount of the source: gone, the directory under it is what the backing has; back, its files are."""
+    """A submount of the source: while it is unmounted, the directory below it shows; once remounted, its files."""
     below = small.source / "below"
     below.mkdir()
     inner = tmp_path / "inner"

@@ -1,4 +1,4 @@
-"""Sizes are right at every moment: when a file grew underneath, and while its pages are written back."""
+"""Sizes are right when a file grew underneath, and while its pages are written back."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def grow(path: Path, count: int) -> None:
 def test_a_file_that_grew_underneath_is_read_whole_after_a_reopen(
     mounted: Mounted, writing: Options, mapped: bool
 ) -> None:
-    """fstat, SEEK_END, a read of everything, and O_APPEND, right after the open; the kernel has old attributes."""
+    """fstat, SEEK_END, a whole read and O_APPEND right after the open, while the kernel has old attributes."""
     (mounted.source / "f").write_bytes(b"begin")
     root = mounted.start("--attr-timeout", "60", *writing)
     size = 5
-    held = os.open(root / "f", os.O_RDONLY) if mapped else -1  # what somebody else has open may stay as it was
+    held = os.open(root / "f", os.O_RDONLY) if mapped else -1  # a file that is open elsewhere may keep its old size
     for count in (1, 4091, 4096, 100_000, 1):
-        assert os.stat(root / "f").st_size >= 5  # the kernel has attributes
+        assert os.stat(root / "f").st_size >= 5  # the kernel caches the attributes
         grow(mounted.source / "f", count)
         size += count
         fd = os.open(root / "f", os.O_RDWR | os.O_APPEND)
@@ -59,7 +59,7 @@ def test_appending_without_a_look_after_the_file_grew_overwrites_nothing(mounted
 
 @pytest.mark.parametrize("others", ["grow", "shrink"])
 def test_o_append_writes_at_the_end_that_others_moved(mounted: Mounted, writing: Options, others: str) -> None:
-    """As a shell's `echo x >> log` does: open and write, no fstat and no seek in between."""
+    """As `echo x >> log` in a shell: open and write, without fstat or seek in between."""
     (mounted.source / "log").write_bytes(b"a" * 5000)
     root = mounted.start("--attr-timeout", "60", *writing)
     want = b"a" * 5000
@@ -83,14 +83,14 @@ def test_o_append_writes_at_the_end_that_others_moved(mounted: Mounted, writing:
 
 
 def test_a_file_shows_its_new_size_while_it_is_written_back(mounted: Mounted) -> None:
-    """Writing back takes several slow steps; between the last page and the final stat nothing is dirty any more."""
+    """Write-back takes several slow steps; between the last page and the final stat no page is dirty."""
     root = mounted.start("--writeback", "--attr-timeout", "0", "--throttle", "latency=30ms")
     fd = os.open(root / "f", os.O_RDWR | os.O_CREAT)
     other = os.open(root / "f", os.O_RDONLY)
     for round_number in range(1, 4):
         os.pwrite(fd, b"x" * 5000, (round_number - 1) * 5000)
         pages_left = [True]
-        os.close(os.open(root / "f", os.O_RDONLY))  # its release writes back, after close(2) has returned
+        os.close(os.open(root / "f", os.O_RDONLY))  # the release writes back, after close(2) has returned
         deadline = time.monotonic() + 60
         while pages_left[-1]:
             assert os.fstat(other).st_size == round_number * 5000

@@ -1,4 +1,4 @@
-"""Two hundred readers stuck on one file of the backing: hits, other files, stats and unmounting go on."""
+"""Two hundred readers hang in one file of the backing: hits, other files, stats and unmounting go on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.root]
 READERS = 200
 PAGES = 300
 
-# Each thread says so before it reads: a byte on standard output.
+# Each thread writes a byte to standard output before it reads.
 READER = """
 import os, sys, threading
 def read(number):
@@ -37,7 +37,7 @@ for thread in threads:
     thread.join()
 """
 
-# Each child says so before it touches a window of its own of the mapping.
+# Each child writes a byte before it touches its own part of the mapping.
 MAPPER = """
 import mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDONLY)
@@ -54,7 +54,7 @@ for number in range(int(sys.argv[2])):
 
 @pytest.fixture
 def hanging(backing: Backing) -> Backing:
-    """Put files into the backing: one to hang in, one to have in the cache, and one that nobody has read."""
+    """Create files in the backing: one that hangs, one that is cached, and one that is not."""
     (backing.directory / "stuck").write_bytes(pages_of(1, PAGES))
     (backing.directory / "warm").write_bytes(pages_of(2, 50))
     (backing.directory / "cold").write_bytes(pages_of(3, 50))
@@ -62,10 +62,10 @@ def hanging(backing: Backing) -> Backing:
 
 
 def stuck_readers(place: Place, hanging: Backing, options: tuple[str, ...]) -> subprocess.Popen[str]:
-    """Mount, warm one file up, and let the readers run into the file that hangs."""
+    """Mount, read one file into the cache, and start readers of the file that hangs."""
     mounted = Mounted(place)
     mounted.start("--attr-timeout", "60", *options)
-    mounted.stop_watchdog()  # the tests' own waits are shorter
+    mounted.stop_watchdog()  # the test's own waits are shorter
     assert (place.mountpoint / "warm").read_bytes() == pages_of(2, 50)
     os.listdir(place.mountpoint)
     hanging.fail("read stuck hang")
@@ -78,12 +78,12 @@ def stuck_readers(place: Place, hanging: Backing, options: tuple[str, ...]) -> s
 
 
 def _is_stuck(task: Path) -> bool:
-    """Tell whether a thread is in a call that FUSE answers."""
+    """Return whether a thread waits for FUSE."""
     return "request_wait_answer" in (task / "stack").read_text()
 
 
 def in_time(seconds: float, place: Place, code: str) -> None:
-    """Run Python in the mount, in a process that may be killed, and see that it is fast."""
+    """Run Python in the mount, in a process that can be killed; assert that it is fast."""
     began = time.monotonic()
     done = place.python(code)
     assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def test_200_hanging_readers_block_no_other_request(place: Place, hanging: Backi
 
 
 def test_umount_ends_a_mount_with_200_hanging_readers(place: Place, hanging: Backing) -> None:
-    """A busy mount says so; lazily it goes at once, and a second signal ends the guest and frees the readers."""
+    """umount reports a busy mount; a lazy one returns at once, and a second signal ends the guest and its readers."""
     readers = stuck_readers(place, hanging, ())
     words = (sys.executable, "-m", "tmemfs", "umount", place.mountpoint)
     busy = run(*words)
@@ -123,13 +123,13 @@ def test_umount_ends_a_mount_with_200_hanging_readers(place: Place, hanging: Bac
     os.kill(guest, signal.SIGTERM)
     wait_until(lambda: not place.is_mounted(), "the mount is gone from the table")
     os.kill(guest, signal.SIGTERM)
-    readers.communicate(timeout=60)  # they got an error: their threads say so and end
+    readers.communicate(timeout=60)  # their reads failed: the threads report it and end
     hanging.fail()
     wait_until(lambda: "ended" in place.log_text().splitlines()[-1], "the guest has ended")
 
 
 def test_a_hanging_page_fault_does_not_delay_faults_of_other_files(place: Place, hanging: Backing) -> None:
-    """The kernel bounds the requests that it makes in the background, for all files together."""
+    """The kernel bounds the number of background requests of all files together."""
     mappers = 24
     (hanging.directory / "stuck").write_bytes(pages_of(1, mappers * 32))
     mounted = Mounted(place)

@@ -1,4 +1,4 @@
-"""A guest that is killed at any moment loses no write that was acknowledged, with --writeback none that was fsynced."""
+"""A guest killed at any moment loses no acknowledged write, and with --writeback no fsynced one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WAYS = {"write": (), "fsync": ("--writeback",)}
 
 
 class Recorder:
-    """A recorder's process, and what it noted."""
+    """A recorder process and its notes."""
 
     def __init__(self, place: Place, notes: Path, seed: int, how: str) -> None:
         self._notes = notes
@@ -41,7 +41,7 @@ class Recorder:
         place.adopt(self.process)
 
     def begin(self, acknowledgements: int) -> None:
-        """Have it write, and wait until so many more records are acknowledged."""
+        """Start writing, and wait until so many more records are acknowledged."""
         assert self.process.stdin is not None
         before = self._count()
         self.process.stdin.write("go\n")
@@ -52,13 +52,13 @@ class Recorder:
         return self._notes.read_bytes().count(b"!") if self._notes.exists() else 0
 
     def ended(self) -> None:
-        """Wait until it has met the error."""
+        """Wait until it got an error."""
         assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], SECONDS)[0], "the writer hangs in a mount that is gone"
+        assert select.select([self.process.stdout], [], [], SECONDS)[0], "the writer hangs although the mount is gone"
         self.process.stdout.readline()
 
     def allowed(self) -> dict[tuple[int, int], set[int] | None]:
-        """Return which numbers each slot may hold; None where a write that nobody was told of leaves it open."""
+        """Return the numbers that each slot may hold; None if an unacknowledged write may have torn it."""
         slots: dict[tuple[int, int], set[int] | None] = {}
         for line in self._notes.read_text().splitlines():
             kind, file, slot, number = line.split()
@@ -71,7 +71,7 @@ class Recorder:
 
 
 def lost(place: Place, recorder: Recorder) -> list[str]:
-    """Compare the backing with what was acknowledged."""
+    """Compare the backing with the acknowledged records."""
     contents = [(place.source / f"f{file}").read_bytes() for file in range(FILES)]
     wrong = []
     for (file, slot), numbers in recorder.allowed().items():
@@ -83,7 +83,7 @@ def lost(place: Place, recorder: Recorder) -> list[str]:
 
 @pytest.fixture
 def places(tmp_path: Path) -> Iterator[dict[str, Place]]:
-    """Give a place to each way of writing."""
+    """Return a place for each way of writing."""
     made = {}
     try:
         for how in WAYS:
@@ -95,10 +95,10 @@ def places(tmp_path: Path) -> Iterator[dict[str, Place]]:
             place.clean()
 
 
-@pytest.mark.timeout(900)  # each mount is a start of Python
+@pytest.mark.timeout(900)  # each mount starts a Python interpreter
 @pytest.mark.parametrize("kills", [50])
 def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(places: dict[str, Place], kills: int) -> None:
-    """Both ways of writing in turn; each mount takes the place of the dead one before it."""
+    """Both ways of writing in turn; each mount replaces the dead one at its mountpoint."""
     source = random.Random(kills)
     recorders = {how: Recorder(place, place.log.with_name("notes"), kills, how) for how, place in places.items()}
     for number in range(kills):
@@ -106,7 +106,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(places: dict[s
         place, recorder = places[how], recorders[how]
         process = place.serve(*SMALL, *WAYS[how])
         recorder.begin(source.randrange(1, 40))
-        time.sleep(source.random() * 0.02)  # the moment is what is random here
+        time.sleep(source.random() * 0.02)  # a random moment for the kill
         process.kill()
         process.communicate(timeout=SECONDS)
         recorder.ended()
@@ -122,7 +122,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(places: dict[s
 
 
 def test_records_that_are_torn_or_misplaced_are_recognised(places: dict[str, Place]) -> None:
-    """The test above would find a loss."""
+    """Show that the test above would find a loss."""
     good = record(1, 2, 77)
     assert number_of(good, 1, 2) == 77
     assert number_of(good, 1, 3) is None

@@ -1,4 +1,4 @@
-"""Names that come and go leave nothing behind: no descriptor, no inode, no memory. Too many open files are an error."""
+"""Created and removed names leak no descriptor, inode or memory. Too many open files are an error."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.conftest import REAL, Place, memory_of, run, wait_until
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 FILES = 2000
 MIB = 1 << 20
-# The interpreter keeps what its highest peak took: two listings of everything where a busy machine answers late.
+# The interpreter keeps the memory of its peak: two whole listings when a busy machine answers late.
 PEAK_BYTES = 6 * MIB
 _MS_REMOUNT = 32
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Look every name up, open every fourth, list the directory, look for a name that is not there.
+# Look up every name, open every fourth, list the directory, look up a missing name.
 WALK = f"""
 import os, sys
 os.chdir(sys.argv[1])
@@ -41,11 +41,11 @@ os.close(os.open("new", os.O_CREAT | os.O_WRONLY))
 os.rename("new", "newer")
 os.unlink("newer")
 """
-CHANGES = 6  # lookups of a walk besides the files'
+CHANGES = 6  # lookups of a walk beside those of the files
 
 
 class Usage:
-    """What a guest holds."""
+    """The descriptors, inodes and memory that a guest holds."""
 
     def __init__(self, place: Place, pid: int) -> None:
         stats = dict(line.split() for line in (place.mountpoint / ".tmemfs" / "stats").read_text().splitlines())
@@ -55,11 +55,11 @@ class Usage:
         self.memory = memory_of(pid)
 
     def __repr__(self) -> str:
-        """Write it down for a failure."""
+        """Return it as text for an error message."""
         return f"{self.inodes} inodes, {self.descriptors} O_PATH, {self.fds} descriptors, {self.memory / MIB:.1f} MiB"
 
     def is_within(self, warm: Usage) -> bool:
-        """Tell whether it is no more than it was."""
+        """Return whether it is at most that of before."""
         things = (self.inodes, self.descriptors, self.fds), (warm.inodes, warm.descriptors, warm.fds)
         return all(now <= before + 2 for now, before in zip(*things, strict=True)) and (
             self.memory < warm.memory + PEAK_BYTES
@@ -67,7 +67,7 @@ class Usage:
 
 
 def see_no_more_than(warm: Usage, place: Place, pid: int) -> None:
-    """Wait until the last closes and forgets have arrived, and the guest holds no more than it did when warm."""
+    """Wait until the last closes and forgets have arrived and the guest holds no more than when warm."""
     with contextlib.suppress(AssertionError):
         wait_until(lambda: Usage(place, pid).is_within(warm), "nothing is left behind")
     end = Usage(place, pid)
@@ -75,7 +75,7 @@ def see_no_more_than(warm: Usage, place: Place, pid: int) -> None:
 
 
 def make_kernel_forget(mountpoint: Path) -> None:
-    """Have the kernel forget every name of this mount that is not in use: a remount drops them, of this mount alone."""
+    """Remount, so that the kernel forgets every unused name of this mount and of no other."""
     nosuid_nodev = 2 | 4
     if _libc.mount(None, os.fsencode(mountpoint), None, ctypes.c_ulong(_MS_REMOUNT | nosuid_nodev), None):
         code = ctypes.get_errno()
@@ -83,7 +83,7 @@ def make_kernel_forget(mountpoint: Path) -> None:
 
 
 def walk(place: Place, pid: int, times: int) -> Usage:
-    """Walk so many times, let everything be forgotten that has no page, and measure."""
+    """Walk so many times, wait for the forgets of files without pages, and measure."""
     for _ in range(times):
         subprocess.run([sys.executable, "-c", WALK, place.mountpoint], check=True, timeout=120)
         make_kernel_forget(place.mountpoint)
@@ -137,7 +137,7 @@ def test_unlinked_files_and_their_pages_leak_nothing(place: Place) -> None:
 
 @pytest.mark.parametrize("option", ["--writeback", "--watch", "--throttle=latency=10us"])
 def test_too_many_open_files_are_an_error_that_the_mount_survives(place: Place, option: str) -> None:
-    """The guest may have 200 descriptors; its callers have more."""
+    """The guest may have 200 descriptors; its callers open more files."""
     for number in range(400):
         (place.source / f"f{number}").write_bytes(b"content")
     limited = ("prlimit", "--nofile=200:200", *REAL)
@@ -146,7 +146,7 @@ def test_too_many_open_files_are_an_error_that_the_mount_survives(place: Place, 
     elsewhere = place.source.with_name("elsewhere")
     elsewhere.mkdir()
     for number in range(400):
-        if number == 300:  # the mount looks at the mount table when it changes
+        if number == 300:  # the mount reads the mount table when it changes
             assert run("mount", "-t", "tmpfs", "none", elsewhere).returncode == 0
             assert run("umount", elsewhere).returncode == 0
         try:
@@ -164,7 +164,7 @@ def test_too_many_open_files_are_an_error_that_the_mount_survives(place: Place, 
 
     def open_files() -> int:
         usage = Usage(place, process.pid)
-        return usage.fds - usage.descriptors  # and a few that the guest always has
+        return usage.fds - usage.descriptors  # plus a few that the guest always has
 
     wait_until(lambda: open_files() < 50, "the closes have arrived")
     for number in range(400):

@@ -1,4 +1,4 @@
-"""Somebody holds a lease on a file of a local backing and delays an open by up to 45 s: hits and stats go on."""
+"""A lease on a file of a local backing delays an open by up to 45 s: hits and stats go on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.pagebytes import pages_of
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
-# It keeps the lease when it is asked for it, until it ends.
+# The process keeps the lease until it ends.
 HOLDER = """
 import fcntl, os, signal, sys
 fd = os.open(sys.argv[1], os.O_RDWR)
@@ -36,7 +36,7 @@ assert sorted(os.listdir(".")) == ["leased", "warm"] and not os.path.exists("mis
 
 @contextmanager
 def holding(path: str) -> Iterator[subprocess.Popen[str]]:
-    """Have a process hold a lease on a file for the block."""
+    """Let a process hold a lease on a file inside the block."""
     words = (sys.executable, "-uc", HOLDER, path)
     process = subprocess.Popen(words, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:

@@ -1,7 +1,7 @@
-"""Who owns what, and who may do what: as on the backing, for callers that are not root.
+"""Ownership and permissions for callers that are not root: as on the backing.
 
-The same steps run in a child with other credentials, once in the mount and once in a plain directory; what they see
-must be the same, and right.
+The same steps run in a child with other credentials, once in the mount and once in a plain directory. Both results
+must be equal and right.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ acl = pytest.mark.skipif(shutil.which("setfacl") is None, reason="setfacl (packa
 
 
 def as_user(uid: int, gid: int, groups: list[int], cwd: Path, code: str) -> object:
-    """Run Python as somebody, in a directory; return what it assigned to `found`, or the errno's name."""
+    """Run Python as a user, in a directory; return what it assigned to `found`, or the name of the errno."""
     script = f"""
 import errno, json, os, socket, stat, subprocess
 os.chdir({os.fspath(cwd)!r})
@@ -45,15 +45,15 @@ print(json.dumps(found))
 
 
 def both(mounted: Mounted, plain: Path, uid: int, gid: int, groups: list[int], code: str) -> object:
-    """Run the code in the mount and in the plain directory; return what both found."""
+    """Run the code in the mount and in the plain directory; return the result of both, which must be equal."""
     in_mount = as_user(uid, gid, groups, mounted.root, code)
-    assert in_mount == as_user(uid, gid, groups, plain, code), "the plain directory says otherwise"
+    assert in_mount == as_user(uid, gid, groups, plain, code), "the plain directory gives another result"
     return in_mount
 
 
 @pytest.fixture
 def plain(mounted: Mounted) -> Path:
-    """Give a plain directory that everybody may write to, and let the source be one, too."""
+    """Return a plain directory that every user may write to, and make the source one, too."""
     directory = mounted.source.parent / "plain"
     directory.mkdir()
     for path in (directory, mounted.source):
@@ -62,7 +62,7 @@ def plain(mounted: Mounted) -> Path:
 
 
 def prepare(mounted: Mounted, plain: Path, *words: str) -> None:
-    """Run a command in the source and in the plain directory, before the mount is there."""
+    """Run a command in the source and in the plain directory, before the mount."""
     for directory in (mounted.source, plain):
         done = subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=SECONDS, check=False)
         assert done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ def test_a_set_group_id_directory_gives_its_group(mounted: Mounted, plain: Path)
 
 
 def test_setgid_is_cleared_for_a_group_that_the_caller_is_not_in(mounted: Mounted, plain: Path) -> None:
-    """Linux takes the bit away from a new executable whose group is not the caller's."""
+    """Linux clears the bit of a new executable whose group the caller is not in."""
     prepare(mounted, plain, "mkdir", "shared")
     prepare(mounted, plain, "chgrp", str(TEAM), "shared")
     prepare(mounted, plain, "chmod", "2777", "shared")
@@ -172,7 +172,7 @@ def test_a_write_by_an_ordinary_user_clears_setuid(mounted: Mounted, plain: Path
 
 @acl
 def test_a_mask_does_not_override_the_denial_of_the_group_entry(mounted: Mounted, plain: Path) -> None:
-    """group::--- with a mask of rw-: the mode's group bits are the mask's, the owning group is denied all the same."""
+    """group::--- with a mask of rw-: the mode's group bits show the mask, but the owning group is denied."""
     prepare(mounted, plain, "sh", "-c", f"echo secret > f; chown {ALICE}:{TEAM} f; chmod 600 f")
     prepare(mounted, plain, "setfacl", "-m", f"u:{BOB}:rw-,g::---,m::rw-", "f")
     assert (mounted.source / "f").stat().st_mode & 0o777 == 0o660

@@ -1,6 +1,6 @@
-"""The command line of tmemfs with a guest that checks itself: four times a second, and after the last request.
+"""The command line of tmemfs with a guest that checks itself four times a second and after the last request.
 
-What it finds ends the mount with a status that the tests look at; `<log>.checked` is written when it found nothing.
+A failed check ends the mount with an error status; otherwise `<log>.checked` is written at the end.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SECONDS = 0.25
 
 
 class CheckedGuest(Guest):
-    """A guest whose parts must agree at every moment between two awaits."""
+    """A guest that runs `check()` of its parts between two awaits."""
 
     def check(self) -> None:
-        """Check the parts, and what is only true of all of them together."""
+        """Check each part, and the parts together."""
         super().check()
         check_content(self.inodes, self.cache, self.precache)
         assert self.cache.resident <= self.cache.frames or not self.cache.settled
@@ -32,7 +32,7 @@ class CheckedGuest(Guest):
             assert file.inode.opens > 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Check while running."""
+        """Check the parts until the mount ends."""
         self.guard = LoopGuard(os.fspath(self.config.source))
         async with trio.open_nursery() as nursery:
             await nursery.start(super().run)
@@ -42,7 +42,7 @@ class CheckedGuest(Guest):
                 await trio.sleep(SECONDS)
 
     async def finish(self) -> None:
-        """Check what is left behind, and that the event loop made no call that may wait for a disk."""
+        """Check the parts at the end, and that the event loop made no call that may wait for a disk."""
         await super().finish()
         self.guard.active = False
         self.guard.check()

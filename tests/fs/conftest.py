@@ -15,26 +15,26 @@ from tests.mounted import VARIANTS, Mounted, mounting
 
 @pytest.fixture
 def mounted(place: Place) -> Iterator[Mounted]:
-    """Give a test a place to mount; what it mounted is ended and checked afterwards."""
+    """Yield a mount to start; it is ended and checked at teardown."""
     with mounting(place) as made:
         yield made
 
 
 @pytest.fixture(params=["through", "writeback", "threads"])
 def variant(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Give the options of each kind of mount in turn."""
+    """Return the options of each kind of mount in turn."""
     return VARIANTS[request.param]
 
 
 @pytest.fixture(params=["through", "writeback"])
 def writing(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Give the options of both ways of writing."""
+    """Return the options of write-through and write-back."""
     return VARIANTS[request.param]
 
 
 @pytest.fixture
 def tree(mounted: Mounted) -> Path:
-    """Put real files, links and directories of somebody else into the source."""
+    """Copy real files, links and directories into the source."""
     library = Path(sysconfig.get_path("stdlib"))
     for name in ("json", "email", "encodings", "unittest", "xml"):
         shutil.copytree(library / name, mounted.source / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""A backing directory that fails on command, under the source of a place."""
+"""A backing that fails on command, below the source of a place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tmemfs.kernel.mounttable import top_mount
 
 
 class Backing:
-    """Be the process of faultfs.py, and what it is ordered; `directory` is what is behind it."""
+    """The process of faultfs.py over `directory`, and the faults that it is told to make."""
 
     def __init__(self, place: Place) -> None:
         self.mountpoint = place.source
@@ -29,13 +29,13 @@ class Backing:
         assert self.process.stdout.readline() == "ready\n"
 
     def fail(self, *orders: str) -> None:
-        """Order faults, in one step; no orders end them all."""
+        """Replace all faults in one step; no faults if none are given."""
         new = self._faults.with_suffix(".new")
         new.write_text("\n".join(orders))
         os.replace(new, self._faults)
 
     def end(self) -> None:
-        """Let go of whatever hangs, and take the mount away."""
+        """End all faults and unmount."""
         self.fail()
         while top_mount(self.mountpoint) is not None:
             unmount(self.mountpoint, lazy=True)
@@ -45,7 +45,7 @@ class Backing:
 
 @pytest.fixture
 def backing(place: Place) -> Iterator[Backing]:
-    """Give a test a backing that can fail; whatever hangs in it is let go when the test ends."""
+    """Yield a backing that can fail; its faults end at teardown."""
     made = Backing(place)
     try:
         yield made

@@ -1,11 +1,11 @@
-"""A backing directory that fails on command: a small pyfuse3 filesystem over a directory, run as a program.
+"""A backing that fails on command: a small pyfuse3 filesystem over a directory, run as a program.
 
     python faultfs.py DIRECTORY MOUNTPOINT FAULTS
 
-FAULTS is a file that says what is wrong, one `operation name trouble` a line: the operation is read, write, open,
+FAULTS is a file with one fault a line, `operation name trouble`: the operation is read, write, open,
 stat, fsync, flush or any; the name is a file's, or *; the trouble is an errno, `hang`, `slow`, or `seconds` (as
-`stat * seconds`: all times are whole seconds). It is looked at before every request. What hangs goes on when its line
-is gone. It prints `ready` once it is mounted.
+`stat * seconds`: all times are whole seconds). The file is read before every request. A hanging request goes on when
+its line is removed. The program prints `ready` once it is mounted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHANGES = ("mode", "uid", "gid", "size", "atime", "mtime")
 
 
 class FaultFs(pyfuse3.Operations):
-    """Serve one flat directory, with the faults that the file orders."""
+    """Serve one flat directory, with the faults of the file."""
 
     def __init__(self, directory: str, faults: str) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class FaultFs(pyfuse3.Operations):
         try:
             return os.lstat(self._path(name))
         except FileNotFoundError:
-            for fd, opened in self.open_names.items():  # removed while it is open
+            for fd, opened in self.open_names.items():  # unlinked while open
                 if opened == name and os.fstat(fd).st_nlink == 0:
                     return os.fstat(fd)
             raise
@@ -85,7 +85,7 @@ class FaultFs(pyfuse3.Operations):
 
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> EntryAttributes:
         await self._obey("stat", os.fsdecode(name))
-        if not os.path.lexists(self._path(os.fsdecode(name))):  # though it may be open still, until its release comes
+        if not os.path.lexists(self._path(os.fsdecode(name))):  # it may still be open, until its release arrives
             raise FUSEError(errno.ENOENT)
         return self._describe(os.fsdecode(name))
 
@@ -174,7 +174,7 @@ class FaultFs(pyfuse3.Operations):
                 return
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Forget nothing: names are few."""
+        """Do nothing: there are few names."""
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         reply = pyfuse3.StatvfsData()

@@ -1,4 +1,4 @@
-"""O_APPEND: what several append to one file, here and underneath, is all there, whole and in each one's order."""
+"""O_APPEND: appends by several writers, on the mount and underneath, are all kept, whole and in each writer's order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ APPEND = os.O_APPEND | os.O_CREAT
 
 @contextmanager
 def opened(path: Path, flags: int) -> Iterator[int]:
-    """Open a file for the block: a descriptor that a failed test leaves open would keep its mount in use."""
+    """Open a file for the block: a descriptor left open by a failed test would keep its mount busy."""
     fd = os.open(path, flags)
     try:
         yield fd
@@ -47,7 +47,7 @@ def test_appends_on_both_sides_lose_nothing_and_are_read_at_once(mounted: Mounte
             want += theirs + ours
             assert os.fstat(here).st_size == os.lseek(here, 0, os.SEEK_END) == len(want)
             assert os.pread(here, 1 << 20, 0) == want
-            if number % 10 == 0:  # what is mapped is the kernel's, up to the size that it knows
+            if number % 10 == 0:  # the kernel writes mapped pages, up to the size that it knows
                 with mmap.mmap(here, 0, prot=mmap.PROT_READ) as view:
                     assert view[:] == want
     assert (mounted.source / "log").read_bytes() == (root / "log").read_bytes() == want
@@ -93,7 +93,7 @@ def test_a_mapping_of_an_o_append_file_is_written_in_place(mounted: Mounted, wri
     data = bytearray(pages_of(1, 3)[:10_000])
     (root / "f").write_bytes(data)
     with opened(root / "f", os.O_RDWR | os.O_APPEND) as fd, mmap.mmap(fd, 0) as view:
-        for start in (0, 4200, 9990):  # a page at the start, one in the middle, and the one with the end
+        for start in (0, 4200, 9990):  # the first page, one in the middle, and the last
             view[start : start + 5] = data[start : start + 5] = b"store"
             view.flush()
             assert (mounted.source / "f").read_bytes() == data
@@ -120,7 +120,7 @@ def test_whole_pages_are_appended_although_the_kernels_size_is_old(
             for part in range(number % 3):
                 os.write(there, pages_of(100 * number + part, 1))
                 want += pages_of(100 * number + part, 1)
-                os.stat(root / "log")  # so that this mount knows how long it is, and perhaps the kernel
+                os.stat(root / "log")  # so that this mount knows its size, and perhaps the kernel
             os.write(here, pages_of(number, 1))
             want += pages_of(number, 1)
     assert (mounted.source / "log").read_bytes() == (root / "log").read_bytes() == want
@@ -134,7 +134,7 @@ def test_appends_follow_dirty_bytes_written_before(mounted: Mounted, writing: Op
         opened(root / "f", os.O_RDWR) as plain,
     ):
         os.write(truncating, b"one ")
-        os.pwrite(plain, b"two and more ", 4)  # dirty with --writeback, and behind the end that the backing has
+        os.pwrite(plain, b"two and more ", 4)  # dirty with --writeback, and beyond the end of the backing
         os.write(truncating, b"three ")
         os.pwrite(plain, b"ONE", 0)
         os.ftruncate(plain, 8)

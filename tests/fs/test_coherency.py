@@ -1,4 +1,4 @@
-"""Close-to-open: what others change in the backing is seen at the next open, and own changes at once."""
+"""Close-to-open: changes of the backing by others are seen at the next open, own changes at once."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_attributes_and_names_are_answered_from_memory_for_the_timeout(mounted: 
 
 
 def test_reads_of_a_file_that_changes_size_return_only_bytes_it_had(mounted: Mounted, variant: Options) -> None:
-    """Somebody else truncates and extends the backing file; every byte is a stamp of its position, or zero."""
+    """Another process truncates and extends the backing file; every byte is a stamp of its position, or zero."""
     path = mounted.source / "f"
     unit = b"".join(number.to_bytes(8, "little") for number in range(100_000))
     path.write_bytes(unit)

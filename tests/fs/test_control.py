@@ -1,4 +1,4 @@
-"""The virtual files: found, not listed, consistent, and deaf to what they do not understand."""
+"""The virtual files: found, not listed, consistent, unchanged by invalid input."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_stats_are_aligned_lines_that_agree_with_json_and_metrics(mounted: Mount
     root = mounted.start()
     assert "cache_hit_ratio" in (root / "stats").read_text()
     values = mounted.stats()
-    assert values["cache_hit_ratio"] is None, "a ratio over nothing"
+    assert values["cache_hit_ratio"] is None, "a ratio with denominator zero"
     line = next(line for line in (root / "stats").read_text().splitlines() if line.startswith("cache_hit_ratio"))
     assert line.split() == ["cache_hit_ratio", "-"]
     (root / "f").read_bytes()
@@ -108,7 +108,7 @@ def test_stats_are_aligned_lines_that_agree_with_json_and_metrics(mounted: Mount
     text = dict(line.split(maxsplit=1) for line in lines)
     values = mounted.stats()
     assert not [name for name in CONTRACT if name not in values]
-    # What the drain of the victim queue moves goes on moving between the two looks.
+    # The drain of the victim queue goes on between the two reads.
     still = ("cache_capacity_bytes", "cache_hits", "cache_misses", "cache_waits", "precache_succ_gets", "backing_pages")
     for name in still:
         if isinstance(values[name], int):
@@ -195,7 +195,7 @@ def test_a_shrink_with_dirty_pages_in_the_way_writes_them_back(mounted: Mounted)
     data = pages_of(1, 800)
     fd = os.open(root / "f", os.O_CREAT | os.O_RDWR)
 
-    def is_dirty() -> bool:  # a busy machine may be so late that it has been written back by age
+    def is_dirty() -> bool:  # on a busy machine it may already be written back by age
         os.pwrite(fd, data, 0)
         return bool(mounted.stats()["cache_dirty_bytes"] == len(data))
 
@@ -233,7 +233,7 @@ def test_bad_input_is_invalid_and_changes_nothing(mounted: Mounted, name: str, l
     (root / "f").read_bytes()
     before = mounted.stats()
     if not line:
-        return  # a write of nothing does not reach a filesystem
+        return  # an empty write does not reach the filesystem
     assert code_of(lambda: mounted.control(name, line)) == "EINVAL"
     after = mounted.stats()
     for counter in ("cache_capacity_bytes", "cache_resident_bytes", "backing_pages"):
@@ -246,7 +246,7 @@ def test_dropping_takes_everything_or_one_file(mounted: Mounted, writing: Option
     for name in ("a", "d/b"):
         (mounted.source / name).write_bytes(pages_of(len(name), 200))
     root = mounted.start(*writing)
-    mounted.control("cache_size", "4M")  # in 1 MiB the victim queue is short, and what it drops is read again
+    mounted.control("cache_size", "4M")  # in 1 MiB the victim queue is short, and pages dropped from it are read again
 
     def backing_pages_of_reading(name: str) -> int:
         before: int = mounted.stats()["backing_pages"]
@@ -286,7 +286,7 @@ def test_a_reset_starts_the_counters_at_zero(mounted: Mounted) -> None:
 @pytest.mark.parametrize("name", ["through", "threads", "nopool"])
 @pytest.mark.parametrize("seed", range(2))
 def test_counters_reconcile_exactly(mounted: Mounted, name: str, seed: int) -> None:
-    """pages requested = demand_pages = demand_hits + readahead_hits + demand_misses; these add up too."""
+    """Pages requested = demand_pages = demand_hits + readahead_hits + demand_misses."""
     generator = random.Random(seed)
     size = 900 * PAGE + 123
     data = pages_of(seed, 901)[:size]

@@ -1,4 +1,4 @@
-"""Large directories: listed whole, changed while they are read, and cheap to list a second time."""
+"""Large directories: listed whole, changed during a read, cheap to list a second time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_a_listing_does_not_cache_the_times_of_a_dirty_file(mounted: Mounted) ->
         for _ in range(2):
             assert os.listdir(root) == ["f"]
         told = (root / "f").stat()
-        assert (mounted.source / "f").read_text() == "dirty", "a stat writes back, or the ctime changes after it"
+        assert (mounted.source / "f").read_text() == "dirty", (
+            "a stat writes back; otherwise the ctime would change after it"
+        )
     assert (root / "f").stat() == told
 
 

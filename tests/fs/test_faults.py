@@ -1,4 +1,4 @@
-"""A backing that errs, fills up or hangs: the caller is told, nothing false is kept, everybody else goes on."""
+"""A backing that fails, fills up or hangs: the caller gets the error, no wrong page is cached, other requests go on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAGE = 4096
 
 @pytest.fixture
 def mounted(backing: Backing, place: Place) -> Iterator[Mounted]:
-    """Mount over the failing backing; what hangs is let go before the mount ends."""
+    """Mount over the failing backing; all faults end before the mount does."""
     with mounting(place) as made:
         try:
             yield made
@@ -39,7 +39,7 @@ def mounted(backing: Backing, place: Place) -> Iterator[Mounted]:
 
 
 class Stuck:
-    """A process that makes a call which hangs."""
+    """A process in a call that hangs."""
 
     def __init__(self, code: str) -> None:
         self.process = subprocess.Popen(
@@ -49,7 +49,7 @@ class Stuck:
         self.process.stdout.readline()
 
     def end(self) -> int:
-        """Wait for it to go on."""
+        """Wait for its end."""
         self.process.communicate(timeout=60)
         return self.process.returncode
 
@@ -58,7 +58,7 @@ class Stuck:
 
 
 def within(seconds: float, call: Callable[[], object]) -> None:
-    """Make a call in a thread and see that it returns in time."""
+    """Make a call in a thread, and fail if it does not return in time."""
     done = threading.Event()
     errors: list[BaseException] = []
 
@@ -137,7 +137,7 @@ def test_writeback_reports_the_error_and_keeps_the_bytes(mounted: Mounted, backi
     (backing.directory / "f").write_bytes(data)
     root = mounted.start("--writeback")
     fd = os.open(root / "f", os.O_RDWR)
-    backing.fail("write f ENOSPC")  # beforehand: whatever is dirty is tried by age too
+    backing.fail("write f ENOSPC")  # before the test: dirty pages are written back by age, too
     os.pwrite(fd, b"n" * 9000, 5000)
     want = data[:5000] + b"n" * 9000 + data[14_000:]
     if by == "fsync":
@@ -168,7 +168,7 @@ def test_a_dirty_file_that_cannot_be_written_may_be_unlinked(mounted: Mounted, b
         backing.fail()
         os.close(other)
     assert (root / "kept3").read_bytes() == b"3" == (backing.directory / "kept3").read_bytes()
-    os.unlink(root / "kept3")  # known and closed: this backing has no stat for what has no name
+    os.unlink(root / "kept3")  # known and closed: this backing cannot stat an unlinked file
     assert not (root / "kept3").exists()
     os.rename(root / "kept4", root / "kept5")
     assert (root / "kept5").read_bytes() == b"4"
@@ -196,7 +196,7 @@ def test_a_hanging_file_blocks_no_request_for_others(mounted: Mounted, backing: 
     stuck = [Stuck(call.format(path=path, offset=200_000 + number * 8192)) for number in range(20)]
     try:
         wait_until(lambda: all(state_of(one.process.pid) in ("S", "D") for one in stuck), "they hang")
-        within(30, lambda: os.pread(hung, 5 * PAGE, PAGE))  # a hit in the very file
+        within(30, lambda: os.pread(hung, 5 * PAGE, PAGE))  # a hit in the hanging file
         within(30, lambda: os.pread(fine, 50 * PAGE, 40 * PAGE))
         within(30, lambda: (root / "new").read_bytes())
         within(30, lambda: (root / "made").write_bytes(data))
@@ -215,7 +215,7 @@ def test_a_hang_in_one_file_does_not_stop_the_write_back_of_others(mounted: Moun
     hung = os.open(root / "hung", os.O_CREAT | os.O_RDWR)
     backing.fail("write hung hang")
     os.write(hung, b"hung")
-    time.sleep(0.5)  # so that the other one is the younger
+    time.sleep(0.5)  # so that the other file is the younger one
     fine = os.open(root / "fine", os.O_CREAT | os.O_RDWR)
     os.write(fine, b"fine")
     wait_until(lambda: (backing.directory / "fine").read_bytes() == b"fine", "written back by age")
@@ -239,11 +239,11 @@ def test_a_mount_with_a_hanging_request_can_be_unmounted(mounted: Mounted, backi
         wait_until(lambda: mounted.stats()["backing_reads"] >= 1, "the read has begun")
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: top_mount(root) is None, "the mount is hidden")
-        assert process.poll() is None, "it still serves its last user"
+        assert process.poll() is None, "the descriptor still serves its last user"
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: "ended" in mounted.log(), "the guest has ended")
     finally:
-        backing.fail()  # only now can the kernel let go of the thread that reads
+        backing.fail()  # only now can the kernel end the thread that reads
         stuck.kill()
         stuck.end()
         process.communicate(timeout=60)
@@ -268,7 +268,7 @@ def test_a_backing_that_vanishes_gives_its_error_and_hits_go_on(mounted: Mounted
 
 
 class LostWrite(Exception):
-    """Bytes that a write was acknowledged for are not there."""
+    """A write that was acknowledged is missing."""
 
 
 @pytest.mark.xfail(
@@ -277,7 +277,7 @@ class LostWrite(Exception):
     reason="in the table of differences: the kernel writes a mapped page back whole, after a write beside it",
 )
 def test_a_write_beside_a_store_to_a_mapping_of_the_page_is_kept(mounted: Mounted, backing: Backing) -> None:
-    """The kernel reads the page, then the write is on its way, then the page is stored to: each time in this order."""
+    """Always in this order: the kernel reads the page, the write is in flight, the page is stored to."""
     (backing.directory / "f").write_bytes(bytes(PAGE))
     root = mounted.start()
     if "shared mmap on" not in mounted.log():
@@ -296,7 +296,7 @@ def test_a_write_beside_a_store_to_a_mapping_of_the_page_is_kept(mounted: Mounte
             writer.join(60)
             view.flush()
         found = (backing.directory / "f").read_bytes()
-        assert found[3072:3078] == b"stored", "this one is kept in any case"
+        assert found[3072:3078] == b"stored", "this store is kept in any case"
     finally:
         os.close(fd)
     if found[1024:1031] != b"written":
@@ -320,7 +320,7 @@ def test_many_readers_of_a_slow_backing_read_the_right_bytes(mounted: Mounted, b
 
 
 def test_a_hanging_close_blocks_no_other_request(mounted: Mounted, backing: Backing) -> None:
-    """The last user of a descriptor may be a read ahead: it closes what its reader has left."""
+    """The last user of a descriptor may be a read-ahead, which closes it after the reader has left."""
     data = pages_of(1, 2000)
     for name in ("hung", "fine"):
         (backing.directory / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""Files on a mount behave as files on the backing do, at every edge."""
+"""Files on a mount behave as files on the backing, at every limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_files_of_every_size_are_read_and_written_whole(mounted: Mounted, writin
 
 
 def test_reads_and_writes_past_limits_end_as_on_the_backing(mounted: Mounted, writing: Options) -> None:
-    """The same calls on both; the answers are compared."""
+    """Make the same calls on both and compare the answers."""
     root = mounted.start(*writing)
 
     def answers(directory: Path) -> list[object]:

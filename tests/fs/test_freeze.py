@@ -1,4 +1,4 @@
-"""A frozen pool takes no new pages and gives those that it has."""
+"""A frozen pool refuses puts and serves gets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_frozen_pool_refuses_puts_and_serves_gets(mounted: Mounted) -> None:
     def read_and_shrink(name: str) -> None:
         mounted.control("cache_size", "4M")
         assert (root / name).read_bytes() == (mounted.source / name).read_bytes()
-        mounted.control("cache_size", "1M")  # what no longer fits goes into the pool
+        mounted.control("cache_size", "1M")  # pages that no longer fit go into the pool
 
     read_and_shrink("old")
     assert mounted.stats()["pool_pages"] >= 100

@@ -1,4 +1,4 @@
-"""Names, links, and what is not a regular file, are on a mount what they are on the backing."""
+"""Names, links and special files behave on a mount as on the backing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source that is itself a FUSE filesystem over paths: each name of a file is a node of its own, and dies with it."""
+"""A source that is a FUSE filesystem over paths: each name of a file is a node of its own, which ends with the name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.mount, needs("bindfs")]
 
 @pytest.fixture
 def behind(place: Place) -> Iterator[Path]:
-    """Mount a directory on the source with bindfs, which believes nothing for long; return that directory."""
+    """Mount a directory on the source with bindfs and short timeouts; return that directory."""
     directory = place.source.parent / "behind"
     directory.mkdir()
     at = os.fspath(place.source)

@@ -1,4 +1,4 @@
-"""The same calls in the mount and in a plain directory of the same filesystem have the same outcome."""
+"""The same calls have the same outcome in the mount and in a plain directory of the same filesystem."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def utimensat(path: Path, atime: tuple[int, int], mtime: tuple[int, int]) -> Non
 
 @pytest.fixture
 def plain(mounted: Mounted) -> Path:
-    """Give a plain directory beside the source."""
+    """Return a plain directory beside the source."""
     directory = mounted.source.parent / "plain"
     directory.mkdir()
     return directory
 
 
 def both(mounted: Mounted, plain: Path, steps: Callable[[Path], Answers]) -> Answers:
-    """Take the steps in both directories; return what both answered."""
+    """Run the steps in both directories; assert that the answers agree, and return them."""
     through = steps(mounted.root)
     assert through == steps(plain)
     return through
@@ -153,7 +153,7 @@ class Times:
         (top / "d" / "old").touch()
         (top / "f").write_bytes(bytes(9000))
         (top / "other").hardlink_to(top / "f")
-        self._file = os.open(top / "f", os.O_RDONLY)  # whatever its name is
+        self._file = os.open(top / "f", os.O_RDONLY)  # its name differs in both
         self._before = self._now()
 
     def _now(self) -> list[int]:
@@ -161,7 +161,7 @@ class Times:
         return [ns for st in stats for ns in (st.st_mtime_ns, st.st_ctime_ns)]
 
     def moved(self) -> list[bool]:
-        """Tell which of them are later than they were."""
+        """Return which of them are later than before."""
         moved = [new > old for new, old in zip(self._now(), self._before, strict=True)]
         os.close(self._file)
         return moved
@@ -174,7 +174,7 @@ def test_each_change_updates_the_same_times_as_on_the_backing(mounted: Mounted, 
     if code_of(lambda: os.setxattr(plain, "user.probe", b"")) != "none":
         del changes["xattr"]
     times = {(change, top): Times(top / change) for change in changes for top in tops}
-    time.sleep(0.02)  # several ticks of a coarse clock
+    time.sleep(0.02)  # several ticks of the coarse clock
     for change, top in times:
         changes[change](top / change)
     for change in changes:
@@ -267,7 +267,7 @@ def test_with_sync_every_write_is_on_the_backing_when_it_returns(mounted: Mounte
 
 
 def test_seek_hole_reports_data_and_copies_are_whole(mounted: Mounted, writing: Options) -> None:
-    """No handler for lseek: the whole file is data, which is always allowed."""
+    """There is no handler for lseek: the whole file counts as data, which POSIX allows."""
     root = mounted.start(*writing)
     with (root / "f").open("wb") as file:
         file.seek(1 << 20)

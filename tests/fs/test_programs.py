@@ -1,4 +1,4 @@
-"""Ordinary programs on a mount see what they would see on the backing, and leave what they would leave there."""
+"""Ordinary programs read and write the same on a mount as on the backing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that others replace or remove: the next open finds what is there, however long names are believed."""
+"""Names that others replace or remove: the next open finds the current file, however long names are cached."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BELIEVING = ("--attr-timeout", "5m")
 
 @pytest.fixture
 def root(mounted: Mounted) -> Path:
-    """Mount with names that are believed for longer than any test takes."""
+    """Mount with names cached for longer than any test takes."""
     return mounted.start(*BELIEVING)
 
 
 def replace(path: Path, text: str, mode: int = 0o644) -> None:
-    """Save a file as editors and package managers do."""
+    """Replace a file by a rename, as editors and package managers do."""
     new = path.with_name(f"{path.name}.new")
     new.write_text(text)
     new.chmod(mode)
@@ -44,7 +44,7 @@ def test_an_open_finds_the_file_that_replaced_a_known_one(mounted: Mounted, root
     assert (source / "f").read_text() == "others' and ours"
     replace(source / "f", "others'")
     (root / "f").write_text("ours")
-    assert (source / "f").read_text() == "ours", "O_TRUNC hit the old file"
+    assert (source / "f").read_text() == "ours", "O_TRUNC truncated the old file"
 
     for status in (3, 4):
         replace(source / "program", f"#!/bin/sh\nexit {status}\n", 0o755)
@@ -162,7 +162,7 @@ def test_opens_of_a_constantly_replaced_name_never_fail(mounted: Mounted) -> Non
             found = (root / "f").read_text().split()
             assert len(found) == 100
             assert len(set(found)) == 1
-            assert int(found[0]) >= last, "an older file than before"
+            assert int(found[0]) >= last, "the listing went back to an older state"
             last = int(found[0])
     finally:
         others.kill()
@@ -170,7 +170,7 @@ def test_opens_of_a_constantly_replaced_name_never_fail(mounted: Mounted) -> Non
 
 
 class Directory:
-    """opendir(3), readdir(3), rewinddir(3): Python reads a directory whole as soon as it opens it."""
+    """opendir(3), readdir(3), rewinddir(3): Python's scandir reads a directory whole when it opens it."""
 
     libc = ctypes.CDLL(None, use_errno=True)
     libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
@@ -182,7 +182,7 @@ class Directory:
         assert self._stream
 
     def names(self) -> list[str]:
-        """Read to the end."""
+        """Return the names up to the end."""
         found = []
         while entry := self.libc.readdir(self._stream):
             found.append(ctypes.string_at(entry + 19).decode())

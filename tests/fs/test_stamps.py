@@ -1,4 +1,4 @@
-"""A backing whose stamps are whole seconds: what others write within a second is seen all the same."""
+"""A backing with time stamps of whole seconds: writes of others within the same second are seen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLD, NEW, NEWER = (pages_of(seed, 3) for seed in range(3))
 
 @pytest.fixture
 def mounted(backing: Backing, place: Place) -> Iterator[Mounted]:
-    """Mount over a backing that shows whole seconds."""
+    """Mount over a backing with whole seconds."""
     backing.fail("stat * seconds")
     with mounting(place) as made:
         yield made
@@ -29,7 +29,7 @@ def mounted(backing: Backing, place: Place) -> Iterator[Mounted]:
 
 def test_a_rewrite_in_the_same_second_as_a_read_is_seen(backing: Backing, mounted: Mounted, writing: Options) -> None:
     root, theirs = mounted.start(*writing), backing.directory / "f"
-    for _ in range(20):  # until all of it happens within a second
+    for _ in range(20):  # until all of this happens within one second
         theirs.write_bytes(OLD)
         seconds = os.stat(theirs).st_mtime_ns // 1_000_000_000
         assert (root / "f").read_bytes() == OLD

@@ -1,1 +1,1 @@
-"""Tests of the handshake and of what the kernel is told."""
+"""Tests of the handshake and of notifications to the kernel."""

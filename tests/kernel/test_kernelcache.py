@@ -1,4 +1,4 @@
-"""No invalidation of pages follows the answer to an open."""
+"""Pages are never invalidated after the reply to an open."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tmemfs.kernel.kernelcache import KernelCache
 
 
 class Invalidations:
-    """The kernel's side: each call says which inode it is for and waits to be let go."""
+    """The kernel's side: each call records its inode and waits for its release."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[int] = []
@@ -42,7 +42,7 @@ def test_pages_are_invalidated_in_a_thread_and_an_open_waits_for_it(monkeypatch:
             nursery.start_soon(kernel.run)
             kernel.forget_pages(7)
             await until(kernel_side.begun, [7])
-            await kernel.settled(8)  # another one's open does not wait
+            await kernel.settled(8)  # an open of another inode does not wait
             nursery.start_soon(opened, 7)
             await trio.sleep(0.01)
             kernel_side.go_on.release()

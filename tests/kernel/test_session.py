@@ -1,4 +1,4 @@
-"""The handshake: what it makes of an INIT reply, and what a mount can do because of it."""
+"""The handshake: its changes to an INIT reply, and their effect on a mount."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ INIT_EXT, DONT_MASK, KILLPRIV, ALLOW_MMAP = 1 << 30, 1 << 6, 1 << 19, 1 << 4
 
 
 def request(flags: int, flags2: int, extended: bool = True) -> bytes:
-    """Build an INIT request as the kernel sends it."""
+    """Return an INIT request as the kernel sends it."""
     body = struct.pack("=IIII", 7, 45, 1 << 17, flags) + (struct.pack("=I44x", flags2) if extended else b"")
     return struct.pack("=IIQQIIIHH", 40 + len(body), 26, 1, 0, 0, 0, 0, 0, 0) + body
 
 
 def reply(flags: int, error: int = 0) -> bytes:
-    """Build an INIT reply as libfuse sends it."""
+    """Return an INIT reply as libfuse sends it."""
     body = struct.pack("=IIIIHHIIHHI28x", 7, 36, 1 << 17, flags, 12, 9, 1 << 20, 1, 256, 0, 0)
     return struct.pack("=IiQ", 16 + len(body), error, 1) + body
 
 
 def flags_of(patched: bytes) -> tuple[int, int]:
-    """Read flags and flags2 out of a reply."""
+    """Return flags and flags2 of a reply."""
     return struct.unpack_from("=I", patched, 16 + 12)[0], struct.unpack_from("=I", patched, 16 + 32)[0]
 
 

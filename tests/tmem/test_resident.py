@@ -1,4 +1,4 @@
-"""Slabs that stay in memory while they are out."""
+"""Slabs that stay resident while they are out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tmem.resident import ResidentSlabs
 
 
 def mapped_bytes(fd: int) -> int:
-    """Tell how much of a memfd this process has mapped pages of."""
+    """Return how many bytes of a memfd this process has mapped."""
     inode = os.fstat(fd).st_ino
     total, within = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -57,7 +57,7 @@ def test_no_slab_is_acquired_that_may_not_be_populated() -> None:
     room[0] = 3 * SLAB_SIZE
     deadline = time.monotonic() + 30
     while slabs.acquire(True) is None:
-        assert time.monotonic() < deadline, "after a moment it is asked again"
+        assert time.monotonic() < deadline, "the limit is checked again after a moment"
     assert arena.slabs_out == 3
 
 

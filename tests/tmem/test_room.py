@@ -1,4 +1,4 @@
-"""Full pools: what a put may cost, and how full they stay when the sizes of pages change."""
+"""Full pools: the cost of a put, and the fill level when the sizes of pages change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stock of real slabs: the pool never waits for memory, and gets every slab of the arena all the same."""
+"""A stock of populated slabs: the pool never waits for memory, and can still use the whole arena."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_low_stock_asks_for_a_fill_until_the_arena_is_used_up() -> None:
     assert wanted
     wanted.clear()
     assert stock.acquire(True) is None
-    assert not wanted, "nobody is woken for what the arena does not have"
+    assert not wanted, "no fill is requested when the arena is used up"
 
 
 def test_the_stock_is_short_only_of_what_a_fill_can_add() -> None:
@@ -50,12 +50,12 @@ def test_the_stock_is_short_only_of_what_a_fill_can_add() -> None:
     assert wanted == [0]
     stock.fill()
     assert not stock.is_short(LEAST_SLABS * PAGES - 1)
-    assert not stock.is_short(1 << 20), "more than the stock can hold need not be waited for"
+    assert not stock.is_short(1 << 20), "no fill adds more than the stock can hold"
     for _ in range(LEAST_SLABS):
         stock.acquire(True)
     assert stock.is_short(1)
     stock.fill()
-    assert not stock.is_short(1 << 20), "the arena has no more"
+    assert not stock.is_short(1 << 20), "the arena is used up"
 
 
 def test_a_failing_arena_leaves_the_stock_empty(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_a_failing_arena_leaves_the_stock_empty(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "posix_fallocate", fail)
     stock.fill()
     assert stock.stocked == arena.slabs_out == 0
-    assert not stock.is_short(1), "not at once again"
+    assert not stock.is_short(1), "not retried at once"
 
 
 def test_a_released_slab_is_reused_without_being_populated_again() -> None:
@@ -107,7 +107,7 @@ def test_the_pool_works_while_a_fill_waits_for_memory(monkeypatch: pytest.Monkey
     begun, go_on, allocate = threading.Event(), threading.Event(), os.posix_fallocate
 
     def slow(fd: int, offset: int, size: int) -> None:
-        assert threading.current_thread() is thread, "the pool waits for memory"
+        assert threading.current_thread() is thread, "the pool waited for memory"
         begun.set()
         go_on.wait(30)
         allocate(fd, offset, size)
@@ -115,7 +115,9 @@ def test_the_pool_works_while_a_fill_waits_for_memory(monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "posix_fallocate", slow)
     thread = threading.Thread(target=stock.fill)
     assert pool.put(1, 0, filled(1))
-    for index in range(3 * SLABS * PAGES // 2):  # more than the stock has room for: the oldest go, and nobody waits
+    for index in range(
+        3 * SLABS * PAGES // 2
+    ):  # more than the stock holds: the oldest pages are evicted, without waiting
         assert pool.put(1, index, page_of(index, PAGE_SIZE))
         if index == SLABS * PAGES // 2:
             thread.start()
