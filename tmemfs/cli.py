@@ -1,4 +1,4 @@
-"""The commands: they read the words of a command line and call what does the work."""
+"""The command line of tmemfs: it parses options and arguments and calls the functions that do the work."""
 
 from __future__ import annotations
 
@@ -28,45 +28,52 @@ from tmemfs.config import (
     parse_throttle,
 )
 from tmemfs.kernel.mounttable import resolve_mountpoint
-from tmemfs.lifecycle.controlsocket import RemoteError
-from tmemfs.lifecycle.remote import RemoteMount
-from tmemfs.lifecycle.top import Watcher, watch
-from tmemfs.lifecycle.writingback import Unwritable
+from tmemfs.lifecycle.controlclient import RemoteError
+from tmemfs.lifecycle.remotemount import RemoteMount
+from tmemfs.lifecycle.swapon import swapoff, swapon
+from tmemfs.lifecycle.top import Watcher
+from tmemfs.lifecycle.topview import show
+from tmemfs.lifecycle.umount import Unwritable, umount
+from tmemfs.lifecycle.warm import held_bytes, read_all, regular_files
 
 USER = Text("USER", parse_user)
 POOL = Text("SIZE|none|unix:PATH", parse_pool)
 BALLOON = Text("min=…,max=…,idle=…", parse_balloon)
 THROTTLE = Text("latency=…,bandwidth=…,depth=…", parse_throttle)
+BACKING_CACHE = click.Choice(["drop", "keep"])
+BACKING_CACHE_HELP = "Drop SOURCE's pages from the kernel's page cache after a read, or keep them."
+VERSION_BY = click.Choice(["all", "size,mtime"])
+VERSION_BY_HELP = "Attributes that tell whether a file of SOURCE has changed."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tmemfs")
 def cli() -> None:
-    """Cache a slow directory in memory: a page cache, and a compressed pool behind it."""
+    """Cache a slow directory in memory: a page cache, and behind it a compressed pool."""
 
 
 @cli.command("mount")
 @click.argument("source")
 @click.argument("mountpoint")
-@click.option("--cache", type=SIZE, default=64 * MIB, help="Page cache: 64M, 1G, 10% of RAM … [default: 64M]")
+@click.option("--cache", type=SIZE, default=64 * MIB, help="Page cache: 64M, 1G, 10% of RAM. [default: 64M]")
 @click.option("--pool", type=POOL, default=PoolChoice(256 * MIB), help="Compressed pool. [default: 256M]")
-@click.option("--compress/--no-compress", default=True, help="Compress the pool's pages. [default: compress]")
-@click.option("--pool-max", type=SIZE, default=None, help="With --pool unix:PATH: borrow no more. [default: all RAM]")
-@click.option("--pool-owner", type=USER, default=None, help="Who runs that tmemd, if it is neither root nor you.")
-@click.option("--hswap", type=SIZE, default=0, help="Give the mount a swap-like file of this size, .tmemfs/hswap.")
-@click.option("--hswap-overflow", metavar="FILE", default=None, help="Where its pages go that the pool refuses.")
-@click.option("--balloon", type=BALLOON, default=None, help="Let the cache's size follow need between min and max.")
+@click.option("--compress/--no-compress", default=True, help="Compress the pages in the pool. [default: compress]")
+@click.option("--pool-max", type=SIZE, default=None, help="With --pool unix:PATH: most to borrow. [default: 100%]")
+@click.option("--pool-owner", type=USER, default=None, help="User of that tmemd, if neither root nor you.")
+@click.option("--hswap", type=SIZE, default=0, help="Size of the swap-like file .tmemfs/hswap. [default: no file]")
+@click.option("--hswap-overflow", metavar="FILE", default=None, help="File for its pages that the pool refuses.")
+@click.option("--balloon", type=BALLOON, default=None, help="Resize the page cache by demand, between min and max.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
-@click.option("-o", "options", multiple=True, metavar="OPTS", help="Mount options, as mount(8) knows them.")
-@click.option("--writeback", is_flag=True, help="Acknowledge writes before the backing has them.")
-@click.option("--watch", is_flag=True, help="Notice changes of the backing at once (inotify).")
-@click.option("--throttle", type=THROTTLE, default=None, help="Slow the backing down, for experiments.")
-@click.option("--attr-timeout", type=DURATION, default=1.0, help="Keep attributes and names. [default: 1s]")
-@click.option("--negative-timeout", type=DURATION, default=0.0, help="Keep missing names. [default: 0s]")
-@click.option("--backing-cache", type=click.Choice(["drop", "keep"]), default="drop", show_default=True)
-@click.option("--version-by", type=click.Choice(["all", "size,mtime"]), default="all", show_default=True)
-@click.option("--log", "log_file", metavar="FILE", default=None, help="Log to this file.")
-@click.option("--debug", is_flag=True, help="Log everything.")
+@click.option("-o", "options", multiple=True, metavar="OPTS", help="Mount options as for mount(8).")
+@click.option("--writeback", is_flag=True, help="Acknowledge writes before they are in SOURCE.")
+@click.option("--watch", is_flag=True, help="Notice changes of SOURCE at once (inotify).")
+@click.option("--throttle", type=THROTTLE, default=None, help="Slow SOURCE down, for experiments.")
+@click.option("--attr-timeout", type=DURATION, default=1.0, help="Cache attributes and names so long. [default: 1s]")
+@click.option("--negative-timeout", type=DURATION, default=0.0, help="Cache missing names so long. [default: 0s]")
+@click.option("--backing-cache", type=BACKING_CACHE, default="drop", show_default=True, help=BACKING_CACHE_HELP)
+@click.option("--version-by", type=VERSION_BY, default="all", show_default=True, help=VERSION_BY_HELP)
+@click.option("--log", "log_file", metavar="FILE", default=None, help="Log file.")
+@click.option("--debug", is_flag=True, help="Log debug messages, too.")
 @click.option("--control-name", default=".tmemfs", show_default=True, help="Name of the mount's control directory.")
 def mount_command(
     source: str,
@@ -85,9 +92,9 @@ def mount_command(
 ) -> int:
     """Mount the directory SOURCE on MOUNTPOINT (which may be SOURCE itself)."""
     if pool_max is not None and pool.socket is None:
-        raise ConfigError("--pool-max bounds what is borrowed: give it with --pool unix:PATH, or --pool SIZE alone")
+        raise ConfigError("--pool-max limits what is borrowed: give it with --pool unix:PATH, or --pool SIZE alone")
     if pool_owner is not None and pool.socket is None:
-        raise ConfigError("--pool-owner says whose tmemd is meant: give it with --pool unix:PATH")
+        raise ConfigError("--pool-owner names the user of tmemd: give it with --pool unix:PATH")
     config = MountConfig(
         source=Path(os.path.realpath(source)),
         mountpoint=resolve_mountpoint(mountpoint),
@@ -103,7 +110,7 @@ def mount_command(
         log_file=Path(os.path.abspath(log_file)) if log_file is not None else None,
         **rest,
     )
-    # Imported here, so that the other commands start without the filesystem and its libraries.
+    # Imported here, so that the other commands start faster: they need neither the filesystem nor its libraries.
     from tmemfs.lifecycle.mount import mount
 
     return mount(config)
@@ -111,19 +118,21 @@ def mount_command(
 
 @cli.command("umount")
 @click.argument("mountpoint", metavar="MNT")
-@click.option("-l", "--lazy", is_flag=True, help="Hide a mount that is in use, and wait for its last user.")
-@click.option("--timeout", type=DURATION, default=None, help="Wait no longer. [default: 10m; 5s for copies elsewhere]")
-@click.option("--wait-backing", "unwritable", flag_value=Unwritable.WAIT, help="Go on trying to write back.")
-@click.option("--discard", "unwritable", flag_value=Unwritable.DISCARD, help="Give up what cannot be written back.")
+@click.option("-l", "--lazy", is_flag=True, help="Detach a mount in use, and wait for its last user.")
+@click.option("--timeout", type=DURATION, default=None, help="Wait no longer. [default: 10m; 5s while MNT has copies]")
+@click.option(
+    "--wait-backing", "unwritable", flag_value=Unwritable.WAIT, help="Retry failed write-backs until they work."
+)
+@click.option("--discard", "unwritable", flag_value=Unwritable.DISCARD, help="Drop changes that cannot be written.")
 def umount_command(mountpoint: str, lazy: bool, timeout: float | None, unwritable: Unwritable | None) -> int:
-    """Unmount MNT and wait until its process has ended and everything is written.
+    """Unmount MNT and wait until everything is written back and its process has ended.
 
-    Exit code 1: it stays mounted, because it is in use, or because what --writeback kept cannot be written: the message
-    names the files. Exit code 3: it is unmounted, but its process has not ended in time, and goes on.
+    Exit code 1: MNT stays mounted. It is in use, or it has changes that cannot be written back; the message names the
+    files. Exit code 3: MNT is unmounted, but its process has not ended in time and still runs.
     """
-    remote = RemoteMount(mountpoint)
-    if not remote.umount(lazy=lazy, timeout=timeout, unwritable=unwritable or Unwritable.REFUSE):
-        say(f"'{mountpoint}' is unmounted, but did not name its process: its end was not waited for")
+    mount = RemoteMount(mountpoint)
+    if not umount(mount, lazy=lazy, timeout=timeout, unwritable=unwritable or Unwritable.REFUSE):
+        say(f"'{mountpoint}' is unmounted, but its process was not found: its end was not waited for")
     return 0
 
 
@@ -133,42 +142,42 @@ def umount_command(mountpoint: str, lazy: bool, timeout: float | None, unwritabl
 @click.option("--reset", is_flag=True, help="Set the counters to zero.")
 def stats_command(mountpoint: str, as_json: bool, reset: bool) -> int:
     """Print the counters of MNT."""
-    remote = RemoteMount(mountpoint)
+    mount = RemoteMount(mountpoint)
     if reset:
-        remote.write("stats", b"reset\n")
+        mount.write("stats", b"reset\n")
         return 0
-    # What the process behind a mount says may be anything: it is somebody else's.
-    text = remote.read("stats.json" if as_json else "stats").decode(errors="surrogateescape")
+    # Untrusted: the mount may be another user's.
+    text = mount.read("stats.json" if as_json else "stats").decode(errors="surrogateescape")
     print(*map(printable, text.rstrip("\n").split("\n")), sep="\n")
     return 0
 
 
 @cli.command("top")
 @click.argument("mountpoints", metavar="[MNT…]", nargs=-1)
-@click.option("--once", is_flag=True, help="Look once, over one interval, and end.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON, for scripts.")
-@click.option("--interval", type=DURATION, default=1.0, help="Time between two looks. [default: 1s]")
+@click.option("--once", is_flag=True, help="Show one interval and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Show one interval as JSON and exit.")
+@click.option("--interval", type=DURATION, default=1.0, help="Time between two updates. [default: 1s]")
 def top_command(mountpoints: tuple[str, ...], once: bool, as_json: bool, interval: float) -> int:
-    """Show the tmemfs mounts of this machine, or some: hits, cache, pool, swap, and what the backing has to do."""
+    """Show all tmemfs mounts of this machine, or only MNT…: hit ratio, cache, pool, swap, and load on SOURCE."""
     only = {resolve_mountpoint(mountpoint) for mountpoint in mountpoints}
-    watch(Watcher(only), max(interval, 0.1), once=once, as_json=as_json)
+    show(Watcher(only), max(interval, 0.1), once=once, as_json=as_json)
     return 0
 
 
 @cli.command("swapon")
 @click.argument("mountpoint", metavar="MNT")
 def swapon_command(mountpoint: str) -> int:
-    """Swap to the hswap file of MNT, through a loop device (root only)."""
-    device = RemoteMount(mountpoint).swap_on()
-    say(f"swapping to '{mountpoint}' through {device}; tmemfs swapoff {mountpoint} ends it")
+    """Swap to the hswap file of MNT, through a loop device. Needs root."""
+    device = swapon(RemoteMount(mountpoint))
+    say(f"swapping to '{mountpoint}' through {device}; tmemfs swapoff {mountpoint} ends this")
     return 0
 
 
 @cli.command("swapoff")
 @click.argument("mountpoint", metavar="MNT")
 def swapoff_command(mountpoint: str) -> int:
-    """Take everything that was swapped to MNT back into memory, and empty its hswap file."""
-    RemoteMount(mountpoint).swap_off()
+    """Read everything that is swapped to MNT back into memory, and empty its hswap file. Needs root."""
+    swapoff(RemoteMount(mountpoint))
     return 0
 
 
@@ -176,7 +185,7 @@ def swapoff_command(mountpoint: str) -> int:
 @click.argument("mountpoint", metavar="MNT")
 @click.argument("size", type=SIZE)
 def resize_command(mountpoint: str, size: int) -> int:
-    """Give the page cache of MNT another size while it runs."""
+    """Resize the page cache of MNT."""
     RemoteMount(mountpoint).write("cache_size", b"%d\n" % size)
     return 0
 
@@ -186,15 +195,15 @@ def resize_command(mountpoint: str, size: int) -> int:
 @click.argument("path", required=False)
 def drop_command(mountpoint: str, path: str | None) -> int:
     """Drop the clean pages of MNT, or of the file PATH in it, from cache and pool."""
-    remote = RemoteMount(mountpoint)
-    remote.write("drop_caches", b"1\n" if path is None else b"/" + os.fsencode(remote.relative(path)) + b"\n")
+    mount = RemoteMount(mountpoint)
+    mount.write("drop_caches", b"1\n" if path is None else b"/" + os.fsencode(mount.relative(path)) + b"\n")
     return 0
 
 
 @cli.command("freeze")
 @click.argument("mountpoint", metavar="MNT")
 def freeze_command(mountpoint: str) -> int:
-    """Have the pool of MNT take no new pages; those that it holds can still be read."""
+    """Make the pool of MNT refuse new pages; the pages in it can still be read."""
     RemoteMount(mountpoint).write("freeze", b"1\n")
     return 0
 
@@ -202,7 +211,7 @@ def freeze_command(mountpoint: str) -> int:
 @cli.command("thaw")
 @click.argument("mountpoint", metavar="MNT")
 def thaw_command(mountpoint: str) -> int:
-    """Have the pool of MNT take new pages again."""
+    """Make the pool of MNT accept new pages again."""
     RemoteMount(mountpoint).write("freeze", b"0\n")
     return 0
 
@@ -211,20 +220,21 @@ def thaw_command(mountpoint: str) -> int:
 @click.argument("mountpoint", metavar="MNT")
 @click.argument("paths", metavar="PATH…", nargs=-1, required=True)
 def warm_command(mountpoint: str, paths: tuple[str, ...]) -> int:
-    """Read files and directories of MNT, so that their pages are in memory, and say how much of it stayed."""
-    remote = RemoteMount(mountpoint)
-    files = list(remote.files([remote.relative(path) for path in paths]))
+    """Read files, and all files below directories, of MNT into memory; print how much of them stayed there."""
+    mount = RemoteMount(mountpoint)
+    files = list(regular_files(mount, map(mount.relative, paths)))
     total = sum(file.stat().st_size for file in files)
     columns = TextColumn("warming"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("warm", total=total)
-        remote.warm(files, lambda size: progress.advance(task, size))
+        read_all(files, lambda size: progress.advance(task, size))
     try:
-        held = min(total, remote.held_bytes(files))
+        held = min(total, held_bytes(mount, files))
     except RemoteError as error:
-        say(f"read {format_size(total)}; how much of it stayed in memory cannot be asked: {error}")
+        say(f"read {format_size(total)}; how much of it is in memory is unknown: {error}")
     else:
-        say(f"read {format_size(total)}, {format_size(held)} of it are in memory now ({100 * held // max(1, total)} %)")
+        percent = 100 * held // max(1, total)
+        say(f"read {format_size(total)}, of which {format_size(held)} are in memory now ({percent} %)")
     return 0
 
 

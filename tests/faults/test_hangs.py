@@ -15,7 +15,7 @@ from tests.conftest import Place, run, wait_until
 from tests.fs.failing import Backing, backing
 from tests.mounted import Mounted
 from tests.pagebytes import pages_of
-from tmemfs.lifecycle.remote import RemoteMount
+from tmemfs.lifecycle.remotemount import RemoteMount
 
 __all__ = ["backing"]
 

@@ -22,10 +22,11 @@ from tmemcommon.mountinfo import MountEntry
 from tmemfs.config import ConfigError
 from tmemfs.fuse.virtualfiles import InvalidInput
 from tmemfs.kernel.mounttable import top_mount
-from tmemfs.lifecycle import controlserver, controlsocket
+from tmemfs.lifecycle import controlclient, controlserver
+from tmemfs.lifecycle.controlclient import RemoteError, ask
 from tmemfs.lifecycle.controlserver import ControlServer
-from tmemfs.lifecycle.controlsocket import MAX_REQUEST, Answer, RemoteError, Request, ask, directories, socket_name
-from tmemfs.lifecycle.remote import RemoteMount
+from tmemfs.lifecycle.controlsocket import MAX_REQUEST, Answer, Request, directories, socket_name
+from tmemfs.lifecycle.remotemount import RemoteMount
 from tmemfs.stats import Stats
 from tmemfs.virtual.controlfiles import ControlFiles
 
@@ -137,7 +138,7 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="tmemfs-test-"))
     made.chmod(0o755)
     place = made / "sockets"
-    monkeypatch.setattr(controlsocket, "directories", lambda owner: iter([place]))
+    monkeypatch.setattr(controlclient, "directories", lambda owner: iter([place]))
     monkeypatch.setattr(controlserver, "directories", lambda owner: iter([place]))
     yield place
     shutil.rmtree(made)
@@ -225,7 +226,7 @@ def test_waiting_requests_and_silent_connections_do_not_block_others(
             with pytest.raises(RemoteError, match="does not answer"):
                 ask(MOUNT, "wait", b"1", seconds=0.05)
         wait_until(lambda: verbs.waiting == controlserver.MAX_CHANGES, "all of them wait")
-        with pytest.raises(RemoteError, match="16 requests wait already"):
+        with pytest.raises(RemoteError, match="16 requests wait for the backing already"):
             ask(MOUNT, "fail", b"1")
         for _ in range(2 * controlserver.MAX_CONNECTIONS):
             silent.append(socket.socket(socket.AF_UNIX))
@@ -246,7 +247,7 @@ def test_another_user_is_refused_by_directory_server_and_command(directory: Path
         path = os.fspath(directory / socket_name(MOUNT.device))
         with socket.socket(socket.AF_UNIX) as connection, pytest.raises(PermissionError):
             connection.connect(path)
-        with pytest.raises(RemoteError, match=r"root and its owner \(uid 0\) alone"):
+        with pytest.raises(RemoteError, match=r"only root and its owner \(uid 0\) may control"):
             ask(MOUNT, "config")
 
     def open_the_door_and_intrude() -> None:
@@ -305,11 +306,11 @@ def test_an_answer_that_is_none_is_the_trouble_of_its_mount(directory: Path, ans
             connection.sendall(answer)
         thread.join(60)
     (failure,) = failures
-    assert "nothing that can be understood" in failure
+    assert "an answer that is not understood" in failure
 
 
 def test_a_mount_without_a_socket_says_where_it_was_looked_for(directory: Path) -> None:
-    with pytest.raises(RemoteError, match=f"'/data' has no control socket in '{directory}': ask where it was mounted"):
+    with pytest.raises(RemoteError, match=f"'/data' has no control socket in '{directory}': run this where"):
         ask(MOUNT, "config")
 
 

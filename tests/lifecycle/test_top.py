@@ -14,8 +14,7 @@ from tests.pagebytes import pages_of
 from tmemcommon.mountinfo import MountEntry
 from tmemfs.kernel.kernelmount import unmount
 from tmemfs.lifecycle.controlsocket import MAX_ANSWER
-from tmemfs.lifecycle.top import Watcher, mounts
-from tmemfs.lifecycle.toplines import Line, Sample, line_of, sample_of
+from tmemfs.lifecycle.top import Line, Sample, Watcher, line_of, mounts, sample_of
 
 ENTRY = MountEntry("0:77", Path("/data"), "fuse.tmemfs", "/mnt/nfs")
 BEFORE: dict[str, object] = {
@@ -108,7 +107,7 @@ NONSENSE = {
 @pytest.mark.parametrize("content", NONSENSE.values(), ids=NONSENSE.keys())
 def test_nonsense_is_the_trouble_of_its_mount(content: bytes) -> None:
     sample = sample_of(1.0, content)
-    assert sample.told is None
+    assert sample.counters is None
     (trouble,) = line_of(ENTRY, told(0.0, BEFORE), sample).troubles()
     assert trouble.startswith("its counters cannot be read")
     assert trouble.isprintable()

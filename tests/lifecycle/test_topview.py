@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from tmemfs.lifecycle.toplines import Line
+from tmemfs.lifecycle.top import Line
 from tmemfs.lifecycle.topview import view
 
 QUIET = Line(

@@ -32,12 +32,12 @@ def test_a_second_swapon_and_a_second_swapoff_are_refused(swapped: SwappedMount)
     swapped.start()
     again = swapped.command("swapon")
     assert again.returncode == 1
-    assert "is swapped to already" in again.stderr
+    assert "is in use as swap already" in again.stderr
     assert len(loopswap.loop_devices_of(swapped.file)) == 1
     assert swapped.command("swapoff").returncode == 0
     off = swapped.command("swapoff")
     assert off.returncode == 1
-    assert "is not swapped to" in off.stderr
+    assert "is not in use as swap" in off.stderr
     assert swapped.command("swapon").returncode == 0, "and it can be swapped to again"
 
 

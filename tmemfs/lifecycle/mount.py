@@ -1,9 +1,9 @@
 """The lifecycle of one mount: checks, fork, serving, signals, the end.
 
-The end has an order that loses nothing. First the mount is taken away while it is still served, so that the
-kernel can hand over what it holds; only when the connection is over are the dirty pages written back, because
-only then can no new ones come; then the process ends. A person who cannot wait says so with a second signal
-(every request fails from then on, but dirty pages are still written) and a third one (the process just ends).
+The order of the end loses no data. The mount is unmounted while it is still served, so that the kernel can send the
+dirty pages of its own. When the connection is over, no new dirty pages can come, and ours are written back. Then the
+process ends. A second signal makes every request fail, but dirty pages are still written. A third one ends the process
+at once.
 """
 
 from __future__ import annotations
@@ -25,33 +25,32 @@ from tmemfs.kernel.kernelmount import abort, unmount
 from tmemfs.kernel.mounttable import is_tmemfs, top_mount
 from tmemfs.kernel.session import Session
 from tmemfs.lifecycle.controlserver import ControlServer
-from tmemfs.lifecycle.daemon import Ready, in_background, prepare_process, start_log
+from tmemfs.lifecycle.daemonize import Ready, prepare_process, run_in_background, start_log
 from tmemfs.lifecycle.loopswap import SwapError, swap_devices_of, swap_off
 from tmemfs.lifecycle.preflight import prepare
 
 log = logging.getLogger(__name__)
 
-# A thread that hangs in the backing cannot be cancelled: the process does not wait longer for it than this.
-_STUCK_SECONDS = 5.0
+_STUCK_SECONDS = 5.0  # the end waits no longer for threads that hang in the backing: they cannot be cancelled
 
 
 def mount(config: MountConfig) -> int:
-    """Mount, serve in the foreground or leave that to a child, and return the exit code."""
+    """Mount and serve, in the foreground or in a child process; return the exit code."""
     if config.foreground:
         try:
             return _run(config, lambda: None)
         except ConfigError as error:
             say(str(error))
             return EXIT_USAGE
-    trouble = in_background(lambda ready: _run(config, ready))
-    if trouble is not None:
-        say(trouble)
+    error_line = run_in_background(lambda ready: _run(config, ready))
+    if error_line is not None:
+        say(error_line)
         return EXIT_USAGE
     return 0
 
 
 def _run(config: MountConfig, ready: Ready) -> int:
-    """Check, mount and serve until the end. Raises ConfigError before the mount works."""
+    """Check, mount and serve until the end; return the exit code. Raises ConfigError when the mount fails."""
     source_fd = prepare(config)
     log_file = start_log(config)
     prepare_process(config)
@@ -67,7 +66,7 @@ def _run(config: MountConfig, ready: Ready) -> int:
 
 
 class _Mount:
-    """Be one mount while it is served."""
+    """One mount while it is served."""
 
     def __init__(self, config: MountConfig, guest: Guest, log_file: LogFile | None, ready: Ready) -> None:
         self._config = config
@@ -76,11 +75,11 @@ class _Mount:
         self._guest = guest
         self._device = ""
         self._socket = ControlServer(guest.control)
-        self._works = False
+        self._is_ready = False
         self._status = 0
-        # Not trio's default limiter: unmounting must not wait for threads that hang in the backing.
+        # Not trio's default limiter: all of its threads may hang in the backing.
         self._limiter = trio.CapacityLimiter(4)
-        self._log_limiter = trio.CapacityLimiter(1)  # a log whose disk hangs holds up neither of them
+        self._log_limiter = trio.CapacityLimiter(1)  # threads that wait for the log's disk must not delay the unmount
 
     async def serve(self) -> int:
         """Serve from mount to end; return the exit code."""
@@ -88,34 +87,34 @@ class _Mount:
             try:
                 session = Session.open(self._guest.operations, self._config)
             except (OSError, RuntimeError) as error:
-                raise _refused(self._config, error) from error
+                raise _mount_error(self._config, error) from error
             self._note_device()
             try:
                 await self._serve_session(session, signals)
             except Exception as error:
-                if not self._works:
-                    raise ConfigError(f"the mount failed: {_first(error)}; --debug -f shows more") from error
-                log.exception("the mount ended by an error")
+                if not self._is_ready:
+                    raise ConfigError(f"the mount failed: {_first_cause(error)}; --debug -f shows more") from error
+                log.exception("the mount ended with an error")
                 self._status = EXIT_FAILED
             finally:
-                self._take_away()
+                self._detach()
         log.info("ended")
         return self._status
 
     async def _serve_session(self, session: Session, signals: AsyncIterator[int]) -> None:
-        """Run guest and session side by side until the connection is over and everything is written."""
+        """Run guest and session until the connection is over and everything is written back."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._guest.run)
             await nursery.start(session.run)
-            # Again: without the handshake it is another connection.
+            # Again: after a failed handshake the session has mounted a second time.
             self._note_device()
             await self._open_socket(nursery)
             await self._announce(session)
             nursery.start_soon(self._obey, signals, session, nursery)
             await session.ended.wait()
             await self._socket.stop()
-            self._take_away()
-            self._device = ""  # its number may be that of anybody's next mount while dirty pages are written back
+            self._detach()
+            self._device = ""  # the next mount may get this number while dirty pages are written back
             await self._finish()
             timer = threading.Timer(_STUCK_SECONDS, os._exit, (self._status,))
             timer.daemon = True
@@ -123,28 +122,28 @@ class _Mount:
             nursery.cancel_scope.cancel()
 
     async def _open_socket(self, nursery: trio.Nursery) -> None:
-        """Listen for the commands. Without its socket the mount works all the same, and its control files."""
+        """Listen for commands. If that fails, mount and control files work without it."""
         try:
             path = await nursery.start(self._socket.run, self._device)
         except OSError as error:
-            log.warning("there is no control socket: %s; the commands do not reach this mount", error)
+            log.warning("no control socket: %s; commands cannot reach this mount, use its control files", error)
         else:
             log.info("control socket %s", path)
 
     async def _announce(self, session: Session) -> None:
-        """Say that the mount works, and where it logs."""
+        """Report that the mount works and where it logs."""
         config = self._config
         mmap = "on" if session.shared_mmap else "off"
         log.info("%s on %s, pid %d, shared mmap %s", config.source, config.mountpoint, os.getpid(), mmap)
         where = f"log {self._log_file.path}" if self._log_file is not None else "log on stderr"
         say(f"{config.source} on {config.mountpoint}, pid {os.getpid()}, {where}")
-        self._works = True
-        if self._log_file is not None:  # whoever sees the mount may look into it
+        self._is_ready = True
+        if self._log_file is not None:  # the log is complete when the mount is reported
             await trio.to_thread.run_sync(self._log_file.flush, limiter=self._log_limiter)
         self._ready()
 
     async def _obey(self, signals: AsyncIterator[int], session: Session, nursery: trio.Nursery) -> None:
-        """Unmount at the first signal, abort at the second, leave at the third. SIGHUP is about the log alone."""
+        """Unmount at the first signal, abort at the second, exit at the third. SIGHUP only reopens the log."""
         received = 0
         async for number in signals:
             if number == signal.SIGHUP:
@@ -157,49 +156,51 @@ class _Mount:
             elif received == 2 and not self._is_swapped_to():
                 nursery.start_soon(self._abort, session)
             elif received == 2:
-                log.error("not aborting: what is swapped to this mount would be lost; a third signal does it")
+                log.error(
+                    "not aborting: pages swapped to this mount would be lost; a third signal does it all the same"
+                )
             else:
-                log.error("ending at once: what was not written back yet is lost")
+                log.error("ending at once: dirty pages that are not written back are lost")
                 logging.shutdown()
                 os._exit(EXIT_FAILED)
 
     async def _reopen_log(self) -> None:
-        """Go on in a new log file, as logrotate(8) asks for; from a thread, because opening may reach a disk."""
+        """Reopen the log file after logrotate(8) renamed it; in a thread, because opening may reach a disk."""
         if self._log_file is None:
             return
         try:
             await trio.to_thread.run_sync(self._log_file.reopen, abandon_on_cancel=True, limiter=self._log_limiter)
         except OSError as error:
-            log.warning("the log cannot be reopened: %s; going on in the old one", error)
+            log.warning("the log cannot be reopened: %s; continuing in the old file", error)
         else:
             log.info("SIGHUP received: the log is reopened")
 
     async def _unmount(self) -> None:
-        """Unmount while still serving; if the mount is in use, hide it and serve its last users."""
+        """Unmount while still serving. If the mount is in use, detach it and serve its last users."""
         if not self._is_mounted():
             log.info("not unmounting %s: it is covered or already detached", self._config.mountpoint)
             return
         if self._is_swapped_to() and not await self._swap_off():
             return
         try:
-            await self._in_thread(lazy=False)
+            await self._unmount_in_thread(lazy=False)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 log.warning("unmounting failed (%s): detaching instead", error.strerror)
             try:
-                await self._in_thread(lazy=True)
+                await self._unmount_in_thread(lazy=True)
             except OSError:
                 log.exception("detaching failed")
                 return
             log.info("the mount is in use: detached, serving until its last user is gone")
 
     def _is_swapped_to(self) -> bool:
-        """Tell whether the kernel swaps to this mount."""
+        """Return whether the kernel swaps to this mount."""
         return bool(self._config.hswap_bytes and swap_devices_of(self._config.hswap_file))
 
     async def _swap_off(self) -> bool:
-        """Bring back what is swapped to this mount; on failure it has to stay as it is."""
-        log.info("swap is on: bringing everything back first")
+        """End swapping to this mount; return whether that succeeded. If not, it must stay mounted."""
+        log.info("the mount is in use as swap: swapping off first")
         try:
             await trio.to_thread.run_sync(
                 swap_off, self._config.hswap_file, abandon_on_cancel=True, limiter=self._limiter
@@ -209,46 +210,46 @@ class _Mount:
             return False
         return True
 
-    async def _in_thread(self, *, lazy: bool) -> None:
-        """Unmount from a thread, because the kernel may ask this filesystem something meanwhile."""
+    async def _unmount_in_thread(self, *, lazy: bool) -> None:
+        """Unmount in a thread: meanwhile the kernel may send requests to this process."""
         await trio.to_thread.run_sync(
             lambda: unmount(self._config.mountpoint, lazy=lazy), abandon_on_cancel=True, limiter=self._limiter
         )
 
     async def _abort(self, session: Session) -> None:
-        """Make every request fail, now and from now on, and end."""
-        log.warning("aborting the connection: whoever uses the mount gets errors")
+        """Make all requests fail, present and future, and end."""
+        log.warning("aborting the connection: all requests fail from now on")
         aborted = bool(self._device) and await trio.to_thread.run_sync(
             abort, self._device, abandon_on_cancel=True, limiter=self._limiter
         )
-        await trio.to_thread.run_sync(self._take_away, abandon_on_cancel=True, limiter=self._limiter)
+        await trio.to_thread.run_sync(self._detach, abandon_on_cancel=True, limiter=self._limiter)
         if not aborted:
-            session.cut_off()  # no fusectl here
+            session.cut_off()  # fusectl is not mounted here
 
     async def _finish(self) -> None:
-        """Write back what is dirty."""
+        """Write back the dirty pages."""
         try:
             with trio.CancelScope(shield=True):
                 await self._guest.finish()
         except OSError as error:
-            log.error("not everything is in %s: %s", self._config.source, error)
+            log.error("not everything is written to %s: %s", self._config.source, error)
             self._status = EXIT_FAILED
         except Exception:
             log.exception("writing back to %s failed", self._config.source)
             self._status = EXIT_FAILED
 
     def _note_device(self) -> None:
-        """Remember which mount is ours: others may come to lie over it."""
+        """Note the device number of our mount: other mounts may cover it later."""
         entry = top_mount(self._config.mountpoint)
         self._device = entry.device if entry is not None and is_tmemfs(entry) else ""
 
     def _is_mounted(self) -> bool:
-        """Tell whether our mount is the one that the mountpoint shows."""
+        """Return whether our mount is the topmost at the mountpoint."""
         entry = top_mount(self._config.mountpoint)
         return entry is not None and entry.device == self._device
 
-    def _take_away(self) -> None:
-        """Leave no dead mount behind: abort what is left and detach it."""
+    def _detach(self) -> None:
+        """Detach the mount if it is still there, so that no dead mount stays behind."""
         if not self._is_mounted():
             return
         try:
@@ -257,8 +258,8 @@ class _Mount:
             log.exception("detaching failed: run umount -l %s", self._config.mountpoint)
 
 
-def _refused(config: MountConfig, error: Exception) -> ConfigError:
-    """Say why the kernel or fusermount3 refused to mount, and what helps."""
+def _mount_error(config: MountConfig, error: Exception) -> ConfigError:
+    """Return why the kernel or fusermount3 refused to mount, with the remedy."""
     reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     remedy = "check the mountpoint and the -o options"
     if isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES):
@@ -266,8 +267,8 @@ def _refused(config: MountConfig, error: Exception) -> ConfigError:
     return ConfigError(f"cannot mount on '{config.mountpoint}': {reason}; {remedy}")
 
 
-def _first(error: BaseException) -> str:
-    """Find the first cause in what a nursery raised."""
+def _first_cause(error: BaseException) -> str:
+    """Return the text of the first error in an exception group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The checks before a mount: each failure is one line that names the thing and the remedy."""
+"""The checks before a mount. Each failure is one line that names the thing and the remedy."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ANSWER_SECONDS = 5.0
 
 
 def prepare(config: MountConfig) -> int:
-    """Check everything that can be known before mounting; return a descriptor of SOURCE.
+    """Check all that can be checked before mounting, and detach a dead tmemfs mount at MOUNTPOINT. Raises ConfigError.
 
-    The descriptor is opened before the mount, so that SOURCE and MOUNTPOINT may be the same directory. A dead
-    tmemfs mount at MOUNTPOINT is detached. Raises ConfigError.
+    Returns a descriptor of SOURCE. It is opened before the mount, so that SOURCE and MOUNTPOINT may be the same
+    directory.
     """
     check_device()
     if os.geteuid() != 0:
@@ -35,15 +35,15 @@ def prepare(config: MountConfig) -> int:
 
 
 def check_device() -> None:
-    """Check that /dev/fuse is there and may be opened."""
+    """Check that /dev/fuse exists and may be opened."""
     if not DEVICE.exists():
         raise ConfigError(f"{DEVICE} is missing: load the module (modprobe fuse) or give the container {DEVICE}")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
-        raise ConfigError(f"{DEVICE} may not be opened by you: run as root, or have root run chmod 666 {DEVICE}")
+        raise ConfigError(f"{DEVICE} may not be opened by you: run as root, or let root run chmod 666 {DEVICE}")
 
 
 def check_user(config: MountConfig) -> None:
-    """Check what an ordinary user needs besides."""
+    """Check what a user other than root needs: fusermount3, and user_allow_other for -o allow_other."""
     if helper_path() is None:
         raise ConfigError("fusermount3 is missing: install the package fuse3 (apt install fuse3), or run as root")
     if config.options.allow_other or config.options.allow_root:
@@ -52,38 +52,36 @@ def check_user(config: MountConfig) -> None:
         except OSError:
             lines = []
         if "user_allow_other" not in (line.strip() for line in lines):
-            raise ConfigError(
-                f"-o allow_other is not allowed to users: have root put user_allow_other into {FUSE_CONF}"
-            )
+            raise ConfigError(f"-o allow_other is not allowed to users: let root add user_allow_other to {FUSE_CONF}")
 
 
 def clear_mountpoint(mountpoint: Path) -> None:
-    """Detach a dead tmemfs mount (its process was killed); refuse a live one."""
-    # Bounded: several dead mounts may be stacked, but the table is finite and each round takes one away.
+    """Detach dead tmemfs mounts, whose process was killed. Raises ConfigError for a live one."""
+    # Dead mounts may be stacked. Each iteration removes one, so the loop ends.
     while (entry := top_mount(mountpoint)) is not None and is_tmemfs(entry):
         if not is_dead(mountpoint):
             raise ConfigError(
-                f"mountpoint '{mountpoint}' is already a tmemfs mount: umount it or choose another directory"
+                f"mountpoint '{mountpoint}' is already a tmemfs mount: unmount it or choose another directory"
             )
         try:
             unmount(mountpoint, lazy=True)
         except OSError as error:
             raise ConfigError(
                 f"mountpoint '{mountpoint}' is a dead mount that cannot be detached ({error.strerror}): "
-                f"have root run umount -l on it"
+                f"let root run umount -l {mountpoint}"
             ) from error
 
 
 def is_dead(mountpoint: Path, seconds: float = _ANSWER_SECONDS) -> bool:
-    """Tell whether the process behind a mount is gone. One that does not answer in time is not.
+    """Return whether the process of a mount has ended. A process that only hangs has not.
 
-    The question is put from a thread, because it hangs as long as the process behind the mount does.
+    The system call is made in a thread, because it hangs as long as the process does.
     """
     dead = threading.Event()
 
     def ask() -> None:
         try:
-            # Not stat: the kernel may have the attributes of a mount whose process is gone.
+            # Not stat(2): the kernel may answer it from its cache.
             os.statvfs(mountpoint)
         except OSError as error:
             if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
@@ -96,7 +94,7 @@ def is_dead(mountpoint: Path, seconds: float = _ANSWER_SECONDS) -> bool:
 
 
 def open_source(source: Path) -> int:
-    """Open SOURCE as a place to start paths from."""
+    """Open SOURCE as the directory of relative paths. Raises ConfigError."""
     try:
         fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -112,7 +110,7 @@ def open_source(source: Path) -> int:
 
 
 def check_mountpoint(config: MountConfig) -> None:
-    """Check that MOUNTPOINT is a directory to mount on."""
+    """Check that MOUNTPOINT is a directory outside of SOURCE. Raises ConfigError."""
     mountpoint = config.mountpoint
     try:
         os.close(os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -124,6 +122,6 @@ def check_mountpoint(config: MountConfig) -> None:
         raise ConfigError(
             f"mountpoint '{mountpoint}' cannot be used: {error.strerror}; choose another directory"
         ) from None
-    # The guest would walk into its own mount and wait for itself.
+    # A guest that reads its own mount would wait for itself.
     if config.source in mountpoint.parents:
         raise ConfigError(f"mountpoint '{mountpoint}' lies inside source '{config.source}': choose one outside")

@@ -1,20 +1,30 @@
-"""How `tmemfs top` shows mounts: a table of one line a mount that fits 80 columns, and above it a line a trouble."""
+"""The display of `tmemfs top`: one line for each trouble, then a table with one row for each mount.
+
+The table fits 80 columns: only mountpoints are shortened.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from tmemcommon.sizes import format_size
 from tmemcommon.texts import printable, shortened
-from tmemfs.lifecycle.toplines import Line
+from tmemfs.lifecycle.top import Line, Watcher
 
-LEAST_NAME = 8  # columns that a mountpoint has at least
-_HEADS = 4  # lines: the title, two of headings, the cursor's
+MIN_NAME_WIDTH = 8  # columns of a mountpoint
+_WIDE = 10_000  # columns where the output is no terminal: nothing is shortened
+_FIXED_LINES = 4  # the title, two of headings, the cursor's
 _HEADINGS = (
     "hit\nratio",
     "asked\nfor/s",
@@ -27,13 +37,33 @@ _HEADINGS = (
 )
 _SWAP = "swap\nused/of"
 _LEGEND = (
-    "Bytes, in K, M, G of 1024. hit ratio: pages asked for that cache or pool had;",
-    "pool holds: its pages before compression; source: the slow directory.",
+    "Sizes in bytes; K, M, G are powers of 1024. hit ratio: share of requested pages",
+    "found in cache or pool. pool holds: before compression. source: slow directory",
 )
 
 
+def show(watcher: Watcher, interval: float, *, once: bool, as_json: bool) -> None:
+    """Show the mounts until Ctrl-C; with `once`, as JSON or without a terminal, show one interval and return."""
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
+    first = watcher.look()
+    if as_json or once or not console.is_terminal:
+        time.sleep(interval)
+        lines = watcher.look()
+        if as_json:
+            print(json.dumps([asdict(line) for line in lines], indent=1))
+        else:
+            console.print(view(lines, console, whole=True))
+        return
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        lines = first
+        while True:
+            live.update(view(lines, console), refresh=True)
+            time.sleep(interval)
+            lines = watcher.look()
+
+
 def view(lines: Sequence[Line], console: Console, *, whole: bool = False) -> RenderableType:
-    """Lay out the mounts within the console: its width, and its height too unless the `whole` is wanted."""
+    """Lay out the mounts within the width of the console, and within its height unless `whole` is set."""
     title = _title(lines)
     if not lines:
         return title
@@ -41,14 +71,14 @@ def view(lines: Sequence[Line], console: Console, *, whole: bool = False) -> Ren
     legend = [Text(text, style="dim") for text in _LEGEND]
     shown = len(lines)
     if not whole:
-        most = max(1, console.height // 3)
-        if len(troubles) > most:
-            troubles[most - 1 :] = [Text(f"{len(troubles) - most + 1} more troubles", style="red")]
-        shown = max(1, console.height - _HEADS - len(troubles) - len(legend))
+        limit = max(1, console.height // 3)
+        if len(troubles) > limit:
+            troubles[limit - 1 :] = [Text(f"{len(troubles) - limit + 1} more troubles", style="red")]
+        shown = max(1, console.height - _FIXED_LINES - len(troubles) - len(legend))
     if shown < len(lines):
         rest = len(lines) - shown + 1
         shown -= 1
-        legend.insert(0, Text(f"{rest} more mounts: tmemfs top MNT… shows those that are named", style="bold"))
+        legend.insert(0, Text(f"{rest} more mounts: tmemfs top MNT… shows only those that you name", style="bold"))
     return Group(title, *troubles, _table(lines[:shown], console), *legend)
 
 
@@ -60,13 +90,13 @@ def _title(lines: Sequence[Line]) -> Text:
 
 
 def _trouble(line: Line, trouble: str, console: Console) -> Text:
-    """Write one trouble on one line: of a long mountpoint so much that the trouble is there whole."""
-    name = _shortened(line.mountpoint, max(LEAST_NAME, console.width - cell_len(trouble) - 2))
+    """Format one trouble as one line; a long mountpoint is shortened so that the trouble is complete."""
+    name = _shortened(line.mountpoint, max(MIN_NAME_WIDTH, console.width - cell_len(trouble) - 2))
     return Text(_shortened(f"{name}: {trouble}", console.width), style="red", no_wrap=True)
 
 
 def _table(lines: Sequence[Line], console: Console) -> Table:
-    """Draw the table; mountpoints are shortened to what the numbers leave."""
+    """Build the table; mountpoints get the width that the numbers leave."""
     with_swap = any(line.swap_capacity_bytes for line in lines)
     headings = (*_HEADINGS, _SWAP) if with_swap else _HEADINGS
     rows = [_cells(line)[: len(headings)] for line in lines]
@@ -74,7 +104,7 @@ def _table(lines: Sequence[Line], console: Console) -> Table:
     left = console.width - sum(max(map(cell_len, column)) for column in columns)
     longest = max((cell_len(printable(line.mountpoint)) for line in lines), default=0)
     gap = 2 if left >= longest + 2 * len(columns) else 1
-    room = max(LEAST_NAME, left - gap * len(columns))
+    room = max(MIN_NAME_WIDTH, left - gap * len(columns))
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column("\nmount", no_wrap=True)
     for heading in headings:
@@ -86,7 +116,7 @@ def _table(lines: Sequence[Line], console: Console) -> Table:
 
 
 def _cells(line: Line) -> list[str]:
-    """Write the numbers of a mount, in the order of the headings."""
+    """Return the numbers of a mount as text, in the order of the headings."""
     if line.trouble:
         return ["-"] * (len(_HEADINGS) + 1)
     return [
@@ -107,9 +137,9 @@ def _rate(value: float | None) -> str:
 
 
 def _shortened(text: str, cells: int) -> str:
-    """Shorten text to so many cells of a terminal, of which some characters take two."""
+    """Shorten text to so many cells of a terminal; some characters take two."""
     text = printable(text)
-    most = cells
-    while cell_len(short := shortened(text, most)) > cells:
-        most -= 1
+    length = cells
+    while cell_len(short := shortened(text, length)) > cells:
+        length -= 1
     return short

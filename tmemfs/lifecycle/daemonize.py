@@ -1,4 +1,7 @@
-"""The process of a mount: forked before anything is opened, heard over a pipe, then left alone."""
+"""Start the process of a mount: fork, log, resource limits, detach from the terminal.
+
+The fork comes before anything is opened. A pipe tells the parent that the mount works, or why it does not.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,13 @@ Ready = Callable[[], None]
 
 
 def default_log_file(mountpoint: Path) -> Path:
-    """Choose where a mount in the background logs to."""
+    """Return the log file of a mount in the background."""
     directory = Path("/var/log/tmemfs") if os.geteuid() == 0 else state_directory()
     return directory / f"{mount_name(mountpoint)}.log"
 
 
 def start_log(config: MountConfig) -> LogFile | None:
-    """Send the log to its file; in the foreground without --log to stderr (None). Raises ConfigError."""
+    """Start the log; return its file, or None if it goes to stderr (--foreground without --log). Raises ConfigError."""
     path = config.log_file
     if path is None and not config.foreground:
         path = default_log_file(config.mountpoint)
@@ -48,7 +51,7 @@ def start_log(config: MountConfig) -> LogFile | None:
 
 
 def prepare_process(config: MountConfig) -> None:
-    """Set what a file server needs: many descriptors, and modes that are not masked twice; memory that stays."""
+    """Raise the limit of descriptors, clear the umask (the kernel applies the caller's), lock memory for an hswap."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0)
@@ -56,17 +59,17 @@ def prepare_process(config: MountConfig) -> None:
         processmemory.lock_process_memory()
 
 
-def in_background(serve: Callable[[Ready], int]) -> str | None:
-    """Run `serve` in a child that detaches from the terminal once it calls its argument.
+def run_in_background(serve: Callable[[Ready], int]) -> str | None:
+    """Run `serve` in a child process, which detaches from the terminal when `serve` calls its argument.
 
-    Returns None then, in the parent, and what went wrong (one line) if the child ended before. Whatever the
-    child prints until then reaches the terminal.
+    The parent returns None then, or an error of one line if the child ended before. What the child prints until then
+    reaches the terminal.
     """
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        _be_child(serve, write_end)
+        _run_child(serve, write_end)
     os.close(write_end)
     with open(read_end, "rb") as pipe:
         report = pipe.read()
@@ -75,13 +78,13 @@ def in_background(serve: Callable[[Ready], int]) -> str | None:
     _, status = os.waitpid(pid, 0)
     if report:
         return report.decode(errors="surrogateescape")
-    return f"the mount process ended unexpectedly ({_describe(status)}): look into its log"
+    return f"the mount process ended unexpectedly ({_describe(status)}): see its log"
 
 
-def _be_child(serve: Callable[[Ready], int], write_end: int) -> None:
-    """Run `serve` and end the process with its status; never return into the parent's code."""
+def _run_child(serve: Callable[[Ready], int], write_end: int) -> None:
+    """Run `serve` and exit with its status. It never returns into the parent's code."""
     status = 1
-    # What the caller has open is none of ours: the lock of a flock(1), for instance, would be held as long as we live.
+    # Inherited descriptors would stay open as long as the mount: the lock of a flock(1), for instance.
     os.closerange(3, write_end)
     os.closerange(write_end + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     try:
@@ -97,10 +100,9 @@ def _be_child(serve: Callable[[Ready], int], write_end: int) -> None:
 
 
 def _detach(write_end: int) -> None:
-    """Leave the terminal and tell the parent that the mount works."""
+    """Detach from the terminal and tell the parent that the mount works."""
     os.setsid()
-    # The mount must not keep another filesystem busy.
-    os.chdir("/")
+    os.chdir("/")  # so that no other filesystem is kept busy
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -110,6 +112,6 @@ def _detach(write_end: int) -> None:
 
 
 def _describe(status: int) -> str:
-    """Put a wait status into words."""
+    """Describe a wait status."""
     code = os.waitstatus_to_exitcode(status)
     return f"signal {-code}" if code < 0 else f"status {code}"
