@@ -10,7 +10,7 @@ from tmemfs.inodes.inodes import InodeTable
 def check_content(inodes: InodeTable, cache: PageCache, precache: Precache) -> None:
     """Raise AssertionError if a page is in two places, or dirty in one table and clean in another."""
     resident = 0
-    for inode in inodes.known():
+    for inode in inodes.all():
         resident += len(inode.pages)
         assert inode.dirty <= inode.pages.keys()
         for index, frame in inode.pages.items():

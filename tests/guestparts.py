@@ -87,8 +87,8 @@ class Parts:
         """Look a name up, as the kernel does before an open."""
         started = self.inodes.start()
         st = os.stat(self.directory / name, follow_symlinks=False)
-        inode = self.inodes.enter(self.inodes.root, os.fsencode(name), st, started)
-        self.inodes.remember(inode)
+        inode = self.inodes.get_or_create(self.inodes.root, os.fsencode(name), st, started)
+        self.inodes.add_lookup(inode)
         return inode
 
     def open(self, name: str, flags: int = os.O_RDWR) -> OpenFile:
@@ -96,7 +96,7 @@ class Parts:
         inode = self.lookup(name)
         started = self.inodes.start()
         fd = os.open(self.directory / name, flags | os.O_CLOEXEC)
-        self.inodes.opened(inode, os.fstat(fd), started)
+        self.inodes.observe_at_open(inode, os.fstat(fd), started)
         return self.files.add(inode, fd, flags, os.getuid())
 
     def make(self, name: str, data: bytes, flags: int = os.O_RDWR) -> OpenFile:

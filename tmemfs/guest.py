@@ -198,8 +198,8 @@ class Guest:
         )
 
     def _mismatch(self, inode: Inode) -> None:
-        self.kernel.forget_attributes(inode.number)
-        self.kernel.forget_pages(inode.number)
+        self.kernel.invalidate_attributes(inode.number)
+        self.kernel.invalidate_pages(inode.number)
 
     def _describe(self) -> Mapping[str, Value]:
         config = self.config
@@ -268,7 +268,7 @@ class Guest:
         left = await self.writeback.finish() if self.writeback is not None else []
         for inode in left:
             reason = inode.errors.last.strerror if inode.errors.last is not None else "given up"
-            log.error("%s: %d dirty pages are lost, not written back: %s", inode.title, len(inode.dirty), reason)
+            log.error("%s: %d dirty pages are lost, not written back: %s", inode.display_path, len(inode.dirty), reason)
         if left:
             raise OSError(f"the dirty pages of {len(left)} files could not be written back")
 

@@ -69,7 +69,7 @@ async def forget(parts: Parts, file: OpenFile) -> None:
 
 
 async def renew(parts: Parts, file: OpenFile) -> None:
-    parts.inodes.others_changed(file.inode)
+    parts.inodes.invalidate(file.inode)
 
 
 async def empty(parts: Parts, file: OpenFile) -> None:
@@ -104,7 +104,7 @@ async def test_dirty_pages_of_a_large_file_stay_when_others_change_it(make_parts
     async with large_file(make_parts) as (parts, file):
         for index in (5, 700):
             parts.mark_dirty(file, index)
-        parts.inodes.others_changed(file.inode)
+        parts.inodes.invalidate(file.inode)
         assert parts.cached_pages(file) == {5, 700}
         await parts.precache.discards.finish()
         assert parts.cache.resident == parts.cache.dirty_pages == 2

@@ -26,7 +26,7 @@ class CheckedGuest(Guest):
         super().check()
         check_content(self.inodes, self.cache, self.precache)
         assert self.cache.resident <= self.cache.frames or not self.cache.settled
-        assert sum(inode.opens for inode in self.inodes.known()) <= len(self.files.by_number)
+        assert sum(inode.opens for inode in self.inodes.all()) <= len(self.files.by_number)
         for file in self.files.by_number.values():
             assert not file.closing
             assert file.inode.opens > 0
@@ -47,7 +47,7 @@ class CheckedGuest(Guest):
         self.guard.active = False
         self.guard.check()
         self.check()
-        dirty = [inode.number for inode in self.inodes.known() if inode.dirty]
+        dirty = [inode.number for inode in self.inodes.all() if inode.dirty]
         assert self.config.log_file is not None
         self.config.log_file.with_suffix(".checked").write_text(f"consistent, dirty {dirty}\n")
 

@@ -56,7 +56,7 @@ async def test_numbers_that_are_taken_or_reserved_are_replaced_by_own_ones(make_
         fields[2] += 1  # another device
         times = {"st_mtime_ns": st.st_mtime_ns, "st_ctime_ns": st.st_ctime_ns}
         found = os.stat_result(fields, times)
-        inode = parts.inodes.enter(directory, b"x%d" % number, found, parts.inodes.start())
+        inode = parts.inodes.get_or_create(directory, b"x%d" % number, found, parts.inodes.start())
         assert inode.number > OWN_NUMBERS
         assert parts.inodes.get(inode.number) is inode
 
@@ -136,7 +136,7 @@ async def test_a_change_by_others_under_dirty_pages_takes_the_clean_ones_only(ma
 
 
 @in_trio
-async def test_an_inode_with_pages_is_parked_and_found_again(make_parts: MakeParts) -> None:
+async def test_an_inode_with_pages_is_retained_and_found_again(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", pages_of(1, 8))
     await parts.read(file, 0, 8 * PAGE_SIZE)
@@ -151,7 +151,7 @@ async def test_an_inode_with_pages_is_parked_and_found_again(make_parts: MakePar
 
 
 @in_trio
-async def test_a_parked_inode_without_pages_is_removed_by_a_forget(make_parts: MakeParts) -> None:
+async def test_a_retained_inode_without_pages_is_removed_by_a_forget(make_parts: MakeParts) -> None:
     """Somebody changed the file; a listing notices, and has no room left to tell the kernel of it."""
     parts = make_parts()
     file = parts.make("f", pages_of(1, 8))
@@ -165,7 +165,7 @@ async def test_a_parked_inode_without_pages_is_removed_by_a_forget(make_parts: M
 
 
 @in_trio
-async def test_parked_inodes_without_pages_go_as_others_come(make_parts: MakeParts) -> None:
+async def test_retained_inodes_without_pages_go_as_others_come(make_parts: MakeParts) -> None:
     parts = make_parts()
 
     async def park(name: str) -> Inode:
@@ -178,7 +178,7 @@ async def test_parked_inodes_without_pages_go_as_others_come(make_parts: MakePar
     for number in range(20):
         parts.content.renew(await park(f"a{number}"))
     kept = [await park(f"b{number}") for number in range(20)]
-    assert set(parts.inodes.known()) == {parts.inodes.root, *kept}
+    assert set(parts.inodes.all()) == {parts.inodes.root, *kept}
 
 
 @in_trio
@@ -199,8 +199,8 @@ async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_par
     old = file.inode
     st = os.fstat(file.fd)
     os.close(parts.files.remove(file.number).fd)
-    parts.inodes.unlinked(old, 0)
-    new = parts.inodes.enter(parts.inodes.root, b"new", st, parts.inodes.start())
+    parts.inodes.record_unlink(old, 0)
+    new = parts.inodes.get_or_create(parts.inodes.root, b"new", st, parts.inodes.start())
     assert new is not old
     assert not new.pages
     assert new.pages.oid != old.pages.oid
@@ -284,7 +284,7 @@ async def test_an_open_during_an_own_write_still_sees_the_changes_of_others(
     wait_for_new_timestamp()
     with (parts.directory / "f").open("r+b") as others:
         others.write(b"others")
-    parts.inodes.opened(file.inode, os.fstat(file.fd), started)
+    parts.inodes.observe_at_open(file.inode, os.fstat(file.fd), started)
     assert await parts.read(file, 0, 6) == b"others"
 
 
@@ -305,7 +305,7 @@ async def test_a_stale_lookup_of_an_unlinked_name_keeps_its_open_file_intact(
         assert entry is not None
         st, started = entry.st, entry.started
     await tree.unlink(root, b"f")
-    assert parts.inodes.enter_found(root, b"f", st, started) is None
+    assert parts.inodes.get_or_create_if_linked(root, b"f", st, started) is None
     assert await parts.read(file, 0, 100) == b"dirty"
     assert parts.inodes.get(file.inode.number) is file.inode
 
@@ -315,10 +315,10 @@ async def test_unlinking_the_last_name_of_a_closed_file_forgets_its_pages(make_p
     parts = make_parts()
     file = parts.make("f", pages_of(1, 8))
     await parts.read(file, 0, 8 * PAGE_SIZE)
-    parts.inodes.unlinked(file.inode, 1)
+    parts.inodes.record_unlink(file.inode, 1)
     assert parts.cached_pages(file)
     os.close(parts.files.remove(file.number).fd)
-    parts.inodes.unlinked(file.inode, 0)
+    parts.inodes.record_unlink(file.inode, 0)
     assert not parts.cached_pages(file)
 
 

@@ -88,7 +88,7 @@ class Workload:
             sector[sector.index((number, begin, 1 << 60))] = (number, begin, end)
 
     def drop(self) -> None:
-        for inode in self.parts.inodes.known():
+        for inode in self.parts.inodes.all():
             self.parts.content.renew(inode)
 
     async def resize(self) -> None:

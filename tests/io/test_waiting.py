@@ -54,7 +54,7 @@ async def close_last(operand: Operand) -> None:
     """Close and forget an unlinked file with a pinned descriptor."""
     parts = operand.parts
     os.unlink(parts.directory / "file")
-    parts.inodes.unlinked(operand.inode, 0)
+    parts.inodes.record_unlink(operand.inode, 0)
     file = parts.files.remove(operand.file.number)
     os.closerange(file.fd, file.fd + 1)  # os.close is the call that the test holds
     parts.inodes.forget(operand.inode.number, operand.inode.lookups)

@@ -346,7 +346,7 @@ async def test_unlinking_a_closed_dirty_file_closes_its_descriptor(make_parts: M
     parts.files.remove(file.number)
     assert file.users, "the write-back will be tried again"
     os.unlink(parts.directory / "f")
-    parts.inodes.unlinked(file.inode, 0)
+    parts.inodes.record_unlink(file.inode, 0)
     assert parts.cache.dirty_pages == 0
     assert not file.users, "the descriptor is closed, which frees the space"
     async with parts.running():
@@ -392,7 +392,7 @@ async def test_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: Mak
     unused: Any = None
 
     class Kernel:
-        def forget_pages(self, number: int) -> None:
+        def invalidate_pages(self, number: int) -> None:
             pass
 
     kernel: Any = Kernel()
@@ -410,7 +410,7 @@ async def test_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: Mak
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"dirty")
     os.unlink(parts.directory / "f")
-    parts.inodes.unlinked(file.inode, 0)
+    parts.inodes.record_unlink(file.inode, 0)
     await opener.close(file)  # a second close(2) would fail with EBADF, or close another file
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(file.fd)

@@ -40,9 +40,9 @@ def test_pages_are_invalidated_in_a_thread_and_an_open_waits_for_it(monkeypatch:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kernel.run)
-            kernel.forget_pages(7)
+            kernel.invalidate_pages(7)
             await until(kernel_side.begun, [7])
-            await kernel.settled(8)  # an open of another inode does not wait
+            await kernel.finish_invalidations(8)  # an open of another inode does not wait
             nursery.start_soon(opened, 7)
             await trio.sleep(0.01)
             kernel_side.go_on.release()
@@ -52,7 +52,7 @@ def test_pages_are_invalidated_in_a_thread_and_an_open_waits_for_it(monkeypatch:
     opens: list[int] = []
 
     async def opened(number: int) -> None:
-        await kernel.settled(number)
+        await kernel.finish_invalidations(number)
         assert kernel_side.ended == [number]
         opens.append(number)
 
@@ -66,8 +66,8 @@ def test_pages_of_a_reopened_file_need_not_be_invalidated(monkeypatch: pytest.Mo
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             for number in (1, 2, 3):
-                kernel.forget_pages(number)
-            await kernel.settled(2)
+                kernel.invalidate_pages(number)
+            await kernel.finish_invalidations(2)
             nursery.start_soon(kernel.run)
             for _ in range(2):
                 kernel_side.go_on.release()

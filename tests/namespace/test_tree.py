@@ -181,13 +181,13 @@ async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakePar
     with pytest.raises(OSError, match="tale"):
         await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
     await trio.sleep(1)
-    assert names.is_walking_again(7)
-    names.looked_up(7, await tree.hold(parts.inodes.root, b"f"))
+    assert names.is_second_walk(7)
+    names.record_second_lookup(7, await tree.hold(parts.inodes.root, b"f"))
     await trio.sleep(1)
     fd, _ = await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
     os.close(fd)
     await trio.sleep(60)
-    assert not names.is_walking_again(7)
+    assert not names.is_second_walk(7)
 
 
 @in_trio

@@ -69,7 +69,7 @@ def test_our_own_changes_are_no_news(parts: Watched) -> None:
                 await parts.writer.write(file, turn, b"b")
                 await trio.sleep(0.001)
             made = await parts.tree.mkdir(root, b"made", 0o755, CALLER)
-            parts.inodes.remember(made)
+            parts.inodes.add_lookup(made)
             await parts.tree.rename(root, b"f", root, b"g", 0)
             await parts.tree.link(file.inode, root, b"h")
             await parts.tree.unlink(root, b"h")

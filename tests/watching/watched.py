@@ -27,17 +27,17 @@ class Kernel(KernelCache):
         self.attributes: list[int] = []
         self.names: list[tuple[int, bytes]] = []
 
-    def forget_attributes(self, number: int) -> None:
+    def invalidate_attributes(self, number: int) -> None:
         self.attributes.append(number)
 
     def was_told_of(self, inode: Inode) -> bool:
         """Tell whether the attributes of an inode were to be forgotten."""
         return inode.number in self.attributes
 
-    def forget_pages(self, number: int) -> None:
+    def invalidate_pages(self, number: int) -> None:
         raise AssertionError("only the guest asks for that")
 
-    def forget_name(self, number: int, name: bytes) -> None:
+    def invalidate_name(self, number: int, name: bytes) -> None:
         if name != b"/":
             self.names.append((number, name))
 
@@ -59,7 +59,7 @@ class Watched(Parts):
             found = await self.tree.lookup(inode, os.fsencode(name))
             assert found is not None, name
             inode = found
-            self.inodes.remember(inode)
+            self.inodes.add_lookup(inode)
         return inode
 
     @asynccontextmanager

@@ -94,7 +94,7 @@ class Directories:
             if not send(token, name, entry, position + _FIRST_NEXT):
                 self._inodes.forget(inode.number, 0)  # the kernel has not heard of it, and perhaps never will
                 return
-            self._inodes.remember(inode)
+            self._inodes.add_lookup(inode)
 
     async def _dot(self, inode: Inode, position: int) -> Inode:
         """Return the inode of `.` (0) or `..` (1) in a directory, its attributes known."""
@@ -110,7 +110,7 @@ class Directories:
         found = await self._listings.entry(directory, listing, position)
         if found is None:
             return None
-        inode = self._inodes.enter_found(directory, found.name, found.st, found.started)
+        inode = self._inodes.get_or_create_if_linked(directory, found.name, found.st, found.started)
         if inode is None:
             return None
         entry = self._replies.entry(inode)

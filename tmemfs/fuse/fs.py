@@ -80,7 +80,7 @@ class Operations(pyfuse3.Operations):
         return inode
 
     def _remembered(self, inode: Inode) -> EntryAttributes:
-        self.parts.inodes.remember(inode)
+        self.parts.inodes.add_lookup(inode)
         return self._replies.entry(inode)
 
     # -- names ---------------------------------------------------------------------------------------------------
@@ -100,11 +100,11 @@ class Operations(pyfuse3.Operations):
 
     async def _lookup(self, parent: Inode, name: bytes, thread: int) -> Inode | None:
         names = self.parts.names
-        again = names.is_walking_again(thread)
+        again = names.is_second_walk(thread)
         tree = self.parts.tree
         inode = await (tree.hold if again else tree.lookup)(parent, name)
         if again:
-            names.looked_up(thread, inode)
+            names.record_second_lookup(thread, inode)
         return inode
 
     async def _lookup_stats(self, root: Inode, node: VirtualNode, thread: int) -> EntryAttributes:

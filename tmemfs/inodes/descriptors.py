@@ -53,13 +53,13 @@ class Located(Protocol):
 
 
 class _Entry:
-    __slots__ = ("doomed", "fd", "pinned", "users")
+    __slots__ = ("dropped", "fd", "pinned", "users")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.users = 1
         self.pinned = False
-        self.doomed = False  # dropped from the table while in use: the last user closes it
+        self.dropped = False  # dropped from the table while in use: the last user closes it
 
 
 class _Lease:
@@ -137,7 +137,7 @@ class Descriptors:
             entry.pinned = True
         self.closer.close(fd)
 
-    def hold(self, inode: Located, fd: int) -> None:
+    def add(self, inode: Located, fd: int) -> None:
         """Hand over a descriptor of an inode that is about to be used."""
         with self._lock:
             spare = [fd]
@@ -172,7 +172,7 @@ class Descriptors:
             return False
         with self._lock:
             if self._entries.get(inode) is entry:
-                entry.doomed = True
+                entry.dropped = True
                 new = self._entries[inode] = _Entry(fd)
                 new.users = 0
                 return True
@@ -214,7 +214,7 @@ class Descriptors:
     def _release(self, entry: _Entry) -> None:
         with self._lock:
             entry.users -= 1
-            close = entry.doomed and entry.users == 0
+            close = entry.dropped and entry.users == 0
         if close:
             os.close(entry.fd)
 
@@ -251,7 +251,7 @@ class Descriptors:
                 fd = os.open(f"/proc/self/fd/{number}", os.O_PATH | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue  # closed since
-            if _leads_to(fd, inode):
+            if _matches_or_close(fd, inode):
                 return fd
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
@@ -273,7 +273,7 @@ class Descriptors:
                 if error.errno in _NAME_GONE:
                     continue  # renamed or removed underneath, or its directory was; it may have another name
                 raise
-            if _leads_to(fd, inode):
+            if _matches_or_close(fd, inode):
                 return fd
         return -1
 
@@ -283,7 +283,7 @@ class Descriptors:
             entry = self._entries.pop(inode, None)
             if entry is None:
                 return
-            entry.doomed = True
+            entry.dropped = True
             close = entry.users == 0
         if close:
             self.closer.close(entry.fd)
@@ -312,7 +312,7 @@ def stat_or_close(fd: int) -> os.stat_result:
         raise
 
 
-def _leads_to(fd: int, inode: Located) -> bool:
+def _matches_or_close(fd: int, inode: Located) -> bool:
     """Tell whether a descriptor is the inode's; close it if not."""
     found = stat_or_close(fd)
     if (found.st_dev, found.st_ino) == inode.key:

@@ -23,13 +23,12 @@ class Inode:
 
     __slots__ = (
         "__weakref__",
-        "absent",
-        "absent_until",
+        "absent_xattrs",
+        "absent_xattrs_until",
         "attr",
         "attr_until",
-        "changed_underneath",
+        "changed_by_others",
         "dirty",
-        "doubted_until",
         "errors",
         "fills",
         "former_sizes",
@@ -39,12 +38,13 @@ class Inode:
         "listing",
         "locations",
         "lookups",
-        "no_caps",
+        "names_doubted_until",
+        "no_capability_xattr",
+        "no_default_acl_until",
         "number",
         "open_descriptors",
         "opens",
         "pages",
-        "plain_until",
         "provisional",
         "readable_opens",
         "recorded_at",
@@ -68,7 +68,7 @@ class Inode:
         self.generation = 0
         self.lookups = 0  # how often the kernel was told of it and has not forgotten
         self.locations: list[tuple[Inode, bytes]] = []
-        self.doubted_until = 0.0  # until then the kernel may believe in a name that is not among these
+        self.names_doubted_until = 0.0  # until then the kernel may believe in a name that is not among these
         self.unlinked = False  # its last name went, through this mount
         self.opens = 0
         self.open_descriptors: list[int] = []  # a way to the file when its names have gone
@@ -77,10 +77,10 @@ class Inode:
         self.attr_until = 0.0
         self.listing: object | None = None
         self.watch = 0  # inotify's number for a directory; 0: none yet, -1: not to be had
-        self.plain_until = 0.0  # until then (monotonic) a directory is known to have no default ACL
-        self.absent: Absent = ()  # extended attributes that it does not have, and the errno that says so
-        self.absent_until = 0.0  # how long that is believed
-        self.no_caps = False  # known to have no security.capability
+        self.no_default_acl_until = 0.0  # until then (monotonic) a directory is known to have no default ACL
+        self.absent_xattrs: Absent = ()  # extended attributes that it does not have, and the errno that says so
+        self.absent_xattrs_until = 0.0  # how long that is believed
+        self.no_capability_xattr = False  # known to have no security.capability
         self.pages = PageTable()
         self.fills: dict[int, Fill] = {}
         self.dirty: set[int] = set()  # page numbers
@@ -88,7 +88,7 @@ class Inode:
         self.size = 0
         self.true_size: int | None = None  # as reads found it for this version, where the stat may be wrong
         self.virtual = False  # its size is not what the stat shows: its content is made when it is read
-        self.changed_underneath = False  # by others, some time
+        self.changed_by_others = False  # by others, some time
         self.size_in_doubt = False  # changed underneath since the kernel was told of the size
         self.former_sizes: tuple[int, ...] = ()  # that the kernel may believe in, one of them or the present one
         self.version: Version | None = None
@@ -102,7 +102,7 @@ class Inode:
         self.io_slots: trio.CapacityLimiter | None = None
 
     @property
-    def title(self) -> str:
+    def display_path(self) -> str:
         """Its path in the mount, for people; its number when it has no name any more."""
         names: list[bytes] = []
         inode = self
@@ -111,7 +111,7 @@ class Inode:
             names.insert(0, name)
         return os.fsdecode(b"/".join(names)) if names else f"inode {self.number}"
 
-    def ends_at(self, size: int) -> None:
+    def set_true_size(self, size: int) -> None:
         """Take in that reads found the end there: it holds for this version, and until the next open."""
         self.size = self.true_size = size
         if self.attr is not None and size != self.attr.st_size:

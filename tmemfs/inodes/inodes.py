@@ -64,7 +64,7 @@ class InodeTable:
         self.root.lookups = 1
         self._by_number: dict[int, Inode] = {ROOT: self.root}
         self._by_key: dict[tuple[int, int], Inode] = {self.root.key: self.root}
-        self._parked: OrderedDict[int, Inode] = OrderedDict()
+        self._retained: OrderedDict[int, Inode] = OrderedDict()
         self.tick = 0
         self._renamed: dict[int, set[Inode]] = {}  # by change of names under way
         self.invalidations = 0  # mismatches: files that others changed
@@ -86,17 +86,17 @@ class InodeTable:
         """Return the inode that a stat is of, if it is known."""
         return self._by_key.get((st.st_dev, st.st_ino))
 
-    async def look_into(self, directory: Inode) -> None:
+    async def ensure_watched(self, directory: Inode) -> None:
         """Have a directory watched before the kernel learns of anything in it."""
         if self.on_first_look is not None and not directory.watch:
             await self.on_first_look(directory)
 
-    def enter(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode:
+    def get_or_create(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode:
         """Return the inode of a stat taken under a name, made if it is new; `started` is the tick before the stat."""
         key = (st.st_dev, st.st_ino)
         inode = self._by_key.get(key)
         if inode is not None and (inode.unlinked or not _same_type(inode, st)):
-            inode = self._reincarnate(inode)
+            inode = self._replace_reused(inode)
         if inode is None:
             inode = Inode(self._number_for(key), key)
             self._by_key[key] = self._by_number[inode.number] = inode
@@ -104,7 +104,7 @@ class InodeTable:
         self.observe(inode, st, started)
         return inode
 
-    def enter_found(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode | None:
+    def get_or_create_if_linked(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode | None:
         """Return the inode of a stat taken under a name that was found; None where we have removed its last since.
 
         A descriptor is held of whoever is known and lost its last name, so no new file has its number.
@@ -112,7 +112,7 @@ class InodeTable:
         inode = self.find(st)
         if inode is not None and inode.unlinked and started < inode.recorded_at and (inode.lookups or inode.opens):
             return None
-        return self.enter(parent, name, st, started)
+        return self.get_or_create(parent, name, st, started)
 
     def _number_for(self, key: tuple[int, int]) -> int:
         device, number = key
@@ -121,7 +121,7 @@ class InodeTable:
         self._own_number += 1
         return self._own_number
 
-    def _reincarnate(self, old: Inode) -> Inode | None:
+    def _replace_reused(self, old: Inode) -> Inode | None:
         """Make room for a new file that got the inode number of one that is gone.
 
         The number stays the backing's, told apart by its generation; only where somebody still has the old one open
@@ -136,7 +136,7 @@ class InodeTable:
         new.generation = old.generation + 1
         new.lookups = old.lookups
         self._descriptors.drop(old)
-        self._parked.pop(old.number, None)
+        self._retained.pop(old.number, None)
         self._by_key[new.key] = self._by_number[new.number] = new
         return new
 
@@ -153,7 +153,7 @@ class InodeTable:
         if stat.S_ISREG(st.st_mode):
             changed = self.changed_since_recorded(inode, st)
             if changed:
-                self.others_changed(inode)
+                self.invalidate(inode)
             if changed or inode.version is None:
                 inode.version, inode.true_size = self._version(st), None
                 inode.settles_at = self._stamps.settles_at(st.st_dev, self._newest(st), now, wall)
@@ -163,11 +163,13 @@ class InodeTable:
         self._keep(inode, st, now)
         return changed
 
-    def opened(self, inode: Inode, st: os.stat_result, started: int) -> None:
+    def observe_at_open(self, inode: Inode, st: os.stat_result, started: int) -> None:
         """Take in the stat of an open: what others changed before is not read from memory after it."""
         differs = self.changed_since_recorded(inode, st)
         if not self.observe(inode, st, started) and (differs or inode.provisional):
-            self.renew(inode)  # where it differs and says nothing, a change of ours ended meanwhile, before or after it
+            self.drop_clean_pages(
+                inode
+            )  # where it differs and says nothing, a change of ours ended meanwhile, before or after it
 
     def is_worthless(self, inode: Inode, started: int) -> bool:
         """Tell whether a stat says nothing: older than what is known, or a change of our own is under way."""
@@ -193,16 +195,16 @@ class InodeTable:
         newest = max(st.st_mtime_ns, st.st_ctime_ns)
         return self._stamps.tells_apart(st.st_dev) or self._stamps.settles_at(st.st_dev, newest, now, wall) <= now
 
-    def others_changed(self, inode: Inode) -> None:
+    def invalidate(self, inode: Inode) -> None:
         """Drop the clean pages of a file that somebody else changed, here and in the kernel."""
         self.invalidations += 1
         inode.doubt_size()
-        self.renew(inode)
+        self.drop_clean_pages(inode)
         inode.virtual = False
-        inode.changed_underneath = True
+        inode.changed_by_others = True
         self.on_mismatch(inode)
 
-    def renew(self, inode: Inode) -> None:
+    def drop_clean_pages(self, inode: Inode) -> None:
         """Drop the clean pages of a file, and what else was learned by reading it."""
         self._content.renew(inode)
         if inode.true_size is not None and inode.attr is not None:
@@ -210,13 +212,13 @@ class InodeTable:
             if not inode.dirty:  # else the size is that of what has been written since
                 inode.size = inode.attr.st_size
         inode.provisional = False
-        inode.no_caps = False
-        inode.absent = ()
+        inode.no_capability_xattr = False
+        inode.absent_xattrs = ()
 
-    def disbelieve_size(self, inode: Inode) -> None:
+    def mark_virtual(self, inode: Inode) -> None:
         """Take in that a file's size is not what the stat shows: reads find out again what it has."""
         inode.virtual = True
-        self.renew(inode)
+        self.drop_clean_pages(inode)
         if inode.attr is not None and not inode.dirty:
             inode.size = inode.attr.st_size
 
@@ -231,7 +233,7 @@ class InodeTable:
         inode.recorded_at = inode.seen_at
         if inode.attr is not None and self._stable_ctimes:
             self._stamps.compare(inode.key[0], inode.attr.st_ctime_ns, st.st_ctime_ns)
-        if self._stamps.tells_apart(inode.key[0]) and not inode.changed_underneath:
+        if self._stamps.tells_apart(inode.key[0]) and not inode.changed_by_others:
             inode.settles_at = 0.0
         elif stat.S_ISREG(st.st_mode):
             inode.settles_at = trio.current_time() + grain_of(self._newest(st)) / SECOND
@@ -278,7 +280,7 @@ class InodeTable:
 
     # -- lifetime ------------------------------------------------------------------------------------------------
 
-    def unlinked(self, inode: Inode, survivors: int) -> None:
+    def record_unlink(self, inode: Inode, survivors: int) -> None:
         """Take in that a name of the inode went and `survivors` links are left."""
         if survivors == 0:
             inode.unlinked = True
@@ -295,32 +297,32 @@ class InodeTable:
         inode.lookups -= count
         if inode.lookups > 0 or inode.opens:
             return
-        if self._worth_parking(inode):
-            self._parked[number] = inode
+        if self._should_retain(inode):
+            self._retained[number] = inode
             inode.listing = None
-            self._sweep()
+            self._drop_oldest_retained()
         else:
             self._remove(inode)
         self._descriptors.drop(inode)
 
-    def remember(self, inode: Inode) -> None:
+    def add_lookup(self, inode: Inode) -> None:
         """Count that the kernel was told of the inode."""
         if inode.lookups == 0:
-            self._parked.pop(inode.number, None)
+            self._retained.pop(inode.number, None)
         inode.lookups += 1
 
-    def _worth_parking(self, inode: Inode) -> bool:
+    def _should_retain(self, inode: Inode) -> bool:
         return self._content.holds(inode) and not inode.unlinked
 
-    def _sweep(self) -> None:
+    def _drop_oldest_retained(self) -> None:
         """Look at the two inodes parked longest ago, and remove those whose pages have all gone.
 
         Two for each that comes: so they do not pile up, and nobody waits for a walk over all of them.
         """
-        for _ in range(min(2, len(self._parked))):
-            number, inode = self._parked.popitem(last=False)
-            if self._worth_parking(inode):
-                self._parked[number] = inode
+        for _ in range(min(2, len(self._retained))):
+            number, inode = self._retained.popitem(last=False)
+            if self._should_retain(inode):
+                self._retained[number] = inode
             else:
                 self._remove(inode)
 
@@ -328,12 +330,12 @@ class InodeTable:
         self._content.forget(inode)
         if inode.watch > 0:
             self.on_removed(inode)
-        self._parked.pop(inode.number, None)
+        self._retained.pop(inode.number, None)
         del self._by_number[inode.number]
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
 
-    def known(self) -> Sequence[Inode]:
+    def all(self) -> Sequence[Inode]:
         """Return all inodes."""
         return list(self._by_number.values())
 
@@ -345,7 +347,7 @@ class InodeTable:
         for key, inode in self._by_key.items():
             assert inode.key == key
             assert self._by_number.get(inode.number) is inode
-        for number, inode in self._parked.items():
+        for number, inode in self._retained.items():
             assert inode.lookups == 0
             assert self._by_number[number] is inode
 

@@ -18,18 +18,18 @@ class WriteErrors:
         self.last: OSError | None = None
         self.failing = False  # the last write-back failed
 
-    def failed(self, error: OSError) -> bool:
+    def record_failure(self, error: OSError) -> bool:
         """Take in that a write-back failed; tell whether that is news."""
         news = not self.failing
         self.count += news
         self.failing, self.last = True, OSError(error.errno, error.strerror)  # without the frames that it went through
         return news
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Take in that nothing is left to be written back."""
         self.failing = False
 
-    def owed(self, known: int) -> OSError | None:
+    def unreported(self, known: int) -> OSError | None:
         """Tell the error to somebody who knows of so many; None if that is all."""
         if known >= self.count:
             return None

@@ -57,7 +57,7 @@ class Filler:
                 ahead, unread = fill.ahead, fill.unread
                 self._cache.insert(inode, fill.first, fill.data, ahead=ahead, passing=passing, unread=unread)
             if len(fill.data) < size and not (fill.poisoned or fill.hollow or _is_overtaken(inode, recorded)):
-                inode.ends_at(min(inode.size or size, start + len(fill.data)))
+                inode.set_true_size(min(inode.size or size, start + len(fill.data)))
         except OSError as error:
             fill.error = error
         finally:
@@ -98,7 +98,7 @@ class Filler:
             if fill.poisoned or fill.hollow or _is_overtaken(inode, recorded):
                 return  # it is being written: what it has is known by now, or by the next read
             if inode.true_size is None:
-                inode.ends_at(_UNKNOWN)
+                inode.set_true_size(_UNKNOWN)
 
 
 def _is_overtaken(inode: Inode, recorded: int) -> bool:

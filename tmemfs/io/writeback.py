@@ -163,8 +163,8 @@ class Writeback:
                         stats += await self._write_run(inode, fd, first, last)
                 stats += await self._backing.data(inode, 0, _finish, fd, touched_ns)
         except OSError as error:
-            if inode.errors.failed(error):
-                log.warning("%s: write-back failed: %s; it will be tried again", inode.title, error.strerror)
+            if inode.errors.record_failure(error):
+                log.warning("%s: write-back failed: %s; it will be tried again", inode.display_path, error.strerror)
             self._since[inode] = trio.current_time()
             self._untried.discard(inode)
             return error
@@ -172,12 +172,12 @@ class Writeback:
             inode.writers -= 1
             self._inodes.touch(inode)
         if self._inodes.changed_since_recorded(inode, *stats[:-1]):
-            self._inodes.others_changed(inode)
+            self._inodes.invalidate(inode)
         self.forget(inode)
         expected, after = inode.size, stats[-1]
         self._inodes.record(inode, after, started)
         if after.st_size < expected:
-            self._inodes.disbelieve_size(inode)
+            self._inodes.mark_virtual(inode)
         if not self._cache.settled:  # a shrink waited for these pages
             await self._content.precache.resize(self._cache.capacity)
         return None
@@ -197,7 +197,7 @@ class Writeback:
 
     def forget(self, inode: Inode) -> None:
         """Take a clean (or dropped) inode off the books."""
-        inode.errors.succeeded()
+        inode.errors.record_success()
         self._untried.discard(inode)
         self._since.pop(inode, None)
         self.touched_ns.pop(inode, None)
@@ -213,7 +213,7 @@ class Writeback:
         inode, errors = file.inode, file.inode.errors
         async with inode.lock():
             failure = await self.flush(inode)
-        error = errors.owed(file.errors_known) or failure
+        error = errors.unreported(file.errors_known) or failure
         if not closing:
             file.errors_known = errors.count
         if error is not None:

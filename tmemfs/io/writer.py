@@ -47,7 +47,7 @@ class Writer:
         inode = file.inode
         async with inode.lock():
             if inode.virtual:
-                self._inodes.disbelieve_size(inode)
+                self._inodes.mark_virtual(inode)
             if file.appends and not _is_of_mapping(file, offset, len(data)):
                 return await self._append(file, offset, data)
             if self.writeback is not None:
@@ -99,11 +99,11 @@ class Writer:
                 else:
                     content.drop(inode, (offset + written) >> PAGE_SHIFT, last)
         if landed is None or self._inodes.changed_since_recorded(inode, before):
-            self._inodes.others_changed(inode)
+            self._inodes.invalidate(inode)
         self._inodes.record(inode, after, started)
         inode.size = max(inode.size, after.st_size if append else offset + written)  # where it is not recorded
         if inode.virtual or after.st_size < (written if append else offset + written):
-            self._inodes.disbelieve_size(inode)
+            self._inodes.mark_virtual(inode)
         if after.st_mode != before.st_mode:
             self._inodes.on_mismatch(inode)  # the kernel forgets times and size after a write, not the mode
         return written
@@ -124,7 +124,7 @@ class Writer:
             inode.writers -= 1
             self._inodes.expire(inode)  # what failed may have changed something
         if self._inodes.changed_since_recorded(inode, before):
-            self._inodes.others_changed(inode)
+            self._inodes.invalidate(inode)
         self._inodes.record(inode, after, started)
         return result
 
@@ -134,7 +134,7 @@ class Writer:
         """Set the size of a file; `call` does so on the backing."""
         async with inode.lock():
             if inode.virtual:
-                self._inodes.disbelieve_size(inode)
+                self._inodes.mark_virtual(inode)
             old = inode.size
             try:
                 await self._change_locked(inode, call, stat_of)

@@ -33,29 +33,29 @@ class KernelCache:
         self._dropping = 0  # the one whose pages are being dropped
         self._wake = trio.Event()
 
-    def forget_attributes(self, number: int) -> None:
+    def invalidate_attributes(self, number: int) -> None:
         """Drop the cached attributes of an inode; returns at once, and they are gone."""
         with contextlib.suppress(OSError):  # ENOENT: the kernel has forgotten the inode itself
             pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=True)
 
-    def forget_pages(self, number: int) -> None:
+    def invalidate_pages(self, number: int) -> None:
         """Have the cached pages of an inode dropped soon."""
         with self._lock:
             self._pages.add(number)
         self._wake.set()
 
-    async def settled(self, number: int) -> None:
+    async def finish_invalidations(self, number: int) -> None:
         """Have no invalidation of an inode under way or waiting: an open, once it is answered, drops pages itself."""
         with self._lock:
             self._pages.discard(number)
         while self._dropping == number:
             await trio.sleep(POLL)
 
-    async def tell_size(self, number: int, size: int, last: bytes) -> None:
+    async def update_size(self, number: int, size: int, last: bytes) -> None:
         """Have the kernel believe in a size if it believes in a smaller one; `last` is the file's last byte."""
         await self._backing.control(_store, number, size - 1, last)
 
-    def forget_name(self, number: int, name: bytes) -> None:
+    def invalidate_name(self, number: int, name: bytes) -> None:
         """Drop a name of a directory. In a thread: this waits until the changes of names in there are answered."""
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_entry(pyfuse3.InodeT(number), pyfuse3.FileNameT(name))

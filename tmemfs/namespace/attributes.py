@@ -122,7 +122,7 @@ class Attributes:
             except BaseException:
                 self._descriptors.closer.close(fd)
                 raise
-        self._inodes.opened(inode, st, started)
+        self._inodes.observe_at_open(inode, st, started)
         prepare_descriptor(fd)
         return fd, opened
 
@@ -148,7 +148,7 @@ class Attributes:
 
     async def getxattr(self, inode: Inode, name: bytes) -> bytes:
         """Return an attribute's value. Raise OSError (ENODATA) where there is none."""
-        if name == CAPABILITY and inode.no_caps:
+        if name == CAPABILITY and inode.no_capability_xattr:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))  # the kernel asks around every write
         code = self._known_absent(inode, name)
         if code is not None:
@@ -167,8 +167,8 @@ class Attributes:
 
     def _known_absent(self, inode: Inode, name: bytes) -> int | None:
         """Return the errno that says that an attribute is not there, if that is known."""
-        if inode.absent and trio.current_time() < inode.absent_until:
-            for known, code in inode.absent:
+        if inode.absent_xattrs and trio.current_time() < inode.absent_xattrs_until:
+            for known, code in inode.absent_xattrs:
                 if known == name:
                     return code
         return None
@@ -178,14 +178,14 @@ class Attributes:
         if inode.writers or started < inode.seen_at:
             return  # it may have been set meanwhile
         if name == CAPABILITY and code == errno.ENODATA and trio.current_time() >= inode.settles_at:
-            inode.no_caps = True
+            inode.no_capability_xattr = True
         if name in _OFTEN_ABSENT:
             now = trio.current_time()
-            kept = inode.absent if now < inode.absent_until else ()
+            kept = inode.absent_xattrs if now < inode.absent_xattrs_until else ()
             if not kept:
-                inode.absent_until = now + self._inodes.attr_timeout
+                inode.absent_xattrs_until = now + self._inodes.attr_timeout
             absent = tuple(sorted({*kept, (name, code)}))
-            inode.absent = self._absent.setdefault(absent, absent)  # the same few for all inodes
+            inode.absent_xattrs = self._absent.setdefault(absent, absent)  # the same few for all inodes
 
     async def setxattr(self, inode: Inode, name: bytes, value: bytes, caller: Caller) -> None:
         """Set an attribute.
@@ -216,9 +216,9 @@ class Attributes:
         try:
             await self._writer.change(inode, call, lambda: self._stats.inode(inode))
         finally:
-            inode.no_caps = False
-            inode.absent = ()
-            inode.plain_until = 0.0
+            inode.no_capability_xattr = False
+            inode.absent_xattrs = ()
+            inode.no_default_acl_until = 0.0
 
     async def listxattr(self, inode: Inode) -> list[bytes]:
         """Return the names of all attributes."""

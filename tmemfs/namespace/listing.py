@@ -71,7 +71,7 @@ class Listings:
 
     async def open(self, directory: Inode) -> Listing:
         """Return a listing that is no older than the attribute time-out."""
-        await self._inodes.look_into(directory)
+        await self._inodes.ensure_watched(directory)
         self._let_go(trio.current_time() - self._inodes.attr_timeout)
         kept = directory.listing
         if isinstance(kept, Listing):

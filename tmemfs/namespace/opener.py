@@ -51,9 +51,9 @@ class Opener:
             with file.borrowed():
                 if flags & os.O_TRUNC:
                     await self._attributes.truncate(inode, 0, fd if file.writable else None)
-                if inode.changed_underneath:
+                if inode.changed_by_others:
                     await self.tell_size(inode)
-                await self._kernel.settled(inode.number)
+                await self._kernel.finish_invalidations(inode.number)
         except BaseException:
             await self.close(file)
             raise
@@ -63,7 +63,7 @@ class Opener:
         """Have the kernel know the size of a file that others made larger, before it is used."""
         if inode.size_in_doubt and inode.size and not inode.virtual:
             inode.size_in_doubt = False
-            await self._kernel.tell_size(inode.number, inode.size, await self._attributes.last_byte(inode))
+            await self._kernel.update_size(inode.number, inode.size, await self._attributes.last_byte(inode))
             if not inode.size_in_doubt:
                 inode.former_sizes = ()
 
@@ -104,7 +104,7 @@ class Opener:
                 writeback.forget(inode)
         if not inode.opens and inode.readable_opens:
             inode.readable_opens = 0
-            self._kernel.forget_pages(inode.number)
+            self._kernel.invalidate_pages(inode.number)
         if not inode.opens and inode.lookups <= 0:
             self._inodes.forget(inode.number, 0)
         file.users -= 1

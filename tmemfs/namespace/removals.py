@@ -73,7 +73,7 @@ class Removals:
         self._inodes.observe(inode, gone.before, started)
         inode.remove_location(parent, name)
         self._inodes.record(inode, after, started)
-        self._inodes.unlinked(inode, survivors)
+        self._inodes.record_unlink(inode, survivors)
         if survivors == 0 and (inode.lookups or inode.opens):
             self._descriptors.pin(inode, gone.fd)
         else:

@@ -95,7 +95,7 @@ class Revalidator:
 
     def _is_in_doubt(self, inode: Inode) -> bool:
         """Tell whether the kernel may believe in names of a file that are not known here."""
-        if trio.current_time() < inode.doubted_until:
+        if trio.current_time() < inode.names_doubted_until:
             return True
         return len(inode.locations) == MAX_LOCATIONS and inode.attr is not None and inode.attr.st_nlink > MAX_LOCATIONS
 
@@ -158,16 +158,16 @@ class Revalidator:
             parent.listing = None
             self._inodes.expire(inode)
             if inode.locations:
-                inode.doubted_until = trio.current_time() + self._inodes.attr_timeout
+                inode.names_doubted_until = trio.current_time() + self._inodes.attr_timeout
 
     # -- the second walk -----------------------------------------------------------------------------------------
 
     def _refuse(self, inode: Inode, thread: int) -> OSError:
         """Remember who is told to look names up again, and return what says so."""
-        self.looked_up(thread, inode)
+        self.record_second_lookup(thread, inode)
         return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    def is_walking_again(self, thread: int) -> bool:
+    def is_second_walk(self, thread: int) -> bool:
         """Tell whether what a thread looks up now is to be held until it opens it."""
         retry = self._retries.get(thread)
         if retry is None:
@@ -177,7 +177,7 @@ class Revalidator:
         del self._retries[thread]
         return False
 
-    def looked_up(self, thread: int, inode: Inode | None) -> None:
+    def record_second_lookup(self, thread: int, inode: Inode | None) -> None:
         """Take in what the second walk of a thread has led to by now; None: nowhere."""
         self._retries[thread] = _Retry(inode, trio.current_time() + RETRY_SECONDS)
         self._retries.move_to_end(thread)
@@ -185,7 +185,7 @@ class Revalidator:
             self._retries.popitem(last=False)
 
     def _is_retry(self, inode: Inode, thread: int, ends_walk: bool) -> bool:
-        if not self._retries or not self.is_walking_again(thread):
+        if not self._retries or not self.is_second_walk(thread):
             return False
         allowed = self._retries[thread].inode is inode
         if ends_walk:

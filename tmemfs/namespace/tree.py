@@ -49,10 +49,10 @@ class Tree:
     async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
         """Find a name; None where there is none."""
         if self._inodes.on_first_look is not None:
-            await self._inodes.look_into(parent)
+            await self._inodes.ensure_watched(parent)
         started = self._inodes.start()
         st = await self._backing.ask(self._stats.cached_name, self._stats.name, parent, name)
-        return None if st is None else self._inodes.enter_found(parent, name, st, started)
+        return None if st is None else self._inodes.get_or_create_if_linked(parent, name, st, started)
 
     async def hold(self, parent: Inode, name: bytes) -> Inode | None:
         """Find a name, and have a descriptor of what was found, whatever follows; None where there is none."""
@@ -66,17 +66,17 @@ class Tree:
             return stat_or_close(fd), fd
 
         if self._inodes.on_first_look is not None:
-            await self._inodes.look_into(parent)
+            await self._inodes.ensure_watched(parent)
         started = self._inodes.start()
         found = await self._backing.meta(self._descriptors.call, parent, call)
         if found is None:
             return None
         st, fd = found
-        inode = self._inodes.enter_found(parent, name, st, started)
+        inode = self._inodes.get_or_create_if_linked(parent, name, st, started)
         if inode is None:
             self._descriptors.closer.close(fd)
         else:
-            self._descriptors.hold(inode, fd)
+            self._descriptors.add(inode, fd)
         return inode
 
     # -- making nodes --------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class Tree:
         started = self._inodes.start()
         st, directory = await self._backing.meta(call)
         self._changed(parent, started, directory)
-        return self._inodes.enter(parent, name, st, started)
+        return self._inodes.get_or_create(parent, name, st, started)
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Inode, int]:
         """Make and open a file. Return the inode and a descriptor that belongs to the caller."""
@@ -150,12 +150,12 @@ class Tree:
             # the name up again, and open what it finds by its rules.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
         self._changed(parent, started, directory)
-        return self._inodes.enter(parent, name, st, started), fd
+        return self._inodes.get_or_create(parent, name, st, started), fd
 
     def _masked(self, parent: Inode, dir_fd: int, mode: int, caller: Caller) -> int:
         """Apply the caller's umask, unless the directory's default ACL is to decide (acl(5))."""
         now = time.monotonic()
-        if now >= parent.plain_until:
+        if now >= parent.no_default_acl_until:
             try:
                 os.getxattr(f"/proc/self/fd/{dir_fd}", "system.posix_acl_default")
             except OSError as error:
@@ -163,7 +163,7 @@ class Tree:
                     raise
             else:
                 return mode
-            parent.plain_until = now + self._inodes.attr_timeout
+            parent.no_default_acl_until = now + self._inodes.attr_timeout
         return mode & ~caller.umask
 
     async def link(self, inode: Inode, parent: Inode, name: bytes) -> None:

@@ -66,7 +66,7 @@ class CacheControls:
         """Drop the clean pages of all files (`1` or an empty line), or of one file by its path in the mount."""
         path = data.removesuffix(b"\n")
         if path == b"1" or path.strip(b"/") in (b"", b"."):
-            for count, inode in enumerate(self._inodes.known(), 1):
+            for count, inode in enumerate(self._inodes.all(), 1):
                 self._content.renew(inode)
                 if count % INODES_PER_STEP == 0:
                     await trio.lowlevel.checkpoint()

@@ -35,7 +35,7 @@ class SwapControls:
     def closed(self) -> None:
         """Count a close; after the last one the kernel keeps no pages of the file's mappings."""
         if self._area.closed():
-            self._kernel.forget_pages(self._number)
+            self._kernel.invalidate_pages(self._number)
 
     async def _reserve(self, data: bytes) -> None:
         """Reserve disk space for all pages, before the file is used for swap (`1`)."""

@@ -169,14 +169,14 @@ class Watch:
         self.overflows += 1
         self._removed.clear()
         log.warning("too many changes at once: events were lost; open files are read anew, all names looked at again")
-        known = self._inodes.known()
+        known = self._inodes.all()
         for count, inode in enumerate(known, 1):
             inode.listing = None
             self._inodes.expire(inode)
             if inode.opens:
                 self._content.renew(inode)
                 self._inodes.on_mismatch(inode)
-            self._kernel.forget_attributes(inode.number)
+            self._kernel.invalidate_attributes(inode.number)
             for directory, name in inode.locations:
                 if directory.watch > 0:
                     self._note(directory, name, NAMES | CONTENT & ~MODIFIED)
@@ -227,7 +227,7 @@ class Watch:
     async def _own_changes(self, directory: Inode) -> None:
         """Wait until what this mount has changed of a directory's names by now is in the table."""
         async with self._lanes:
-            await self._backing.control(self._kernel.forget_name, directory.number, b"/")
+            await self._backing.control(self._kernel.invalidate_name, directory.number, b"/")
 
     def _own_removals(self, directory: Inode, news: Mapping[bytes, News]) -> set[bytes]:
         """Use up the removals of our own that events tell of; return the names that nobody else removed."""
@@ -260,7 +260,7 @@ class Watch:
         with contextlib.suppress(OSError), self._descriptors.use(directory) as fd:
             for name, st in wrong.items():
                 if _identity(_stat_or_none(fd, name)) == _identity(st):
-                    self._kernel.forget_name(directory.number, name)
+                    self._kernel.invalidate_name(directory.number, name)
 
     # -- one inode -----------------------------------------------------------------------------------------------
 
@@ -272,15 +272,15 @@ class Watch:
         if self._inodes.observe(inode, st, started):
             return True
         if news.mask & MODIFIED and inode.touched_at < news.since:
-            self._inodes.others_changed(inode)
+            self._inodes.invalidate(inode)
         elif before is not None and _shown(before) != _shown(st):
-            self._kernel.forget_attributes(inode.number)
+            self._kernel.invalidate_attributes(inode.number)
         return True
 
     def _forget_attributes(self, inode: Inode) -> None:
         inode.listing = None
         self._inodes.expire(inode)
-        self._kernel.forget_attributes(inode.number)
+        self._kernel.invalidate_attributes(inode.number)
 
     def _again(self, directory: Inode, name: bytes, inode: Inode) -> None:
         """Look at a file again when its writer is done."""
