@@ -1,4 +1,4 @@
-"""The handshake: its changes to an INIT reply, and their effect on a mount."""
+"""The handshake: its changes to an INIT reply, and their effect on a mount. The failures patch the Python handshake."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The private arena: slabs of a sealed memfd, populated on demand and punched on release."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""Unit tests of the codec of the Python pool; not part of the contract."""
+
 from __future__ import annotations
 
 import random

@@ -1,3 +1,5 @@
+"""Unit tests of the ghost list of the Python pool; not part of the contract."""
+
 from __future__ import annotations
 
 from tmem.ghosts import GhostList, tag_of

@@ -1,4 +1,4 @@
-"""Full pools: the cost of a put, and the fill level when the sizes of pages change."""
+"""Full pools, for any implementation: the cost of a put, and the fill level when the sizes of pages change."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Unit tests of the slots and slabs of the Python pool; not part of the contract."""
+
 from __future__ import annotations
 
 import random
