@@ -39,7 +39,7 @@ class Mounted:
     """A mount of `source` on `root`."""
 
     def __init__(self, place: Place) -> None:
-        self._place = place
+        self.place = place
         self.source = place.source
         self.root = place.mountpoint
         self.process: subprocess.Popen[str] | None = None
@@ -49,9 +49,9 @@ class Mounted:
     def start(self, *options: str) -> Path:
         """Mount with a cache of 1 MiB and these options; return the mountpoint."""
         assert self.process is None
-        checked = self._place.log.with_suffix(".checked")
+        checked = self.place.log.with_suffix(".checked")
         checked.unlink(missing_ok=True)
-        process = self.process = self._place.serve(*SMALL, *options, command=CHECKED)
+        process = self.process = self.place.serve(*SMALL, *options, command=CHECKED)
         self._watchdog = threading.Timer(self.patience, process.kill)
         self._watchdog.daemon = True
         self._watchdog.start()
@@ -62,16 +62,16 @@ class Mounted:
         process, self.process = self.process, None
         if process is None:
             return
-        assert process.poll() is None, f"the mount ended by itself: {self._place.log_text()[-4000:]}"
+        assert process.poll() is None, f"the mount ended by itself: {self.place.log_text()[-4000:]}"
         process.send_signal(signal.SIGTERM)
         try:
             process.communicate(timeout=seconds)
         finally:
             process.kill()
             self.stop_watchdog()
-        log = self._place.log_text()
+        log = self.place.log_text()
         assert process.returncode == 0, log[-4000:]
-        assert self._place.log.with_suffix(".checked").read_text() == f"consistent, dirty {dirty}\n"
+        assert self.place.log.with_suffix(".checked").read_text() == f"consistent, dirty {dirty}\n"
         assert "Traceback" not in log, log[-4000:]
 
     def stop_watchdog(self) -> None:
@@ -105,7 +105,7 @@ class Mounted:
 
     def log(self) -> str:
         """Return the log of the mount."""
-        return self._place.log_text()
+        return self.place.log_text()
 
 
 @contextmanager

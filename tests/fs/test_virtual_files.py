@@ -16,7 +16,7 @@ def test_a_file_of_proc_is_read_whole(mounted: Mounted, name: str, tmp_path: Pat
     path = Path(name)
     if not path.exists():
         pytest.skip(f"missing: {name}")
-    mounted._place.source = path.parent
+    mounted.place.source = path.parent
     root = mounted.start("--throttle", "latency=20us")
     for _ in range(2):
         assert (root / path.name).read_bytes() == path.read_bytes()

@@ -23,7 +23,7 @@ ZEROS = bytes(PAGE_SIZE)
 
 @pytest.fixture
 def area() -> Iterator[Area]:
-    """Give a file of 64 pages over two slabs; it is checked at the end."""
+    """Return a file of 64 pages over two slabs; `check()` runs at teardown."""
     made = Area(64, 2)
     yield made
     made.close()
@@ -31,6 +31,11 @@ def area() -> Iterator[Area]:
 
 def write(area: Area, page: int, content: bytes) -> None:
     assert trio.run(area.hswap.write, page * PAGE_SIZE, content) == len(content)
+
+
+def small_page(seed: int) -> bytes:
+    """Return a page that compresses to about half."""
+    return (raw_page(seed)[: PAGE_SIZE // 2] + bytes(PAGE_SIZE))[:PAGE_SIZE]
 
 
 def read(area: Area, page: int) -> bytes:
@@ -79,23 +84,21 @@ def test_when_pool_and_overflow_file_fail_the_page_keeps_its_content(area: Area,
     assert area.hswap.counters.overflow_errors == len(beyond) + 1
 
 
-def test_a_page_of_the_pool_that_is_refused_everywhere_gets_its_copy_back(
-    area: Area, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old, new = raw_page(1), raw_page(2)
-    write(area, 5, old)
-    pool = area.hswap._pool
-    put = pool.put
-
-    def refuse_the_new(obj: int, index: int, page: bytes) -> bool:
-        return put(obj, index, page) if page == old else bool(pool.flush_page(obj, index) and False)
-
-    monkeypatch.setattr(pool, "put", refuse_the_new)
+def test_a_page_of_the_pool_that_is_refused_everywhere_gets_its_copy_back(area: Area) -> None:
+    for page in range(SLAB_PAGES):
+        write(area, page, raw_page(page))
+    small = SLAB_PAGES
+    while place(area, small - 1) == POOL:  # the other slab, until it has no free slot
+        write(area, small, small_page(small))
+        small += 1
+    area.now += 2 * REFUSAL_SECONDS
     area.overflow.full = True
+    refused = area.hswap.counters.rejected_puts
     with pytest.raises(OSError, match="No space"):
-        write(area, 5, new)
-    assert place(area, 5) == POOL
-    assert read(area, 5) == old
+        write(area, SLAB_PAGES, raw_page(1000))
+    assert area.hswap.counters.rejected_puts == refused + 1
+    assert place(area, SLAB_PAGES) == POOL
+    assert read(area, SLAB_PAGES) == small_page(SLAB_PAGES)
 
 
 def test_a_page_of_a_frozen_pool_stays_until_its_overflow_is_written(area: Area) -> None:
