@@ -14,7 +14,7 @@ import trio
 
 from tests.consistency import check_content
 from tests.heldbacking import HeldBacking
-from tests.pagebytes import MIB
+from tests.pagebytes import MIB, pages_of
 from tmem import EmbeddedArena, Tmem
 from tmemfs.cache.content import Content
 from tmemfs.cache.pagecache import QUEUED, PageCache
@@ -103,6 +103,13 @@ class Parts:
         """Create a file on the backing and open it."""
         (self.directory / name).write_bytes(data)
         return self.open(name, flags)
+
+    async def make_cached(self, pages: int) -> tuple[OpenFile, bytearray]:
+        """Create a file of so many pages and read it into the cache; return it with its content."""
+        data = pages_of(1, pages)
+        file = self.make("f", data)
+        await self.read(file, 0, len(data))
+        return file, bytearray(data)
 
     async def read(self, file: OpenFile, offset: int, size: int) -> bytes:
         """Read as fs.py does: the hit path first, then the miss path."""

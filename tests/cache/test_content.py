@@ -37,8 +37,7 @@ async def test_poison_hits_only_overlapping_fills(make_parts: MakeParts) -> None
 @in_trio
 async def test_drop_removes_a_range_from_cache_queue_and_pool(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 40))
-    await parts.read(file, 0, 40 * PAGE_SIZE)
+    file, _ = await parts.make_cached(40)
     parts.evict_all()
     await parts.read(file, 0, 10 * PAGE_SIZE)
     parts.queue_victims(5)
@@ -53,8 +52,7 @@ async def test_drop_removes_a_range_from_cache_queue_and_pool(make_parts: MakePa
 @in_trio
 async def test_drop_of_the_longest_range_takes_no_longer(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 40))
-    await parts.read(file, 0, 40 * PAGE_SIZE)
+    file, _ = await parts.make_cached(40)
     parts.evict_all()
     parts.content.drop(file.inode, 3, 1 << 50)
     assert not any(parts.pooled(file, index) for index in range(3, 40))
@@ -63,8 +61,7 @@ async def test_drop_of_the_longest_range_takes_no_longer(make_parts: MakeParts) 
 @in_trio
 async def test_renew_keeps_dirty_pages_only_and_a_late_put_is_never_found(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 10))
-    await parts.read(file, 0, 10 * PAGE_SIZE)
+    file, _ = await parts.make_cached(10)
     parts.mark_dirty(file, 3)
     old = parts.pool_object(file)
     parts.content.renew(file.inode)
@@ -77,9 +74,7 @@ async def test_renew_keeps_dirty_pages_only_and_a_late_put_is_never_found(make_p
 @in_trio
 async def test_overwrite_updates_the_cache_and_removes_queued_and_pooled_copies(make_parts: MakeParts) -> None:
     parts = make_parts()
-    data = bytearray(pages_of(1, 30))
-    file = parts.make("f", bytes(data))
-    await parts.read(file, 0, len(data))
+    file, data = await parts.make_cached(30)
     parts.evict_all()
     await parts.read(file, 0, 4 * PAGE_SIZE)
     parts.queue_victims(4)
@@ -99,9 +94,7 @@ async def test_overwrite_updates_the_cache_and_removes_queued_and_pooled_copies(
 @in_trio
 async def test_truncate_drops_pages_beyond_the_end_and_extends_with_zeros(make_parts: MakeParts, size: int) -> None:
     parts = make_parts()
-    data = pages_of(1, 10)
-    file = parts.make("f", data)
-    await parts.read(file, 0, len(data))
+    file, data = await parts.make_cached(10)
     parts.evict_all()
     await parts.read(file, 0, 3 * PAGE_SIZE)
     await parts.truncate(file, size)
@@ -113,8 +106,7 @@ async def test_truncate_drops_pages_beyond_the_end_and_extends_with_zeros(make_p
 @in_trio
 async def test_forget_leaves_no_trace_of_a_file(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 50))
-    await parts.read(file, 0, 50 * PAGE_SIZE)
+    file, _ = await parts.make_cached(50)
     parts.evict_all()
     await parts.read(file, 0, 5 * PAGE_SIZE)
     parts.content.forget(file.inode)

@@ -32,8 +32,7 @@ async def test_evicted_pages_come_back_from_the_pool_without_a_backing_read(make
 @in_trio
 async def test_a_page_from_the_pool_carries_the_pool_bit_back_into_it(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 4))
-    await parts.read(file, 0, 4 * PAGE_SIZE)
+    file, _ = await parts.make_cached(4)
     parts.evict_all()
     await parts.read(file, 0, 2 * PAGE_SIZE)
     put: list[bool] = []
@@ -52,8 +51,7 @@ async def test_a_page_from_the_pool_carries_the_pool_bit_back_into_it(make_parts
 @in_trio
 async def test_a_rescued_page_is_not_put(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 8))
-    await parts.read(file, 0, 8 * PAGE_SIZE)
+    file, _ = await parts.make_cached(8)
     parts.queue_victims(8)
     assert parts.reader.hit(file, 3 * PAGE_SIZE, 1) is not None
     assert parts.precache.drain(100) == 7
@@ -64,9 +62,7 @@ async def test_a_rescued_page_is_not_put(make_parts: MakeParts) -> None:
 @in_trio
 async def test_a_shrink_moves_what_no_longer_fits_into_the_pool(make_parts: MakeParts) -> None:
     parts = make_parts(cache=256 * PAGE_SIZE, pool=2 * MIB)
-    data = pages_of(1, 240)
-    file = parts.make("f", data)
-    await parts.read(file, 0, len(data))
+    file, data = await parts.make_cached(240)
     await parts.precache.resize(16 * PAGE_SIZE)
     assert parts.cache.resident <= 16
     parts.check()

@@ -96,8 +96,7 @@ async def test_what_others_change_drops_the_pages_at_the_next_open(make_parts: M
 @in_trio
 async def test_without_stable_ctimes_the_version_is_size_and_mtime(make_parts: MakeParts) -> None:
     parts = make_parts(version_by="size,mtime")
-    file = parts.make("f", pages_of(1, 8))
-    await parts.read(file, 0, 8 * PAGE_SIZE)
+    file, _ = await parts.make_cached(8)
     (parts.directory / "f").chmod(0o600)
     parts.open("f")
     assert parts.inodes.invalidations == 0
@@ -119,8 +118,7 @@ async def test_a_stat_that_was_overtaken_says_nothing(make_parts: MakeParts) -> 
 @in_trio
 async def test_a_change_by_others_under_dirty_pages_takes_the_clean_ones_only(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
-    file = parts.make("f", pages_of(1, 8))
-    await parts.read(file, 0, 8 * PAGE_SIZE)
+    file, _ = await parts.make_cached(8)
     await parts.writer.write(file, 0, b"own")
     wait_for_new_timestamp()
     with (parts.directory / "f").open("r+b") as others:
@@ -138,8 +136,7 @@ async def test_a_change_by_others_under_dirty_pages_takes_the_clean_ones_only(ma
 @in_trio
 async def test_an_inode_with_pages_is_retained_and_found_again(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 8))
-    await parts.read(file, 0, 8 * PAGE_SIZE)
+    file, _ = await parts.make_cached(8)
     os.close(parts.files.remove(file.number).fd)
     parts.inodes.forget(file.inode.number, file.inode.lookups)
     parts.check()
@@ -154,8 +151,7 @@ async def test_an_inode_with_pages_is_retained_and_found_again(make_parts: MakeP
 async def test_a_retained_inode_without_pages_is_removed_by_a_forget(make_parts: MakeParts) -> None:
     """Somebody changed the file; a listing notices, and has no room left to tell the kernel of it."""
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 8))
-    await parts.read(file, 0, 8 * PAGE_SIZE)
+    file, _ = await parts.make_cached(8)
     os.close(parts.files.remove(file.number).fd)
     parts.inodes.forget(file.inode.number, file.inode.lookups)
     parts.content.renew(file.inode)
@@ -194,8 +190,7 @@ async def test_an_inode_without_pages_goes_with_the_kernels_interest(make_parts:
 @in_trio
 async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 8))
-    await parts.read(file, 0, 8 * PAGE_SIZE)
+    file, _ = await parts.make_cached(8)
     old = file.inode
     st = os.fstat(file.fd)
     os.close(parts.files.remove(file.number).fd)
@@ -212,8 +207,7 @@ async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make
     parts = make_parts()
     names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
     attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
-    file = parts.make("f", pages_of(1, 3))
-    await parts.read(file, 0, 3 * PAGE_SIZE)
+    file, _ = await parts.make_cached(3)
     parts.backing.after_write.shut = True
     opened: list[int] = []
 
@@ -238,8 +232,7 @@ async def test_an_open_that_is_given_up_while_it_waits_leaves_no_descriptor(make
     parts = make_parts()
     names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
     attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
-    file = parts.make("f", pages_of(1, 3))
-    await parts.read(file, 0, 3 * PAGE_SIZE)
+    file, _ = await parts.make_cached(3)
     parts.backing.after_write.shut = True
 
     def to_read() -> int:
@@ -277,8 +270,7 @@ async def test_an_open_during_an_own_write_still_sees_the_changes_of_others(
     make_parts: MakeParts,
 ) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 3))
-    await parts.read(file, 0, 3 * PAGE_SIZE)
+    file, _ = await parts.make_cached(3)
     started = parts.inodes.start()
     await parts.writer.write(file, 2 * PAGE_SIZE, b"ours")
     wait_for_new_timestamp()
@@ -313,8 +305,7 @@ async def test_a_stale_lookup_of_an_unlinked_name_keeps_its_open_file_intact(
 @in_trio
 async def test_unlinking_the_last_name_of_a_closed_file_forgets_its_pages(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 8))
-    await parts.read(file, 0, 8 * PAGE_SIZE)
+    file, _ = await parts.make_cached(8)
     parts.inodes.record_unlink(file.inode, 1)
     assert parts.cached_pages(file)
     os.close(parts.files.remove(file.number).fd)

@@ -232,8 +232,7 @@ async def test_write_back_sets_the_time_of_the_last_write(make_parts: MakeParts)
 @in_trio
 async def test_changes_by_others_while_pages_were_dirty_are_seen_at_an_open(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
-    file = parts.make("f", pages_of(1, 20))
-    await parts.read(file, 0, 20 * PAGE_SIZE)
+    file, _ = await parts.make_cached(20)
     await parts.writer.write(file, 0, b"own")
     wait_for_new_timestamp()
     with (parts.directory / "f").open("r+b") as others:

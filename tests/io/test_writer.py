@@ -21,9 +21,7 @@ __all__ = ["make_parts"]
 @in_trio
 async def test_a_finished_write_is_on_the_backing_and_read_back_from_memory(make_parts: MakeParts) -> None:
     parts = make_parts()
-    data = bytearray(pages_of(1, 30))
-    file = parts.make("f", bytes(data))
-    await parts.read(file, 0, len(data))
+    file, data = await parts.make_cached(30)
     generator = random.Random(1)
     for number in range(100):
         offset, size = generator.randrange(40 * PAGE_SIZE), generator.choice([1, 100, 4096, 9000])
@@ -54,9 +52,7 @@ async def test_writes_to_one_file_are_serial_and_to_two_files_concurrent(make_pa
 @in_trio
 async def test_a_failed_write_reaches_the_caller_and_drops_the_range(make_parts: MakeParts, code: int) -> None:
     parts = make_parts()
-    data = pages_of(1, 10)
-    file = parts.make("f", data)
-    await parts.read(file, 0, len(data))
+    file, _ = await parts.make_cached(10)
     parts.backing.data_error = OSError(code, "")
     with pytest.raises(OSError, match="Errno") as caught:
         await parts.writer.write(file, 3 * PAGE_SIZE + 5, b"n" * PAGE_SIZE)
@@ -71,8 +67,7 @@ async def test_a_failed_write_reaches_the_caller_and_drops_the_range(make_parts:
 @in_trio
 async def test_a_short_write_returns_its_size_and_drops_the_rest_of_the_range(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 10))
-    await parts.read(file, 0, 10 * PAGE_SIZE)
+    file, _ = await parts.make_cached(10)
     parts.backing.short_write = 5000
     assert await parts.writer.write(file, 2 * PAGE_SIZE, b"n" * 3 * PAGE_SIZE) == 5000
     assert not {3, 4} & parts.cached_pages(file)
@@ -83,8 +78,7 @@ async def test_a_short_write_returns_its_size_and_drops_the_rest_of_the_range(ma
 @in_trio
 async def test_a_change_by_others_just_before_an_own_write_is_noticed(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 10))
-    await parts.read(file, 0, 10 * PAGE_SIZE)
+    file, _ = await parts.make_cached(10)
     wait_for_new_timestamp()
     (parts.directory / "f").write_bytes(pages_of(2, 10))
     await parts.writer.write(file, 0, b"own")
@@ -94,8 +88,7 @@ async def test_a_change_by_others_just_before_an_own_write_is_noticed(make_parts
 @in_trio
 async def test_metadata_changes_of_our_own_keep_the_pages(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 10))
-    await parts.read(file, 0, 10 * PAGE_SIZE)
+    file, _ = await parts.make_cached(10)
     fd = file.fd
     await parts.writer.change(file.inode, lambda: os.fchmod(fd, 0o600), lambda: os.fstat(fd))
     await parts.writer.change(file.inode, lambda: os.utime(fd, (1, 2)), lambda: os.fstat(fd))
@@ -108,9 +101,7 @@ async def test_metadata_changes_of_our_own_keep_the_pages(make_parts: MakeParts)
 @in_trio
 async def test_a_refused_truncate_changes_nothing_and_returns_at_once(make_parts: MakeParts) -> None:
     parts = make_parts()
-    data = pages_of(1, 10)
-    file = parts.make("f", data)
-    await parts.read(file, 0, len(data))
+    file, data = await parts.make_cached(10)
     parts.evict_all()
     with pytest.raises(OSError, match="Errno") as caught:
         await parts.truncate(file, 1 << 62)
