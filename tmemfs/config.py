@@ -1,7 +1,7 @@
-"""What one mount was asked to be: a frozen MountConfig, and the texts it is read from.
+"""The configuration of one mount: a frozen MountConfig, and the parsers of its options.
 
-Everything a person can get wrong on a command line is refused here, in one line that names the thing and the
-remedy. Whatever holds a MountConfig needs to check nothing again.
+Every mistake on a command line is refused here, in one line that names the thing and the remedy. A MountConfig is
+valid: no other module checks it again.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = [
 
 MIN_CACHE_BYTES = MIB
 MIN_POOL_BYTES = 64 * KIB  # one slab
-MIN_IDLE_SECONDS = 0.1  # a balloon looks eight times as often
+MIN_IDLE_SECONDS = 0.1  # the balloon checks the cache eight times in each idle period
 MIN_HSWAP_BYTES = 64 * KIB
 MAX_HSWAP_BYTES = 4 << 40
 _NAME_BYTES = 255  # NAME_MAX
-_SOCKET_BYTES = 107  # of sockaddr_un
+_SOCKET_PATH_BYTES = 107  # of sockaddr_un
 
-_BALLOON_HINT = "write for instance min=16M,max=256M, and idle=10s if you like"
+_BALLOON_HINT = "write for instance min=16M,max=256M or min=16M,max=256M,idle=10s"
 _THROTTLE_HINT = "write for instance latency=5ms,bandwidth=100M,depth=8"
 
 BackingCache = Literal["drop", "keep"]
@@ -50,27 +50,27 @@ VersionBy = Literal["all", "size,mtime"]
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """Describe a slow device for experiments."""
+    """The slow device that SOURCE imitates, for experiments."""
 
-    latency: float = 0.0  # seconds a request
-    bandwidth: int = 0  # bytes a second over all requests; 0: unlimited
+    latency: float = 0.0  # seconds for each request
+    bandwidth: int = 0  # bytes per second for all requests together; 0: unlimited
     depth: int = 32  # requests at once
 
 
 @dataclass(frozen=True, slots=True)
 class MountConfig:
-    """Hold what one mount was asked to be. `source` and `mountpoint` are absolute."""
+    """The options of one mount, validated. `source` and `mountpoint` are absolute."""
 
     source: Path
     mountpoint: Path
     cache_bytes: int = 64 * MIB
     pool_bytes: int = 256 * MIB  # 0: no pool
-    pool_socket: str | None = None  # tmemd's, to borrow from it; pool_bytes is then the most to borrow
-    pool_owner: int | None = None  # uid of who runs it, where that is neither root nor this user
-    compress: bool = True  # the pool's pages
+    pool_socket: str | None = None  # socket of a tmemd to borrow from; pool_bytes is then the most to borrow
+    pool_owner: int | None = None  # uid of that tmemd, if neither root nor this user
+    compress: bool = True  # pages in the pool
     hswap_bytes: int = 0  # 0: no swap-like file
-    hswap_overflow: Path | None = None  # None: beside the guest's state
-    balloon: BalloonRange | None = None  # None: cache_bytes until somebody resizes
+    hswap_overflow: Path | None = None  # None: in the state directory
+    balloon: BalloonRange | None = None  # None: the cache keeps its size until a resize
     writeback: bool = False
     watch: bool = False
     throttle: Throttle | None = None
@@ -86,19 +86,19 @@ class MountConfig:
 
     @property
     def hswap_file(self) -> Path:
-        """Say where the swap-like file is, if there is one."""
+        """The path of the swap-like file, whether the mount has one or not."""
         return self.mountpoint / self.control_name / "hswap"
 
     def __post_init__(self) -> None:
-        """Refuse what no mount can be."""
+        """Raise ConfigError for a configuration that cannot work."""
         check_cache_bytes(self.cache_bytes)
         if self.pool_bytes and self.pool_bytes < MIN_POOL_BYTES:
             raise ConfigError(f"pool of {self.pool_bytes} bytes is too small: give --pool at least 64K, or none")
         check_ram("pool", self.pool_bytes)
-        if self.pool_socket is not None and not 0 < len(os.fsencode(self.pool_socket)) <= _SOCKET_BYTES:
+        if self.pool_socket is not None and not 0 < len(os.fsencode(self.pool_socket)) <= _SOCKET_PATH_BYTES:
             raise ConfigError(
-                f"pool 'unix:{self.pool_socket}': no socket has such a name: give --pool unix:PATH of at most "
-                f"{_SOCKET_BYTES} bytes"
+                f"pool 'unix:{self.pool_socket}' is not the path of a socket: give --pool unix:PATH with a PATH of "
+                f"at most {_SOCKET_PATH_BYTES} bytes"
             )
         self._check_hswap()
         if self.balloon is not None:
@@ -112,13 +112,13 @@ class MountConfig:
                 raise ConfigError(f"{name} {seconds} is not a duration: write 0, 1 or 500ms")
         name = self.control_name
         if not name or name in (".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > _NAME_BYTES:
-            raise ConfigError(f"control name '{name}' is not a file name: give one without '/', such as .tmemfs")
+            raise ConfigError(f"control name '{name}' is not a file name: give one without '/', for instance .tmemfs")
 
     def _check_hswap(self) -> None:
-        """Refuse a swap-like file that cannot be."""
+        """Raise ConfigError for a swap-like file that cannot work."""
         if not self.hswap_bytes:
             if self.hswap_overflow is not None:
-                raise ConfigError(f"--hswap-overflow '{self.hswap_overflow}' is for --hswap: give --hswap SIZE, too")
+                raise ConfigError(f"--hswap-overflow '{self.hswap_overflow}' needs --hswap SIZE: give both")
             return
         if self.hswap_bytes < MIN_HSWAP_BYTES:
             raise ConfigError(f"hswap of {self.hswap_bytes} bytes is too small: give --hswap at least 64K")
@@ -127,18 +127,18 @@ class MountConfig:
         if not self.pool_bytes and self.pool_socket is None:
             raise ConfigError("hswap needs a pool: give --pool SIZE, or no --hswap")
         if self.options.read_only:
-            raise ConfigError("hswap could not be written on a read-only mount: give no --hswap, or no -o ro")
+            raise ConfigError("hswap cannot be written on a read-only mount: give no --hswap, or no -o ro")
 
 
 def check_cache_bytes(size: int, what: str = "cache") -> None:
-    """Refuse a size that no cache can have, at the mount as at a resize."""
+    """Raise ConfigError for a size that no cache can have, at a mount or a resize."""
     if size < MIN_CACHE_BYTES:
         raise ConfigError(f"{what} of {size} bytes is too small: give at least 1M")
     check_ram(what, size)
 
 
 def parse_throttle(text: str) -> Throttle:
-    """Parse latency=5ms,bandwidth=100M,depth=8; each part may be left out."""
+    """Parse latency=5ms,bandwidth=100M,depth=8, in which each part is optional."""
     latency, bandwidth, depth = 0.0, 0, Throttle().depth
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
@@ -154,7 +154,7 @@ def parse_throttle(text: str) -> Throttle:
 
 
 def parse_balloon(text: str) -> BalloonRange:
-    """Parse min=16M,max=256M,idle=10s; idle may be left out."""
+    """Parse min=16M,max=256M,idle=10s, in which idle is optional."""
     sizes: dict[str, int] = {}
     idle = IDLE_SECONDS
     for part in text.split(","):
@@ -174,14 +174,14 @@ def parse_balloon(text: str) -> BalloonRange:
 
 @dataclass(frozen=True, slots=True)
 class PoolChoice:
-    """Say which pool a mount uses: bytes of its own, none (0), or a lender's socket."""
+    """The value of --pool: a pool of its own with so many bytes, no pool (0 bytes), or the socket of a tmemd."""
 
     pool_bytes: int
     socket: str | None = None
 
 
 def parse_pool(text: str) -> PoolChoice:
-    """Parse the value of --pool: a size, none, or unix:PATH (and then the most to borrow: all RAM)."""
+    """Parse a size, none, or unix:PATH, which may borrow all RAM."""
     if text == "none":
         return PoolChoice(0)
     if text.startswith("unix:"):

@@ -1,7 +1,7 @@
-"""The -o options of a mount, as mount(8) knows them.
+"""The -o options of a mount, as in mount(8).
 
-One place decides what each word means to the three that must be told: mount(2) takes flags and a data string,
-fusermount3 takes words, and libfuse takes the few options that it implements itself.
+They are translated for three receivers: mount(2) takes flags and a data string, fusermount3 takes words, and libfuse
+takes the few options that it implements itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tmemcommon.sizes import ConfigError
 
-# Mounts are recognized by it (fuse.tmemfs in the mount table), so it cannot be chosen.
+# Mounts are recognized by it: fuse.tmemfs in the mount table. So it is no option.
 SUBTYPE = "tmemfs"
 
 MS_RDONLY = 1
@@ -51,18 +51,17 @@ _CLEARS = {
     "nostrictatime": MS_STRICTATIME,
     "nolazytime": MS_LAZYTIME,
 }
-# Words that only mean something to mount(8) and fstab: accepted, so that a line of fstab can be used as is.
+# Words for mount(8) alone. They are accepted so that options can be copied from fstab.
 _IGNORED = frozenset(("defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev"))
 _ALWAYS = ("default_permissions", f"subtype={SUBTYPE}")
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """Hold what -o asked for, parsed.
+    """The parsed -o options.
 
-    `flags` are those of mount(2). nosuid and nodev are on until switched off, as libfuse has it.
-    default_permissions is always on: without it the kernel checks no permission at all, and a mount of root
-    with allow_other would open every file to everybody.
+    `flags` are those of mount(2). nosuid and nodev are on by default, as in libfuse. default_permissions is always on:
+    without it the kernel checks no permissions, and a mount by root with allow_other would open all files to all users.
     """
 
     flags: int = MS_NOSUID | MS_NODEV
@@ -72,24 +71,24 @@ class MountOptions:
 
     @property
     def read_only(self) -> bool:
-        """Tell whether nothing may be written through the mount."""
+        """Whether the mount is read-only."""
         return bool(self.flags & MS_RDONLY)
 
     @property
     def synchronous(self) -> bool:
-        """Tell whether every write is to be on the disk when it returns (the kernel leaves that to us)."""
+        """Whether every write must be on the disk when it returns. The kernel leaves this to the filesystem."""
         return bool(self.flags & MS_SYNCHRONOUS)
 
     def kernel_data(self, fd: int, uid: int, gid: int) -> str:
-        """Build the data argument of mount(2) for a /dev/fuse descriptor."""
+        """Return the data argument of mount(2) for a /dev/fuse descriptor."""
         words = [f"fd={fd}", "rootmode=40000", f"user_id={uid}", f"group_id={gid}", "default_permissions"]
-        # The kernel has no allow_root: libfuse admits only root and the owner to what allow_other lets in.
+        # The kernel has no allow_root: libfuse implements it, by refusing other users that allow_other admits.
         if self.allow_other or self.allow_root:
             words.append("allow_other")
         return ",".join(words)
 
     def words(self, fsname: str) -> list[str]:
-        """Name every option in the words of fusermount3."""
+        """Return all options as words for fusermount3."""
         words = [name for name, flag in _SETS.items() if self.flags & flag]
         words += [name for name, flag in _CLEARS.items() if name in ("suid", "dev") and not self.flags & flag]
         words += ["default_permissions", f"fsname={_escape(fsname)}", f"subtype={SUBTYPE}"]
@@ -98,26 +97,26 @@ class MountOptions:
         return words
 
     def libfuse_words(self) -> set[str]:
-        """Name the options that libfuse implements by itself."""
+        """Return the options that libfuse implements itself."""
         return {"allow_root"} if self.allow_root else set()
 
     def plain_words(self, fsname: str) -> set[str]:
-        """Name every option for libfuse, when it is libfuse that mounts."""
+        """Return all options as words for libfuse, when libfuse itself mounts."""
         words = set(self.words(fsname))
         if self.allow_root:
-            # libfuse asks the kernel for allow_other by itself, and refuses both at once.
+            # libfuse adds allow_other by itself, and refuses to be given both.
             words.discard("allow_other")
             words.add("allow_root")
         return {word for word in words if word.isascii()}
 
 
 def _escape(value: str) -> str:
-    """Escape what would end an option: fusermount3 and libfuse split at commas."""
+    """Escape commas and backslashes: fusermount3 and libfuse split options at commas."""
     return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def parse_options(texts: Iterable[str]) -> MountOptions:
-    """Parse every -o of a command line; a later word wins over an earlier one."""
+    """Parse all -o options of a command line; a later word overrides an earlier one. Raises ConfigError."""
     flags = MountOptions().flags
     allow_other = allow_root = False
     fsname: str | None = None
@@ -134,13 +133,13 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
         elif equals and name == "fsname" and value:
             fsname = value
         elif word not in _ALWAYS and word not in _IGNORED and not word.startswith("x-"):
-            raise ConfigError(f"unknown mount option '{word}' in -o: known are {_known()}")
+            raise ConfigError(f"unknown mount option '{word}' in -o: give one of {_known_words()}")
     if allow_other and allow_root:
         raise ConfigError("-o allow_other and -o allow_root exclude each other: give one of them")
     return MountOptions(flags, allow_other, allow_root, fsname)
 
 
-def _known() -> str:
-    """List the option words for a message."""
+def _known_words() -> str:
+    """Return all option words, for a message."""
     words = [*_SETS, *_CLEARS, "allow_other", "allow_root", *_ALWAYS, "fsname=NAME"]
     return ", ".join(sorted(words))

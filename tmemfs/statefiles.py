@@ -1,4 +1,4 @@
-"""Names and directories of what a mount keeps outside of its source: log, overflow file, control socket."""
+"""Names and directories of the files that a mount keeps outside of SOURCE: log, overflow file, control socket."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import os
 import re
 from pathlib import Path
 
-_NAME_BYTES = 200  # leaves room for what a file's name has besides
-_NOT_PLAIN = re.compile(rb"[^A-Za-z0-9:_.]")
+_NAME_BYTES = 200  # of NAME_MAX: suffixes are added
+_ESCAPED = re.compile(rb"[^A-Za-z0-9:_.]")
 
 
 def mount_name(mountpoint: Path) -> str:
-    """Make a file name of a mountpoint, for what belongs to its mount: another one for each.
+    """Return a file name for the files of a mount, unique for each mountpoint.
 
-    Escaped as by `systemd-escape --path`; of a name that is too long for that, the end and a hash of the whole.
+    Escaped as by `systemd-escape --path`. A name that is too long becomes a hash and its end.
     """
     parts = os.fsencode(mountpoint).strip(b"/").split(b"/")
-    plain = [_NOT_PLAIN.sub(lambda match: b"\\x%02x" % match[0][0], part) for part in parts]
-    name = (b"-".join(plain) or b"-").decode("ascii")
+    escaped = [_ESCAPED.sub(lambda match: b"\\x%02x" % match[0][0], part) for part in parts]
+    name = (b"-".join(escaped) or b"-").decode("ascii")
     if name.startswith("."):
         name = "\\x2e" + name[1:]
     if len(name) > _NAME_BYTES:
@@ -29,12 +29,12 @@ def mount_name(mountpoint: Path) -> str:
 
 
 def state_directory() -> Path:
-    """Say where an ordinary user's mounts keep what outlives a login."""
+    """Return the directory in which a user's mounts keep files that outlive a login."""
     return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "tmemfs"
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory, and those above it that are missing, for their owner alone whatever the umask is."""
+    """Create a directory and its missing parents with mode 0700, whatever the umask is."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):

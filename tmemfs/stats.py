@@ -1,7 +1,7 @@
-"""Count, and tell what was counted under the names that dashboards rely on.
+"""The registry of counters, and their text formats.
 
-Every part of the guest owns plain integers; `Stats` is handed functions that read them, so that counting costs one
-addition and a reset touches nobody: it remembers the values of that moment and subtracts them.
+Each part of the guest counts in plain integers and registers a function that reads them. So counting costs one
+addition, and a reset changes no part: it saves the current values, which are subtracted from later ones.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 Value = int | float | str | None
-_SUB_BITS = 3  # buckets are 1/8 of a power of two wide: a percentile is right within 12.5 %
+_SUB_BITS = 3  # 8 buckets for each power of two: a percentile is exact to 12.5 %
 _BUCKETS = 64 << _SUB_BITS
 
 
 class Latency:
-    """A histogram of nanoseconds with logarithmic buckets, after HdrHistogram (Tene)."""
+    """A histogram of nanoseconds with logarithmic buckets, as in HdrHistogram (Tene)."""
 
     __slots__ = ("buckets",)
 
@@ -33,7 +33,7 @@ class Latency:
 
 
 def _bucket_top(bucket: int) -> int:
-    """Return the largest value, in nanoseconds, that falls into a bucket."""
+    """Return the largest value of a bucket in nanoseconds."""
     bits, sub = bucket >> _SUB_BITS, bucket & 7
     if bits <= _SUB_BITS:
         return bucket
@@ -41,7 +41,7 @@ def _bucket_top(bucket: int) -> int:
 
 
 def percentile(buckets: array[int], fraction: float) -> float | None:
-    """Return the value in seconds below which `fraction` of the requests lie; None when there were none."""
+    """Return the seconds that `fraction` of the requests did not exceed; None without requests."""
     total = sum(buckets)
     if not total:
         return None
@@ -55,14 +55,14 @@ def percentile(buckets: array[int], fraction: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A value that is the share of `part` in `whole`, both sums of counters since the last reset."""
+    """The ratio of two sums of counters since the last reset."""
 
     part: tuple[str, ...]
     whole: tuple[str, ...]
 
 
 class Stats:
-    """All counters of one guest, by name, in the order in which they were registered."""
+    """All counters of one guest by name, in the order of registration."""
 
     def __init__(self) -> None:
         self._sources: list[tuple[str, Callable[[], Mapping[str, Value]], bool]] = []
@@ -72,19 +72,19 @@ class Stats:
         self._latency_base: dict[str, array[int]] = {}
 
     def gauges(self, prefix: str, read: Callable[[], Mapping[str, Value]]) -> None:
-        """Register values that tell a state; a reset leaves them."""
+        """Register values that describe a state; a reset does not change them."""
         self._sources.append((prefix, read, False))
 
     def counters(self, prefix: str, read: Callable[[], Mapping[str, int | float]]) -> None:
-        """Register values that only grow; a reset starts them at zero."""
+        """Register values that only grow; a reset sets them to zero."""
         self._sources.append((prefix, read, True))
 
     def ratio(self, name: str, part: tuple[str, ...], whole: tuple[str, ...]) -> None:
-        """Register a share of counters, computed when it is read."""
+        """Register a ratio of counters, computed at each read."""
         self._ratios[name] = Ratio(part, whole)
 
     def latency(self, operation: str) -> Latency:
-        """Return the histogram of an operation, made at its first use."""
+        """Return the histogram of an operation; create it at its first use."""
         latency = self._latencies.get(operation)
         if latency is None:
             latency = self._latencies[operation] = Latency()
@@ -100,16 +100,16 @@ class Stats:
         }
 
     def reset(self) -> None:
-        """Start every counter and histogram at zero."""
+        """Set all counters and histograms to zero."""
         self._base = self._raw_counters()
         self._latency_base = {name: latency.buckets[:] for name, latency in self._latencies.items()}
 
     def counter_names(self) -> frozenset[str]:
-        """Return the names that only grow between resets."""
+        """Return the names of the values that only grow."""
         return frozenset(self._raw_counters()) | {f"request_{name}_count" for name in self._latencies}
 
     def snapshot(self) -> dict[str, Value]:
-        """Return all values as of now."""
+        """Return the current values."""
         values: dict[str, Value] = {}
         for prefix, read, counts in self._sources:
             for name, value in read().items():
@@ -118,13 +118,13 @@ class Stats:
                     value = value - self._base.get(full, 0)
                 values[full] = value
         for name, ratio in self._ratios.items():
-            values[name] = self._share(values, ratio)
+            values[name] = self._quotient(values, ratio)
         for operation, latency in sorted(self._latencies.items()):
             values.update(self._latency_values(operation, latency))
         return values
 
     @staticmethod
-    def _share(values: Mapping[str, Value], ratio: Ratio) -> float | None:
+    def _quotient(values: Mapping[str, Value], ratio: Ratio) -> float | None:
         part = sum(float(values.get(name) or 0) for name in ratio.part)
         whole = sum(float(values.get(name) or 0) for name in ratio.whole)
         return round(part / whole, 6) if whole else None
@@ -141,19 +141,19 @@ class Stats:
 
 
 def as_text(values: Mapping[str, Value]) -> str:
-    """Render `name value` lines, aligned; a ratio over nothing is `-`."""
+    """Return aligned lines `name value`; a missing value is `-`."""
     width = max((len(name) for name in values), default=0)
-    return "".join(f"{name:<{width}} {_plain(value)}\n" for name, value in values.items())
+    return "".join(f"{name:<{width}} {_format(value)}\n" for name, value in values.items())
 
 
-def _plain(value: Value) -> str:
+def _format(value: Value) -> str:
     if value is None:
         return "-"
     return f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
 def as_prometheus(values: Mapping[str, Value], counters: Collection[str]) -> str:
-    """Render the Prometheus text format, version 0.0.4; texts and ratios over nothing are left out."""
+    """Return the Prometheus text format, version 0.0.4, without texts and missing values."""
     lines = []
     for name, value in values.items():
         if isinstance(value, int | float):

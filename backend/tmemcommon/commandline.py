@@ -1,4 +1,4 @@
-"""What all commands have in common: options with units, and errors that are one line and an exit code."""
+"""Shared by all commands: option types with units, and errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _EXIT_INTERRUPTED = 130
 
 
 class CommandError(Exception):
-    """Report in one line that something could not be done that was asked for correctly."""
+    """A correct command failed; the message is one line."""
 
     exit_code = EXIT_FAILED
 
 
 class Text(click.ParamType[Any]):
-    """Convert an option by a parser that raises ConfigError."""
+    """An option type whose parser raises ConfigError."""
 
     def __init__(self, name: str, parse: Callable[[str], object]) -> None:
         self.name = name
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse text; a default is already what it should be."""
+        """Parse text; return a default as it is."""
         if not isinstance(value, str):
             return value
         try:
@@ -46,15 +46,15 @@ DURATION = Text("DURATION", parse_duration)
 
 
 def say(message: str, program: str = "tmemfs") -> None:
-    """Print one line for the person at the terminal."""
+    """Print one line to stderr."""
     print(f"{program}: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def run(command: click.Command, program: str) -> NoReturn:
-    """Run a command; every error a person can make is one line on stderr and exit code 2."""
+    """Run a command and exit. An error is one line on stderr; a usage error has exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name may have what the terminal's encoding has not
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters of a name
     try:
         code = command.main(prog_name=program, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -1,7 +1,7 @@
-"""How much memory may still be made real: the machine's, and that of every memory cgroup this process is in.
+"""How much more memory may be allocated: of the machine, and in every memory cgroup of this process.
 
-A slab that cannot be had must be refused before it is made: a memory cgroup at its limit does not return ENOMEM, it
-kills. So this is asked before every step, and its answer is a reason that a person understands.
+A slab that does not fit must be refused before it is allocated: a memory cgroup at its limit does not return ENOMEM, it
+kills a process. So every step is checked first, and a refusal has a reason that an operator understands.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from pathlib import Path
 from tmemcommon.mountinfo import parse_mountinfo
 from tmemcommon.sizes import MIB
 
-CGROUP_RESERVE = 16 * MIB  # what a cgroup keeps for its processes themselves
-
-CORE_ALLOWANCE = MIB // 2  # of each core: 64 pages charged ahead, and batches of up to 31 pages
-
-_UNLIMITED = 1 << 62  # v1 writes a number for "no limit", v2 a word
+CGROUP_RESERVE = 16 * MIB  # left in a cgroup for its processes themselves
+CORE_ALLOWANCE = MIB // 2  # for each core: it charges 64 pages in advance and frees batches of up to 31 pages
+_UNLIMITED = 1 << 62  # version 1 writes "no limit" as a huge number, version 2 as a word
 
 _Names = tuple[tuple[str, ...], str, str, tuple[str, ...]]
 _V1: _Names = (
@@ -37,16 +35,16 @@ _V2: _Names = (
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """One cgroup that bounds this process: itself or an ancestor."""
+    """The memory cgroup of this process, or an ancestor of it."""
 
     path: Path
     limits: tuple[str, ...]
     usage: str
-    reclaimable: str  # the line of memory.stat with file pages that nobody used lately
-    statistics: tuple[str, ...]  # the lines that name what is charged; the kernel's own memory has a file in version 1
+    reclaimable: str  # the line of memory.stat with inactive file pages
+    statistics: tuple[str, ...]  # the lines that add up to the usage; version 1 has kernel memory in another file
 
     def spare(self, enough: int) -> int:
-        """Count the bytes below the limit; what could be reclaimed only when the rest is not `enough`."""
+        """Return the bytes below the limit; if they are fewer than `enough`, add those that can be reclaimed."""
         limit = min((_number(self.path / name) for name in self.limits), default=_UNLIMITED)
         if limit >= _UNLIMITED:
             return _UNLIMITED
@@ -62,9 +60,10 @@ class _Level:
 
 
 class Headroom:
-    """Say whether so much memory may be made real now.
+    """Checks whether memory may be allocated.
 
-    `reserve` bytes of the machine's are never touched; None for somebody who is there for a machine without memory.
+    `reserve` bytes of the machine stay free. With None the machine is not checked, only cgroups: for swap, which is
+    needed just when the machine has no memory left.
     """
 
     def __init__(self, reserve: int | None, root: Path = Path("/")) -> None:
@@ -74,46 +73,46 @@ class Headroom:
         self._levels: list[_Level] = []
 
     def refusal(self, wanted: int) -> str | None:
-        """Give the reason why `wanted` bytes may not be made real, in one line; None when they may."""
+        """Return why `wanted` bytes may not be allocated, as one line; None if they may."""
         try:
             return self._refusal(wanted)
         except OSError as error:
             return f"how much memory is left cannot be read: {error.strerror}"
 
     def pinned(self) -> int | None:
-        """Count the bytes charged to this process's memory cgroup that are in none of its statistics; None without one.
+        """Return the bytes charged to this process's memory cgroup that no statistic contains; None without a cgroup.
 
-        These are pages that were cut off their file while somebody held a reference. What each core has been charged
-        ahead, and what it is about to free, looks the same and is allowed for.
+        These are pages that were truncated from their file while a reference to them was held. Pages that a core has
+        charged in advance or is about to free look the same, so CORE_ALLOWANCE is subtracted.
         """
-        for level in self._bounds()[:1]:
+        for level in self._current_levels()[:1]:
             stat = dict(line.split(" ", 1) for line in (_read(level.path / "memory.stat") or "").splitlines())
-            named = sum(int(stat.get(name, 0)) for name in level.statistics)
+            counted = sum(int(stat.get(name, 0)) for name in level.statistics)
             kernel = _read(level.path / "memory.kmem.usage_in_bytes")
-            charged = _number(level.path / level.usage) - named - int(kernel or 0)
+            charged = _number(level.path / level.usage) - counted - int(kernel or 0)
             return max(0, charged - CORE_ALLOWANCE * (os.cpu_count() or 1))
         return None
 
     def _refusal(self, wanted: int) -> str | None:
         available = self._available() if self._reserve is not None else None
         if self._reserve is not None and available is not None and available - wanted < self._reserve:
-            return f"the machine has {available // MIB} MiB left, of which {self._reserve // MIB} MiB are reserved"
-        for level in self._bounds():
+            return f"the machine has {available // MIB}M left, of which {self._reserve // MIB}M are reserved"
+        for level in self._current_levels():
             spare = level.spare(wanted + CGROUP_RESERVE)
             if spare - wanted < CGROUP_RESERVE:
-                return f"the memory cgroup {level.path.name} has {max(0, spare) // MIB} MiB left"
+                return f"the memory cgroup {level.path.name} has {max(0, spare) // MIB}M left"
         return None
 
     def _available(self) -> int | None:
-        """Read MemAvailable; None where the kernel does not tell."""
+        """Return MemAvailable; None if the kernel does not have it."""
         text = _read(self._root / "proc/meminfo")
         if text is None:
             return None
         _, found, rest = text.partition("MemAvailable:")
         return int(rest.split(maxsplit=1)[0]) * 1024 if found else None
 
-    def _bounds(self) -> list[_Level]:
-        """Find the cgroups again when this process was moved."""
+    def _current_levels(self) -> list[_Level]:
+        """Return the cgroups of this process; search them again if it was moved."""
         membership = _read(self._root / "proc/self/cgroup")
         if membership is None:
             return []
@@ -123,7 +122,7 @@ class Headroom:
         return self._levels
 
     def _find(self, membership: str) -> list[_Level]:
-        """Walk from this process's memory cgroup up to the top of each hierarchy that is mounted here."""
+        """Return this process's memory cgroup and its ancestors, in each hierarchy that is mounted here."""
         levels: list[_Level] = []
         for line in membership.splitlines():
             _, controllers, path = line.split(":", 2)
@@ -142,7 +141,7 @@ class Headroom:
         return levels
 
     def _mounted(self, *, unified: bool) -> list[tuple[Path, str]]:
-        """List where the hierarchy is mounted, and which of its cgroups is seen there."""
+        """Return the first mount of the hierarchy: its path, and the cgroup that is mounted there."""
         found = []
         for mount in parse_mountinfo((self._root / "proc/self/mountinfo").read_bytes()):
             if mount.fstype == "cgroup2" if unified else mount.fstype == "cgroup" and "memory" in mount.options:
@@ -155,13 +154,13 @@ def _is_below(path: str, top: str) -> bool:
 
 
 def _number(path: Path) -> int:
-    """Read a bound; one that is missing or that says max bounds nothing."""
+    """Read a limit; a missing one and the word max are _UNLIMITED."""
     text = (_read(path) or "").strip()
     return int(text) if text.isdecimal() else _UNLIMITED
 
 
 def _read(path: Path) -> str | None:
-    """Read a file of the kernel's; None when there is none for us. OSError without descriptors or memory for it."""
+    """Read a file of the kernel; None if it is missing or unreadable. Raises OSError without descriptors or memory."""
     try:
         return path.read_text()
     except OSError as error:

@@ -1,4 +1,8 @@
-"""Sizes and durations as people write them on a command line, and the error that says what was wrong."""
+"""Sizes and durations on the command line.
+
+Sizes are written in one way: a number and a binary unit without "iB", as in 64K or 1.5G. `format_size` writes it.
+`parse_size` reads it, and also 64KiB, bytes and percentages. Messages give exact bytes where rounding would mislead.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,19 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B|%)?", re.IGNORECASE | re.AS
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s|m|h)?", re.ASCII)
 _SIZE_UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 _DURATION_UNITS = {"": 1.0, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_MAX_SECONDS = 1e9  # 31 years: beyond some such bound clocks and the kernel's time-outs overflow
-_LARGER = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
+_MAX_SECONDS = 1e9  # 31 years: longer ones overflow clocks and time-outs of the kernel
+_PREFIXES = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
 _SIZE_HINT = "write a size such as 64M, 1G, 4096 or 10% (of RAM)"
 
 
 class ConfigError(Exception):
-    """Report bad input in one line that names the thing and the remedy."""
+    """Bad input; the message is one line that names the thing and the remedy."""
 
 
 def parse_size(text: str) -> int:
     """Parse a number of bytes: 4096, 64K, 64MiB, 1.5G, or a percentage of this machine's RAM.
 
-    Units are powers of 1024. Raises ConfigError for anything else, and for a size of zero.
+    Units are powers of 1024. Raises ConfigError for other text and for zero.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -55,21 +59,23 @@ def parse_duration(text: str) -> float:
 
 
 def ram_bytes() -> int:
-    """Measure this machine's memory."""
+    """Return the size of this machine's RAM."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_ram(what: str, size: int) -> None:
-    """Refuse more memory than this machine has. Raises ConfigError."""
+    """Raise ConfigError for more memory than this machine has."""
     ram = ram_bytes()
     if size > ram:
         raise ConfigError(f"{what} of {format_size(size)} is more than all RAM: give at most {ram // MIB}M")
 
 
 def format_size(size: int) -> str:
-    """Write a number of bytes for people: 0, 64K, 1.5G, three digits at most."""
-    number, units = float(size), iter(_LARGER)
+    """Format bytes with at most three digits: 0, 100B, 64K, 1.5G."""
+    if 0 < size < 1000:
+        return f"{size}B"
+    number, units = float(size), iter(_PREFIXES)
     unit = next(units)
-    while number >= 999.5 and unit != _LARGER[-1]:
+    while number >= 999.5 and unit != _PREFIXES[-1]:
         number, unit = number / 1024, next(units)
     return f"{number:.0f}{unit}" if number >= 99.95 or number == int(number) else f"{number:.1f}{unit}"

@@ -64,7 +64,7 @@ def test_memory_is_given_while_the_reserve_is_left(machine: Machine) -> None:
     assert machine.refusal(MIB, 999 * MIB) is None
     reason = machine.refusal(2 * MIB, 999 * MIB)
     assert reason is not None
-    assert "1000 MiB" in reason
+    assert "1000M left" in reason
     assert "reserved" in reason
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import wait_until
-from tmemcommon.logwriter import MOST_WAITING, LogFile, LogWriter
+from tmemcommon.logwriter import MAX_QUEUED, LogFile, LogWriter
 
 FILLING = "x" * 200
 
@@ -50,14 +50,14 @@ def drained(fd: int, until: str) -> list[str]:
 def test_a_pipe_that_nobody_reads_stops_nobody_and_losses_are_counted(pipe: tuple[int, int]) -> None:
     writer = LogWriter(pipe[1])
     log = logger(writer)
-    lines = MOST_WAITING + 2000
+    lines = MAX_QUEUED + 2000
     for number in range(lines):
         log.info("%d %s", number, FILLING)
     log.info("lost")
     found = drained(pipe[0], "missing here")
     kept = [int(line.partition(" ")[0]) for line in found[:-1]]
     assert kept == sorted(set(kept))
-    assert kept[:MOST_WAITING] == list(range(MOST_WAITING))
+    assert kept[:MAX_QUEUED] == list(range(MAX_QUEUED))
     assert found[-1].startswith(f"{lines + 1 - len(kept)} lines are missing here")
     log.info("on")
     assert drained(pipe[0], "on") == ["on"]
@@ -73,7 +73,7 @@ def test_the_end_waits_for_what_is_queued_but_not_for_a_log_that_hangs(
     log.info("first")
     writer.flush()
     assert os.read(pipe[0], 100) == b"first\n"
-    for _ in range(MOST_WAITING + 2000):
+    for _ in range(MAX_QUEUED + 2000):
         log.info(FILLING)
     writer.flush()
     writer.close()

@@ -26,9 +26,9 @@ PLAIN = MountConfig(Path("/source"), Path("/mnt"))
         ({"hswap_bytes": 5 << 40}, "hswap of 5497558138880 bytes is too large: give --hswap at most 4T"),
         (
             {"hswap_bytes": MIB, "options": parse_options(["ro"])},
-            "hswap could not be written on a read-only mount: give no --hswap, or no -o ro",
+            "hswap cannot be written on a read-only mount: give no --hswap, or no -o ro",
         ),
-        ({"hswap_overflow": Path("/x")}, "--hswap-overflow '/x' is for --hswap: give --hswap SIZE, too"),
+        ({"hswap_overflow": Path("/x")}, "--hswap-overflow '/x' needs --hswap SIZE: give both"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(given: dict[str, object], said: str) -> None:

@@ -107,7 +107,7 @@ def test_swapon_refuses_an_overflow_file_without_enough_disk_space(swapped: Swap
         (disk / "others").write_bytes(bytes(48 << 20))  # after the mount has looked
         done = swapped.command("swapon")
         assert done.returncode == 1
-        assert "cannot have its space: No space left on device; give --hswap-overflow on a local disk" in done.stderr
+        assert "cannot get its disk space: No space left on device; give --hswap-overflow on a" in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert shutil.disk_usage(disk).free > free - (49 << 20), "nothing was taken by trying"
         swapped.end()

@@ -1,4 +1,4 @@
-"""Set up the swap-like file of one guest with its overflow file, and move its pages out when memory is wanted back."""
+"""Set up the swap-like file of one guest and its overflow file, and release slabs when tmemd wants them back."""
 
 from __future__ import annotations
 
@@ -22,31 +22,34 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 8.0
+CLOSE_SECONDS = 8.0  # that `clear` waits for the last close
 
 
 def default_overflow(mountpoint: Path) -> Path:
-    """Choose where the overflow file of a mount is."""
+    """Return the path of a mount's overflow file without --hswap-overflow."""
     directory = Path("/var/lib/tmemfs") if os.geteuid() == 0 else state_directory()
     return directory / f"{mount_name(mountpoint)}.overflow"
 
 
 class SwapArea:
-    """The swap-like file of one guest. Raise ConfigError if it cannot be set up."""
+    """The swap-like file of one guest, its overflow file, and a task that releases slabs.
+
+    `wait_for_stock` is passed on to `Hswap`. Raises ConfigError if the files cannot be set up.
+    """
 
     def __init__(
         self,
         config: MountConfig,
         tmem: Tmem,
         pool_bytes: int,
-        ready: Callable[[int], Awaitable[None]],
+        wait_for_stock: Callable[[int], Awaitable[None]],
     ) -> None:
         size = config.hswap_bytes // PAGE_SIZE * PAGE_SIZE
         self._pool_bytes = pool_bytes
         self.overflow_path = self._choose_path(config)
         self._check_size(size, self.overflow_path)
         self._overflow = overflow.create(self.overflow_path)
-        self.hswap = Hswap(tmem, self._overflow, size, time.monotonic, ready)
+        self.hswap = Hswap(tmem, self._overflow, size, time.monotonic, wait_for_stock)
         self._unused = trio.Event()
         self._wake = trio.Event()
         self._slabs_to_release = 0
@@ -54,16 +57,13 @@ class SwapArea:
 
     @staticmethod
     def _choose_path(config: MountConfig) -> Path:
-        """Find a place that cannot be seen in the mount."""
-        asked = config.hswap_overflow
-        path = asked or default_overflow(config.mountpoint)
-        if asked is None:
+        """Return the real path of the overflow file. Raises ConfigError for a path inside the mount."""
+        path = config.hswap_overflow or default_overflow(config.mountpoint)
+        if config.hswap_overflow is None:
             try:
                 make_private(path.parent)
             except OSError as error:
-                raise ConfigError(
-                    f"overflow file '{path}': {error.strerror}; give another place with --hswap-overflow"
-                ) from None
+                raise ConfigError(f"overflow file '{path}': {error.strerror}; give another --hswap-overflow") from None
         real = Path(os.path.realpath(path.parent)) / path.name
         for directory in (config.source, config.mountpoint):
             if directory == real or directory in real.parents:
@@ -73,18 +73,18 @@ class SwapArea:
         return real
 
     def _check_size(self, size: int, path: Path) -> None:
-        """Refuse more than pool and disk can hold."""
+        """Raise ConfigError if the pool and the disk together cannot hold the file."""
         try:
-            found = os.statvfs(path.parent)
+            disk = os.statvfs(path.parent)
         except OSError as error:
             raise ConfigError(
                 f"overflow file '{path}': {error.strerror}; create its directory or give another --hswap-overflow"
             ) from None
-        free = found.f_bavail * found.f_frsize
+        free = disk.f_bavail * disk.f_frsize
         if size > self._pool_bytes + free:
             raise ConfigError(
-                f"hswap of {size} bytes is larger than the pool ({self._pool_bytes}) and the free space for its "
-                f"overflow file ({free}) together: give a smaller --hswap, or --hswap-overflow on a larger filesystem"
+                f"hswap of {size} bytes is larger than the pool ({self._pool_bytes}) and the free disk space for its "
+                f"overflow file ({free}) together: give a smaller --hswap, or --hswap-overflow on a larger disk"
             )
 
     def closed(self) -> bool:
@@ -102,13 +102,13 @@ class SwapArea:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"overflow file '{self.overflow_path}' cannot have its space: {error.strerror}; "
+                f"overflow file '{self.overflow_path}' cannot get its disk space: {error.strerror}; "
                 "give --hswap-overflow on a local disk with room for all pages",
             ) from error
 
     async def clear(self) -> None:
-        """Forget all pages of a file that nobody has open, as after swapoff."""
-        # The kernel may report a close after the call that made it returned.
+        """Make every page a hole, after swapoff. Raises OSError if the file is still open."""
+        # The kernel may report a close only after close(2) has returned.
         with trio.move_on_after(CLOSE_SECONDS):
             while self.hswap.opens:
                 self._unused = trio.Event()
