@@ -168,8 +168,8 @@ def test_clean_pages_of_a_dirty_file_go_when_others_change_it(tmp_path: Path) ->
     trio.run(main)
 
 
-def test_a_change_that_leaves_the_stamps_as_they_were_is_seen(parts: Watched) -> None:
-    parts.inodes._version = lambda st: ()  # no clock is coarser
+def test_a_change_that_leaves_the_stamps_as_they_were_is_seen(parts: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.inodes, "_version", lambda st: ())  # no clock is coarser
 
     async def main() -> None:
         path = parts.directory / "f"

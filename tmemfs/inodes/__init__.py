@@ -1,1 +1,1 @@
-"""What the kernel knows by number: inodes, their versions and descriptors."""
+"""Inodes, their versions and their descriptors."""

@@ -1,7 +1,7 @@
-"""Stat inodes and names without waiting, where the kernel has them in memory, else with.
+"""Stat inodes and names, each in two forms with the same result.
 
-Each has two forms that give the same: `cached_*` is for the event loop and raises BlockingIOError instead of waiting
-(see Backing.ask). It keeps to SOURCE's own filesystem: what others mounted in there may be on a network.
+`cached_*` is for the event loop: it raises BlockingIOError where it would have to wait (see Backing.ask). It stays on
+the filesystem of SOURCE itself, because other mounts below it may be on a network. The other form may block.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 
 from tmemfs import nowait
-from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
 
 
 class CachedStats:
-    """The stats of one guest's inodes and names."""
+    """Stats of the inodes and names of one guest."""
 
-    def __init__(self, descriptors: Descriptors, root: Inode) -> None:
-        self._descriptors = descriptors
-        self._device = root.key[0]
+    def __init__(self, inodes: InodeTable) -> None:
+        self._descriptors = inodes.descriptors
+        self._device = inodes.root.key[0]
 
     def cached_inode(self, inode: Inode) -> os.stat_result:
-        """Return the stat of an inode, by its descriptor if that is open, else by a name of its."""
+        """Return the stat of an inode, by its cached descriptor or by one of its names."""
         if inode.key[0] != self._device:
             raise BlockingIOError
         try:
@@ -35,24 +35,24 @@ class CachedStats:
             raise
 
     def inode(self, inode: Inode) -> os.stat_result:
-        """Return the stat of an inode. Raise OSError."""
+        """Return the stat of an inode. OSError when the backing fails."""
         return self._descriptors.call(inode, os.fstat)
 
     def cached_name(self, parent: Inode, name: bytes) -> os.stat_result | None:
-        """Return the stat of a name, None where there is none."""
+        """Return the stat of a name, None if it does not exist."""
         if parent.key[0] != self._device:
             raise BlockingIOError
         with self._descriptors.use_open(parent) as fd:
             return nowait.stat_name(fd, name)
 
     def name(self, parent: Inode, name: bytes) -> os.stat_result | None:
-        """Return the stat of a name, None where there is none. Raise OSError."""
+        """Return the stat of a name, None if it does not exist. OSError when the backing fails."""
 
         def call(dir_fd: int) -> os.stat_result | None:
             try:
                 return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             except FileNotFoundError:
-                os.fstat(dir_fd)  # fails where it is the directory that is missing
+                os.fstat(dir_fd)  # raises if the directory itself is missing
                 return None
 
         return self._descriptors.call(parent, call)

@@ -1,19 +1,18 @@
-"""Keep a bounded number of O_PATH descriptors of inodes, reopened when needed.
+"""Cache O_PATH descriptors of inodes: a bounded number, opened when needed, the least recently used closed first.
 
-A directory of 100,000 entries must not cost 100,000 descriptors, so an inode's descriptor is opened at its first use,
-by its parent's descriptor and its name (or, when that name has gone, through an open file's descriptor), and (device,
-inode number) are verified: a name that leads elsewhere since is ESTALE, never the wrong file. The least recently used
-is closed when the table is full. Descriptors of files that lost their last name are pinned until the kernel forgets
-them: they could not be reopened.
+A directory of 100,000 entries must not cost 100,000 descriptors. So the descriptor of an inode is opened at its first
+use, through the descriptor of its parent and its name; if the name has gone, through the descriptor of an open file.
+Device and inode number are compared: a name that leads to another file gives ESTALE, never that file. Descriptors of
+files that lost their last name are pinned until the kernel forgets them, because they could not be reopened.
 
-A backing that has a node for each path (FUSE filesystems over paths, like bindfs) does not know a descriptor any more
-whose name was removed, though the file may have others. So a call that fails with ENOENT or ESTALE is made once more
-with a descriptor that was opened anew, by whatever name leads to the file.
+Some backings have one node for each path (FUSE filesystems such as bindfs). There, a descriptor becomes invalid when
+its name is removed, even if the file has other names. So a call that fails with ENOENT or ESTALE is repeated once with
+a descriptor that was opened by any name of the file.
 
-Threads call in here: the lock guards the table alone and is never held over a system call.
+All methods may be called from threads. The lock protects the table alone and is never held over a system call.
 
-What the event loop lets go of is closed in a thread: a descriptor may be the last that holds a file without a name, and
-a disk takes seconds to free tens of gigabytes.
+Descriptors that the event loop releases are closed in a thread: one of them may be the last reference to a file without
+a name, and a disk takes seconds to free tens of gigabytes.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from typing import Protocol, TypeVar
 from trio.lowlevel import start_thread_soon
 
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-CLOSE_SECONDS = 10.0  # that the end waits for
+CLOSE_SECONDS = 10.0  # how long the end of the guest waits for closes
 _NAME_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 T = TypeVar("T")
 
 
 class Located(Protocol):
-    """An inode as this table sees it."""
+    """What this table needs of an inode."""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -45,11 +44,11 @@ class Located(Protocol):
 
     @property
     def locations(self) -> Sequence[tuple[Located, bytes]]:
-        """Parents and names under which the inode was seen; empty for one that has no name any more."""
+        """The known names of the inode, each as (parent, name); empty once it has none."""
 
     @property
     def open_descriptors(self) -> Sequence[int]:
-        """Descriptors of those who have the file open now."""
+        """The descriptors of its open files."""
 
 
 class _Entry:
@@ -59,11 +58,11 @@ class _Entry:
         self.fd = fd
         self.users = 1
         self.pinned = False
-        self.dropped = False  # dropped from the table while in use: the last user closes it
+        self.dropped = False  # removed from the table while in use: the last user closes it
 
 
 class _Lease:
-    """A descriptor in use. (A generator for a context manager would cost 2 µs, as much as the call it is for.)"""
+    """A descriptor in use. (contextlib.contextmanager would cost 2 µs, as much as the call that uses it.)"""
 
     __slots__ = ("_entry", "_owner")
 
@@ -79,7 +78,7 @@ class _Lease:
 
 
 class Closer:
-    """Close descriptors in a thread, one after the other and with nobody to wait for it."""
+    """Close descriptors in a thread, one after the other, without waiting for the result."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -88,7 +87,7 @@ class Closer:
         self._idle = threading.Condition(self._lock)
 
     def close(self, fd: int) -> None:
-        """Have a descriptor closed soon."""
+        """Close a descriptor soon."""
         with self._lock:
             self._waiting.append(fd)
             if self._busy:
@@ -104,17 +103,17 @@ class Closer:
                     self._idle.notify_all()
                     return
                 fd = self._waiting.popleft()
-            with contextlib.suppress(OSError):  # closed all the same, and nobody can be told
+            with contextlib.suppress(OSError):  # closed all the same
                 os.close(fd)
 
     def finish(self, seconds: float) -> None:
-        """Wait until everything is closed, for a bounded time."""
+        """Wait until everything is closed, for at most `seconds`."""
         with self._idle:
             self._idle.wait_for(lambda: not self._busy, seconds)
 
 
 class Descriptors:
-    """Lend O_PATH descriptors of inodes; hold at most `limit` that are not in use or pinned."""
+    """The cached O_PATH descriptors of one guest; at most `limit` are neither in use nor pinned."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -126,7 +125,7 @@ class Descriptors:
         return len(self._entries)
 
     def pin(self, inode: Located, fd: int) -> None:
-        """Hand over a descriptor that is to stay until `drop` (the root's, an unlinked file's)."""
+        """Take over a descriptor and keep it until `drop` (of the root, of an unlinked file)."""
         with self._lock:
             entry = self._entries.get(inode)
             if entry is None:
@@ -138,7 +137,7 @@ class Descriptors:
         self.closer.close(fd)
 
     def add(self, inode: Located, fd: int) -> None:
-        """Hand over a descriptor of an inode that is about to be used."""
+        """Take over a descriptor of an inode that is about to be used."""
         with self._lock:
             spare = [fd]
             if inode not in self._entries:
@@ -149,11 +148,11 @@ class Descriptors:
             self.closer.close(fd)
 
     def use(self, inode: Located) -> _Lease:
-        """Lend the inode's descriptor for the time of a `with` block. Raise OSError where it cannot be opened."""
+        """Return a context manager over the descriptor of an inode. OSError when it cannot be opened."""
         return _Lease(self, self._acquire(inode))
 
     def call(self, inode: Located, function: Callable[[int], T]) -> T:
-        """Call a function with the inode's descriptor, once more with another one if this one's name has gone."""
+        """Call a function with the descriptor of an inode; repeat it once with a new one if the name has gone."""
         entry = self._acquire(inode)
         try:
             return function(entry.fd)
@@ -166,7 +165,7 @@ class Descriptors:
             return function(fd)
 
     def _replace(self, inode: Located, entry: _Entry) -> bool:
-        """Have an inode's descriptor be one that is opened anew by a name; tell whether there is one."""
+        """Replace the descriptor of an inode by one opened by name now. Return whether that was possible."""
         fd = -1 if entry.pinned else self._open_by_name(inode)
         if fd < 0:
             return False
@@ -176,11 +175,11 @@ class Descriptors:
                 new = self._entries[inode] = _Entry(fd)
                 new.users = 0
                 return True
-        os.close(fd)  # another thread was faster
+        os.close(fd)  # another thread replaced it first
         return True
 
     def use_open(self, inode: Located) -> _Lease:
-        """Lend the inode's descriptor where it is open. Raise BlockingIOError where it would have to be opened."""
+        """Return a context manager over the cached descriptor of an inode. BlockingIOError when none is cached."""
         entry = self._find(inode)
         if entry is None:
             raise BlockingIOError
@@ -201,7 +200,7 @@ class Descriptors:
         fd = self._open(inode)
         with self._lock:
             entry = self._entries.get(inode)
-            if entry is not None:  # another thread was faster
+            if entry is not None:  # another thread opened it first
                 entry.users += 1
                 spare = [fd]
             else:
@@ -219,7 +218,7 @@ class Descriptors:
             os.close(entry.fd)
 
     def _overflow(self) -> list[int]:
-        """Take the least recently used descriptors out until the bound holds (lock held)."""
+        """Remove the least recently used descriptors above the limit and return them. The caller holds the lock."""
         closing: list[int] = []
         if len(self._entries) <= self.limit:
             return closing
@@ -230,11 +229,11 @@ class Descriptors:
         return closing
 
     def _closed_ancestors(self, inode: Located) -> list[Located]:
-        """List the directories above an inode's first name that have no descriptor, from the top.
+        """Return the directories above the first name of an inode that have no descriptor, from the top down.
 
-        By recursion alone, a path of a few hundred directories would be deeper than the interpreter allows.
+        Opening them in this order avoids recursion, whose depth the interpreter limits, on long paths.
         """
-        above: dict[Located, None] = {}  # a set in order: after renames by others, names can lead in a circle
+        above: dict[Located, None] = {}  # as an ordered set; renames by others can make the known names a cycle
         while inode.locations:
             inode = inode.locations[0][0]
             if inode in self._entries or inode in above:
@@ -256,10 +255,10 @@ class Descriptors:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def _open_by_name(self, inode: Located) -> int:
-        """Return a descriptor of what a name leads to, if that is the inode; -1 if no name does."""
+        """Return a descriptor opened by a name that leads to the inode, -1 if no known name does."""
         names = tuple(inode.locations)
         try:
-            for ancestor in self._closed_ancestors(inode):  # from the top: each finds the one above it open
+            for ancestor in self._closed_ancestors(inode):  # from the top down: the parent of each is open
                 self._release(self._acquire(ancestor))
         except OSError as error:
             if error.errno not in _NAME_GONE:
@@ -271,14 +270,14 @@ class Descriptors:
                     fd = os.open(name, PATH_FLAGS, dir_fd=parent_fd)
             except OSError as error:
                 if error.errno in _NAME_GONE:
-                    continue  # renamed or removed underneath, or its directory was; it may have another name
+                    continue  # others renamed or removed the name or its directory; another name may work
                 raise
             if _matches_or_close(fd, inode):
                 return fd
         return -1
 
     def drop(self, inode: Located) -> None:
-        """Have the inode's descriptor closed, soon or by its last user."""
+        """Remove the descriptor of an inode and close it, soon or after its last use."""
         with self._lock:
             entry = self._entries.pop(inode, None)
             if entry is None:
@@ -289,22 +288,22 @@ class Descriptors:
             self.closer.close(entry.fd)
 
     def close(self) -> None:
-        """Close everything."""
+        """Close all descriptors."""
         for inode in list(self._entries):
             self.drop(inode)
         self.closer.finish(CLOSE_SECONDS)
 
     def check(self) -> None:
-        """Raise AssertionError when the bound is broken or an entry is closed."""
+        """Raise AssertionError when the limit is exceeded or a descriptor is closed."""
         with self._lock:
             loose = [entry for entry in self._entries.values() if entry.users == 0 and not entry.pinned]
             assert len(loose) <= self.limit, (len(loose), self.limit)
             for entry in self._entries.values():
-                fcntl.fcntl(entry.fd, fcntl.F_GETFD)  # not fstat: that would ask a file which may hang
+                fcntl.fcntl(entry.fd, fcntl.F_GETFD)  # fstat could hang
 
 
 def stat_or_close(fd: int) -> os.stat_result:
-    """Return the stat of a descriptor that was just opened; close it where that fails, as nobody knows of it yet."""
+    """Return the stat of a descriptor that was just opened; close it if that fails."""
     try:
         return os.fstat(fd)
     except OSError:
@@ -313,7 +312,7 @@ def stat_or_close(fd: int) -> os.stat_result:
 
 
 def _matches_or_close(fd: int, inode: Located) -> bool:
-    """Tell whether a descriptor is the inode's; close it if not."""
+    """Return whether a descriptor leads to an inode; close it if not."""
     found = stat_or_close(fd)
     if (found.st_dev, found.st_ino) == inode.key:
         return True

@@ -1,19 +1,19 @@
-"""Know the inodes that the kernel knows, and whether their files changed underneath.
+"""The table of inodes that the kernel knows, and the detection of changes that others make to their files.
 
-A node number is the backing's inode number wherever that is unique (so that `ls -i`, tar and git see what they would
-see on the backing), else one of our own. An inode outlives the kernel's interest as long as pages of it are cached:
-it is parked, and found again by (device, inode number).
+A node number is the backing's inode number wherever that is unique, so that `ls -i`, tar and git see the numbers of the
+backing; otherwise it is a number of our own. An inode whose lookup count is zero is *retained* as long as pages of it
+are cached, and found again by (device, inode number).
 
-The version of a file is what `version_by` selects of its stat. Every stat that arrives is compared with the recorded
-version; on a mismatch all clean pages go. Changes of our own are recorded by whoever makes them, with a stat taken in
-the same thread call. Stats overtake each other on their way through threads and listings, so each carries the tick of
-its start: one that is older than the last change of our own, or than the last stat taken in, says nothing.
+The version of a file is the part of its stat that `version_by` selects. Every stat that arrives is compared with the
+recorded version; on a mismatch all clean pages are dropped. A change of our own records the stat taken just after it,
+in the same thread call. Stats are taken in threads and overtake each other, so each carries the tick at which it
+started: a stat older than the last one accepted, or than the last change of our own, is ignored.
 
-Equal stats prove nothing for pages that were read while another change could have left the same stamps (`stamps.py`).
-A file with such pages is *provisional*: the next open drops its clean pages whatever the stats say. So each open within
-the grain reads anew, the first one after it does so once more, and then the pages are as good as any. Pages that a
-change of our own leaves behind are provisional too, as somebody else's change in the same grain would not be seen,
-unless the device gives every change that follows a look a stamp of its own and nobody else has changed the file yet.
+Equal stats prove nothing for pages that were read while another change could still have left the same stamps
+(`stamps.py`). A file with such pages is *provisional*: the next open drops its clean pages even if the stats are equal.
+Opens within the grain therefore read again, and so does the first open after it; from then on the pages are trusted. A
+change of our own makes the file provisional, too, because a change by others in the same grain would not be seen. The
+exception are files that nobody else has changed yet, on devices that give every change after a stat its own stamp.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ import trio
 
 from tmemfs.cache.content import Content
 from tmemfs.inodes.descriptors import Descriptors
-from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inode import Inode, Version
 from tmemfs.inodes.stamps import SECOND, Stamps, grain_of
-from tmemfs.inodes.versions import newest_of, version_of
 
 ROOT = 1
 OWN_NUMBERS = 1 << 48  # from here on: numbers that the backing could not give uniquely
@@ -52,26 +51,24 @@ class InodeTable:
     ) -> None:
         st = os.fstat(root_fd)
         self._stamps = stamps
-        self._newest = newest_of(version_by)
-        self._stable_ctimes = version_by == "all"
-        self._descriptors = descriptors
+        self._by_ctime = version_by == "all"  # else `size,mtime`
+        self.descriptors = descriptors
         self._content = content
-        self._version = version_of(version_by)
         self.attr_timeout = attr_timeout
         self._own_number = OWN_NUMBERS
-        self.links_are_counted = st.st_nlink > 0  # there are filesystems that tell of none
+        self.links_are_counted = st.st_nlink > 0  # some filesystems always report 0
         self.root = Inode(ROOT, (st.st_dev, st.st_ino))
         self.root.lookups = 1
         self._by_number: dict[int, Inode] = {ROOT: self.root}
         self._by_key: dict[tuple[int, int], Inode] = {self.root.key: self.root}
-        self._retained: OrderedDict[int, Inode] = OrderedDict()
+        self._retained: OrderedDict[int, Inode] = OrderedDict()  # lookup count 0, but pages are cached
         self.tick = 0
-        self._renamed: dict[int, set[Inode]] = {}  # by change of names under way
-        self.invalidations = 0  # mismatches: files that others changed
+        self._renamed: dict[int, set[Inode]] = {}  # the inodes of each change of names in progress
+        self.invalidations = 0  # changes by others that were detected
         self.on_mismatch: Callable[[Inode], None] = lambda inode: None
         self.on_first_look: Callable[[Inode], Awaitable[None]] | None = None
-        self.on_removed: Callable[[Inode], None] = lambda inode: None  # of watched directories
-        self.on_gone: Callable[[Inode], None] = lambda inode: None  # neither a name nor a user is left
+        self.on_removed: Callable[[Inode], None] = lambda inode: None  # a watched directory was removed from the table
+        self.on_gone: Callable[[Inode], None] = lambda inode: None  # its last name went, and it is not open
         self.on_name_removed: Callable[[Inode, bytes], None] = lambda directory, name: None  # by this mount
         descriptors.pin(self.root, root_fd)
 
@@ -79,20 +76,20 @@ class InodeTable:
         return len(self._by_number)
 
     def get(self, number: int) -> Inode | None:
-        """Return the inode with a node number."""
+        """Return the inode with a node number, None without one."""
         return self._by_number.get(number)
 
     def find(self, st: os.stat_result) -> Inode | None:
-        """Return the inode that a stat is of, if it is known."""
+        """Return the inode with the device and inode number of a stat, None without one."""
         return self._by_key.get((st.st_dev, st.st_ino))
 
     async def ensure_watched(self, directory: Inode) -> None:
-        """Have a directory watched before the kernel learns of anything in it."""
+        """Watch a directory (with --watch) before the kernel caches anything in it."""
         if self.on_first_look is not None and not directory.watch:
             await self.on_first_look(directory)
 
     def get_or_create(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode:
-        """Return the inode of a stat taken under a name, made if it is new; `started` is the tick before the stat."""
+        """Return the inode of a stat taken of a name, created if new; `started` is the tick before the stat."""
         key = (st.st_dev, st.st_ino)
         inode = self._by_key.get(key)
         if inode is not None and (inode.unlinked or not _same_type(inode, st)):
@@ -105,9 +102,10 @@ class InodeTable:
         return inode
 
     def get_or_create_if_linked(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode | None:
-        """Return the inode of a stat taken under a name that was found; None where we have removed its last since.
+        """Return the inode of a stat that a lookup or a listing took; None if we have removed its last name since.
 
-        A descriptor is held of whoever is known and lost its last name, so no new file has its number.
+        The inode number cannot belong to a new file by now: while the kernel knows an unlinked inode, a pinned
+        descriptor keeps its number in use.
         """
         inode = self.find(st)
         if inode is not None and inode.unlinked and started < inode.recorded_at and (inode.lookups or inode.opens):
@@ -122,28 +120,37 @@ class InodeTable:
         return self._own_number
 
     def _replace_reused(self, old: Inode) -> Inode | None:
-        """Make room for a new file that got the inode number of one that is gone.
+        """Replace the inode of a file that is gone, because the backing gave its inode number to a new file.
 
-        The number stays the backing's, told apart by its generation; only where somebody still has the old one open
-        (the backing should not have given its number away) the new one gets a number of its own.
+        Return the new inode: the node number stays the same, with the next generation. If the old file is still open
+        (the backing should not have reused its number), return None: the new file gets a number of our own.
         """
         self._content.forget(old)
-        self.touch(old)  # what was said about it is not said again
+        self.touch(old)  # cached replies about it become invalid
         if old.opens:
             del self._by_key[old.key]
             return None
         new = Inode(old.number, old.key)
         new.generation = old.generation + 1
         new.lookups = old.lookups
-        self._descriptors.drop(old)
+        self.descriptors.drop(old)
         self._retained.pop(old.number, None)
         self._by_key[new.key] = self._by_number[new.number] = new
         return new
 
     # -- versions ------------------------------------------------------------------------------------------------
 
+    def _version(self, st: os.stat_result) -> Version:
+        if self._by_ctime:
+            return st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino
+        return st.st_size, st.st_mtime_ns
+
+    def _newest(self, st: os.stat_result) -> int:
+        """Return the newest time stamp of a version, in ns."""
+        return max(st.st_mtime_ns, st.st_ctime_ns) if self._by_ctime else st.st_mtime_ns
+
     def observe(self, inode: Inode, st: os.stat_result, started: int) -> bool:
-        """Take in a stat; return True when somebody else changed the file."""
+        """Accept a stat, unless it is outdated. Return whether it shows that others changed the file."""
         if self.is_worthless(inode, started):
             return False
         inode.seen_at = started
@@ -158,30 +165,30 @@ class InodeTable:
                 inode.version, inode.true_size = self._version(st), None
                 inode.settles_at = self._stamps.settles_at(st.st_dev, self._newest(st), now, wall)
             if inode.dirty:
-                return changed  # size and times are ours until the dirty pages are written back
+                return changed  # until the dirty pages are written back, size and times are ours
             inode.size = st.st_size if inode.true_size is None else inode.true_size
         self._keep(inode, st, now)
         return changed
 
     def observe_at_open(self, inode: Inode, st: os.stat_result, started: int) -> None:
-        """Take in the stat of an open: what others changed before is not read from memory after it."""
+        """Accept the stat of an open: after it, no page is served from before a change that others made before it."""
         differs = self.changed_since_recorded(inode, st)
         if not self.observe(inode, st, started) and (differs or inode.provisional):
-            self.drop_clean_pages(
-                inode
-            )  # where it differs and says nothing, a change of ours ended meanwhile, before or after it
+            # If it differs but was outdated, a change of our own ended in between, before or after this stat.
+            self.drop_clean_pages(inode)
 
     def is_worthless(self, inode: Inode, started: int) -> bool:
-        """Tell whether a stat says nothing: older than what is known, or a change of our own is under way."""
+        """Return whether a stat is outdated: a newer one is known, or a change of our own is in progress."""
         if inode.writers or started < inode.seen_at:
             return True
         return bool(self._renamed) and any(inode in involved for involved in self._renamed.values())
 
     @contextmanager
     def renaming(self) -> Iterator[set[Inode]]:
-        """Yield a set for the inodes whose names, and with them ctimes, change; to be recorded right after the block.
+        """Yield a set that a change of names fills with the inodes whose names change; record them after the block.
 
-        A thread finds out which they are, just before the change, so this is no matter of `writers`.
+        While an inode is in the set, its stats are ignored: a change of names changes its ctime. The thread that makes
+        the change finds out which inodes these are, so `writers` cannot count them.
         """
         involved: set[Inode] = set()
         self._renamed[id(involved)] = involved
@@ -191,12 +198,12 @@ class InodeTable:
             del self._renamed[id(involved)]
 
     def is_settled(self, st: os.stat_result, now: float, wall: int) -> bool:
-        """Tell whether every change after `now` gives a node other times than those of a stat that was taken then."""
+        """Return whether any change after `now` will give a node other times than a stat taken at `now`."""
         newest = max(st.st_mtime_ns, st.st_ctime_ns)
         return self._stamps.tells_apart(st.st_dev) or self._stamps.settles_at(st.st_dev, newest, now, wall) <= now
 
     def invalidate(self, inode: Inode) -> None:
-        """Drop the clean pages of a file that somebody else changed, here and in the kernel."""
+        """Drop the clean pages of a file that others changed, here and in the kernel."""
         self.invalidations += 1
         inode.doubt_size()
         self.drop_clean_pages(inode)
@@ -205,33 +212,33 @@ class InodeTable:
         self.on_mismatch(inode)
 
     def drop_clean_pages(self, inode: Inode) -> None:
-        """Drop the clean pages of a file, and what else was learned by reading it."""
+        """Drop the clean pages of a file and everything else that was learned from reading it."""
         self._content.renew(inode)
         if inode.true_size is not None and inode.attr is not None:
             inode.true_size = None
-            if not inode.dirty:  # else the size is that of what has been written since
+            if not inode.dirty:  # else the size is that of the writes since
                 inode.size = inode.attr.st_size
         inode.provisional = False
         inode.no_capability_xattr = False
         inode.absent_xattrs = ()
 
     def mark_virtual(self, inode: Inode) -> None:
-        """Take in that a file's size is not what the stat shows: reads find out again what it has."""
+        """Mark a file whose stat does not show its real size; reads find the size out again."""
         inode.virtual = True
         self.drop_clean_pages(inode)
         if inode.attr is not None and not inode.dirty:
             inode.size = inode.attr.st_size
 
     def record(self, inode: Inode, st: os.stat_result, started: int) -> None:
-        """Take in the stat that a change of our own, begun at tick `started`, has left behind.
+        """Record the stat that was taken just after a change of our own; `started` is the tick before the change.
 
-        Changes of content and changes of names do not wait for each other. Where another one ended meanwhile, either
-        stat may be the older: the later ctime is believed, and attributes are asked for anew.
+        Changes of content and changes of names do not exclude each other. If another change ended in between, either
+        stat may be the older one: the later ctime wins, and the attributes expire.
         """
         overtaken = inode.recorded_at > started
         self.touch(inode)
         inode.recorded_at = inode.seen_at
-        if inode.attr is not None and self._stable_ctimes:
+        if inode.attr is not None and self._by_ctime:
             self._stamps.compare(inode.key[0], inode.attr.st_ctime_ns, st.st_ctime_ns)
         if self._stamps.tells_apart(inode.key[0]) and not inode.changed_by_others:
             inode.settles_at = 0.0
@@ -241,19 +248,19 @@ class InodeTable:
         if not overtaken or inode.attr is None or st.st_ctime_ns > inode.attr.st_ctime_ns:
             if stat.S_ISREG(st.st_mode):
                 inode.version, inode.true_size = self._version(st), None
-                if not inode.dirty and not inode.writers:  # else this is a change of names, and its stat may be older
+                if not inode.dirty and not inode.writers:  # else it is a change of names, whose stat may be older
                     inode.size = st.st_size
             self._keep(inode, st, trio.current_time())
         if overtaken:
             inode.attr_until = 0.0
         for parent, _ in inode.locations:
-            parent.listing = None  # it may hold the old attributes, and one that is being made too
-            self.touch(parent)
+            parent.listing = None  # it may hold the old attributes
+            self.touch(parent)  # so that a listing in progress is not kept
 
     def changed_since_recorded(self, inode: Inode, before: os.stat_result, *others: os.stat_result) -> bool:
-        """Tell whether somebody else changed the file before our own change, by the stat taken just before it.
+        """Return whether others changed the file before our own change; `before` was taken just before that.
 
-        `others`: of a change in several calls, the stats after the first, before the second, and so on.
+        `others`, for a change in several calls: the stats after the first call, before the second, and so on.
         """
         if inode.version is None or inode.version == self._version(before):
             return any(self._version(a) != self._version(b) for a, b in zip(others[::2], others[1::2], strict=True))
@@ -264,25 +271,25 @@ class InodeTable:
         inode.attr_until = now + self.attr_timeout
 
     def expire(self, inode: Inode) -> None:
-        """Do not answer from the cached attributes any more."""
+        """Expire the cached attributes."""
         inode.attr_until = 0.0
         self.touch(inode)
 
     def touch(self, inode: Inode) -> None:
-        """Make stats that are under way too old to be taken in."""
+        """Make all stats that are being taken outdated."""
         inode.seen_at = self.start()
         inode.touched_at = trio.current_time()
 
     def start(self) -> int:
-        """Return the tick that a stat which is about to be taken carries."""
+        """Return the tick for a stat that is about to be taken."""
         self.tick += 1
         return self.tick
 
     # -- lifetime ------------------------------------------------------------------------------------------------
 
-    def record_unlink(self, inode: Inode, survivors: int) -> None:
-        """Take in that a name of the inode went and `survivors` links are left."""
-        if survivors == 0:
+    def record_unlink(self, inode: Inode, links_left: int) -> None:
+        """Record that a name of the inode was removed and `links_left` links remain."""
+        if links_left == 0:
             inode.unlinked = True
             inode.locations.clear()
             if inode.opens == 0:
@@ -290,7 +297,7 @@ class InodeTable:
                 self.on_gone(inode)
 
     def forget(self, number: int, count: int) -> None:
-        """Follow the kernel's FORGET; an inode with cached pages is parked, others go."""
+        """Subtract from the lookup count (FUSE_FORGET). At 0, remove the inode, or retain it if it has cached pages."""
         inode = self._by_number.get(number)
         if inode is None or number == ROOT:
             return
@@ -300,13 +307,13 @@ class InodeTable:
         if self._should_retain(inode):
             self._retained[number] = inode
             inode.listing = None
-            self._drop_oldest_retained()
+            self._check_oldest_retained()
         else:
             self._remove(inode)
-        self._descriptors.drop(inode)
+        self.descriptors.drop(inode)
 
     def add_lookup(self, inode: Inode) -> None:
-        """Count that the kernel was told of the inode."""
+        """Count a reply that told the kernel of the inode."""
         if inode.lookups == 0:
             self._retained.pop(inode.number, None)
         inode.lookups += 1
@@ -314,10 +321,10 @@ class InodeTable:
     def _should_retain(self, inode: Inode) -> bool:
         return self._content.holds(inode) and not inode.unlinked
 
-    def _drop_oldest_retained(self) -> None:
-        """Look at the two inodes parked longest ago, and remove those whose pages have all gone.
+    def _check_oldest_retained(self) -> None:
+        """Check the two inodes that were retained longest, and remove those without pages.
 
-        Two for each that comes: so they do not pile up, and nobody waits for a walk over all of them.
+        Two checks for each new one: the table stays small, and nobody waits for a scan of all.
         """
         for _ in range(min(2, len(self._retained))):
             number, inode = self._retained.popitem(last=False)
@@ -340,7 +347,7 @@ class InodeTable:
         return list(self._by_number.values())
 
     def check(self) -> None:
-        """Raise AssertionError unless the two tables agree and parked inodes are forgotten ones."""
+        """Raise AssertionError unless both tables agree and retained inodes have a lookup count of zero."""
         for number, inode in self._by_number.items():
             assert inode.number == number
             assert inode.lookups >= 0

@@ -36,7 +36,7 @@ class Attributes:
         self._backing = backing
         self._inodes = inodes
         self._descriptors = descriptors
-        self._stats = CachedStats(descriptors, inodes.root)
+        self._stats = CachedStats(inodes)
         self._writer = writer
         self._names = names
         self._absent: dict[Absent, Absent] = {}

@@ -44,7 +44,7 @@ class Tree:
         self._inodes = inodes
         self._descriptors = descriptors
         self._removals = Removals(inodes, descriptors)
-        self._stats = CachedStats(descriptors, inodes.root)
+        self._stats = CachedStats(inodes)
 
     async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
         """Find a name; None where there is none."""
