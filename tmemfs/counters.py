@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tmem import SLAB_SIZE, PoolStats, Tmem, TmemStats
 from tmem.lending.guest.client import Client
+from tmem.lending.protocol.kind import Kind
 from tmemfs.backing import Backing
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
 from tmemfs.cache.precache import Precache
@@ -203,7 +204,7 @@ def _register_lender(stats: Stats, guest: Counted) -> None:
         lambda: {
             "": lender.state,
             "_cap_bytes": borrower.source.cap * SLAB_SIZE,  # the most that tmemd lends this mount
-            "_held_bytes": (borrower.source.held(False) + borrower.source.held(True)) * SLAB_SIZE,
+            "_held_bytes": sum(borrower.source.held(kind) for kind in Kind) * SLAB_SIZE,
             "_stock_bytes": borrower.source.stocked * SLAB_SIZE,  # lent, and not yet used by the pool
         },
     )

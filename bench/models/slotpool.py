@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from tmem.arena import PAGE_SIZE, SLAB_SIZE
 from tmem.ghosts import tag_of
-from tmem.lending.protocol.messages import FromGuest, Report, Runs
+from tmem.lending.protocol.messages import FromGuest, Report
+from tmem.lending.protocol.runs import Runs, slabs_of
 from tmem.policy import FIRST, MAIN, NOWHERE, PROBATION, TwoQueue
 
 PAGES_A_SLAB = SLAB_SIZE // PAGE_SIZE
@@ -128,7 +129,7 @@ class Borrowing:
 
     def lend(self, runs: Runs) -> None:
         """Take slabs in."""
-        self.slabs.extend(slab for first, count in runs for slab in range(first, first + count))
+        self.slabs.extend(slabs_of(runs))
         self.pool.resize(len(self.slabs) * PAGES_A_SLAB)
 
     def give(self, slabs: int) -> Runs:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Self, TypeVar, overload
 
 from tmem.arena import SLAB_SIZE
-from tmem.lending.guest.borrowed import runs_of
 from tmem.lending.protocol import messages as m
-from tmem.lending.protocol.messages import Runs
+from tmem.lending.protocol.runs import runs_of, slabs_of
 from tmem.lending.protocol.wire import encode, guest_decoder
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -29,11 +28,6 @@ def make_arena(slabs: int, seals: int = SEALS) -> int:
     os.ftruncate(fd, slabs * SLAB_SIZE)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
-
-
-def slabs_of(runs: Runs) -> list[int]:
-    """List the slabs of runs."""
-    return [slab for first, count in runs for slab in range(first, first + count)]
 
 
 class Denied(Exception):

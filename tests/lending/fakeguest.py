@@ -6,12 +6,12 @@ import os
 import time
 from typing import Self
 
-from bench.subjects.syncguest import SEALS, Denied, GuestRefused, SyncGuest, make_arena, slabs_of
+from bench.subjects.syncguest import SEALS, Denied, GuestRefused, SyncGuest, make_arena
 from tests.conftest import SECONDS
 from tmem.arena import SLAB_SIZE
 from tmem.lending.protocol import messages as m
 
-__all__ = ["SEALS", "Denied", "FakeGuest", "GuestRefused", "make_arena", "slabs_of"]
+__all__ = ["SEALS", "Denied", "FakeGuest", "GuestRefused", "make_arena"]
 
 
 class FakeGuest(SyncGuest):

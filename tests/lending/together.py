@@ -11,17 +11,18 @@ import random
 from collections import deque
 from collections.abc import Iterable
 
-from tests.lending.fakeguest import slabs_of
 from tests.lending.guest.loans import noise
 from tmem import SLAB_SIZE, Tmem
 from tmem.arena import punch
 from tmem.lending.daemon.memfds import is_whole
-from tmem.lending.guest.borrowed import Borrowed, runs_of
+from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.lender.actions import Action, Close, DrainSocket, FindHoles, HangUp, Populate, Punch, Refusal, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import State
+from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import FromGuest, Hello, ToGuest, Welcome
+from tmem.lending.protocol.runs import runs_of, slabs_of
 from tmem.lending.protocol.wire import encode, guest_decoder, tmemd_decoder
 
 ARENA = 48  # slabs
@@ -231,8 +232,8 @@ class Together:
         for guest in self.guests:
             assert guest.number is not None
             booked = self.lender._accounts[guest.number].map
-            assert booked.runs(State.EPHEMERAL) == guest.source.claims(False)
-            assert booked.runs(State.PERSISTENT) == guest.source.claims(True)
+            assert booked.runs(State.EPHEMERAL) == guest.source.claims(Kind.EPHEMERAL)
+            assert booked.runs(State.PERSISTENT) == guest.source.claims(Kind.PERSISTENT)
             guest.verify()
 
     def check(self) -> None:

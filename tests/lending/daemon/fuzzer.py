@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.lending.fakeguest import make_arena
 from tmem.lending.protocol import messages as m
-from tmem.lending.protocol.messages import Runs
+from tmem.lending.protocol.runs import Runs
 from tmem.lending.protocol.wire import encode
 
 Words = tuple[Callable[[], m.Message], ...]

@@ -13,6 +13,7 @@ from tmem.lending.daemon import processes
 from tmem.lending.daemon.holdings import Holdings, Record
 from tmem.lending.daemon.processes import Process
 from tmem.lending.lender.actions import Holding
+from tmem.lending.protocol.kind import Kind
 
 TOKEN = b"t" * 16
 PROCESS = Process(pid=17, started=99, uid=1000)
@@ -62,20 +63,20 @@ def test_no_more_is_put_down_than_the_guest_may_hold(holdings: Holdings) -> None
 
 def test_the_file_is_ahead_of_every_lend_and_written_for_few(holdings: Holdings, tmp_path: Path) -> None:
     for held in range(1, 501):
-        holdings.cover(TOKEN, False, 1, partial(records, held))
+        holdings.cover(TOKEN, Kind.EPHEMERAL, 1, partial(records, held))
         assert holdings.load()[0].ephemeral >= held
     assert holdings.writes <= 500 // CREDIT + 1
 
 
 def test_the_kinds_have_credits_of_their_own(holdings: Holdings) -> None:
-    held = {False: 0, True: 0}
+    held = dict.fromkeys(Kind, 0)
     for turn in range(300):
-        kind = turn % 2 == 0
+        kind = Kind(turn % 2)
         held[kind] += 1
-        holdings.cover(TOKEN, kind, 1, partial(records, held[False], held[True]))
+        holdings.cover(TOKEN, kind, 1, partial(records, held[Kind.EPHEMERAL], held[Kind.PERSISTENT]))
         (record,) = holdings.load()
-        assert record.ephemeral >= held[False]
-        assert record.persistent >= held[True]
+        assert record.ephemeral >= held[Kind.EPHEMERAL]
+        assert record.persistent >= held[Kind.PERSISTENT]
 
 
 def test_nothing_there_is_nothing_held(holdings: Holdings) -> None:
@@ -109,7 +110,7 @@ def test_what_is_no_file_of_this_users_is_not_read(
 def test_a_file_that_cannot_be_written_is_counted_and_stops_nothing(tmp_path: Path) -> None:
     holdings = Holdings(tmp_path / "missing" / "holdings", CREDIT)
     for held in range(1, 200):
-        holdings.cover(TOKEN, False, 1, partial(records, 1))
+        holdings.cover(TOKEN, Kind.EPHEMERAL, 1, partial(records, 1))
         assert holdings.failures <= held // CREDIT + 1
 
 

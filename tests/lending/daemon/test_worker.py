@@ -14,7 +14,7 @@ from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon import memfds
 from tmem.lending.daemon.jobs import Job, Kind, Result
 from tmem.lending.daemon.worker import PUNCH_SLABS, Service, Worker
-from tmem.lending.protocol.messages import Runs
+from tmem.lending.protocol.runs import Runs
 from tmemcommon.headroom import Headroom
 
 SLABS = 256

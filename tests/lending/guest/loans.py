@@ -10,7 +10,8 @@ from tmem import PAGE_SIZE, SLAB_SIZE, Pool, Tmem
 from tmem.arena import punch
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.borrower import Borrower
-from tmem.lending.protocol.messages import FromGuest, Lend, Runs, Taken, Welcome
+from tmem.lending.protocol.messages import FromGuest, Lend, Taken, Welcome
+from tmem.lending.protocol.runs import Runs
 
 M = TypeVar("M")
 SLAB_PAGES = SLAB_SIZE // PAGE_SIZE

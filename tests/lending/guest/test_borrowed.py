@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.lending.fakeguest import slabs_of
 from tmem import SLAB_SIZE
-from tmem.lending.guest.borrowed import Borrowed, runs_of
+from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.protocol.kind import Kind
+from tmem.lending.protocol.runs import runs_of, slabs_of
 
 Make = Callable[[int], Borrowed]
 
@@ -33,20 +34,15 @@ def make() -> Iterator[Make]:
         assert source.fd == -1
 
 
-def test_numbers_become_runs() -> None:
-    assert runs_of([]) == ()
-    assert runs_of([5, 1, 2, 3, 9, 8]) == ((1, 3), (5, 1), (8, 2))
-
-
 def test_nothing_is_given_that_was_not_lent(make: Make) -> None:
     source = make(8)
     wanted: list[bool] = []
-    source.on_want = lambda: wanted.append(source.wanted[False])
+    source.on_want = lambda: wanted.append(source.wanted[Kind.EPHEMERAL])
     assert source.capacity == SLAB_SIZE
     assert source.acquire(False) is None
     assert source.acquire(False) is None
     assert wanted == [True], "it is called once, not at every put"
-    source.lend(((2, 2),), False)
+    source.lend(((2, 2),), Kind.EPHEMERAL)
     assert source.acquire(True) is None
     assert {source.acquire(False), source.acquire(False)} == {2, 3}
     assert source.acquire(False) is None
@@ -55,65 +51,65 @@ def test_nothing_is_given_that_was_not_lent(make: Make) -> None:
 
 def test_a_low_stock_wants_more_before_it_is_empty(make: Make) -> None:
     source = make(8)
-    source.lend(((0, 4),), False)
-    source.reserve[False] = 2
+    source.lend(((0, 4),), Kind.EPHEMERAL)
+    source.reserve[Kind.EPHEMERAL] = 2
     assert source.acquire(False) is not None
-    assert not source.wanted[False]
+    assert not source.wanted[Kind.EPHEMERAL]
     source.acquire(False)
-    assert not source.wanted[False]
+    assert not source.wanted[Kind.EPHEMERAL]
     source.acquire(False)
-    assert source.wanted[False]
+    assert source.wanted[Kind.EPHEMERAL]
 
 
 def test_a_slab_is_released_as_the_kind_that_it_was_given_as(make: Make) -> None:
     source = make(4)
-    source.lend(((0, 1),), True)
+    source.lend(((0, 1),), Kind.PERSISTENT)
     assert source.acquire(True) == 0
     with pytest.raises(ValueError, match="ephemeral"):
         source.release(0, False)
     source.release(0, True)
-    assert source.held(True) == 0
-    assert source.returned(True) == ((0, 1),)
-    assert source.returned(True) == ()
+    assert source.held(Kind.PERSISTENT) == 0
+    assert source.returned(Kind.PERSISTENT) == ((0, 1),)
+    assert source.returned(Kind.PERSISTENT) == ()
 
 
 def test_what_a_lender_cannot_mean_is_refused(make: Make) -> None:
     source = make(4)
-    source.lend(((0, 2),), False)
+    source.lend(((0, 2),), Kind.EPHEMERAL)
     source.acquire(False)
     for runs in (((0, 1),), ((1, 1),), ((3, 2),), ((9, 1),)):
         with pytest.raises(ValueError, match="slab"):
-            source.lend(runs, False)
-    source.lend(((2, 1),), True)
+            source.lend(runs, Kind.EPHEMERAL)
+    source.lend(((2, 1),), Kind.PERSISTENT)
     with pytest.raises(ValueError, match="persistent"):
         source.take(((2, 1),))
-    assert source.held(False) == 2
+    assert source.held(Kind.EPHEMERAL) == 2
 
 
 def test_a_taken_slab_is_gone_wherever_it_was(make: Make) -> None:
     source = make(8)
-    source.lend(((0, 3),), False)
+    source.lend(((0, 3),), Kind.EPHEMERAL)
     out, back = source.acquire(False), source.acquire(False)
     assert out is not None
     assert back is not None
     source.release(back, False)
     assert source.take(((0, 3),)) == [out]
-    assert source.returned(False) == ()
-    assert source.held(False) == source.stocked == 0
+    assert source.returned(Kind.EPHEMERAL) == ()
+    assert source.held(Kind.EPHEMERAL) == source.stocked == 0
     assert source.take(((0, 8),)) == []
 
 
 def test_slabs_that_were_never_touched_are_idle(make: Make) -> None:
     source = make(8)
-    source.lend(((0, 5),), False)
-    assert source.idle(False) == 0, "they were only just lent"
+    source.lend(((0, 5),), Kind.EPHEMERAL)
+    assert source.idle(Kind.EPHEMERAL) == 0, "they were only just lent"
     source.acquire(False)
     source.acquire(False)
-    assert source.idle(False) == 3
-    assert source.shed(2, False) == 2
-    assert source.idle(False) == 1
-    assert source.shed(9, False) == 1
-    assert slabs_of(source.returned(False)) == [0, 1, 2]
+    assert source.idle(Kind.EPHEMERAL) == 3
+    assert source.shed(2, Kind.EPHEMERAL) == 2
+    assert source.idle(Kind.EPHEMERAL) == 1
+    assert source.shed(9, Kind.EPHEMERAL) == 1
+    assert slabs_of(source.returned(Kind.EPHEMERAL)) == [0, 1, 2]
 
 
 class Places(RuleBasedStateMachine):
@@ -122,18 +118,18 @@ class Places(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.source = Borrowed(24)
-        self.lent: dict[int, bool] = {}
-        self.out: dict[int, bool] = {}
+        self.lent: dict[int, Kind] = {}
+        self.out: dict[int, Kind] = {}
 
-    @rule(first=st.integers(0, 23), count=st.integers(1, 6), kind=st.booleans())
-    def lend(self, first: int, count: int, kind: bool) -> None:
+    @rule(first=st.integers(0, 23), count=st.integers(1, 6), kind=st.sampled_from(Kind))
+    def lend(self, first: int, count: int, kind: Kind) -> None:
         slabs = [slab for slab in range(first, min(24, first + count)) if slab not in self.lent]
         self.source.lend(runs_of(slabs), kind)
         self.lent.update(dict.fromkeys(slabs, kind))
 
-    @rule(kind=st.booleans())
-    def acquire(self, kind: bool) -> None:
-        slab = self.source.acquire(kind)
+    @rule(kind=st.sampled_from(Kind))
+    def acquire(self, kind: Kind) -> None:
+        slab = self.source.acquire(kind.persistent)
         if slab is None:
             assert set(self.out) >= {number for number, lent in self.lent.items() if lent is kind}
         else:
@@ -145,22 +141,22 @@ class Places(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         if self.out:
             slab = data.draw(st.sampled_from(sorted(self.out)))
-            self.source.release(slab, self.out.pop(slab))
+            self.source.release(slab, self.out.pop(slab).persistent)
             self.take_back(self.lent[slab])
 
-    @rule(kind=st.booleans(), count=st.integers(0, 5))
-    def shed(self, kind: bool, count: int) -> None:
+    @rule(kind=st.sampled_from(Kind), count=st.integers(0, 5))
+    def shed(self, kind: Kind, count: int) -> None:
         self.source.shed(count, kind)
         self.take_back(kind)
 
-    def take_back(self, kind: bool) -> None:
+    def take_back(self, kind: Kind) -> None:
         for slab in slabs_of(self.source.returned(kind)):
             assert self.lent.pop(slab) is kind
             assert slab not in self.out
 
     @rule(first=st.integers(0, 23), count=st.integers(1, 6))
     def take(self, first: int, count: int) -> None:
-        slabs = [slab for slab in range(first, min(24, first + count)) if self.lent.get(slab) is not True]
+        slabs = [slab for slab in range(first, min(24, first + count)) if self.lent.get(slab) is not Kind.PERSISTENT]
         lost = self.source.take(runs_of(slabs))
         assert sorted(lost) == sorted(slab for slab in slabs if slab in self.out)
         for slab in slabs:
@@ -169,13 +165,13 @@ class Places(RuleBasedStateMachine):
 
     @rule()
     def look_for_idle_ones(self) -> None:
-        for kind in (False, True):
+        for kind in Kind:
             assert self.source.idle(kind) <= self.source.stocked
 
     @invariant()
     def all_agree(self) -> None:
         self.source.check()
-        for kind in (False, True):
+        for kind in Kind:
             expected = sorted(slab for slab, lent in self.lent.items() if lent is kind)
             assert slabs_of(self.source.claims(kind)) == expected
             assert self.source.held(kind) == len(expected)

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.lending.fakeguest import slabs_of
 from tests.lending.guest.loans import SLAB_PAGES, Loan, noise
 from tmem.arena import punch
 from tmem.lending.guest.borrower import FIRST_ASK, MOST_RETRY, STEP
+from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import (
     BATCH,
-    MAX_RUNS,
     RETRY,
     Ask,
     Claim,
@@ -28,6 +27,7 @@ from tmem.lending.protocol.messages import (
     Taken,
     Welcome,
 )
+from tmem.lending.protocol.runs import MAX_RUNS, slabs_of
 from tmem.lending.protocol.wire import ProtocolError
 
 Make = Callable[..., Loan]
@@ -85,7 +85,7 @@ def test_the_parts_of_a_lend_are_used_at_once_and_the_last_closes_the_ask(make: 
     (ask,) = loan.sent(Ask)
     for first, done in ((0, False), (1, True)):
         loan.borrower.received(0.0, Lend(((first, 1),), ask.serial, done=done))
-        assert loan.borrower._needs[False].open == (0 if done else ask.serial)
+        assert loan.borrower._needs[Kind.EPHEMERAL].open == (0 if done else ask.serial)
     loan.fill(2 * SLAB_PAGES + 1)
     assert len(loan.sent(Ask)) == 1
 
@@ -337,4 +337,4 @@ def test_an_invalid_message_of_tmemd_ends_the_connection_unapplied(make: Make, m
     loan.lend(((4, 1),), persistent=True)
     with pytest.raises(ProtocolError):
         loan.borrower.received(0.0, message)
-    assert (loan.source.held(False), loan.source.held(True)) == (2, 1)
+    assert (loan.source.held(Kind.EPHEMERAL), loan.source.held(Kind.PERSISTENT)) == (2, 1)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.lending.fakeguest import slabs_of
 from tests.lending.guest.loans import SLAB_PAGES, noise
 from tmem import SLAB_SIZE, Tmem
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.guest.client import Client
 from tmem.lending.guest.handshake import Declined, Unreachable, register
+from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import (
     Ask,
     Claim,
@@ -34,6 +34,7 @@ from tmem.lending.protocol.messages import (
     ToGuest,
     Welcome,
 )
+from tmem.lending.protocol.runs import slabs_of
 from tmem.lending.protocol.wire import encode, tmemd_decoder
 
 SECONDS = 90.0
@@ -244,7 +245,7 @@ def test_a_guest_asks_is_lent_is_revoked_and_loses(tmp_path: Path) -> None:
             left = sorted({0, 1, 2, 3} - set(slabs_of(answer.runs)))
             await lender.say(Taken(((left[0], 1),), 8))
             assert await lender.hear(Confirm) == Confirm(8)
-            assert fixture.source.held(False) == 2
+            assert fixture.source.held(Kind.EPHEMERAL) == 2
 
     run(test, tmp_path)
 
@@ -256,7 +257,7 @@ def test_requests_are_answered_between_the_steps_of_what_was_taken(tmp_path: Pat
             ask = await lender.hear(Ask)
             assert isinstance(ask, Ask)
             await lender.lend(0, 6, ask.serial)
-            while fixture.source.held(False) < 6:
+            while fixture.source.held(Kind.EPHEMERAL) < 6:
                 await trio.sleep(0.001)
             for index in range(6 * SLAB_PAGES):  # so that none is returned because no page uses it
                 fixture.pool.put(1, index, noise(index))
@@ -264,7 +265,7 @@ def test_requests_are_answered_between_the_steps_of_what_was_taken(tmp_path: Pat
 
             async def request() -> None:
                 while not held or held[-1]:
-                    held.append(fixture.source.held(False))
+                    held.append(fixture.source.held(Kind.EPHEMERAL))
                     await trio.lowlevel.checkpoint()
 
             nursery.start_soon(request)
@@ -290,7 +291,7 @@ def test_a_lost_tmemd_is_found_again_and_told_what_is_held(tmp_path: Path) -> No
             lender.leave()
             while fixture.client.connected:
                 await trio.sleep(0.001)
-            assert fixture.source.held(False) == 4, "what was on its way counts"
+            assert fixture.source.held(Kind.EPHEMERAL) == 4, "what was on its way counts"
             assert fixture.pool.put(1, 0, noise(0)), "the pool goes on with what it has"
             await trio.sleep(0.3)
             fixture.listen()
@@ -350,7 +351,8 @@ def test_a_guest_evicted_while_away_drops_its_slabs_and_stays_away(tmp_path: Pat
                 await trio.sleep(0.001)
             lender.leave()
             await fixture.accept(Evicted("gone"))
-            while fixture.borrower.forget() or not fixture.client.borrower.evicted or fixture.source.held(False):
+            source = fixture.source
+            while fixture.borrower.forget() or not fixture.borrower.evicted or source.held(Kind.EPHEMERAL):
                 await trio.sleep(0.001)
             assert fixture.client.state == "evicted"
             assert fixture.pool.get(1, 1) is None

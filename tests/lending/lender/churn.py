@@ -9,6 +9,7 @@ from tmem.lending.lender.actions import Refusal
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
 from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.kind import Kind
 
 
 class Churn:
@@ -107,7 +108,7 @@ class Churn:
                 case 1:
                     actions = lender.drain(now, guest.number)
                 case 2:
-                    actions = lender.revoke(now, guest.number, chance.randint(1, 30), chance.random() < 0.3)
+                    actions = lender.revoke(now, guest.number, chance.randint(1, 30), Kind(chance.random() < 0.3))
                 case 3:
                     self.world.check()  # as long as the size is not smaller than what is booked
                     _, actions = lender.resize(now, chance.randint(self.size // 2, self.size * 2))

@@ -10,11 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tests.lending.fakeguest import slabs_of
 from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon.holdings import Record
 from tmem.lending.daemon.processes import Process
-from tmem.lending.guest.borrowed import runs_of
 from tmem.lending.lender.actions import (
     Action,
     Close,
@@ -31,7 +29,8 @@ from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.reclaimer import WINDOW
 from tmem.lending.lender.slabmap import State
 from tmem.lending.protocol import messages as m
-from tmem.lending.protocol.messages import FromGuest, ToGuest, in_parts
+from tmem.lending.protocol.messages import FromGuest, ToGuest
+from tmem.lending.protocol.runs import runs_of, slabs_of, split_for_messages
 
 
 @dataclass(eq=False)
@@ -73,7 +72,7 @@ class Guest:
         held = self.persistent if persistent else self.ephemeral
         given = sorted(held, reverse=True)[:slabs]
         held.difference_update(given)
-        for part, last in in_parts(runs_of(given)):
+        for part, last in split_for_messages(runs_of(given)):
             self.say(m.Return(part, persistent, answer, last))
 
     def read(self, most: int = 1 << 30) -> None:
@@ -215,9 +214,9 @@ class World:
 
     def claim(self, guest: Guest) -> None:
         """Say what a guest holds."""
-        for part, _ in in_parts(runs_of(guest.persistent), 8):
+        for part, _ in split_for_messages(runs_of(guest.persistent), 8):
             guest.say(m.Claim(part, True, False))
-        for part, last in in_parts(runs_of(guest.ephemeral), 8):
+        for part, last in split_for_messages(runs_of(guest.ephemeral), 8):
             guest.say(m.Claim(part, False, last))
 
     def hear(self, guest: Guest) -> None:

@@ -7,14 +7,13 @@ import tracemalloc
 import pytest
 
 from tests.lending.lender.simulation import World, add, counters, hold, world
-from tmem.lending.guest.borrowed import runs_of
 from tmem.lending.lender import sweeper
 from tmem.lending.lender.actions import Punch, Refusal
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import BATCH, EXCESS_AUDITS, Lender
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
-from tmem.lending.protocol.messages import in_parts
+from tmem.lending.protocol.runs import runs_of, split_for_messages
 
 SLAB = 65536
 
@@ -176,7 +175,7 @@ def test_an_excess_in_a_large_scattered_arena_is_punched_in_steps() -> None:
         hold(here, guest, min(m.MAX_ASK, slabs - len(guest.ephemeral)))
     every_second = [slab for slab in guest.ephemeral if slab % 2]
     guest.ephemeral.difference_update(every_second)
-    for part, last in in_parts(runs_of(every_second)):
+    for part, last in split_for_messages(runs_of(every_second)):
         guest.say(m.Return(part, last=last))
     here.settle()
     guest.real |= {1, slabs - 1}

@@ -14,6 +14,7 @@ from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.reclaimpolicy import RECLAIM_POLICIES
 from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.kind import Kind
 
 guests = st.integers(0, 3)
 few = st.integers(1, 12)
@@ -155,10 +156,10 @@ class LenderMachine(RuleBasedStateMachine):
         if guest := self.guest(place):
             self.world.perform(getattr(self.world.lender, verb)(self.world.now, guest.number))
 
-    @rule(place=guests, slabs=few, persistent=st.booleans())
-    def revoke(self, place: int, slabs: int, persistent: bool) -> None:
+    @rule(place=guests, slabs=few, kind=st.sampled_from(Kind))
+    def revoke(self, place: int, slabs: int, kind: Kind) -> None:
         if guest := self.guest(place):
-            self.world.perform(self.world.lender.revoke(self.world.now, guest.number, slabs, persistent))
+            self.world.perform(self.world.lender.revoke(self.world.now, guest.number, slabs, kind))
 
     @invariant()
     def the_ledger_holds(self) -> None:

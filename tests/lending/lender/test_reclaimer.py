@@ -12,6 +12,7 @@ from tmem.lending.lender.lender import BATCH, PATIENCE
 from tmem.lending.lender.reclaimer import CHUNK
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
+from tmem.lending.protocol.kind import Kind
 
 # Taking back.
 
@@ -259,11 +260,11 @@ def test_persistent_slabs_are_asked_for_and_not_taken() -> None:
     guest = add(here, persistent=50)
     hold(here, guest, 20, persistent=True)
     guest.refuses = True
-    here.perform(here.lender.revoke(here.now, guest.number, 5, persistent=True))
+    here.perform(here.lender.revoke(here.now, guest.number, 5, Kind.PERSISTENT))
     here.pass_time(60.0)
     here.settle()
     assert len(guest.persistent) == 20
     guest.refuses = False
-    here.perform(here.lender.revoke(here.now, guest.number, 50, persistent=True))
+    here.perform(here.lender.revoke(here.now, guest.number, 50, Kind.PERSISTENT))
     here.settle()
     assert len(guest.persistent) == 0

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tmem.lending.lender.slabmap import SlabMap, State
-from tmem.lending.protocol.messages import Runs
+from tmem.lending.protocol.runs import slabs_of
 
 TOTAL = 40
 steps = st.lists(
@@ -18,10 +18,6 @@ steps = st.lists(
 )
 
 
-def slabs(runs: Runs) -> list[int]:
-    return [slab for first, length in runs for slab in range(first, first + length)]
-
-
 @given(steps, st.integers(1, TOTAL))
 def test_a_map_is_a_list_of_states(steps: list[tuple[int, int, State]], most: int) -> None:
     slabmap, model = SlabMap(TOTAL), [State.FREE] * TOTAL
@@ -30,16 +26,16 @@ def test_a_map_is_a_list_of_states(steps: list[tuple[int, int, State]], most: in
         model[first : first + length] = [state] * length
         slabmap.check()
         free = [slab for slab, state in enumerate(model) if state == State.FREE]
-        assert slabs(slabmap.lowest_free(most)) == free[:most]
+        assert slabs_of(slabmap.lowest_free(most)) == free[:most]
     for state in State:
         where = [slab for slab, each in enumerate(model) if each == state]
-        assert slabs(slabmap.runs(state)) == where
+        assert slabs_of(slabmap.runs(state)) == where
         assert slabmap.counts[state] == len(where)
         if state != State.FREE:
             assert slabmap.holds(slabmap.runs(state), state)
     split = slabmap.split([(0, TOTAL)])
-    assert {state: slabs(runs) for state, runs in split.items()} == {
-        state: slabs(slabmap.runs(state)) for state in State if slabmap.counts[state]
+    assert {state: slabs_of(runs) for state, runs in split.items()} == {
+        state: slabs_of(slabmap.runs(state)) for state in State if slabmap.counts[state]
     }
     slabmap.check()
 
@@ -50,8 +46,8 @@ def test_the_longest_lent_goes_first() -> None:
     assert slabmap.next_ephemeral(4) == ((0, 4),)
     slabmap.set([(0, 4)], State.FREE)
     slabmap.set(slabmap.lowest_free(3), State.EPHEMERAL)
-    assert slabs(slabmap.next_ephemeral(7)) == [0, 4, 5, 6, 7, 8, 9]
-    assert slabs(slabmap.next_ephemeral(100)) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert slabs_of(slabmap.next_ephemeral(7)) == [0, 4, 5, 6, 7, 8, 9]
+    assert slabs_of(slabmap.next_ephemeral(100)) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert slabmap.next_ephemeral(0) == ()
 
 
@@ -93,8 +89,8 @@ def test_the_first_slabs_of_a_state_keep_it(most: int) -> None:
     slabmap.set([(3, 1)], State.PERSISTENT)
     slabmap.load(slabmap.with_the_first(most, State.EPHEMERAL, State.TAKEN))
     slabmap.check()
-    assert slabs(slabmap.runs(State.EPHEMERAL)) == [1, 2, 5, 9, 10][:most]
-    assert slabs(slabmap.runs(State.TAKEN)) == [1, 2, 5, 9, 10][most:]
+    assert slabs_of(slabmap.runs(State.EPHEMERAL)) == [1, 2, 5, 9, 10][:most]
+    assert slabs_of(slabmap.runs(State.TAKEN)) == [1, 2, 5, 9, 10][most:]
 
 
 def test_slabs_that_were_never_anything_but_free_take_no_memory() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from tmem.lending.protocol import messages as m
-from tmem.lending.protocol.messages import Answer, FromGuest, Runs, ToGuest, Verb
+from tmem.lending.protocol.messages import Answer, FromGuest, ToGuest, Verb
+from tmem.lending.protocol.runs import Runs
 
 slabs = st.integers(0, m.MAX_SLABS)
 some = st.integers(1, m.MAX_SLABS)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.lending.protocol import samples
 from tmem.lending.protocol import messages as m
-from tmem.lending.protocol.messages import Answer, FromGuest, Message, Runs, ToGuest, Verb, in_parts
+from tmem.lending.protocol.messages import Answer, FromGuest, Message, ToGuest, Verb
+from tmem.lending.protocol.runs import MAX_RUNS
 from tmem.lending.protocol.wire import (
     MAX_FRAME,
     ProtocolError,
@@ -118,7 +119,7 @@ def test_an_unfinished_frame_is_an_error_only_at_the_end() -> None:
         pytest.param([4, [[0, 0]], False, 0, True], id="an empty run"),
         pytest.param([4, [[-1, 1]], False, 0, True], id="a negative slab"),
         pytest.param([4, [[m.MAX_SLABS - 1, 2]], False, 0, True], id="a run beyond any arena"),
-        pytest.param([4, [[2 * n, 1] for n in range(m.MAX_RUNS + 1)], False, 0, True], id="too many runs"),
+        pytest.param([4, [[2 * n, 1] for n in range(MAX_RUNS + 1)], False, 0, True], id="too many runs"),
         pytest.param([6, float("nan"), 0, 0, 0, 0, 0, 0], id="an age that is no number"),
         pytest.param([6, -1.0, 0, 0, 0, 0, 0, 0], id="a negative age"),
         pytest.param([6, float("inf"), 0, 0, 0, 0, 0, 0], id="an endless age"),
@@ -151,7 +152,7 @@ def test_what_is_no_message_pack_is_the_peers_error(body: bytes) -> None:
         pytest.param(m.Ask(0, 1), id="a serial of 0"),
         pytest.param(m.Ask(1, m.MAX_ASK + 1), id="an Ask for too much"),
         pytest.param(m.Lend(((5, 0),), 1), id="an empty run"),
-        pytest.param(m.Return(tuple((2 * n, 1) for n in range(m.MAX_RUNS + 1))), id="too many runs"),
+        pytest.param(m.Return(tuple((2 * n, 1) for n in range(MAX_RUNS + 1))), id="too many runs"),
         pytest.param(m.Report(m.MAX_SECONDS * 2, *[0] * 6), id="an age beyond its bound"),
         pytest.param(m.SetLimits("x" * (m.MAX_TEXT + 1)), id="a long name"),
         pytest.param(m.Freeze("\udcff"), id="a name that is no text"),
@@ -187,7 +188,7 @@ def test_our_own_mistakes_are_not_the_peers() -> None:
 
 
 def test_the_longest_runs_fit_into_a_frame() -> None:
-    runs = tuple((m.MAX_SLABS - 2 * (m.MAX_RUNS - n), 1) for n in range(m.MAX_RUNS))
+    runs = tuple((m.MAX_SLABS - 2 * (MAX_RUNS - n), 1) for n in range(MAX_RUNS))
     assert len(encode(m.Return(runs))) <= MAX_FRAME + 4
 
 
@@ -196,11 +197,3 @@ def test_the_longest_table_fits_into_a_frame() -> None:
     ours = (1 << 31, "𝄞" * m.MAX_TEXT, 1, 1, "frozen", *[m.MAX_SLABS] * 3, 1.0, *[m.MAX_SLABS] * 3, 1.0, *[big] * 7)
     row = msgspec.convert(ours, m.Row)
     assert len(encode(m.Table((row,) * m.MAX_ROWS, True))) <= MAX_FRAME + 4
-
-
-@given(samples.runs(), st.integers(1, 5))
-def test_runs_in_parts_are_all_there(runs: Runs, most: int) -> None:
-    parts = list(in_parts(runs, most))
-    assert sum((part for part, _ in parts), ()) == runs
-    assert [last for _, last in parts] == [False] * (len(parts) - 1) + [True]
-    assert all(len(part) <= most for part, _ in parts)

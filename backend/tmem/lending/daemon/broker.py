@@ -41,8 +41,8 @@ from tmem.lending.lender.actions import (
     Send,
 )
 from tmem.lending.lender.lender import Lender
-from tmem.lending.lender.slabmap import count
 from tmem.lending.protocol.messages import Answer, Done, Failed, FromGuest, Hello, Resize, Totals, Verb
+from tmem.lending.protocol.runs import count
 from tmemcommon.headroom import Headroom
 from tmemcommon.sizes import ConfigError, check_ram
 
@@ -211,7 +211,7 @@ class Broker:
             self._unwritten = True
             if isinstance(action, Populate) and action.guest in self._guests:
                 token, slabs = self._guests[action.guest].token, count(action.runs)
-                self._holdings.cover(token, action.persistent, slabs, self._records)
+                self._holdings.cover(token, action.kind, slabs, self._records)
             self._executor.submit(action)
 
     def _send(self, action: Send) -> None:

@@ -19,8 +19,7 @@ from tmem.lending.daemon.jobs import Job, Kind, Result
 from tmem.lending.daemon.lane import Lane, Task, WorkerProcess
 from tmem.lending.daemon.loglines import about
 from tmem.lending.lender.actions import Close, CountPopulated, FindHoles, Populate, Punch
-from tmem.lending.lender.slabmap import count
-from tmem.lending.protocol.messages import in_parts
+from tmem.lending.protocol.runs import count, split_for_messages
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +63,10 @@ class Executor:
         elif isinstance(work, Populate):
             self._put(guest, Job(Kind.MAKE_REAL, work.runs), partial(self._made, work))
         elif isinstance(work, Punch):
-            for part, last in in_parts(work.runs):
+            for part, last in split_for_messages(work.runs):
                 self._put(guest, Job(Kind.PUNCH, part), partial(self._done, work) if last else _nothing)
         elif isinstance(work, FindHoles):
-            for part, _ in in_parts(work.runs):
+            for part, _ in split_for_messages(work.runs):
                 part_of = FindHoles(guest, part)
                 self._put(guest, Job(Kind.FIND_HOLES, part, count(work.runs)), partial(self._done, part_of))
         elif isinstance(work, CountPopulated):

@@ -19,6 +19,7 @@ import msgspec
 
 from tmem.lending.daemon.processes import Process
 from tmem.lending.lender.actions import Holding
+from tmem.lending.protocol.kind import Kind
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Holdings:
     def __init__(self, path: Path, credit: int) -> None:
         self._path = path
         self.credit = credit
-        self._left: dict[tuple[bytes, bool], int] = {}
+        self._left: dict[tuple[bytes, Kind], int] = {}
         self.writes = self.failures = 0
 
     def load(self) -> list[Record]:
@@ -119,13 +120,13 @@ class Holdings:
                 raise PermissionError(errno.EPERM, "it is not a file of this user's")
             return file.read()
 
-    def cover(self, token: bytes, persistent: bool, slabs: int, records: Callable[[], Iterable[Record]]) -> None:
+    def cover(self, token: bytes, kind: Kind, slabs: int, records: Callable[[], Iterable[Record]]) -> None:
         """Have the file say at least what is held once `slabs` more are; `records` gives that, with them."""
-        left = self._left.get((token, persistent), 0) - slabs
+        left = self._left.get((token, kind), 0) - slabs
         if left < 0:
             self.write(records())
         else:
-            self._left[token, persistent] = left
+            self._left[token, kind] = left
 
     def write(self, records: Iterable[Record]) -> None:
         """Replace the file."""
@@ -144,4 +145,4 @@ class Holdings:
                 log.warning("a tmemd after this one will not know what guests hold: %s: %s", self._path, error)
             self.failures += 1
         # Also after a failure: trying again for every slab would help nobody.
-        self._left = {(record.token, kind): self.credit for record in known for kind in (False, True)}
+        self._left = {(record.token, kind): self.credit for record in known for kind in Kind}

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from msgspec import Struct
 
-from tmem.lending.protocol.messages import Runs
+from tmem.lending.protocol.runs import Runs
 
 
 class Kind(IntEnum):

@@ -23,8 +23,7 @@ from tmem.arena import SLAB_SIZE, punch
 from tmem.lending.daemon import memfds
 from tmem.lending.daemon.jobs import Job, Kind, Result
 from tmem.lending.daemon.processes import make_undumpable
-from tmem.lending.lender.slabmap import count, in_steps
-from tmem.lending.protocol.messages import Runs
+from tmem.lending.protocol.runs import Runs, count, merge, split_by_slabs
 from tmemcommon.headroom import Headroom
 
 PUNCH_SLABS = 1024  # 64 MiB: what is freed between two signs of life
@@ -53,16 +52,16 @@ class Worker:
     def _make_real(self, fd: int, runs: Runs) -> Result:
         """Make slabs real step by step, each within the headroom; punch what a step that failed left."""
         made: list[tuple[int, int]] = []
-        steps = list(in_steps(runs, memfds.STEP_SLABS))
+        steps = list(split_by_slabs(runs, memfds.STEP_SLABS))
         for number, step in enumerate(steps):
             self._beat()
             shortage = self._step(fd, step)
             if shortage:
                 for rest in steps[number:]:
                     self._punch(fd, rest)
-                return Result(joined(made), shortage=shortage)
+                return Result(merge(made), shortage=shortage)
             made += step
-        return Result(joined(made))
+        return Result(merge(made))
 
     def _step(self, fd: int, runs: Runs) -> str:
         """Make at most 1 MiB real; give the reason why it could not be, empty when it could."""
@@ -92,18 +91,7 @@ class Worker:
                 self._beat()
                 if not memfds.is_whole(fd, slab):
                     holes.append((slab, 1))
-        return joined(holes)
-
-
-def joined(runs: list[tuple[int, int]]) -> Runs:
-    """Join runs that follow each other."""
-    whole: list[tuple[int, int]] = []
-    for first, length in runs:
-        if whole and sum(whole[-1]) == first:
-            whole[-1] = (whole[-1][0], whole[-1][1] + length)
-        else:
-            whole.append((first, length))
-    return tuple(whole)
+        return merge(holes)
 
 
 class Service:

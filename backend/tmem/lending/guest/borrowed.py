@@ -8,25 +8,15 @@ use by the pool), or on its way back; whatever else the arena has is not ours to
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from tmem.arena import SLAB_SIZE, SlabSource, make_arena
-from tmem.lending.protocol.messages import Runs
-
-
-def runs_of(slabs: Iterable[int]) -> Runs:
-    """Give numbers as runs, ascending."""
-    runs: list[tuple[int, int]] = []
-    for slab in sorted(slabs):
-        if runs and sum(runs[-1]) == slab:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((slab, 1))
-    return tuple(runs)
+from tmem.lending.protocol.kind import Kind
+from tmem.lending.protocol.runs import Run, Runs, end, runs_of, slabs_of
 
 
 class Borrowed(SlabSource):
-    """A sealed memfd of `slabs` slabs, and those that are lent. Kinds are indices: False ephemeral, True persistent."""
+    """A sealed memfd of `slabs` slabs, and those that are lent; pairs are indexed by Kind."""
 
     def __init__(self, slabs: int) -> None:
         self.total = slabs
@@ -36,7 +26,7 @@ class Borrowed(SlabSource):
         self.on_want: Callable[[], None] = lambda: None
         self._stock: tuple[dict[int, None], dict[int, None]] = ({}, {})
         self._unused = [0, 0]  # slabs that were in stock all the time since the last `idle`
-        self._out: dict[int, bool] = {}
+        self._out: dict[int, Kind] = {}
         self._held = [0, 0]  # slabs out and in stock
         self._returning: tuple[dict[int, None], dict[int, None]] = ({}, {})
         self._fd = make_arena(slabs)
@@ -59,100 +49,102 @@ class Borrowed(SlabSource):
     @property
     def stocked(self) -> int:
         """Slabs that no page uses."""
-        return len(self._stock[False]) + len(self._stock[True])
+        return sum(len(stock) for stock in self._stock)
 
-    def held(self, persistent: bool) -> int:
+    def held(self, kind: Kind) -> int:
         """Give how many slabs of a kind are on loan."""
-        return self._held[persistent]
+        return self._held[kind]
 
     def acquire(self, persistent: bool) -> int | None:
         """Give a slab of the stock, None when it is empty; never waits."""
-        stock = self._stock[persistent]
-        if len(stock) <= self.reserve[persistent] and not self.wanted[persistent]:
-            self.wanted[persistent] = True
+        kind = Kind(persistent)
+        stock = self._stock[kind]
+        if len(stock) <= self.reserve[kind] and not self.wanted[kind]:
+            self.wanted[kind] = True
             self.on_want()
         if not stock:
             return None
         slab, _ = stock.popitem()
-        self._unused[persistent] = min(self._unused[persistent], len(stock))
-        self._out[slab] = persistent
+        self._unused[kind] = min(self._unused[kind], len(stock))
+        self._out[slab] = kind
         return slab
 
     def release(self, slab: int, persistent: bool) -> None:
         """Take a slab from the pool, to be returned; ValueError when it is not out, or was given as the other kind."""
-        if self._out.get(slab) is not persistent:
-            raise ValueError(f"slab {slab} is not out as {'persistent' if persistent else 'ephemeral'}")
+        kind = Kind(persistent)
+        if self._out.get(slab) is not kind:
+            raise ValueError(f"slab {slab} is not out as {kind.name.lower()}")
         del self._out[slab]
-        self._held[persistent] -= 1
-        self._returning[persistent][slab] = None
+        self._held[kind] -= 1
+        self._returning[kind][slab] = None
         self.on_want()
 
     # What the lender does.
 
-    def lend(self, runs: Sequence[tuple[int, int]], persistent: bool) -> int:
+    def lend(self, runs: Sequence[Run], kind: Kind) -> int:
         """Add lent slabs to the stock and give how many; ValueError when one is not in the arena or lent already."""
         slabs = self._within(runs)
         for slab in slabs:
-            if slab in self._out or slab in self._stock[False] or slab in self._stock[True]:
+            if slab in self._out or any(slab in stock for stock in self._stock):
                 raise ValueError(f"slab {slab} is lent twice")
-            self._returning[False].pop(slab, None)
-            self._returning[True].pop(slab, None)
-        self._stock[persistent].update(dict.fromkeys(slabs))
-        self._held[persistent] += len(slabs)
+            for returning in self._returning:
+                returning.pop(slab, None)
+        self._stock[kind].update(dict.fromkeys(slabs))
+        self._held[kind] += len(slabs)
         return len(slabs)
 
-    def _within(self, runs: Sequence[tuple[int, int]]) -> list[int]:
-        if runs and sum(runs[-1]) > self.total:
-            raise ValueError(f"slab {sum(runs[-1]) - 1} is not in the arena")
-        return [slab for first, count in runs for slab in range(first, first + count)]
+    def _within(self, runs: Sequence[Run]) -> list[int]:
+        if end(runs) > self.total:
+            raise ValueError(f"slab {end(runs) - 1} is not in the arena")
+        return slabs_of(runs)
 
-    def take(self, runs: Sequence[tuple[int, int]]) -> list[int]:
+    def take(self, runs: Sequence[Run]) -> list[int]:
         """Strike ephemeral slabs that were taken off the loan; give those that the pool had and must lose.
 
         ValueError for a persistent one. One that we gave back before we heard is nobody's.
         """
         slabs, lost = self._within(runs), []
-        stock = self._stock[False]
+        stock = self._stock[Kind.EPHEMERAL]
         for slab in slabs:
-            if self._out.get(slab) is True or slab in self._stock[True]:
+            if self._out.get(slab) is Kind.PERSISTENT or slab in self._stock[Kind.PERSISTENT]:
                 raise ValueError(f"persistent slab {slab} was taken")
-            self._returning[False].pop(slab, None)
+            self._returning[Kind.EPHEMERAL].pop(slab, None)
             if slab in self._out:
                 del self._out[slab]
-                self._held[False] -= 1
+                self._held[Kind.EPHEMERAL] -= 1
                 lost.append(slab)
             elif slab in stock:
                 del stock[slab]
-                self._held[False] -= 1
-        self._unused[False] = min(self._unused[False], len(stock))
+                self._held[Kind.EPHEMERAL] -= 1
+        self._unused[Kind.EPHEMERAL] = min(self._unused[Kind.EPHEMERAL], len(stock))
         return lost
 
-    def shed(self, slabs: int, persistent: bool) -> int:
+    def shed(self, slabs: int, kind: Kind) -> int:
         """Move up to that many slabs from the stock to those on their way back; give how many."""
-        stock = self._stock[persistent]
-        count = min(slabs, len(stock))
-        self._returning[persistent].update(dict.fromkeys(stock.popitem()[0] for _ in range(count)))
-        self._held[persistent] -= count
-        self._unused[persistent] = min(self._unused[persistent], len(stock))
-        return count
+        stock = self._stock[kind]
+        shed = min(slabs, len(stock))
+        self._returning[kind].update(dict.fromkeys(stock.popitem()[0] for _ in range(shed)))
+        self._held[kind] -= shed
+        self._unused[kind] = min(self._unused[kind], len(stock))
+        return shed
 
-    def idle(self, persistent: bool) -> int:
+    def idle(self, kind: Kind) -> int:
         """Give how many slabs were in stock all the time since the last call."""
-        unused, self._unused[persistent] = self._unused[persistent], len(self._stock[persistent])
+        unused, self._unused[kind] = self._unused[kind], len(self._stock[kind])
         return unused
 
-    def returned(self, persistent: bool) -> Runs:
+    def returned(self, kind: Kind) -> Runs:
         """Give the slabs that are to be returned, and forget them."""
-        slabs = self._returning[persistent]
+        slabs = self._returning[kind]
         runs = runs_of(slabs)
         slabs.clear()
         return runs
 
-    def claims(self, persistent: bool) -> Runs:
+    def claims(self, kind: Kind) -> Runs:
         """Give all slabs of a kind on loan, for a lender that lost count; what is on its way back is forgotten."""
-        self._returning[persistent].clear()
-        out = [slab for slab, kind in self._out.items() if kind is persistent]
-        return runs_of([*out, *self._stock[persistent]])
+        self._returning[kind].clear()
+        out = [slab for slab, other in self._out.items() if other is kind]
+        return runs_of([*out, *self._stock[kind]])
 
     def close(self) -> None:
         """Close the memfd; harmless when closed already."""
@@ -162,10 +154,10 @@ class Borrowed(SlabSource):
 
     def check(self) -> None:
         """Raise AssertionError unless every slab is in one place and in the arena."""
-        places = [*self._out, *self._stock[False], *self._stock[True], *self._returning[False], *self._returning[True]]
+        places = [*self._out, *(slab for slabs in (*self._stock, *self._returning) for slab in slabs)]
         assert len(set(places)) == len(places), "a slab is in two places"
         assert all(0 <= slab < self.total for slab in places), "a slab is beyond the arena"
-        for kind in (False, True):
+        for kind in Kind:
             assert 0 <= self._unused[kind] <= len(self._stock[kind])
             out = sum(other is kind for other in self._out.values())
             assert self._held[kind] == out + len(self._stock[kind])

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tmem.lending.guest.borrowed import Borrowed
-from tmem.lending.lender.slabmap import in_steps
+from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import (
     BATCH,
     RETRY,
@@ -38,13 +38,12 @@ from tmem.lending.protocol.messages import (
     Report,
     Return,
     Revoke,
-    Runs,
     Taken,
     ToGuest,
     Welcome,
     guest_name,
-    in_parts,
 )
+from tmem.lending.protocol.runs import Runs, count, split_by_slabs, split_for_messages
 from tmem.lending.protocol.wire import ProtocolError
 from tmem.pool import Tmem
 
@@ -113,7 +112,7 @@ class Borrower:
         self._frozen = False
         self._serial = 0
         self._needs = (_Need(), _Need())
-        self._owed: deque[tuple[int, int, bool]] = deque()  # serial of the Revoke, slabs left, kind
+        self._owed: deque[tuple[int, int, Kind]] = deque()  # serial of the Revoke, slabs left, kind
         self._outbox: list[FromGuest] = []
         self._reported: Report | None = None
         self._moved = False
@@ -131,16 +130,16 @@ class Borrower:
         hello = Hello(VERSION, self._token, self.name, self.source.total, self._persistent_slabs, self._registered)
         claims: list[FromGuest] = []
         if self._registered:
-            for persistent in (False, True):
-                parts = in_parts(self.source.claims(persistent))
-                claims += [Claim(part, persistent, last and persistent) for part, last in parts]
+            for kind in Kind:
+                parts = split_for_messages(self.source.claims(kind))
+                claims += [Claim(part, kind.persistent, last and kind.persistent) for part, last in parts]
         return [hello, *claims]
 
     def welcome(self, message: Welcome) -> None:
         """Take in that the greeting was accepted."""
         self.counters.reconnects += self._registered
         if not self._registered:
-            self.source.wanted[False] = True  # for the first pages to be put
+            self.source.wanted[Kind.EPHEMERAL] = True  # for the first pages to be put
         self._registered = True
         self._limit(message.cap, message.persistent_cap, message.frozen)
 
@@ -154,13 +153,13 @@ class Borrower:
                     self._lent(message)
                 case Deny():
                     self.counters.denies += 1
-                    for kind in (False, True):
+                    for kind in Kind:
                         if self._needs[kind].open == message.serial:
                             self._needs[kind].denied(now)
                             self.source.wanted[kind] = False
                 case Revoke():
                     self.counters.revokes += 1
-                    self._owed.append((message.serial, message.slabs, message.persistent))
+                    self._owed.append((message.serial, message.slabs, message.kind))
                 case Taken():
                     self._taken(message)
                 case Limits():
@@ -178,10 +177,10 @@ class Borrower:
         self._tmem.freeze()
         self._owed.clear()
         self._outbox.clear()
-        for kind in (False, True):
+        for kind in Kind:
             self.source.shed(self.source.total, kind)
             self.source.returned(kind)
-        self._gone.extend(in_steps(self.source.claims(False), LOSE))
+        self._gone.extend(split_by_slabs(self.source.claims(Kind.EPHEMERAL), LOSE))
         self.on_evicted()
 
     def forget(self) -> bool:
@@ -193,27 +192,28 @@ class Borrower:
         return True
 
     def _lent(self, message: Lend) -> None:
-        lent = self.source.lend(message.runs, message.persistent)
+        lent = self.source.lend(message.runs, message.kind)
         self.counters.lent_slabs += lent
-        if message.persistent and (over := self.source.held(True) - self.persistent_cap) > 0:
+        over = self.source.held(Kind.PERSISTENT) - self.persistent_cap
+        if message.kind is Kind.PERSISTENT and over > 0:
             # The cap was lowered while these were on their way: they are not to stand in for slabs that are owed.
-            self.source.shed(min(over, lent), True)
-        need = self._needs[message.persistent]
+            self.source.shed(min(over, lent), Kind.PERSISTENT)
+        need = self._needs[message.kind]
         if message.done and need.open == message.serial:
-            need.granted(self.source.held(message.persistent))
-        self.source.reserve[message.persistent] = need.batch // 2
-        self.source.wanted[message.persistent] = False
+            need.granted(self.source.held(message.kind))
+        self.source.reserve[message.kind] = need.batch // 2
+        self.source.wanted[message.kind] = False
 
     def _taken(self, message: Taken) -> None:
         for slab in self.source.take(message.runs):
             self._tmem.lose(slab)
-        taken = sum(count for _, count in message.runs)
+        taken = count(message.runs)
         self.counters.taken_slabs += taken
         # What was taken needs not be given any more.
-        for place, (serial, left, persistent) in enumerate(self._owed):
-            if not persistent and taken:
+        for place, (serial, left, kind) in enumerate(self._owed):
+            if kind is Kind.EPHEMERAL and taken:
                 less = min(left, taken)
-                self._owed[place] = (serial, left - less, persistent)
+                self._owed[place] = (serial, left - less, kind)
                 taken -= less
         self._outbox.append(Confirm(message.serial))
 
@@ -222,8 +222,8 @@ class Borrower:
         if frozen != self._frozen:
             self._frozen = frozen
             (self._tmem.freeze if frozen else self._tmem.thaw)()
-        if self.source.held(True) > persistent_cap:
-            self._owed.append((UNASKED, self.source.held(True) - persistent_cap, True))
+        if (over := self.source.held(Kind.PERSISTENT) - persistent_cap) > 0:
+            self._owed.append((UNASKED, over, Kind.PERSISTENT))
 
     # Messages go out.
 
@@ -234,50 +234,50 @@ class Borrower:
 
     def pay(self, slabs: int = STEP) -> None:
         """Give up a few of the slabs that are owed, coldest pages first."""
-        serial, left, persistent = self._owed.popleft()
+        serial, left, kind = self._owed.popleft()
         if serial == UNASKED:
-            left = max(0, min(left, self.source.held(True) - self.persistent_cap))
-        self._give_back(persistent)
+            left = max(0, min(left, self.source.held(Kind.PERSISTENT) - self.persistent_cap))
+        self._give_back(kind)
         wanted = min(slabs, left)
-        given = self.source.shed(wanted, persistent)
+        given = self.source.shed(wanted, kind)
         if given < wanted:
-            given += self._tmem.give_up(wanted - given, persistent)
+            given += self._tmem.give_up(wanted - given, kind.persistent)
         left -= given
         last = left == 0 or given < wanted
         self.counters.revoked_slabs += given
-        self._give_back(persistent, serial, last)
+        self._give_back(kind, serial, last)
         if not last:
-            self._owed.appendleft((serial, left, persistent))
-        elif persistent and left:
+            self._owed.appendleft((serial, left, kind))
+        elif kind is Kind.PERSISTENT and left:
             self.on_persistent_revoke(left)
 
-    def _give_back(self, persistent: bool, answer: int = 0, last: bool = True) -> None:
+    def _give_back(self, kind: Kind, answer: int = 0, last: bool = True) -> None:
         """Send back what the pool released and the stock shed."""
-        runs = self.source.returned(persistent)
+        runs = self.source.returned(kind)
         if not runs and not answer:
             return
         if not answer:
-            self.counters.returned_slabs += sum(count for _, count in runs)
+            self.counters.returned_slabs += count(runs)
         age = self._tmem.oldest_age()
-        for part, final in in_parts(runs):
-            self._outbox.append(Return(part, persistent, answer, last and final, age))
+        for part, final in split_for_messages(runs):
+            self._outbox.append(Return(part, kind.persistent, answer, last and final, age))
 
     def tick(self) -> None:
         """Report when something moved, and once more when nothing does any longer; return what was not used."""
         report = self._report()
         moved = self._reported is None or self._without_age(report) != self._without_age(self._reported)
-        for kind in (False, True):
+        for kind in Kind:
             self._return_unused(kind, self._needs[kind].batch // 2 if moved else 0)
         if moved or self._moved:
             self._outbox.append(report)
             self._reported = report
         self._moved = moved
 
-    def _return_unused(self, kind: bool, keep: int) -> None:
+    def _return_unused(self, kind: Kind, keep: int) -> None:
         """Return what no page used since the last tick, but for a few slabs where there may be need in a moment."""
-        spares = self._tmem.spares(kind)
+        spares = self._tmem.spares(kind.persistent)
         unused = min(spares, self._spares[kind]) - keep
-        self._spares[kind] = spares - (self._tmem.give_up(unused, kind) if unused > 0 else 0)
+        self._spares[kind] = spares - (self._tmem.give_up(unused, kind.persistent) if unused > 0 else 0)
         if (idle := self.source.idle(kind) - keep) > 0:
             self.source.shed(idle, kind)
             self._needs[kind].batch = FIRST_ASK
@@ -302,36 +302,40 @@ class Borrower:
         """Give what is to be sent now, in order."""
         if self.evicted:
             return []
-        for kind in (False, True):
+        for kind in Kind:
             self._give_back(kind)
             self._ask(now, kind)
         messages, self._outbox = self._outbox, []
         return messages
 
-    def _ask(self, now: float, persistent: bool) -> None:
-        need = self._needs[persistent]
-        if not self.source.wanted[persistent] or need.open or now < need.not_before or self._frozen:
+    def _ask(self, now: float, kind: Kind) -> None:
+        need = self._needs[kind]
+        if not self.source.wanted[kind] or need.open or now < need.not_before or self._frozen:
             return
-        ephemeral, kept = self.source.held(False), self.source.held(True)
+        ephemeral, kept = self.source.held(Kind.EPHEMERAL), self.source.held(Kind.PERSISTENT)
         room = self.source.cap - ephemeral - kept
-        if persistent:
+        if kind is Kind.PERSISTENT:
             room = min(room, self.persistent_cap - kept)
-        self.source.wanted[persistent] = False
+        self.source.wanted[kind] = False
         if room <= 0:
             need.not_before = now + RETRY
             return
         self._serial = need.open = self._serial % 0xFFFFFFFF + 1
         self.counters.asks += 1
-        self._outbox.append(Ask(need.open, min(need.batch, room), persistent, self._tmem.oldest_age()))
+        self._outbox.append(Ask(need.open, min(need.batch, room), kind.persistent, self._tmem.oldest_age()))
 
     def deadline(self) -> float | None:
         """Give the time at which a postponed Ask is due; None when there is none."""
-        times = [need.not_before for kind, need in enumerate(self._needs) if self.source.wanted[kind] and not need.open]
+        times = [
+            need.not_before
+            for kind, need in zip(Kind, self._needs, strict=True)
+            if self.source.wanted[kind] and not need.open
+        ]
         return min(times, default=None)
 
     def check(self) -> None:
         """Raise AssertionError unless the slabs that the pool has are those that the source gave it."""
         self.source.check()
-        out = self.source.held(False) + self.source.held(True) - self.source.stocked
+        out = sum(self.source.held(kind) for kind in Kind) - self.source.stocked
         assert out == self._tmem.stats().slabs, "the pool has other slabs than were given to it"
         assert all(left >= 0 for _, left, _ in self._owed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tmem.lending.lender.reclaimpolicy import GuestActivity
 from tmem.lending.lender.slabmap import SlabMap, State
-from tmem.lending.protocol.messages import Runs
+from tmem.lending.protocol.runs import Run, Runs
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Account:
     revocation: Revocation | None = None  # the one open Revoke of ephemeral slabs
     serial: int = 0
     unconfirmed: dict[int, Runs] = field(default_factory=dict)  # by the serial of their Taken
-    untold: deque[tuple[int, int]] = field(default_factory=deque)  # runs of taken slabs that no Taken names yet
+    untold: deque[Run] = field(default_factory=deque)  # runs of taken slabs that no Taken names yet
     unpunched: int = 0  # slabs that are its no more, and may still be real
     hangs: bool = False  # a call on its arena does not return
     excess_audits: int = 0

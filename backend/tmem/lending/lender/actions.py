@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tmem.lending.lender.stats import Why
-from tmem.lending.protocol.messages import Runs, ToGuest
+from tmem.lending.protocol.kind import Kind
+from tmem.lending.protocol.messages import ToGuest
+from tmem.lending.protocol.runs import Runs
 
 
 class Refusal(Exception):
@@ -38,7 +40,7 @@ class Populate:
     guest: int
     batch: int
     runs: Runs
-    persistent: bool
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)

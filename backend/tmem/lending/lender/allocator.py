@@ -18,9 +18,11 @@ from tmem.lending.lender.fairness import Offers, Parts
 from tmem.lending.lender.ledger import Ledger
 from tmem.lending.lender.reclaimer import Reclaimer
 from tmem.lending.lender.reclaimpolicy import ReclaimPolicy, choose
-from tmem.lending.lender.slabmap import State, count
+from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters, Denial
-from tmem.lending.protocol.messages import BATCH, Ask, Deny, Lend, Runs, in_parts
+from tmem.lending.protocol.kind import Kind
+from tmem.lending.protocol.messages import BATCH, Ask, Deny, Lend
+from tmem.lending.protocol.runs import Runs, count, split_for_messages
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +31,7 @@ class OpenAsk:
 
     account: Account
     serial: int
-    persistent: bool
+    kind: Kind
     missing: int
     denial: Denial | None = None  # why it gets no more than what is being made real
     batches: int = 0  # being made real
@@ -60,19 +62,19 @@ class Allocator:
         self.policy = policy
         self._counters = counters
         self._act = act
-        self._open: dict[tuple[int, bool], OpenAsk] = {}
+        self._open: dict[tuple[int, Kind], OpenAsk] = {}
         self._batches: dict[int, Batch] = {}
         self._batch = 0
 
     def ask(self, now: float, account: Account, message: Ask) -> None:
         """Take an Ask in; GuestFault when one of its kind is open."""
-        key = (account.number, message.persistent)
+        key = (account.number, message.kind)
         if key in self._open:
             raise GuestFault("it asked again before it was answered")
         self._counters.asks += 1
-        if not message.persistent:
+        if message.kind is Kind.EPHEMERAL:
             account.activity.ask(now, message.age)
-        ask = self._open[key] = OpenAsk(account, message.serial, message.persistent, message.slabs)
+        ask = self._open[key] = OpenAsk(account, message.serial, message.kind, message.slabs)
         self._give(now, ask)
         if ask.missing:
             self._demand(now, ask)
@@ -97,14 +99,14 @@ class Allocator:
         if hindrance is not None:
             ask.denial = hindrance
             return 0
-        room = ledger.room(account, ask.persistent)
+        room = ledger.room(account, ask.kind)
         if room < ask.missing:
             ask.denial = Denial.UID_CAP
             if account.cap - account.held <= room:
                 ask.denial = Denial.CAP
-            elif ask.persistent and account.persistent_cap - account.persistent <= room:
+            elif ask.kind is Kind.PERSISTENT and account.persistent_cap - account.persistent <= room:
                 ask.denial = Denial.PERSISTENT_CAP
-        if not ask.persistent:
+        if ask.kind is Kind.EPHEMERAL:
             activities = (other.activity for other in ledger.accounts.values())
             bound = self.policy.bound(account.activity, activities, ledger.size)
             if bound is not None and max(bound, account.floor) - account.ephemeral < min(room, ask.missing):
@@ -131,16 +133,15 @@ class Allocator:
             runs = account.map.lowest_free(min(slabs, BATCH))
             if not runs:
                 break
-            state = State.POPULATING_PERSISTENT if ask.persistent else State.POPULATING_EPHEMERAL
-            self._ledger.move(account, runs, state)
+            self._ledger.move(account, runs, State.populating(ask.kind))
             self._batch += 1
             self._batches[self._batch] = Batch(account, ask, runs)
             ask.batches += 1
             ask.missing -= count(runs)
             slabs -= count(runs)
-            if not ask.persistent:
+            if ask.kind is Kind.EPHEMERAL:
                 account.activity.lent = now
-            self._act(Populate(account.number, self._batch, runs, ask.persistent))
+            self._act(Populate(account.number, self._batch, runs, ask.kind))
         if ask.missing and self._room(ask) <= 0:
             self._end(ask, ask.denial or Denial.CAP)
 
@@ -149,7 +150,7 @@ class Allocator:
         ask.missing = 0
         ask.denial = denial
         if not ask.batches:
-            del self._open[ask.account.number, ask.persistent]
+            del self._open[ask.account.number, ask.kind]
             self._counters.deny(denial)
             self._act(Send(ask.account.number, Deny(ask.serial, denial.value)))
 
@@ -158,9 +159,11 @@ class Allocator:
         account, others = ask.account, sum(other.missing for other in self._open.values() if other is not ask)
         coming = self._coming - max(0, self._ledger.booked - self._ledger.size) - others
         want = min(ask.missing, self._room(ask)) - max(0, coming)
-        below = 0 if ask.persistent else max(0, account.floor - account.ephemeral)
-        forced = want if ask.persistent else min(want, below)
-        self._take_back(now, forced, None, None if ask.persistent else account)
+        if ask.kind is Kind.PERSISTENT:
+            forced, spared = want, None
+        else:
+            forced, spared = min(want, max(0, account.floor - account.ephemeral)), account
+        self._take_back(now, forced, None, spared)
         self._take_back(now, want - forced, account, account)
         self.serve(now)
 
@@ -204,15 +207,15 @@ class Allocator:
             raise ValueError(f"no batch {batch_number} of guest {account.number}")
         ask = batch.ask
         ask.batches -= 1
-        open_still = self._open.get((account.number, ask.persistent)) is ask
-        making = State.POPULATING_PERSISTENT if ask.persistent else State.POPULATING_EPHEMERAL
+        open_still = self._open.get((account.number, ask.kind)) is ask
+        making = State.populating(ask.kind)
         if not account.map.holds(real, making):
             raise ValueError(f"not of batch {batch_number}: {real}")
         if not open_still or ask.denial in _WITHDRAWS:
             self._reclaimer.free(account, batch.runs)
             real = ()
         else:
-            self._ledger.move(account, real, State.PERSISTENT if ask.persistent else State.EPHEMERAL)
+            self._ledger.move(account, real, State.held(ask.kind))
             unreal = account.map.split(batch.runs).get(making, ())
             self._counters.unreal_slabs += self._reclaimer.free(account, unreal)
             if unreal:
@@ -223,13 +226,13 @@ class Allocator:
     def _lend(self, ask: OpenAsk, runs: Runs) -> None:
         """Tell of slabs that are real; the last words of an Ask are Lend(done) or Deny."""
         number, over = ask.account.number, not ask.batches and not ask.missing
-        for part, last in in_parts(runs):
+        for part, last in split_for_messages(runs):
             if part:
                 self._counters.lends += 1
                 self._counters.lent_slabs += count(part)
-                self._act(Send(number, Lend(part, ask.serial, ask.persistent, over and last)))
+                self._act(Send(number, Lend(part, ask.serial, ask.kind.persistent, over and last)))
         if over:
-            del self._open[number, ask.persistent]
+            del self._open[number, ask.kind]
             if not runs:
                 denial = ask.denial or Denial.MEMORY
                 self._counters.deny(denial)
@@ -237,8 +240,8 @@ class Allocator:
 
     def left(self, account: Account) -> None:
         """Forget the Asks of a guest without a connection; its batches are freed when they were made."""
-        for persistent in (False, True):
-            self._open.pop((account.number, persistent), None)
+        for kind in Kind:
+            self._open.pop((account.number, kind), None)
 
     def closed(self, account: Account) -> None:
         """Forget the batches of a guest that is no more."""
@@ -248,10 +251,10 @@ class Allocator:
         """Raise AssertionError unless the batches are what is being made real, and every open Ask can end."""
         making = self._ledger.totals[State.POPULATING_EPHEMERAL] + self._ledger.totals[State.POPULATING_PERSISTENT]
         assert sum(count(batch.runs) for batch in self._batches.values()) == making
-        for (number, persistent), ask in self._open.items():
+        for (number, kind), ask in self._open.items():
             assert ask.account is self._ledger.accounts[number]
             assert ask.account.connected
-            assert ask.persistent == persistent
+            assert ask.kind is kind
             assert ask.batches == sum(batch.ask is ask for batch in self._batches.values())
             assert ask.batches or (ask.missing and self._coming), "an Ask that waits for nothing"
 

@@ -15,6 +15,7 @@ from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
 from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters, LenderStats, Why
 from tmem.lending.lender.sweeper import Sweeper
+from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import MAX_SECONDS, Evicted, Limits, Revoke, Row
 
 EVICTED = "it was evicted from tmemd: its pages there are gone; unmount and mount it to borrow again"
@@ -135,10 +136,10 @@ class Governor:
         self._frozen = frozen
         return list(self._accounts.values())
 
-    def revoke(self, now: float, guest: int, slabs: int, persistent: bool = False) -> list[Action]:
+    def revoke(self, now: float, guest: int, slabs: int, kind: Kind = Kind.EPHEMERAL) -> list[Action]:
         """Take so many slabs back from a guest; persistent ones are asked for and never taken."""
         account = self._accounts[guest]
-        if not persistent:
+        if kind is Kind.EPHEMERAL:
             self._reclaimer.owe(now, account, slabs)
         elif account.connected and (most := min(slabs, account.map.counts[State.PERSISTENT])):
             self._counters.revokes += 1

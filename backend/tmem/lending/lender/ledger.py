@@ -29,7 +29,9 @@ from tmem.lending.lender.actions import Holding, Refusal
 from tmem.lending.lender.slabmap import SlabMap, State
 from tmem.lending.lender.stats import Why
 from tmem.lending.lender.unpunched import Unpunched
+from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import MAX_SLABS, VERSION, Hello
+from tmem.lending.protocol.runs import Run
 
 MAX_GUESTS = 4096
 RESERVED_GUESTS = 256  # of them, for trusted users
@@ -96,7 +98,7 @@ class Ledger:
         """Floors and persistent caps."""
         return sum(account.reserved for account in self.accounts.values())
 
-    def move(self, account: Account, runs: Sequence[tuple[int, int]], state: State) -> None:
+    def move(self, account: Account, runs: Sequence[Run], state: State) -> None:
         """Put slabs of a guest into a state."""
         with self._changing(account):
             account.map.set(runs, state)
@@ -121,17 +123,17 @@ class Ledger:
             self.totals[each] += account.map.counts[each] - before[each]
         account.activity.slabs = account.ephemeral
 
-    def release(self, account: Account, runs: Sequence[tuple[int, int]], state: State) -> int:
+    def release(self, account: Account, runs: Sequence[Run], state: State) -> int:
         """Put slabs of a guest into a state in which they are not its; give how many stay booked until punched."""
         before = account.held
         self.move(account, runs, state)
         self.unpunched.add(account, before - account.held)
         return before - account.held
 
-    def room(self, account: Account, persistent: bool) -> int:
+    def room(self, account: Account, kind: Kind) -> int:
         """Give how many more slabs the limits let the guest hold, not regarding what is free."""
         room = account.cap - account.held
-        if persistent:
+        if kind is Kind.PERSISTENT:
             room = min(room, account.persistent_cap - account.persistent)
         if self._bounds.cap is not None and account.uid != 0:
             room = min(room, self._bounds.cap - self.held_by[account.uid] - self.unpunched.kept_by[account.uid])

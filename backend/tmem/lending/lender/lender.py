@@ -12,7 +12,8 @@ from tmem.lending.lender.actions import Action, Close, CountPopulated, GuestFaul
 from tmem.lending.lender.governor import EVICTED, Governor
 from tmem.lending.lender.reclaimer import PATIENCE
 from tmem.lending.lender.stats import Why
-from tmem.lending.protocol.messages import BATCH, Ask, Claim, Confirm, FromGuest, Hello, Report, Return, Runs, Welcome
+from tmem.lending.protocol.messages import BATCH, Ask, Claim, Confirm, FromGuest, Hello, Report, Return, Welcome
+from tmem.lending.protocol.runs import Runs
 
 __all__ = ["BATCH", "PATIENCE", "Lender"]
 

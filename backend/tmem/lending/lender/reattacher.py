@@ -21,9 +21,11 @@ from tmem.lending.lender.account import Account
 from tmem.lending.lender.actions import Action, DrainSocket, FindHoles, GuestFault, Punch
 from tmem.lending.lender.ledger import Ledger
 from tmem.lending.lender.reclaimer import Reclaimer
-from tmem.lending.lender.slabmap import SlabMap, State, count
+from tmem.lending.lender.slabmap import SlabMap, State
 from tmem.lending.lender.stats import Counters
-from tmem.lending.protocol.messages import Claim, Runs
+from tmem.lending.protocol.kind import Kind
+from tmem.lending.protocol.messages import Claim
+from tmem.lending.protocol.runs import Runs, count, end
 
 CLAIM_SECONDS = 30.0  # an honest guest's claims come with its Hello
 
@@ -44,10 +46,6 @@ for _known, _outcomes in _BY_CLAIM.items():
     for _claimed, _outcome in _outcomes.items():
         _TABLE[_known + 8 * _claimed] = _outcome
 _COMPARED = bytes(_TABLE)
-
-
-def _kind(persistent: bool) -> State:
-    return State.PERSISTENT if persistent else State.EPHEMERAL
 
 
 class Reattacher:
@@ -103,7 +101,7 @@ class Reattacher:
     def book(self, account: Account, populated_bytes: int) -> None:
         """Book what is real of a guest whose slabs are not known, whichever they are, as far as there is room."""
         excess = -(-populated_bytes // SLAB_SIZE) - account.held
-        slabs = min(excess, self._ledger.free, self._ledger.room(account, False))
+        slabs = min(excess, self._ledger.free, self._ledger.room(account, Kind.EPHEMERAL))
         if slabs > 0:
             self._ledger.move(account, account.map.lowest_free(slabs), State.EPHEMERAL)
 
@@ -114,22 +112,22 @@ class Reattacher:
             raise GuestFault("it claims what it was not asked to")
         if count(claims.split(message.runs).get(State.FREE, ())) != slabs:
             raise GuestFault("it claims a slab twice, or one beyond its arena")
-        if not account.from_before and message.runs and sum(message.runs[-1]) > account.map.size:
+        if not account.from_before and end(message.runs) > account.map.size:
             raise GuestFault(_NOT_LENT)
         if account.from_before:
-            self._check_bounds(account, message.persistent, slabs + claims.counts[_kind(message.persistent)])
-        claims.set(message.runs, _kind(message.persistent))
+            self._check_bounds(account, message.kind, slabs + claims.counts[State.held(message.kind)])
+        claims.set(message.runs, State.held(message.kind))
         if message.last:
             self._settle(now, account, claims)
             account.claims = None
         return message.last
 
-    def _check_bounds(self, account: Account, persistent: bool, slabs: int) -> None:
+    def _check_bounds(self, account: Account, kind: Kind, slabs: int) -> None:
         """Raise GuestFault for claims of a guest from before that nobody could give it back, whatever else is lent.
 
         What it holds beyond its booking was taken before it heard of it, and that cannot be more than there is to lend.
         """
-        if persistent and slabs > max(account.persistent_cap, account.persistent):
+        if kind is Kind.PERSISTENT and slabs > max(account.persistent_cap, account.persistent):
             raise GuestFault("it claims more persistent slabs than its persistent cap")
         if slabs > account.held + self._ledger.size:
             raise GuestFault("it claims more slabs than it can have been lent")
@@ -164,8 +162,8 @@ class Reattacher:
     def _believe(self, account: Account, claimed: SlabMap) -> bytearray:
         """Take claims for the truth, within the limits; what there is no room for is lost."""
         persistent = claimed.counts[State.PERSISTENT]
-        self._check_bounds(account, True, persistent)
-        room = account.held + min(self._ledger.free, self._ledger.room(account, False)) - persistent
+        self._check_bounds(account, Kind.PERSISTENT, persistent)
+        room = account.held + min(self._ledger.free, self._ledger.room(account, Kind.EPHEMERAL)) - persistent
         kept = max(0, min(room, claimed.counts[State.EPHEMERAL]))
         self._counters.refused_claim_slabs += claimed.counts[State.EPHEMERAL] - kept
         return claimed.with_the_first(kept, State.EPHEMERAL, State.TAKEN)

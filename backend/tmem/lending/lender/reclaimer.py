@@ -21,9 +21,11 @@ from math import inf
 from tmem.lending.lender.account import Account, Revocation
 from tmem.lending.lender.actions import Action, DrainSocket, GuestFault, Punch, Send
 from tmem.lending.lender.ledger import Ledger
-from tmem.lending.lender.slabmap import State, count
+from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters
-from tmem.lending.protocol.messages import Return, Revoke, Runs, Taken
+from tmem.lending.protocol.kind import Kind
+from tmem.lending.protocol.messages import Return, Revoke, Taken
+from tmem.lending.protocol.runs import Runs, count, pop_slabs
 
 PATIENCE = 0.020  # seconds that a guest has to answer a Revoke
 STEP = 32  # slabs in one Revoke of ephemeral ones, and in one Taken
@@ -91,20 +93,20 @@ class Reclaimer:
 
     def returned(self, now: float, account: Account, message: Return) -> None:
         """Take slabs back that a guest gives; GuestFault when they are not its."""
-        kind = State.PERSISTENT if message.persistent else State.EPHEMERAL
-        if count(message.runs) > account.map.counts[kind] + account.map.counts[State.TAKEN]:
+        state = State.held(message.kind)
+        if count(message.runs) > account.map.counts[state] + account.map.counts[State.TAKEN]:
             raise GuestFault("it returned more slabs than it holds")
         found = account.map.split(message.runs)
         late = count(found.get(State.TAKEN, ()))
-        if count(found.get(kind, ())) + late != count(message.runs):
+        if count(found.get(state, ())) + late != count(message.runs):
             raise GuestFault("it returned slabs that it does not hold")
         self._counters.late_returned_slabs += late
-        given = self.free(account, found.get(kind, ()))
+        given = self.free(account, found.get(state, ()))
         self._counters.returned_slabs += given
         if message.answer:
             account.revoked += given
             self._counters.revoked_slabs += given
-        if message.persistent:
+        if message.kind is Kind.PERSISTENT:
             return
         revocation = account.revocation
         answered = revocation is not None and message.answer == revocation.serial and message.last
@@ -186,17 +188,9 @@ class Reclaimer:
     def tell_more(self, account: Account) -> None:
         """Send Takens of what the guest has not been told, as many as it may leave unconfirmed."""
         while account.untold and len(account.unconfirmed) < WINDOW:
-            step: list[tuple[int, int]] = []
-            room = STEP
-            while account.untold and room and (not step or account.untold[0][0] >= sum(step[-1])):
-                first, length = account.untold.popleft()
-                step.append((first, min(length, room)))
-                if length > room:
-                    account.untold.appendleft((first + room, length - room))
-                room -= step[-1][1]
-            serial = account.next_serial()
-            account.unconfirmed[serial] = tuple(step)
-            self._act(Send(account.number, Taken(tuple(step), serial)))
+            runs, serial = pop_slabs(account.untold, STEP), account.next_serial()
+            account.unconfirmed[serial] = runs
+            self._act(Send(account.number, Taken(runs, serial)))
 
     def confirmed(self, account: Account, serial: int) -> None:
         """Make slabs lendable to the guest again, without what a late put may have left there."""

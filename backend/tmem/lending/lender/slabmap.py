@@ -10,10 +10,11 @@ lent, the worst there is: the lowest 64 free ones 15 us, all runs of one state 6
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 
-from tmem.lending.protocol.messages import Runs
+from tmem.lending.protocol.kind import Kind
+from tmem.lending.protocol.runs import Run, Runs
 
 
 class State(IntEnum):
@@ -26,33 +27,21 @@ class State(IntEnum):
     POPULATING_PERSISTENT = 4
     TAKEN = 5  # not real; the guest may not know that yet
 
+    @classmethod
+    def held(cls, kind: Kind) -> State:
+        """Return the state of lent slabs of a kind."""
+        return cls.PERSISTENT if kind.persistent else cls.EPHEMERAL
+
+    @classmethod
+    def populating(cls, kind: Kind) -> State:
+        """Return the state of slabs that are being populated to be lent as a kind."""
+        return cls.POPULATING_PERSISTENT if kind.persistent else cls.POPULATING_EPHEMERAL
+
 
 _ONE = [bytes([state]) for state in State]
 _RUN = [re.compile(b"%s+" % re.escape(one), re.DOTALL) for one in _ONE]
 _NOT_LENT = re.compile(b"[%s]+" % re.escape(_ONE[State.FREE] + _ONE[State.TAKEN]), re.DOTALL)
 _ANY = re.compile(b"|".join(b"%s+" % re.escape(one) for one in _ONE), re.DOTALL)
-
-
-def count(runs: Sequence[tuple[int, int]]) -> int:
-    """Give how many slabs runs hold."""
-    return sum(length for _, length in runs)
-
-
-def in_steps(runs: Sequence[tuple[int, int]], most: int) -> Iterator[Runs]:
-    """Cut runs into steps of at most so many slabs together; nothing gives none."""
-    step: list[tuple[int, int]] = []
-    room = most
-    for start, length in runs:
-        first, left = start, length
-        while left:
-            taken = min(room, left)
-            step.append((first, taken))
-            first, left, room = first + taken, left - taken, room - taken
-            if not room:
-                yield tuple(step)
-                step, room = [], most
-    if step:
-        yield tuple(step)
 
 
 class SlabMap:
@@ -71,7 +60,7 @@ class SlabMap:
         """Memory of the map."""
         return len(self._states)
 
-    def set(self, runs: Sequence[tuple[int, int]], state: State) -> None:
+    def set(self, runs: Sequence[Run], state: State) -> None:
         """Put all slabs of runs into a state, whatever they were in; IndexError when one is beyond the arena."""
         for first, length in runs:
             end = first + length
@@ -134,13 +123,13 @@ class SlabMap:
         self.counts[State.FREE] += self.total - len(self._states)
         self._free_from = self._hand = 0
 
-    def holds(self, runs: Sequence[tuple[int, int]], state: State) -> bool:
+    def holds(self, runs: Sequence[Run], state: State) -> bool:
         """Tell whether all slabs of runs are in the state, which is not FREE."""
         return all(self._states.count(state, first, first + length) == length for first, length in runs)
 
-    def split(self, runs: Sequence[tuple[int, int]]) -> dict[State, Runs]:
+    def split(self, runs: Sequence[Run]) -> dict[State, Runs]:
         """Sort the slabs of runs by the state that they are in; those beyond the arena are in none."""
-        found: dict[State, list[tuple[int, int]]] = {}
+        found: dict[State, list[Run]] = {}
         for first, length in runs:
             end = min(first + length, self.total)
             known = min(end, len(self._states))
@@ -161,7 +150,7 @@ class SlabMap:
 
     def not_lent(self, first: int, most: int) -> tuple[Runs, int]:
         """Give at most so many runs of slabs from `first` on that are free or taken, and the slab where it ended."""
-        found: list[tuple[int, int]] = []
+        found: list[Run] = []
         for match in _NOT_LENT.finditer(self._states, first):
             if len(found) == most:
                 return tuple(found), match.start()
@@ -173,7 +162,7 @@ class SlabMap:
     def lowest_free(self, most: int) -> Runs:
         """Give the lowest free slabs, at most so many."""
         states = self._states
-        found: list[tuple[int, int]] = []
+        found: list[Run] = []
         for match in _RUN[State.FREE].finditer(states, self._free_from):
             if not found:
                 self._free_from = match.start()
@@ -190,7 +179,7 @@ class SlabMap:
 
     def next_ephemeral(self, most: int) -> Runs:
         """Give ephemeral slabs to take, at most so many, those first that were lent the longest ago (about)."""
-        found: list[tuple[int, int]] = []
+        found: list[Run] = []
         hand = self._hand
         for start, end in ((hand, len(self._states)), (0, hand)):
             for match in _RUN[State.EPHEMERAL].finditer(self._states, start, end):

@@ -71,8 +71,8 @@ def _change(lender: Lender, now: float, verb: Verb) -> tuple[str, list[Action]]:
             return "", lender.freeze(now, lender.find(guest) if guest else None)
         case Thaw(guest):
             return "", lender.thaw(now, lender.find(guest) if guest else None)
-        case TakeBack(guest, slabs, persistent):
-            return "", lender.revoke(now, lender.find(guest), slabs, persistent)
+        case TakeBack(guest, slabs):
+            return "", lender.revoke(now, lender.find(guest), slabs, verb.kind)
         case Drain(guest):
             return "", lender.drain(now, lender.find(guest))
         case Evict(guest, lose_persistent):

@@ -7,17 +7,17 @@ which only the final one has `last`. Sizes are in slabs unless the name says byt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
+from tmem.lending.protocol.kind import Kind
+from tmem.lending.protocol.runs import MAX_RUNS, validate
 from tmemcommon.texts import shortened
 
 VERSION = 1
 MAX_SLABS = 1 << 24  # slabs of the largest arena, 1 TiB
-MAX_RUNS = 4096  # runs in one message: 45 KB at most
 MAX_ASK = 1024  # slabs in one Ask
 BATCH = 64  # slabs: the most that is made real, or that an honest guest may be in excess, at once
 RETRY = 0.1  # seconds after which a guest that was denied asks again, at the soonest
@@ -26,8 +26,6 @@ MAX_TEXT = 512
 MAX_SECONDS = 1e9
 TOKEN_BYTES = 16
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
-
-Runs = tuple[tuple[int, int], ...]
 
 _Number = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 _Serial = Annotated[int, Meta(ge=1, le=(1 << 32) - 1)]
@@ -65,13 +63,7 @@ class _WithRuns(_Message, frozen=True):
     runs: _Runs
 
     def __post_init__(self) -> None:
-        end = 0
-        for first, count in self.runs:
-            if first < end:
-                raise ValueError("runs are not ascending, or overlap")
-            end = first + count
-        if end > MAX_SLABS:
-            raise ValueError("a run ends beyond the largest arena")
+        validate(self.runs, MAX_SLABS)
 
 
 # Guest to tmemd.
@@ -98,6 +90,11 @@ class Claim(_WithRuns, frozen=True, tag=2):
     persistent: bool
     last: bool
 
+    @property
+    def kind(self) -> Kind:
+        """The kind of the slabs."""
+        return Kind(self.persistent)
+
 
 class Ask(_Message, frozen=True, tag=3):
     """Ask for more slabs. One Ask of each kind may be open; Lend(done=True) or Deny with its serial closes it."""
@@ -106,6 +103,11 @@ class Ask(_Message, frozen=True, tag=3):
     slabs: _Asked
     persistent: bool = False
     age: _Seconds | None = None  # seconds since the put of the oldest page, when there is one
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the slabs."""
+        return Kind(self.persistent)
 
 
 class Return(_WithRuns, frozen=True, tag=4):
@@ -118,6 +120,11 @@ class Return(_WithRuns, frozen=True, tag=4):
     answer: _Number = 0
     last: bool = True
     age: _Seconds | None = None  # seconds since the put of what is now the oldest page, when there is one
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the slabs."""
+        return Kind(self.persistent)
 
 
 class Confirm(_Message, frozen=True, tag=5):
@@ -167,6 +174,11 @@ class Lend(_WithRuns, frozen=True, tag=34):
     persistent: bool = False
     done: bool = True
 
+    @property
+    def kind(self) -> Kind:
+        """The kind of the slabs."""
+        return Kind(self.persistent)
+
 
 class Deny(_WithLine, frozen=True, tag=35):
     """Close an Ask: no more slabs now. The guest asks again by itself, after RETRY seconds or longer."""
@@ -181,6 +193,11 @@ class Revoke(_Message, frozen=True, tag=36):
     serial: _Serial
     slabs: _Some
     persistent: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the slabs."""
+        return Kind(self.persistent)
 
 
 class Taken(_WithRuns, frozen=True, tag=37):
@@ -238,6 +255,11 @@ class TakeBack(_Message, frozen=True, tag=68):
     guest: _Name
     slabs: _Some
     persistent: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the slabs."""
+        return Kind(self.persistent)
 
 
 class Drain(_Message, frozen=True, tag=69):
@@ -328,9 +350,3 @@ Message = FromGuest | ToGuest | Verb | Answer
 def guest_name(mountpoint: str) -> str:
     """Return the name under which the guest at a mountpoint registers, and is asked for."""
     return mountpoint.encode(errors="replace").decode()[-MAX_TEXT:]
-
-
-def in_parts(runs: Sequence[tuple[int, int]], most: int = MAX_RUNS) -> Iterator[tuple[Runs, bool]]:
-    """Split runs into what fits into messages; each with whether it is the last. Nothing gives one empty part."""
-    for start in range(0, max(1, len(runs)), most):
-        yield tuple(runs[start : start + most]), start + most >= len(runs)
