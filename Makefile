@@ -1,15 +1,15 @@
-# make run    install what is missing, then show what the cache does on a slow directory
-# make test   install what is missing, then run the tests
-# make test-slow  the tests that take minutes: PostgreSQL, a million lookups
-# make check  install what is missing, then ruff and mypy over everything
-# make bench [TRACES=DIR]   measure everything that can be measured here (ten minutes); bench/results/index.html
-# make bench-quick [TRACES=DIR]   the same, small (a minute): shows that it works, its figures mean little
+# make run        show what the cache does on a slow directory
+# make test       run the tests
+# make test-slow  run the tests that take minutes: PostgreSQL, a million lookups
+# make check      run ruff and mypy
+# make bench [TRACES=DIR]        run all benchmarks (ten minutes); results in bench/results/index.html
+# make bench-quick [TRACES=DIR]  the same on a small scale (a minute), to see that they work
 # make torture [SECONDS=60] [SEED=N] [MODE=writeback] [PROCESSES=1]
-#             compare random operations on a mount with a plain directory; SEED alone repeats one run
-# make setup  only install: .venv/bin/tmemfs is there afterwards
-# make clean  remove what these have made
+#                 compare random operations on a mount with a plain directory; SEED repeats one run
+# make setup      only install; then there is .venv/bin/tmemfs
+# make clean      remove .venv, build files and caches
 #
-# Everything but the system packages goes into .venv.
+# Each target installs first what is missing: system packages with apt-get, everything else into .venv.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -26,7 +26,7 @@ PEERS := rclone redis-server memcached zstd
 run: setup
 	@exec $(VENV)/bin/python -m bench.demo
 
-# Swap is the whole machine's: those tests run after the others, one at a time.
+# tests/swap turns swap on for the whole machine, so it runs after the others, one test at a time.
 test: setup
 	@$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist worksteal --ignore tests/swap
 	$(VENV)/bin/python -m pytest -m "not slow" tests/swap
@@ -42,7 +42,7 @@ check: setup
 bench bench-quick: setup peers
 	@exec $(VENV)/bin/python -m bench $(if $(filter bench-quick,$@),--quick) $(if $(TRACES),--traces '$(TRACES)')
 
-# What the benches compare with. They do without: what is missing is skipped, saying so.
+# Programs that the benchmarks compare with. A benchmark whose program is missing is skipped, with a message.
 peers:
 	@missing=()
 	for package in $(PEERS); do
@@ -55,7 +55,7 @@ peers:
 	export DEBIAN_FRONTEND=noninteractive
 	if ! { "$${sudo[@]}" apt-get update -q && "$${sudo[@]}" apt-get install -q -y --no-install-recommends \
 	    "$${missing[@]}"; } > /dev/null 2>&1; then
-	    echo "could not install all of them: what is missing is skipped"
+	    echo "could not install all of them: benchmarks that need the others are skipped"
 	fi
 
 torture: setup
@@ -64,7 +64,7 @@ torture: setup
 
 setup: $(STAMP)
 
-# The stamp is written last: an installation that was interrupted is taken up again from the start.
+# The stamp is written last, so an interrupted installation is repeated.
 $(STAMP): requirements.txt pyproject.toml Makefile
 	@fail() { echo "make: $$*" >&2; exit 1; }
 	missing=()
@@ -79,10 +79,10 @@ $(STAMP): requirements.txt pyproject.toml Makefile
 	fi
 	if [ "$${#missing[@]}" -gt 0 ]; then
 	    list="$${missing[*]}"
-	    command -v apt-get > /dev/null || fail "missing: $$list; install it and start again (there is no apt-get here)"
+	    command -v apt-get > /dev/null || fail "missing: $$list; install it and run make again (there is no apt-get here)"
 	    sudo=()
 	    if [ "$$(id -u)" -ne 0 ]; then
-	        command -v sudo > /dev/null || fail "missing: $$list; start again as root, or install sudo"
+	        command -v sudo > /dev/null || fail "missing: $$list; run make again as root, or install sudo"
 	        sudo=(sudo)
 	    fi
 	    echo "installing $$list"
@@ -94,7 +94,7 @@ $(STAMP): requirements.txt pyproject.toml Makefile
 	    rm -f "$$log"
 	fi
 	python=
-	# The system's first: one below a home directory could not be run by the other users of what root sets up.
+	# The system's Python first: other users could not run one below root's home directory.
 	for candidate in /usr/bin/python3 python3 python3.11 python3.12 python3.13 python3.14; do
 	    if "$$candidate" -c 'import sys, venv, ensurepip, sysconfig, pathlib; sys.exit(sys.version_info < (3, 11)
 	        or not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' 2> /dev/null; then
@@ -103,7 +103,7 @@ $(STAMP): requirements.txt pyproject.toml Makefile
 	    fi
 	done
 	[ -n "$$python" ] || fail "missing: Python 3.11 or newer with venv and headers (apt: python3-venv python3-dev)"
-	# An environment of another Python, or one left half made, is made anew.
+	# --clear replaces an environment of another Python, or an incomplete one.
 	"$$python" -m venv --clear $(VENV) || fail "missing: $$python cannot make a virtual environment in $(VENV)"
 	echo "installing the Python packages into $(VENV)"
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt \

@@ -1,4 +1,4 @@
-"""The overflow file: slots that keep what was written, a file that is ours alone, and nothing left behind."""
+"""The overflow file: slots keep their pages, the file is private, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PAGE = 4096
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give a place for the file."""
+    """Return a path for the file."""
     return tmp_path / "overflow"
 
 
 @pytest.fixture
 def file(path: Path) -> Iterator[OverflowFile]:
-    """Give an overflow file; it is removed at the end."""
+    """Return an overflow file; it is removed at teardown."""
     made = overflow.create(path)
     yield made
     made.close()
@@ -39,12 +39,13 @@ def test_slots_keep_their_pages(file: OverflowFile) -> None:
     async def main() -> None:
         pages = [raw_page(seed) for seed in range(100)]
         slots = await file.write(pages)
-        assert len(set(slots)) == file.slots == 100
+        assert len(set(slots)) == 100
+        file.check(slots)
         assert await file.read(slots) == pages
         assert await file.read(slots[::-7]) == pages[::-7]
         file.free(slots[10:60])
         again = await file.write(pages[:50])
-        assert set(again) == set(slots[10:60]), "free slots before a larger file"
+        assert set(again) == set(slots[10:60]), "free slots are used before the file grows"
         assert await file.read(again) == pages[:50]
         assert await file.read(slots[60:]) == pages[60:]
         file.check([*slots[:10], *again, *slots[60:]])
@@ -54,7 +55,7 @@ def test_slots_keep_their_pages(file: OverflowFile) -> None:
     trio.run(main)
 
 
-def test_many_calls_at_once_do_not_mix_their_pages(file: OverflowFile) -> None:
+def test_concurrent_calls_do_not_mix_their_pages(file: OverflowFile) -> None:
     async def one(seed: int) -> None:
         for turn in range(5):
             pages = [raw_page(1000 * seed + turn), raw_page(seed)]
@@ -71,7 +72,7 @@ def test_many_calls_at_once_do_not_mix_their_pages(file: OverflowFile) -> None:
     file.check([])
 
 
-def test_a_page_that_was_changed_or_cut_off_on_the_disk_is_an_error(file: OverflowFile, path: Path) -> None:
+def test_a_page_changed_or_truncated_on_the_disk_is_an_error(file: OverflowFile, path: Path) -> None:
     async def main() -> None:
         (slot,) = await file.write([raw_page(1)])
         with path.open("r+b") as disk:
@@ -89,7 +90,7 @@ def test_a_page_that_was_changed_or_cut_off_on_the_disk_is_an_error(file: Overfl
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_a_write_that_fails_takes_no_slot(file: OverflowFile, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_failed_write_takes_no_slot(file: OverflowFile, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*arguments: object) -> int:
         raise OSError(code, os.strerror(code))
 
@@ -105,7 +106,7 @@ def test_a_write_that_fails_takes_no_slot(file: OverflowFile, monkeypatch: pytes
     trio.run(main)
 
 
-def test_a_write_of_a_part_only_is_an_error(file: OverflowFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_is_an_error(file: OverflowFile, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.pwrite
 
     async def main() -> None:
@@ -118,7 +119,7 @@ def test_a_write_of_a_part_only_is_an_error(file: OverflowFile, monkeypatch: pyt
     trio.run(main)
 
 
-def test_space_is_reserved(file: OverflowFile, path: Path) -> None:
+def test_disk_space_is_reserved(file: OverflowFile, path: Path) -> None:
     before = path.stat().st_blocks
     trio.run(file.reserve, 500)
     assert (path.stat().st_blocks - before) * 512 >= 500 * PAGE
@@ -141,14 +142,14 @@ def test_missing_disk_space_is_refused_before_any_is_allocated(
         trio.run(file.reserve, 10)
 
 
-def test_the_file_is_its_owners_and_its_name_is_not_taken_twice(file: OverflowFile, path: Path) -> None:
+def test_the_file_has_mode_0600_and_is_not_used_by_two_mounts(file: OverflowFile, path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(ConfigError, match="in use by another mount: give another --hswap-overflow"):
         overflow.create(path)
     assert path.exists()
 
 
-def test_what_a_killed_guest_left_is_removed(path: Path) -> None:
+def test_the_leftover_of_a_killed_guest_is_removed(path: Path) -> None:
     path.write_bytes(HEADER + raw_page(1))
     made = overflow.create(path)
     assert path.stat().st_size == len(HEADER)
@@ -157,7 +158,7 @@ def test_what_a_killed_guest_left_is_removed(path: Path) -> None:
     assert not path.exists()
 
 
-def test_the_file_is_removed_even_when_its_path_leads_elsewhere(tmp_path: Path) -> None:
+def test_the_file_is_removed_even_if_its_directory_was_renamed(tmp_path: Path) -> None:
     directory = tmp_path / "directory"
     directory.mkdir()
     made = overflow.create(directory / "overflow")
@@ -166,7 +167,7 @@ def test_the_file_is_removed_even_when_its_path_leads_elsewhere(tmp_path: Path) 
     assert not list((tmp_path / "moved").iterdir())
 
 
-def test_of_two_who_find_a_leftover_one_gets_the_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_mounts_that_find_a_leftover_one_gets_the_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(HEADER)
     lock, made = fcntl.flock, []
 
@@ -198,7 +199,7 @@ def _hard(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_precious, Path.mkdir, _linked, _hard, os.mkfifo])
-def test_what_is_not_ours_is_refused_and_left(path: Path, make: object) -> None:
+def test_a_foreign_file_is_refused_and_kept(path: Path, make: object) -> None:
     assert callable(make)
     make(path)
     with pytest.raises(ConfigError, match="give another --hswap-overflow"):

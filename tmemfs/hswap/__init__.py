@@ -1,1 +1,1 @@
-"""The swap-like file, whose pages live in the persistent pool."""
+"""The swap-like file, whose pages are in the persistent pool or in the overflow file."""

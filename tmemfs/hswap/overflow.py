@@ -66,11 +66,6 @@ class OverflowFile(SlotStore):
         self._free = array("I")
         self._checksums = array("Q", bytes(8 * FIRST_SLOT))
 
-    @property
-    def slots(self) -> int:
-        """Return how many slots hold a page."""
-        return len(self._checksums) - FIRST_SLOT - len(self._free)
-
     async def write(self, pages: Sequence[bytes]) -> list[int]:
         """Write pages to free slots; return the slots. An OSError leaves all slots as they were."""
         slots = self._allocate(len(pages))

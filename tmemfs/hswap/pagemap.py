@@ -17,7 +17,6 @@ HOLE = 0
 LOST = 0xFFFFFFFE
 POOL = 0xFFFFFFFF
 FIRST_SLOT = 1
-MAX_PAGES = LOST - FIRST_SLOT
 
 _NONE = 0  # the generation of pages that are not in the pool
 _MAX_GENERATION = 255

@@ -1,1 +1,1 @@
-"""The life of a mount as a process, and talking with one that runs."""
+"""Start, serve and end a mount; the commands that control a running one."""
