@@ -1,4 +1,4 @@
-"""How much may be made real: the machine's memory and every memory cgroup's, in both versions."""
+"""How much may be allocated: limits of the machine and of memory cgroups, in both versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOM = 100 * MIB
 
 
 class Machine:
-    """A /proc and a /sys of a machine with so much memory available."""
+    """A fake /proc and /sys of a machine with so much memory available."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -28,7 +28,7 @@ class Machine:
         (self.root / path).write_text(text)
 
     def mount_at(self, path: bytes) -> None:
-        """Add a mount at any path, as a user may make one."""
+        """Add a mount at any path, as a user could."""
         with open(self.root / "proc/self/mountinfo", "ab") as table:
             table.write(b"8 1 0:8 / " + path + b" rw - fuse.x x rw\n")
 
@@ -60,7 +60,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_memory_is_given_while_the_reserve_is_left(machine: Machine) -> None:
+def test_allocations_must_leave_the_reserve(machine: Machine) -> None:
     assert machine.refusal(MIB, 999 * MIB) is None
     reason = machine.refusal(2 * MIB, 999 * MIB)
     assert reason is not None
@@ -86,7 +86,7 @@ def test_a_cgroup_refuses_before_its_limit(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("tight", ["a", "a/b", "a/b/c"])
-def test_every_ancestor_bounds(machine: Machine, tight: str) -> None:
+def test_every_ancestor_limits(machine: Machine, tight: str) -> None:
     machine.unified("/a/b/c")
     for path in ("a", "a/b", "a/b/c"):
         machine.cgroup(path, ROOM if path == tight else "max", ROOM - CGROUP_RESERVE)
@@ -94,7 +94,7 @@ def test_every_ancestor_bounds(machine: Machine, tight: str) -> None:
 
 
 @pytest.mark.parametrize("tight", ["", "a", "a/b"])
-def test_every_ancestor_bounds_in_version_1(machine: Machine, tight: str) -> None:
+def test_every_ancestor_limits_in_version_1(machine: Machine, tight: str) -> None:
     machine.legacy("/a/b")
     for path in ("", "a", "a/b"):
         machine.legacy_cgroup(path, ROOM if path == tight else 9223372036854771712, ROOM - CGROUP_RESERVE)
@@ -103,7 +103,7 @@ def test_every_ancestor_bounds_in_version_1(machine: Machine, tight: str) -> Non
     assert machine.refusal() is None
 
 
-def test_idle_file_pages_count_as_room_in_both_versions(machine: Machine) -> None:
+def test_inactive_file_pages_count_as_free_in_both_versions(machine: Machine) -> None:
     machine.unified("/a")
     machine.cgroup("a", ROOM, ROOM, idle=CGROUP_RESERVE + MIB)
     assert machine.refusal() is None
@@ -114,13 +114,13 @@ def test_idle_file_pages_count_as_room_in_both_versions(machine: Machine) -> Non
     assert machine.refusal(MIB + 1) is not None
 
 
-def test_the_high_mark_bounds_like_the_limit(machine: Machine) -> None:
+def test_memory_high_limits_like_memory_max(machine: Machine) -> None:
     machine.unified("/a")
     machine.cgroup("a", "max", ROOM, high=str(ROOM))
     assert machine.refusal() is not None
 
 
-def test_a_cgroup_namespace_or_a_container_sees_its_own_top(machine: Machine) -> None:
+def test_a_cgroup_namespace_has_its_own_root(machine: Machine) -> None:
     machine.unified("/a/b", below="/a")
     machine.cgroup("b", ROOM, ROOM)
     assert machine.refusal() is not None
@@ -129,7 +129,7 @@ def test_a_cgroup_namespace_or_a_container_sees_its_own_top(machine: Machine) ->
     assert machine.refusal() is not None
 
 
-def test_a_process_that_is_moved_is_bounded_by_its_new_cgroup(machine: Machine) -> None:
+def test_a_process_that_is_moved_is_limited_by_its_new_cgroup(machine: Machine) -> None:
     machine.unified("/a")
     machine.cgroup("a", ROOM, 0)
     machine.cgroup("b", ROOM, ROOM)
@@ -139,7 +139,7 @@ def test_a_process_that_is_moved_is_bounded_by_its_new_cgroup(machine: Machine) 
     assert headroom.refusal(MIB) is not None
 
 
-def test_a_limit_that_is_changed_counts_at_once(machine: Machine) -> None:
+def test_a_changed_limit_applies_at_once(machine: Machine) -> None:
     machine.unified("/a")
     machine.cgroup("a", ROOM, 0)
     headroom = Headroom(0, machine.root)
@@ -148,23 +148,23 @@ def test_a_limit_that_is_changed_counts_at_once(machine: Machine) -> None:
     assert headroom.refusal(MIB) is not None
 
 
-def test_a_machine_without_these_files_bounds_nothing(tmp_path: Path) -> None:
+def test_without_these_files_there_is_no_limit(tmp_path: Path) -> None:
     assert Headroom(MIB, tmp_path).refusal(MIB) is None
 
 
-def test_this_machine_can_be_asked() -> None:
+def test_the_files_of_this_machine_are_read() -> None:
     assert Headroom(0).refusal(4096) is None
     assert Headroom(1 << 60).refusal(4096) is not None
 
 
-def test_a_mount_at_a_path_that_is_no_text_changes_nothing(machine: Machine) -> None:
+def test_a_mount_at_a_path_that_is_not_utf8_changes_nothing(machine: Machine) -> None:
     machine.legacy("/mine")
     machine.mount_at(b"/home/a\rb\xe2\x80\xa8c\xfe")
     assert Headroom(0, machine.root).refusal(MIB) is None
 
 
 @pytest.mark.parametrize("file", ["proc/meminfo", "proc/self/cgroup", "cg/a/memory.max", "cg/a/memory.current"])
-def test_nothing_is_given_while_no_descriptor_is_left_to_look(
+def test_without_a_free_descriptor_every_allocation_is_refused(
     machine: Machine, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.unified("/a")

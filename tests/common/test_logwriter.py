@@ -1,4 +1,4 @@
-"""A log that hangs stops nobody, loses only what finds no room, and says so afterwards."""
+"""A log that blocks does not block its callers; it loses only lines that do not fit, and counts them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logger(writer: LogWriter) -> logging.Logger:
 
 
 def drained(fd: int, until: str) -> list[str]:
-    """Read lines until one holds this."""
+    """Read lines until one contains this text."""
     content = b""
 
     def read() -> bool:
@@ -47,7 +47,7 @@ def drained(fd: int, until: str) -> list[str]:
     return content.decode().splitlines()
 
 
-def test_a_pipe_that_nobody_reads_stops_nobody_and_losses_are_counted(pipe: tuple[int, int]) -> None:
+def test_a_full_pipe_blocks_no_caller_and_lost_lines_are_counted(pipe: tuple[int, int]) -> None:
     writer = LogWriter(pipe[1])
     log = logger(writer)
     lines = MAX_QUEUED + 2000
@@ -64,7 +64,7 @@ def test_a_pipe_that_nobody_reads_stops_nobody_and_losses_are_counted(pipe: tupl
     writer.close()
 
 
-def test_the_end_waits_for_what_is_queued_but_not_for_a_log_that_hangs(
+def test_flush_waits_for_queued_lines_but_not_for_a_log_that_hangs(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tmemcommon.logwriter.FLUSH_SECONDS", 0.2)
@@ -80,7 +80,7 @@ def test_the_end_waits_for_what_is_queued_but_not_for_a_log_that_hangs(
     drained(pipe[0], "missing here")
 
 
-def test_what_a_full_disk_does_not_take_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_that_a_full_disk_refuses_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = LogFile(tmp_path / "log")
     log = logger(writer)
 
@@ -100,7 +100,7 @@ def test_what_a_full_disk_does_not_take_is_counted(tmp_path: Path, monkeypatch: 
     writer.close()
 
 
-def test_a_file_is_opened_anew_with_the_same_mode(tmp_path: Path) -> None:
+def test_a_log_file_is_reopened_with_the_same_mode(tmp_path: Path) -> None:
     path, before = tmp_path / "log", tmp_path / "log.1"
     umask = os.umask(0o027)
     try:
@@ -124,7 +124,7 @@ def test_a_file_is_opened_anew_with_the_same_mode(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_a_line_that_is_no_text_and_a_traceback_are_written(pipe: tuple[int, int]) -> None:
+def test_a_line_that_is_not_utf8_and_a_traceback_are_written(pipe: tuple[int, int]) -> None:
     writer = LogWriter(pipe[1])
     log = logger(writer)
     try:

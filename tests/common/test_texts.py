@@ -1,4 +1,4 @@
-"""What others wrote is shown on one line, without anything that a terminal would obey."""
+"""Untrusted text is printed on one line, without control characters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tmemcommon.texts import LogFormatter, printable, shortened
         ("[red]a[/]\\", "[red]a[/]\\"),
     ],
 )
-def test_what_a_terminal_would_obey_is_written_as_an_escape(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert shown.isprintable()
     shown.encode()
@@ -45,7 +45,7 @@ def test_an_error_is_one_line_whatever_it_quotes(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "tmemfs: '/mnt/\\x1b[31m root: done\\xff' is in use: end what uses it\n"
 
 
-def test_a_terminal_that_has_no_such_letters_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_without_unicode_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(screen, "ascii", write_through=True))
     monkeypatch.setattr("sys.argv", ["show"])
@@ -59,7 +59,7 @@ def test_a_terminal_that_has_no_such_letters_ends_no_command(monkeypatch: pytest
     assert (end.value.code, screen.getvalue()) == (0, b"/mnt/\\u65e5\\u672c\n")
 
 
-def test_a_name_in_the_log_makes_no_line_of_its_own() -> None:
+def test_a_newline_in_a_name_starts_no_line_in_the_log() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LogFormatter("%(levelname)s %(message)s"))

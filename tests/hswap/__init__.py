@@ -1,1 +1,1 @@
-"""The swap-like file, without and with a mount."""
+"""Tests of the swap-like file, without and with a mount."""

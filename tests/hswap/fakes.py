@@ -15,7 +15,7 @@ from tmemfs.hswap.pagemap import FIRST_SLOT
 
 
 class MemoryOverflow:
-    """Slots in a dict; a call can fail, and takes a few turns of the scheduler."""
+    """Slots in a dict. Calls can fail, and can take some checkpoints."""
 
     def __init__(self) -> None:
         self.slots: dict[int, bytes] = {}
@@ -62,7 +62,7 @@ class MemoryOverflow:
 
 
 class CappedArena(EmbeddedArena):
-    """An arena whose persistent slabs can be capped, and that can refuse all."""
+    """An arena with a cap on persistent slabs, which can also refuse every slab."""
 
     def __init__(self, slabs: int) -> None:
         super().__init__(slabs * SLAB_SIZE)
@@ -79,19 +79,19 @@ class CappedArena(EmbeddedArena):
         return sum(self._out.values())
 
 
-async def no_wait(pages: int) -> None:
-    """Have all memory there from the start."""
+async def no_stock(pages: int) -> None:
+    """Return at once: there is no stock to wait for."""
 
 
 class Area:
-    """A swap-like file over so many slabs."""
+    """A swap-like file over a pool of a few slabs."""
 
     def __init__(self, pages: int, slabs: int) -> None:
         self.source = CappedArena(slabs)
         self.now = 0.0
         self.tmem = Tmem(self.source, clock=lambda: self.now)
         self.overflow = MemoryOverflow()
-        self.hswap = Hswap(self.tmem, self.overflow, pages * PAGE_SIZE, lambda: self.now, no_wait)
+        self.hswap = Hswap(self.tmem, self.overflow, pages * PAGE_SIZE, lambda: self.now, no_stock)
 
     def check(self) -> None:
         self.hswap.check()
@@ -104,5 +104,5 @@ class Area:
 
 
 def raw_page(seed: int) -> bytes:
-    """Make a page that does not compress."""
+    """Return a page that does not compress."""
     return random.Random(seed).randbytes(PAGE_SIZE)

@@ -1,4 +1,4 @@
-"""A swap-like file whose memory is on loan: it gives memory back without losing a page, and takes it again."""
+"""A swap-like file in borrowed memory: slabs are returned without losing a page, and borrowed again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTENT = random.Random(1).randbytes(PAGES * PAGE)
 
 
 class Loan:
-    """A mount that borrows from a tmemd, and its file, open."""
+    """A mount that borrows from a tmemd, and its open hswap file."""
 
     def __init__(self, mounted: Mounted, daemon: Tmemd) -> None:
         self.mounted = mounted
@@ -32,12 +32,12 @@ class Loan:
         self.fd = os.open(mounted.root / ".tmemfs" / "hswap", os.O_RDWR)
 
     def fill(self) -> None:
-        """Write every page, until all of them are in the pool: the first ones come before anything is lent."""
+        """Write all pages and wait until they are in the pool; the first ones come before anything is lent."""
         os.pwrite(self.fd, CONTENT, 0)
         self.read_until_in_pool()
 
     def read_until_in_pool(self) -> None:
-        """Read everything again and again: with room, what is read comes back into the pool."""
+        """Read everything repeatedly until it has moved back to the pool."""
 
         def come_back() -> bool:
             self.verify()
@@ -47,7 +47,7 @@ class Loan:
         assert self.stat("hswap_overflow_pages") == 0
 
     def verify(self) -> None:
-        """Read everything."""
+        """Read everything and compare it."""
         assert os.pread(self.fd, len(CONTENT), 0) == CONTENT
 
     def stat(self, name: str) -> int:
@@ -55,7 +55,7 @@ class Loan:
         return int(self.mounted.stats()[name])
 
     def rest(self) -> None:
-        """Wait until nothing is on loan that no page uses: then nothing is asked for or returned any more."""
+        """Wait until every borrowed slab is in use, so that no slab is borrowed or returned any more."""
 
         def at_rest() -> bool:
             stats = self.mounted.stats()
@@ -65,18 +65,18 @@ class Loan:
         wait_until(at_rest, "what is not used has been returned", PATIENCE)
 
     def persistent_bytes(self) -> int:
-        """Ask tmemd what it has lent for the file."""
+        """Return how much tmemd has lent for the file."""
         return int(self.daemon.rows()[0]["persistent_bytes"])
 
     def ctl(self, *words: str) -> None:
-        """Tell tmemd something about the guest."""
+        """Run tmemctl."""
         done = self.daemon.ctl(*words)
         assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
 def loan(place: Place, tmemd: Tmemd) -> Iterator[Loan]:
-    """Give a mount with a swap-like file of 2 MiB on loan from a tmemd of 16 MiB."""
+    """Return a mount with a swap-like file of 2 MiB, which borrows from a tmemd of 16 MiB."""
     mounted = Mounted(place)
     mounted.patience = 400.0
     overflow = place.log.with_name("overflow")
@@ -124,7 +124,7 @@ def test_revoked_persistent_memory_is_returned_without_losing_a_page(loan: Loan)
     assert loan.stat("hswap_lost_pages") == 0
 
 
-def test_a_cap_of_nothing_moves_everything_out(loan: Loan) -> None:
+def test_a_persistent_cap_of_zero_moves_everything_out(loan: Loan) -> None:
     loan.fill()
     loan.ctl("set", "1", "--persistent-cap", "0")
     wait_until(lambda: loan.persistent_bytes() == 0, "all of it is back", PATIENCE)
@@ -147,7 +147,7 @@ def test_nothing_is_lost_when_tmemd_is_killed_and_started_again(loan: Loan) -> N
     wait_until(lambda: loan.persistent_bytes() >= PAGES * PAGE, "what it holds is in the new ledger", PATIENCE)
 
 
-def test_a_frozen_pool_sends_what_is_written_to_the_overflow_file(loan: Loan) -> None:
+def test_writes_to_a_frozen_pool_go_to_the_overflow_file(loan: Loan) -> None:
     loan.fill()
     loan.ctl("freeze", "1")
     wait_until(

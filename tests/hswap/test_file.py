@@ -1,4 +1,4 @@
-"""The file .tmemfs/hswap of a real mount: any offset, any size, O_DIRECT, mappings, many writers; and its end."""
+"""The file .tmemfs/hswap of a real mount: offsets, sizes, O_DIRECT, mappings, concurrent writers, errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = 4 << 20
 
 @pytest.fixture
 def mounted(place: Place) -> Iterator[Mounted]:
-    """Give a test a mount with a swap-like file; it is ended and checked afterwards."""
+    """Return a mount with a swap-like file; it is unmounted and checked at teardown."""
     made = Mounted(place)
     try:
         made.start("--hswap", str(SIZE), "--hswap-overflow", os.fspath(overflow_of(place)), "--pool", "1M")
@@ -44,7 +44,7 @@ def hswap_of(mounted: Mounted) -> Path:
 
 
 def arena_of(pid: int) -> Path:
-    """Find a mount's arena among its descriptors, of which others may be closed meanwhile."""
+    """Return the path of a mount's arena in /proc; other descriptors may be closed meanwhile."""
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             if "tmem-arena" in os.readlink(entry):
@@ -52,14 +52,14 @@ def arena_of(pid: int) -> Path:
     raise AssertionError("the mount has no arena")
 
 
-def test_the_file_has_its_size_is_private_and_not_listed(mounted: Mounted, place: Place) -> None:
+def test_the_file_has_a_size_and_mode_0600_and_is_not_listed(mounted: Mounted, place: Place) -> None:
     found = hswap_of(mounted).stat()
     assert found.st_size == SIZE
     assert stat.S_IMODE(found.st_mode) == stat.S_IMODE(overflow_of(place).stat().st_mode) == 0o600
     assert os.listdir(mounted.root) == os.listdir(mounted.root / ".tmemfs") == []
 
 
-def test_writes_of_any_size_and_place_are_read_back_in_any_size_and_place(mounted: Mounted) -> None:
+def test_writes_of_any_size_and_offset_are_read_back(mounted: Mounted) -> None:
     chance = random.Random(1)
     model = bytearray(SIZE)
     fd = os.open(hswap_of(mounted), os.O_RDWR)
@@ -100,7 +100,7 @@ def test_direct_io_and_a_shared_mapping_see_the_same_bytes(mounted: Mounted) -> 
         assert file.read() == b"\x07"
 
 
-def test_concurrent_writers_of_one_page_lose_nothing_of_each_other(mounted: Mounted) -> None:
+def test_concurrent_writers_of_one_page_keep_each_others_bytes(mounted: Mounted) -> None:
     writers, rounds, part = 8, 40, PAGE // 8
 
     def write(number: int) -> None:
@@ -142,7 +142,7 @@ def test_the_size_is_fixed(mounted: Mounted) -> None:
         hswap_of(mounted).unlink()
 
 
-def test_pages_of_zeros_and_pages_that_repeat_take_no_memory(mounted: Mounted) -> None:
+def test_zero_pages_and_same_filled_pages_take_no_memory(mounted: Mounted) -> None:
     before = mounted.stats()["pool_lent_bytes"]
     fd = os.open(hswap_of(mounted), os.O_RDWR)
     try:

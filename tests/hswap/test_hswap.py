@@ -56,7 +56,7 @@ def test_clause_4_a_page_whose_second_put_is_refused_leaves_no_old_copy(area: Ar
     assert read(area, 3) == raw_page(2)
 
 
-def test_a_page_is_in_one_place_when_it_goes_to_and_fro(area: Area) -> None:
+def test_a_page_that_moves_to_and_fro_has_one_location(area: Area) -> None:
     for turn in range(6):
         (area.tmem.freeze if turn % 2 else area.tmem.thaw)()
         write(area, 0, raw_page(turn))
@@ -70,7 +70,7 @@ def test_a_page_is_in_one_place_when_it_goes_to_and_fro(area: Area) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_when_pool_and_overflow_file_fail_the_page_keeps_its_content(area: Area, code: int) -> None:
+def test_a_page_keeps_its_content_if_pool_and_overflow_file_fail(area: Area, code: int) -> None:
     for page in range(40):  # more than the pool holds
         write(area, page, raw_page(page))
     beyond = [page for page in range(40) if place(area, page) != POOL][:3]
@@ -84,7 +84,7 @@ def test_when_pool_and_overflow_file_fail_the_page_keeps_its_content(area: Area,
     assert area.hswap.counters.overflow_errors == len(beyond) + 1
 
 
-def test_a_page_of_the_pool_that_is_refused_everywhere_gets_its_copy_back(area: Area) -> None:
+def test_a_page_that_is_refused_everywhere_gets_its_old_copy_back(area: Area) -> None:
     for page in range(SLAB_PAGES):
         write(area, page, raw_page(page))
     small = SLAB_PAGES
@@ -101,7 +101,7 @@ def test_a_page_of_the_pool_that_is_refused_everywhere_gets_its_copy_back(area: 
     assert read(area, SLAB_PAGES) == small_page(SLAB_PAGES)
 
 
-def test_a_page_of_a_frozen_pool_stays_until_its_overflow_is_written(area: Area) -> None:
+def test_a_frozen_page_stays_in_the_pool_until_the_overflow_write(area: Area) -> None:
     write(area, 5, raw_page(1))
     area.tmem.freeze()
     area.overflow.full = True
@@ -134,20 +134,20 @@ def test_a_page_that_could_not_be_restored_fails_until_rewritten(area: Area) -> 
     assert area.hswap.pagemap.lost_pages == 0
 
 
-def test_pages_that_are_read_return_to_the_pool_when_it_takes_them_again(area: Area) -> None:
+def test_pages_that_are_read_move_back_once_the_pool_accepts_them(area: Area) -> None:
     area.tmem.freeze()
     for page in range(10):
         write(area, page, raw_page(page))
     area.tmem.thaw()
     read(area, 0)
-    assert place(area, 0) != POOL, "a moment after a refusal it is not asked again"
+    assert place(area, 0) != POOL, "no put right after a refusal"
     area.now += REFUSAL_SECONDS
     assert [read(area, page) for page in range(10)] == [raw_page(page) for page in range(10)]
     assert area.hswap.pagemap.pool_pages == area.hswap.counters.moved_in == 10
     assert not area.overflow.slots
 
 
-def test_memory_is_given_back_by_moving_the_coldest_pages(area: Area) -> None:
+def test_slabs_are_released_by_moving_the_coldest_pages_out(area: Area) -> None:
     for page in range(2 * SLAB_PAGES):
         write(area, page, raw_page(page))
     for _ in range(20):
@@ -159,7 +159,7 @@ def test_memory_is_given_back_by_moving_the_coldest_pages(area: Area) -> None:
     assert all(read(area, page) == raw_page(page) for page in range(2 * SLAB_PAGES))
 
 
-def test_memory_is_not_given_back_when_the_overflow_file_fails(area: Area) -> None:
+def test_no_slab_is_released_when_the_overflow_file_fails(area: Area) -> None:
     for page in range(2 * SLAB_PAGES):
         write(area, page, raw_page(page))
     area.overflow.full = True
@@ -169,7 +169,7 @@ def test_memory_is_not_given_back_when_the_overflow_file_fails(area: Area) -> No
     assert all(read(area, page) == raw_page(page) for page in range(2 * SLAB_PAGES))
 
 
-def test_pages_in_use_are_waited_for_when_all_memory_is_asked_back(area: Area) -> None:
+def test_releasing_all_slabs_waits_for_pages_in_use(area: Area) -> None:
     for page in range(SLAB_PAGES):
         write(area, page, raw_page(page))
 
@@ -187,7 +187,7 @@ def test_pages_in_use_are_waited_for_when_all_memory_is_asked_back(area: Area) -
     assert area.hswap.pagemap.overflow_pages == SLAB_PAGES
 
 
-def test_room_is_reserved_for_every_page_or_for_those_beyond_the_pool(area: Area) -> None:
+def test_disk_space_is_reserved_for_all_pages_or_those_beyond_the_pool(area: Area) -> None:
     trio.run(area.hswap.reserve, 0)
     assert area.overflow.reserved == 64
     area.overflow.limit = 32
@@ -199,7 +199,7 @@ def test_room_is_reserved_for_every_page_or_for_those_beyond_the_pool(area: Area
     assert area.overflow.reserved == 0, "a pool that holds every page needs no disk"
 
 
-def test_a_page_that_is_overwritten_whole_need_not_be_readable(area: Area) -> None:
+def test_a_lost_page_can_be_overwritten_whole(area: Area) -> None:
     write(area, 0, raw_page(1))
     for page in (1, 2):
         area.hswap.pagemap.set_location(page, LOST)
@@ -210,8 +210,8 @@ def test_a_page_that_is_overwritten_whole_need_not_be_readable(area: Area) -> No
     assert read(area, 2) + read(area, 3) == raw_page(4) + b"x" + bytes(PAGE_SIZE - 1)
 
 
-def test_a_file_opened_before_its_delayed_discard_keeps_its_pages(area: Area) -> None:
-    """So a swapon that follows a swapoff closely never has its area emptied under it."""
+def test_a_file_that_is_opened_before_a_delayed_clear_keeps_its_pages(area: Area) -> None:
+    """Otherwise a swapon right after a swapoff would have its area cleared while in use."""
     write(area, 0, raw_page(1))
     area.overflow.turns = 3
     area.hswap.pagemap.set_location(1, trio.run(area.overflow.write, [raw_page(2)])[0])
@@ -231,8 +231,8 @@ def test_a_file_opened_before_its_delayed_discard_keeps_its_pages(area: Area) ->
     assert read(area, 0) == ZEROS
 
 
-def test_writers_readers_and_moves_at_once_never_show_a_wrong_byte(area: Area) -> None:
-    """Each worker owns a part of every page, so most writes read the rest first and write all of it back."""
+def test_concurrent_writes_reads_and_moves_never_show_a_wrong_byte(area: Area) -> None:
+    """Each worker owns a part of every page, so most writes are read-modify-writes."""
     workers, part = 8, PAGE_SIZE // 8
     chance = random.Random(1)
     area.overflow.turns = 3

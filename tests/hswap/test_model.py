@@ -29,7 +29,7 @@ SIZES = st.one_of(st.sampled_from([1, PAGE_SIZE, 3 * PAGE_SIZE, 20 * PAGE_SIZE])
 
 
 def outcome(call: Callable[[int, X], Awaitable[R]], offset: int, what: X) -> R | OSError:
-    """Run one call; give what it returned, or the error it raised."""
+    """Run one call; return its result or its error."""
     try:
         return trio.run(call, offset, what)
     except OSError as error:
@@ -37,7 +37,7 @@ def outcome(call: Callable[[int, X], Awaitable[R]], offset: int, what: X) -> R |
 
 
 class HswapMachine(RuleBasedStateMachine):
-    """One file of which every page is what was written last, or, after a failure, that or what it was before."""
+    """A file whose pages have what was written last; after a failed write the old or the new content."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class HswapMachine(RuleBasedStateMachine):
             self.lost -= set(range(first, last + 1))
 
     def settle_failed(self, first: int, last: int, offset: int, data: bytes) -> None:
-        """Learn which pages a failed write left: each has its content from before or the new one, or is lost."""
+        """Update the model after a failed write: each page has its old or its new content, or is lost."""
         after = bytearray(self.model)
         after[offset : offset + len(data)] = data
         for page in range(first, last + 1):
@@ -78,7 +78,7 @@ class HswapMachine(RuleBasedStateMachine):
                 self.model[start : start + PAGE_SIZE] = found
 
     def look(self, page: int) -> bytes | None:
-        """Read a page past what fails at the moment; None for a lost one."""
+        """Read a page without injected errors; return None for a lost one."""
         overflow = self.area.overflow
         broken, overflow.broken = overflow.broken, False
         found = outcome(self.area.hswap.read, page * PAGE_SIZE, PAGE_SIZE)

@@ -1,4 +1,4 @@
-"""Ranges: those that overlap wait for each other in the order of their coming, the others for nobody."""
+"""The range lock: overlapping ranges wait in the order of their requests, others do not wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 from tmemfs.hswap.rangelock import RangeLock
 
 
-def test_a_free_range_is_held_without_a_turn_of_the_scheduler() -> None:
+def test_a_free_range_is_held_without_a_checkpoint() -> None:
     lock = RangeLock()
     turns: list[str] = []
 
@@ -33,7 +33,7 @@ def test_a_free_range_is_held_without_a_turn_of_the_scheduler() -> None:
     assert not lock.ranges
 
 
-def test_whoever_overlaps_waits_in_the_order_of_coming() -> None:
+def test_overlapping_ranges_are_held_in_the_order_of_their_requests() -> None:
     lock = RangeLock()
     order: list[int] = []
 
@@ -47,7 +47,7 @@ def test_whoever_overlaps_waits_in_the_order_of_coming() -> None:
             for number, (first, last) in enumerate([(5, 5), (0, 9), (5, 5), (100, 101)]):
                 nursery.start_soon(hold, number, first, last)
                 await wait_all_tasks_blocked()
-            assert order == [3], "the one that overlaps with nobody"
+            assert order == [3], "the one without overlap"
             assert lock.try_hold(9) is None
             assert lock.try_hold(5) is None
 
@@ -59,7 +59,7 @@ def test_whoever_overlaps_waits_in_the_order_of_coming() -> None:
     assert not lock.ranges
 
 
-def test_one_that_is_cancelled_while_it_waits_lets_the_others_go_on() -> None:
+def test_a_cancelled_waiter_does_not_block_others() -> None:
     lock = RangeLock()
     done: list[str] = []
 
@@ -72,7 +72,7 @@ def test_one_that_is_cancelled_while_it_waits_lets_the_others_go_on() -> None:
             async with lock.hold(0, 3):
                 with trio.move_on_after(0) as scope:
                     async with lock.hold(2, 7):
-                        pytest.fail("it was held by somebody")
+                        pytest.fail("the range was free")
                 assert scope.cancelled_caught
                 nursery.start_soon(late)
                 await wait_all_tasks_blocked()
@@ -83,7 +83,7 @@ def test_one_that_is_cancelled_while_it_waits_lets_the_others_go_on() -> None:
     assert not lock.ranges
 
 
-def test_no_two_that_overlap_are_ever_held_at_once() -> None:
+def test_overlapping_ranges_are_never_held_at_once() -> None:
     lock = RangeLock()
     chance = random.Random(1)
     held: set[int] = set()

@@ -1,4 +1,4 @@
-"""What an hswap file cannot be: one line that names the thing and the remedy, exit code 2, and nothing mounted."""
+"""Refused hswap options: one line that names the thing and the remedy, exit code 2, nothing mounted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLAIN = MountConfig(Path("/source"), Path("/mnt"))
         ({"hswap_overflow": Path("/x")}, "--hswap-overflow '/x' needs --hswap SIZE: give both"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(given: dict[str, object], said: str) -> None:
+def test_hswap_options_that_cannot_work_are_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         MountConfig(PLAIN.source, PLAIN.mountpoint, **given)  # type: ignore[arg-type]
     assert str(caught.value) == said
@@ -55,7 +55,7 @@ def _busy(place: Place) -> Path:
         (lambda place: place.log.with_name("overflow"), "lots", "size 'lots' is not understood"),
     ],
 )
-def test_a_mount_that_cannot_be_is_refused_in_one_line(
+def test_a_mount_whose_hswap_cannot_work_is_refused_in_one_line(
     place: Place, where: Callable[[Place], Path], size: str, said: str
 ) -> None:
     path = where(place)
@@ -68,7 +68,7 @@ def test_a_mount_that_cannot_be_is_refused_in_one_line(
     assert path.exists() == before
 
 
-def test_the_overflow_file_is_beside_the_state_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_overflow_file_is_in_the_state_directory_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert default_overflow(Path("/mnt/a")) == Path("/var/lib/tmemfs/mnt-a.overflow")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -87,7 +87,7 @@ def test_a_mount_that_fails_later_leaves_no_overflow_file(place: Place) -> None:
 
 
 @pytest.mark.mount
-def test_what_a_killed_guest_left_is_cleaned_up_at_the_next_mount(place: Place) -> None:
+def test_the_next_mount_removes_the_leftover_of_a_killed_guest(place: Place) -> None:
     path = place.log.with_name("overflow")
     words = ("--hswap", "1M", "--hswap-overflow", str(path))
     process = place.serve(*words)
@@ -109,7 +109,7 @@ def test_what_a_killed_guest_left_is_cleaned_up_at_the_next_mount(place: Place) 
 
 @pytest.mark.mount
 @pytest.mark.root
-def test_a_full_disk_gives_its_error_and_the_page_keeps_its_content(place: Place) -> None:
+def test_a_full_disk_is_an_error_and_the_page_keeps_its_content(place: Place) -> None:
     """The overflow file is on a filesystem of 1 MiB: pool and file together are full before the file's end."""
     disk = place.log.with_name("disk")
     disk.mkdir()

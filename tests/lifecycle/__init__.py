@@ -1,1 +1,1 @@
-"""Tests of mounts as processes."""
+"""Tests of the process of a mount and of the commands."""

@@ -1,4 +1,4 @@
-"""The control socket: on read-only mounts, for root and the owner alone, and bounded in everything."""
+"""The control socket: it works on any mount, serves root and the owner alone, and bounds all resources."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ JUNK = [
 
 
 def socket_of(place: Place) -> Path:
-    """Say where the socket of the mount of a place is."""
+    """Return the path of the socket of a mount."""
     entry = top_mount(place.mountpoint)
     assert entry is not None
     return next(directories(os.geteuid())) / socket_name(entry.device)
@@ -47,7 +47,7 @@ def socket_of(place: Place) -> Path:
 
 @pytest.mark.mount
 @pytest.mark.parametrize("options", [("-o", "ro"), ("--control-name", ".other")], ids=["read-only", "renamed"])
-def test_every_verb_reaches_a_mount_whose_files_do_not(place: Place, options: tuple[str, ...]) -> None:
+def test_commands_work_on_a_mount_whose_control_files_do_not(place: Place, options: tuple[str, ...]) -> None:
     (place.source / "f").write_bytes(pages_of(1, 100))
     assert place.mount("--cache", "1M", "--pool", "8M", *options).returncode == 0
     (place.mountpoint / "f").read_bytes()
@@ -71,7 +71,7 @@ def test_every_verb_reaches_a_mount_whose_files_do_not(place: Place, options: tu
 
 
 @pytest.mark.mount
-def test_two_mounts_answer_for_themselves_and_a_bound_one_for_its_origin(place: Place, tmp_path: Path) -> None:
+def test_each_of_two_mounts_answers_for_itself(place: Place, tmp_path: Path) -> None:
     other = Place(Path(tempfile.mkdtemp(dir=tmp_path)))
     try:
         places = (place, other)
@@ -87,13 +87,13 @@ def test_two_mounts_answer_for_themselves_and_a_bound_one_for_its_origin(place: 
 
 
 def ask_pid(mountpoint: Path) -> int:
-    """Ask the mount at a place for its process."""
+    """Return the pid of a mount, by its own answer."""
     lines = RemoteMount(mountpoint).read("config").decode().splitlines()
     return int(dict(line.split(maxsplit=1) for line in lines)["pid"])
 
 
 @pytest.mark.mount
-def test_a_killed_mount_says_so_and_its_socket_goes_with_it(place: Place) -> None:
+def test_a_killed_mount_is_reported_and_its_socket_removed(place: Place) -> None:
     process = place.serve(command=TINY)
     left = socket_of(place)
     assert left.is_socket()
@@ -134,7 +134,7 @@ def test_a_stopped_mount_times_out_and_umount_waits_for_its_process(place: Place
 
 @pytest.fixture
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give the directory of the sockets of a test, which another user could walk into if its mode allowed it."""
+    """Return a directory for sockets that other users could reach if its mode allowed it."""
     made = Path(tempfile.mkdtemp(prefix="tmemfs-test-"))
     made.chmod(0o755)
     place = made / "sockets"
@@ -145,7 +145,7 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 class Verbs:
-    """A control with a verb that waits, as for a backing that hangs."""
+    """Control files, one of which blocks like a backing that hangs."""
 
     def __init__(self) -> None:
         self.control = ControlFiles(".tmemfs", Stats(), lambda: {"pid": 4711})
@@ -166,7 +166,7 @@ class Verbs:
 
 
 def serving(verbs: Verbs, client: Callable[[], object]) -> None:
-    """Serve the verbs while a client runs in a thread."""
+    """Run the server while a client runs in a thread."""
 
     async def main() -> None:
         server = ControlServer(verbs.control)
@@ -181,7 +181,7 @@ def serving(verbs: Verbs, client: Callable[[], object]) -> None:
 
 
 def raw(directory: Path, request: bytes) -> Answer | None:
-    """Send bytes that need not be a request; return the answer, None when there was none."""
+    """Send any bytes as a request; return the answer, or None if there was none."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(30)
         connection.connect(os.fspath(directory / socket_name(MOUNT.device)))
@@ -193,7 +193,7 @@ def raw(directory: Path, request: bytes) -> Answer | None:
     return msgspec.msgpack.decode(answer, type=Answer) if answer else None
 
 
-def test_errors_are_one_line_and_say_whose_fault_it_is(directory: Path) -> None:
+def test_errors_are_one_line_and_tell_bad_requests_from_failures(directory: Path) -> None:
     def client() -> None:
         assert ask(MOUNT, "config") == b"pid 4711\n"
         with pytest.raises(RemoteError, match="'/data': No space left on device"):
@@ -265,7 +265,7 @@ def test_another_user_is_refused_by_directory_server_and_command(directory: Path
 
 
 @pytest.mark.root
-def test_a_socket_that_another_user_holds_is_not_believed(directory: Path) -> None:
+def test_a_socket_of_another_user_is_not_trusted(directory: Path) -> None:
     directory.mkdir()
     os.chown(directory, 12_001, 12_001)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -282,7 +282,7 @@ def test_a_socket_that_another_user_holds_is_not_believed(directory: Path) -> No
 
 
 @pytest.mark.parametrize("answer", [b"", b"\xff", b"\x93\xc4\x00\xa1\xff\xc2", b"\x91" * 4096])
-def test_an_answer_that_is_none_is_the_trouble_of_its_mount(directory: Path, answer: bytes) -> None:
+def test_an_invalid_answer_is_an_error_that_names_its_mount(directory: Path, answer: bytes) -> None:
     directory.mkdir()
     failures: list[str] = []
 
@@ -309,7 +309,7 @@ def test_an_answer_that_is_none_is_the_trouble_of_its_mount(directory: Path, ans
     assert "an answer that is not understood" in failure
 
 
-def test_a_mount_without_a_socket_says_where_it_was_looked_for(directory: Path) -> None:
+def test_a_missing_socket_is_an_error_that_names_its_directories(directory: Path) -> None:
     with pytest.raises(RemoteError, match=f"'/data' has no control socket in '{directory}': run this where"):
         ask(MOUNT, "config")
 

@@ -1,4 +1,4 @@
-"""The lifecycle of a mount: every way to begin it and every way to end it."""
+"""The lifecycle of a mount: all ways to start it and all ways to end it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOLD = "file = open({path!r})\nprint('open', flush=True)\nsys.stdin.read() if {w
 
 
 def hold(place: Place, name: str = "data", wait: bool = True) -> subprocess.Popen[str]:
-    """Start a process that keeps a file of the mount open, or hangs while it reads it."""
+    """Start a process that keeps a file of the mount open, or one that hangs in a read."""
     code = "import sys\n" + HOLD.format(path=os.fspath(place.mountpoint / name), wait=wait)
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -41,7 +41,7 @@ def hold(place: Place, name: str = "data", wait: bool = True) -> subprocess.Pope
 
 
 def end(process: subprocess.Popen[str]) -> int:
-    """Wait for a process to end by itself."""
+    """Wait for the end of a process and return its exit code."""
     process.communicate(timeout=SECONDS)
     return process.returncode
 
@@ -59,7 +59,7 @@ def test_mount_returns_once_it_works_and_umount_waits_for_the_end(place: Place) 
 
 
 def test_hangup_reopens_the_log_and_does_nothing_else(place: Place) -> None:
-    """What logrotate does: rename, signal, write on; twice, for a signal that was an end would count."""
+    """As logrotate does it: rename, signal. Twice, because a second ending signal would abort the mount."""
     process = place.serve(command=TINY)
     for number in range(2):
         rotated = place.log.with_suffix(f".{number}")
@@ -79,7 +79,7 @@ def test_hangup_reopens_the_log_and_does_nothing_else(place: Place) -> None:
     assert place.log_text().count("received") == 2, "the last SIGHUP and SIGTERM"
 
 
-def test_hangup_does_nothing_where_there_is_no_log_file(place: Place) -> None:
+def test_hangup_does_nothing_without_a_log_file(place: Place) -> None:
     words = ("mount", os.fspath(place.source), os.fspath(place.mountpoint), "-f")
     process = place.start(*TINY, *words)
     wait_until(place.is_mounted, "mounted")
@@ -100,7 +100,7 @@ def test_a_signal_unmounts_writes_back_and_ends(place: Place, number: signal.Sig
     assert (place.source / "written").exists()
 
 
-def test_a_mount_in_use_is_hidden_and_served_until_its_last_user_is_gone(place: Place) -> None:
+def test_a_mount_in_use_is_detached_and_served_until_its_last_user_ends(place: Place) -> None:
     process = place.serve(command=TINY)
     user = hold(place)
     process.terminate()
@@ -113,7 +113,7 @@ def test_a_mount_in_use_is_hidden_and_served_until_its_last_user_is_gone(place: 
     assert (place.source / "written").exists()
 
 
-def test_what_a_last_user_writes_is_kept(place: Place) -> None:
+def test_writes_of_the_last_user_are_kept(place: Place) -> None:
     process = place.serve(command=TINY)
     path = os.fspath(place.mountpoint / "data")
     code = (
@@ -159,7 +159,7 @@ def test_an_aborted_mount_ends_even_if_a_handler_hangs(place: Place) -> None:
     assert not place.is_mounted()
 
 
-def test_two_hundred_readers_that_hang_do_not_stop_another_one(place: Place) -> None:
+def test_200_hanging_readers_do_not_block_another_one(place: Place) -> None:
     process = place.serve(command=TINY)
     code = (
         "import os, sys, threading\n"
@@ -259,14 +259,14 @@ def test_a_directory_can_be_mounted_over_itself(place: Place) -> None:
     assert {path.name for path in place.source.iterdir()} == {"below", "written"}
 
 
-def test_a_mount_keeps_nothing_open_of_who_started_it(place: Place) -> None:
+def test_a_mount_inherits_no_descriptors(place: Place) -> None:
     lock = place.log.with_name("lock")
     assert place.mount(command=("flock", "--nonblock", os.fspath(lock), *REAL)).returncode == 0
     assert run("flock", "--nonblock", lock, "true").returncode == 0
     assert run(*REAL, "umount", place.mountpoint).returncode == 0
 
 
-def test_a_source_whose_name_is_no_text_is_mounted_and_unmounted_as_any(place: Place) -> None:
+def test_a_source_whose_name_is_not_utf8_is_mounted_and_unmounted(place: Place) -> None:
     place.source = place.source.rename(place.source.with_name(os.fsdecode(b"s\xff")))
     assert place.mount().returncode == 0
     pid = place.logged_pid()
@@ -300,7 +300,7 @@ done < /proc/self/mountinfo
 
 @contextlib.contextmanager
 def copy_elsewhere(place: Place) -> Iterator[subprocess.Popen[str]]:
-    """Have a process in another mount namespace, which has a copy of the mount until its input ends."""
+    """Run a process in another mount namespace, which has a copy of the mount until its input ends."""
     script = LEAVE_OTHERS + "echo ready; read line"
     process = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, os.fspath(place.mountpoint)],
@@ -318,7 +318,7 @@ def copy_elsewhere(place: Place) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.root
 @needs("unshare", "nsenter")
-def test_umount_names_holders_in_other_namespaces_and_waits_as_told(place: Place) -> None:
+def test_umount_names_copies_in_other_namespaces_and_times_out(place: Place) -> None:
     process = place.serve(command=TINY)
     with copy_elsewhere(place) as holder:
         done = run(*TINY, "umount", place.mountpoint, "--timeout", "1200ms")
@@ -331,12 +331,12 @@ def test_umount_names_holders_in_other_namespaces_and_waits_as_told(place: Place
         assert process.poll() is None
         remedy = given_up.partition("end it, or ")[2].rstrip(")")
         assert run(*remedy.split()).returncode == 0
-        assert end(process) == 0, "the remedy that it gives is one"
+        assert end(process) == 0, "the remedy in the message works"
 
 
 @pytest.mark.root
 @needs("unshare")
-def test_umount_ends_as_soon_as_the_last_copy_has(place: Place) -> None:
+def test_umount_returns_as_soon_as_the_last_copy_has_ended(place: Place) -> None:
     process = place.serve(command=TINY)
     bound = place.log.with_name("bound")
     bound.mkdir()
@@ -355,7 +355,7 @@ def test_umount_ends_as_soon_as_the_last_copy_has(place: Place) -> None:
     assert end(process) == 0
 
 
-def test_what_fails_after_the_checks_is_one_line_too_and_leaves_nothing(place: Place) -> None:
+def test_a_failure_after_the_checks_is_one_line_and_leaves_nothing(place: Place) -> None:
     code = (
         f"import sys; sys.argv[0] = {TINY[-1]!r}\nimport tmemfs.lifecycle.mount\n"
         "def refuse(*_): raise PermissionError(1, 'Operation not permitted')\n"
@@ -439,7 +439,7 @@ def test_an_ordinary_user_mounts_through_fusermount(place: Place) -> None:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def test_a_log_that_nobody_reads_stops_neither_requests_nor_the_end(place: Place) -> None:
+def test_a_log_that_blocks_delays_neither_requests_nor_the_end(place: Place) -> None:
     (place.source / "data").write_bytes(b"real")
     os.mkfifo(place.log)
     fifo = os.open(place.log, os.O_RDWR | os.O_NONBLOCK)

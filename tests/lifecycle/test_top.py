@@ -1,4 +1,4 @@
-"""tmemfs top shows every mount of the machine, and one that hangs or tells nonsense does not hold up the others."""
+"""tmemfs top shows all mounts; one that hangs or sends invalid counters does not affect the others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def line(before: dict[str, object] | None, after: dict[str, object], seconds: fl
     return line_of(ENTRY, None if before is None else told(10.0, before), told(10.0 + seconds, after))
 
 
-def test_rates_are_what_changed_between_two_looks() -> None:
+def test_rates_are_differences_between_two_samples() -> None:
     seen = line(BEFORE, {**AFTER, "backing_write_bytes": 10, "backing_errors": 3})
     assert seen.hit_ratio == pytest.approx(90 / 100)
     assert seen.seconds == 2.0
@@ -56,27 +56,27 @@ def test_rates_are_what_changed_between_two_looks() -> None:
     assert seen.backing_errors_per_second == 1.5
 
 
-def test_the_first_look_has_a_ratio_and_no_rates() -> None:
+def test_the_first_sample_has_a_ratio_and_no_rates() -> None:
     seen = line(None, BEFORE)
     assert seen.hit_ratio == pytest.approx(150 / 200)
     assert seen.asked_bytes_per_second is seen.seconds is None
     assert seen.lender is None
 
 
-def test_a_reset_and_a_pause_are_no_nonsense() -> None:
+def test_a_reset_and_an_idle_interval_give_valid_rates() -> None:
     seen = line(AFTER, {**BEFORE, "demand_hits": 3, "demand_pages": 4}, 1.0)
     assert (seen.hit_ratio, seen.asked_bytes_per_second) == (0.75, 4 * 4096)
     assert line(AFTER, AFTER).hit_ratio is None
     assert line(AFTER, AFTER, 0.0).asked_bytes_per_second is None
 
 
-def test_what_is_swapped_is_seen_wherever_it_is() -> None:
+def test_swapped_pages_count_in_pool_and_overflow_file() -> None:
     swap = {"hswap_size_bytes": 1 << 24, "hswap_pool_pages": 10, "hswap_overflow_pages": 6, "hswap_lost_pages": 1}
     seen = line(None, {**BEFORE, **swap})
     assert (seen.swap_bytes, seen.swap_capacity_bytes, seen.swap_lost_pages) == (16 * 4096, 1 << 24, 1)
 
 
-def test_each_trouble_is_said() -> None:
+def test_each_trouble_is_reported() -> None:
     assert line(BEFORE, AFTER).troubles() == []
     bad = {**AFTER, "lender": "disconnected", "backing_errors": 5, "hswap_lost_pages": 3}
     tmemd, errors, lost = line(BEFORE, bad).troubles()
@@ -88,7 +88,7 @@ def test_each_trouble_is_said() -> None:
     assert line_of(ENTRY, Sample(1.0, trouble="it hangs"), told(2.0, AFTER)).asked_bytes_per_second is None
 
 
-NONSENSE = {
+INVALID = {
     "nothing": b"",
     "no JSON": b"\x1b[2J",
     "no text": b'{"demand_hits": "\xff"}',
@@ -104,8 +104,8 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("content", NONSENSE.values(), ids=NONSENSE.keys())
-def test_nonsense_is_the_trouble_of_its_mount(content: bytes) -> None:
+@pytest.mark.parametrize("content", INVALID.values(), ids=INVALID.keys())
+def test_invalid_counters_are_the_trouble_of_their_mount(content: bytes) -> None:
     sample = sample_of(1.0, content)
     assert sample.counters is None
     (trouble,) = line_of(ENTRY, told(0.0, BEFORE), sample).troubles()
@@ -114,7 +114,7 @@ def test_nonsense_is_the_trouble_of_its_mount(content: bytes) -> None:
     assert len(trouble) < 200
 
 
-def test_the_largest_numbers_make_no_trouble() -> None:
+def test_the_largest_numbers_are_valid() -> None:
     most = {name: (1 << 63) - 1 if isinstance(value, int) else value for name, value in BEFORE.items()}
     seen = line(BEFORE, most, 0.001)
     assert seen.hit_ratio is not None
@@ -123,7 +123,7 @@ def test_the_largest_numbers_make_no_trouble() -> None:
 
 
 @pytest.mark.mount
-def test_a_mount_is_found_and_its_reads_are_seen(place: Place) -> None:
+def test_a_mount_and_its_reads_are_shown(place: Place) -> None:
     (place.source / "f").write_bytes(pages_of(1, 64))
     assert place.mount("--cache", "4M", "--pool", "8M").returncode == 0
     assert place.mountpoint in [entry.mountpoint for entry in mounts()]
@@ -147,7 +147,7 @@ def test_a_mount_is_found_and_its_reads_are_seen(place: Place) -> None:
 
 
 @pytest.mark.mount
-def test_a_mount_that_hangs_is_told(place: Place) -> None:
+def test_a_mount_that_hangs_is_reported(place: Place) -> None:
     process = place.serve(command=TINY)
     process.send_signal(signal.SIGSTOP)
     wait_until(lambda: state_of(process.pid) == "T", "the process has stopped")
@@ -161,14 +161,14 @@ def test_a_mount_that_hangs_is_told(place: Place) -> None:
 
 
 @pytest.mark.mount
-def test_a_mount_with_another_control_name_is_one_like_any(place: Place) -> None:
+def test_a_mount_with_another_control_name_is_sampled(place: Place) -> None:
     assert place.mount("--control-name", ".other").returncode == 0
     (seen,) = Watcher([place.mountpoint]).look(30.0)
     assert seen.trouble == ""
 
 
 @pytest.mark.mount
-def test_a_mount_with_a_wild_name_spoils_no_others_table(place: Place) -> None:
+def test_a_mountpoint_with_control_characters_is_escaped(place: Place) -> None:
     wild = place.mountpoint.parent / "[/]\x1b[31m[red]\n\udcff"
     wild.mkdir(parents=True)
     try:
@@ -184,7 +184,7 @@ def test_a_mount_with_a_wild_name_spoils_no_others_table(place: Place) -> None:
             unmount(wild, lazy=True)
 
 
-def test_a_path_that_is_no_mount_is_refused(place: Place) -> None:
+def test_a_path_without_a_mount_is_refused(place: Place) -> None:
     done = run(*REAL, "top", place.mountpoint, "--json", "--interval", "100ms")
     assert (done.returncode, done.stdout) == (2, "")
     (error,) = done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""What tmemfs top shows: one line a mount at 80 columns, troubles in lines of their own, names as text."""
+"""The display of tmemfs top: one row for each mount at 80 columns, one line for each trouble, names escaped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def shown(lines: Sequence[Line], width: int = 80, height: int = 24, whole: bool 
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_nothing_wraps_and_nothing_is_cut_but_names(width: int) -> None:
+def test_no_line_wraps_and_only_names_are_shortened(width: int) -> None:
     lines = [QUIET, SWAP, HUGE, WILD, HUNG]
     text = shown(lines, width)
     troubles = sum(len(line.troubles()) for line in lines)
@@ -64,7 +64,7 @@ def test_nothing_wraps_and_nothing_is_cut_but_names(width: int) -> None:
     assert rows[4].split() == ["/hung", *["-"] * 9]
 
 
-def test_each_trouble_stands_in_a_line_of_its_own_and_whole() -> None:
+def test_each_trouble_has_a_line_and_is_complete() -> None:
     bad = replace(WILD, lender="disconnected", backing_errors_per_second=2.5, swap_lost_pages=7)
     text = shown([QUIET, bad, HUNG])
     assert [line for line in text if line.endswith("does not answer: it hangs")] == ["/hung: does not answer: it hangs"]
@@ -72,12 +72,12 @@ def test_each_trouble_stands_in_a_line_of_its_own_and_whole() -> None:
         assert len([line for line in text if line.endswith(": " + trouble)]) == 1
 
 
-def test_swap_has_a_column_only_where_somebody_has_a_swap_file() -> None:
+def test_there_is_a_swap_column_only_if_a_mount_has_a_swap_file() -> None:
     assert any("swap" in line for line in shown([QUIET, SWAP]))
     assert not any("swap" in line for line in shown([QUIET]))
 
 
-def test_more_than_the_terminal_holds_is_counted_and_not_pushed_out() -> None:
+def test_rows_that_do_not_fit_the_terminal_are_counted() -> None:
     text = shown([QUIET] * 100 + [HUNG] * 100, whole=False)
     assert len(text) < 24
     assert text[0].startswith("200 tmemfs mounts")
@@ -87,5 +87,5 @@ def test_more_than_the_terminal_holds_is_counted_and_not_pushed_out() -> None:
     assert len(shown([QUIET] * 100)) == 105
 
 
-def test_no_mounts_are_said_in_a_word() -> None:
+def test_no_mounts_give_one_line() -> None:
     assert shown([]) == ["no tmemfs mounts"]

@@ -1,4 +1,4 @@
-"""`tmemfs umount` of a mount that holds what the backing does not take: nothing is lost without a word."""
+"""`tmemfs umount` of a mount with dirty pages that cannot be written back: every loss is reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.mount
 
 @pytest.fixture
 def dirty(place: Place, backing: Backing) -> Iterator[Path]:
-    """Give a mount with two dirty files, of which one cannot be written."""
+    """Return a mount with two dirty files; one of them cannot be written back."""
     assert place.mount("--writeback").returncode == 0
     for name in ("bad", "good"):
         (place.mountpoint / name).write_bytes(b"old " + name.encode())
@@ -37,7 +37,7 @@ def umount(place: Place, *options: str) -> subprocess.CompletedProcess[str]:
     return run(*REAL, "umount", *options, place.mountpoint)
 
 
-def test_it_refuses_names_the_files_and_goes_on_as_before(place: Place, backing: Backing, dirty: Path) -> None:
+def test_umount_refuses_names_the_files_and_changes_nothing(place: Place, backing: Backing, dirty: Path) -> None:
     done = umount(place)
     assert done.returncode == 1
     assert "stays mounted" in done.stderr
@@ -80,7 +80,7 @@ def test_waiting_for_the_backing_loses_nothing(place: Place, backing: Backing, d
 
 
 @pytest.mark.parametrize("trouble", ["EIO", "hang"])
-def test_what_is_discarded_is_named(place: Place, backing: Backing, dirty: Path, trouble: str) -> None:
+def test_discarded_files_are_named(place: Place, backing: Backing, dirty: Path, trouble: str) -> None:
     pid = place.logged_pid()
     backing.fail(f"write bad {trouble}")
     done = umount(place, "--discard", "--timeout", "0.5s")
@@ -95,7 +95,7 @@ def test_what_is_discarded_is_named(place: Place, backing: Backing, dirty: Path,
         assert (backing.directory / "bad").read_bytes() == b"old bad"
 
 
-def test_an_unmount_that_cannot_ask_has_the_log_say_what_is_lost(place: Place, backing: Backing, dirty: Path) -> None:
+def test_lost_pages_are_logged_after_a_plain_umount(place: Place, backing: Backing, dirty: Path) -> None:
     pid = place.logged_pid()
     assert run("umount", dirty).returncode == 0
     wait_until(lambda: has_ended(pid), "the process has ended")

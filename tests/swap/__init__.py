@@ -1,1 +1,1 @@
-"""Real swap to a mount: machine-wide, so these run alone and one after the other."""
+"""Tests with real swap to a mount. Swap is machine-wide, so they run alone and one at a time."""

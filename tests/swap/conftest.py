@@ -19,13 +19,13 @@ OTHER_SWAP = "other swap is on, and pages would go there"
 
 
 def other_swap() -> bool:
-    """Tell whether the machine swaps to anything."""
+    """Return whether any swap is on."""
     return len(Path("/proc/swaps").read_text().splitlines()) > 1
 
 
 @pytest.fixture
 def lock() -> Iterator[None]:
-    """Let only one test of the machine swap at a time, whichever processes run them."""
+    """Let only one test of the machine swap at a time, across processes."""
     control = Path("/dev/loop-control")
     with open(control if os.access(control, os.R_OK) else __file__, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -34,7 +34,7 @@ def lock() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tried(tmp_path_factory: pytest.TempPathFactory) -> str | None:
-    """Try to swap to a plain file; say why that is not possible here."""
+    """Try to swap to a plain file; return why that is not possible here, or None."""
     lacking = loopswap.obstacle()
     if lacking is not None:
         return lacking
@@ -52,7 +52,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> str | None:
 
 @pytest.fixture
 def alone(lock: None, request: pytest.FixtureRequest) -> None:
-    """Swap, and be the only one; skip where that is not possible."""
+    """Be the only test that swaps; skip where swapping is not possible."""
     lacking: str | None = request.getfixturevalue("tried")  # not before the lock is held
     if lacking is None and other_swap():
         lacking = OTHER_SWAP
@@ -62,7 +62,7 @@ def alone(lock: None, request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def swapped(place: Place, alone: None) -> Iterator[SwappedMount]:
-    """Give a test a place for a mount to swap to."""
+    """Return a mount to swap to, not started yet."""
     mounted = Mounted(place)
     mounted.patience = 850.0
     made = SwappedMount(place, mounted)
@@ -76,7 +76,7 @@ def swapped(place: Place, alone: None) -> Iterator[SwappedMount]:
 
 @pytest.fixture(params=VERSIONS, ids=lambda version: f"v{version}")
 def cgroup_version(request: pytest.FixtureRequest) -> int:
-    """Give the version of memory cgroup to use, of those that the machine has."""
+    """Return each version of memory cgroups that the machine has."""
     version: int = request.param
     lacking = VERSIONS[version].lacks()
     if lacking is not None:

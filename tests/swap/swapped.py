@@ -1,4 +1,4 @@
-"""A mount that the kernel swaps to, and that is swapped off and taken away whatever happens in between."""
+"""A mount that the kernel swaps to. It is swapped off and unmounted whatever happens in the test."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SwappedMount:
         return self.mounted.stats()
 
     def end(self) -> None:
-        """Swap off, unmount, and see that nothing is left."""
+        """Swap off, unmount, and check that nothing is left."""
         if loopswap.loop_devices_of(self.file):
             done = self.command("swapoff")
             assert done.returncode == 0, done.stderr
@@ -57,14 +57,14 @@ class SwappedMount:
         assert not self.overflow.exists()
 
     def end_by_signal(self) -> None:
-        """End the mount with a signal while it is swapped to: everything has to come back first."""
+        """End the mount with a signal while it is in use as swap: it must swap off first."""
         self.mounted.end(seconds=ROUND_SECONDS)
         assert not loopswap.loop_devices_of(self.file)
 
     def clean(self) -> None:
-        """Leave no swap and no loop device over this mount, even when the mount does not answer any more.
+        """Remove swap and loop devices over this mount, even when the mount does not answer any more.
 
-        Once its connection is aborted, reads and writes end with errors, and with them what waits for one.
+        Aborting its connection makes all reads and writes fail, so that nothing waits for them any more.
         """
         devices = loopswap.loop_devices_of(self.file)  # by the name it has while it is mounted
         for attempt in range(2):
@@ -78,7 +78,7 @@ class SwappedMount:
         wait_until(lambda: not any(map(_is_attached, devices)), "the loop device is gone")
 
     def _abort(self) -> None:
-        """Abort the mount's connection, through a fusectl of our own where none is mounted."""
+        """Abort the mount's connection through a fusectl that is mounted for this."""
         entry = top_mount(self.place.mountpoint)
         control = self.place.log.with_name("fusectl")
         control.mkdir()
@@ -95,7 +95,7 @@ def _is_attached(device: Path) -> bool:
 
 
 def fake_tool(directory: Path, name: str, code: int = 1) -> None:
-    """Make a tool that fails."""
+    """Write a tool that exits with this code."""
     tool = directory / name
     tool.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('{name}: not today' if {code} else 0)\n")
     tool.chmod(0o755)

@@ -1,4 +1,4 @@
-"""swapon and swapoff: what they refuse, with which words, and that a step that fails leaves nothing behind."""
+"""swapon and swapoff: what they refuse, the messages, and that a failed step leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tmemfs.lifecycle import loopswap
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 
 
-def test_a_mount_in_use_as_swap_is_not_unmounted_and_says_what_to_do(swapped: SwappedMount) -> None:
+def test_a_mount_in_use_as_swap_is_not_unmounted(swapped: SwappedMount) -> None:
     swapped.start()
     for options in ((), ("--lazy",)):
         done = swapped.command("umount", *options)
@@ -41,7 +41,7 @@ def test_a_second_swapon_and_a_second_swapoff_are_refused(swapped: SwappedMount)
     assert swapped.command("swapon").returncode == 0, "and it can be swapped to again"
 
 
-def test_the_overflow_file_has_its_space_before_swap_is_on(swapped: SwappedMount) -> None:
+def test_swapon_reserves_the_space_of_the_overflow_file(swapped: SwappedMount) -> None:
     swapped.start(swap=False)
     sparse = swapped.overflow.stat().st_blocks * 512
     assert swapped.command("swapon").returncode == 0
@@ -50,7 +50,7 @@ def test_the_overflow_file_has_its_space_before_swap_is_on(swapped: SwappedMount
 
 
 @pytest.mark.parametrize("tool", ["losetup", "mkswap", "swapon"])
-def test_a_step_that_fails_leaves_nothing_behind(swapped: SwappedMount, tool: str) -> None:
+def test_a_failed_step_leaves_nothing_behind(swapped: SwappedMount, tool: str) -> None:
     swapped.start(swap=False)
     tools = swapped.place.log.with_name("tools")
     tools.mkdir()
@@ -73,14 +73,14 @@ def test_a_step_that_fails_leaves_nothing_behind(swapped: SwappedMount, tool: st
     swapped.mounted.process = None
 
 
-def test_a_mount_without_an_hswap_file_is_not_swapped_to(swapped: SwappedMount) -> None:
+def test_swapon_refuses_a_mount_without_an_hswap_file(swapped: SwappedMount) -> None:
     swapped.mounted.start()
     done = swapped.command("swapon")
     assert done.returncode == 2
     assert "has no hswap file: mount it with --hswap SIZE" in done.stderr
 
 
-def test_an_overflow_file_in_memory_is_not_for_swap(swapped: SwappedMount) -> None:
+def test_swapon_refuses_an_overflow_file_in_memory(swapped: SwappedMount) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         swapped.overflow = Path(memory) / "overflow"
         swapped.start(swap=False)

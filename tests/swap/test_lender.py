@@ -1,4 +1,4 @@
-"""Real swap to memory on loan: tmemd is killed and started again under it, and another guest asks for memory."""
+"""Real swap to borrowed memory, while tmemd is killed and restarted or another guest needs memory."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def test_a_lower_persistent_cap_while_swap_is_in_use_loses_no_page(
 
 
 def take_what_is_lent(other: FakeGuest) -> None:
-    """Ask for memory until tmemd denies it."""
+    """Borrow until tmemd denies."""
     with contextlib.suppress(Denied):
         while True:
             other.ask(MAX_ASK)
 
 
 def finish_under_pressure(process: Pager, other: FakeGuest) -> Round:
-    """Let another guest ask for memory again and again until the round is over."""
+    """Let another guest borrow repeatedly until the round is over."""
     deadline = time.monotonic() + ROUND_SECONDS
     while not process.has_answered(0.1) and time.monotonic() < deadline:
         take_what_is_lent(other)

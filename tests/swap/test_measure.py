@@ -1,4 +1,4 @@
-"""The measure of swap runs, and says what it found."""
+"""The swap benchmark runs and prints its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process with a quarter of the memory it works on, through kernel swap to a mount: not one wrong byte."""
+"""A process with a quarter of the memory it needs swaps to a mount, and never reads a wrong byte."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 
 
 def rounds(process: Pager, *verbs: str) -> None:
-    """Go over all pages; each of them is as it should be."""
+    """Write or check all pages, and assert that none is wrong."""
     for verb in verbs:
         assert process.run(verb, ROUND_SECONDS).wrong == 0
 
@@ -42,7 +42,7 @@ def test_a_pool_that_is_large_enough_holds_every_page(swapped: SwappedMount, cgr
     assert stats["pool_compression_ratio"] > 1.5
 
 
-def test_the_memory_of_the_pool_stays_where_it_is_while_it_is_swapped_to(swapped: SwappedMount) -> None:
+def test_the_memory_of_the_pool_is_locked(swapped: SwappedMount) -> None:
     swapped.start("--pool", "8M", swap=False)
     process = swapped.mounted.process
     assert process is not None
@@ -62,7 +62,7 @@ def test_the_memory_of_the_pool_stays_where_it_is_while_it_is_swapped_to(swapped
 
 
 def locked_bytes(pid: int, name: str) -> int:
-    """Add up what is locked of the mappings of a file."""
+    """Return the locked bytes of the mappings of a file."""
     total, within = 0, False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
@@ -85,7 +85,7 @@ def test_a_pool_that_is_too_small_lets_the_rest_overflow(swapped: SwappedMount, 
 
 @pytest.mark.slow
 def test_a_guest_at_its_cgroup_limit_overflows_the_rest(swapped: SwappedMount, cgroup_version: int) -> None:
-    """Its memory is locked: were the limit reached, the kernel would have nobody but the guest to kill."""
+    """The guest's memory is locked, so at the limit the kernel could only kill the guest."""
     swapped.start("--pool", "64M")
     process = swapped.mounted.process
     assert process is not None
@@ -120,7 +120,7 @@ def test_two_processes_page_at_once(swapped: SwappedMount, cgroup_version: int) 
         assert swapped.stats()["hswap_puts"] >= 2 * (WORKING_SET - 2 * LIMIT) // 4096
 
 
-def test_a_swapoff_while_a_process_has_pages_there_brings_them_back(swapped: SwappedMount, cgroup_version: int) -> None:
+def test_swapoff_reads_all_pages_of_a_process_back(swapped: SwappedMount, cgroup_version: int) -> None:
     swapped.start("--pool", "4M")
     with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as process:
         rounds(process, "write")
@@ -133,7 +133,7 @@ def test_a_swapoff_while_a_process_has_pages_there_brings_them_back(swapped: Swa
     assert stats["hswap_pool_pages"] == stats["hswap_overflow_pages"] == stats["pool_pages"] == 0
 
 
-def test_a_signal_to_the_guest_brings_everything_back_first(swapped: SwappedMount, cgroup_version: int) -> None:
+def test_a_signal_to_the_guest_swaps_off_first(swapped: SwappedMount, cgroup_version: int) -> None:
     swapped.start("--pool", "4M")
     with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as process:
         rounds(process, "write")
