@@ -43,7 +43,7 @@ THROTTLE = Text("latency=…,bandwidth=…,depth=…", parse_throttle)
 BACKING_CACHE = click.Choice(["drop", "keep"])
 BACKING_CACHE_HELP = "Drop SOURCE's pages from the kernel's page cache after a read, or keep them."
 VERSION_BY = click.Choice(["all", "size,mtime"])
-VERSION_BY_HELP = "Attributes that tell whether a file of SOURCE has changed."
+VERSION_BY_HELP = "Attributes that are compared to notice that a file of SOURCE has changed."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

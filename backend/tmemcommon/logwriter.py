@@ -1,8 +1,8 @@
 """A log that never blocks its callers: they queue lines, and a thread writes them.
 
-The event loop logs, so a log that blocks would block all requests: its disk may hang, and so does a pipe that nobody
-reads. The queue is bounded. Lines that do not fit are counted, and the count is logged when writing works again. A fork
-does not copy the thread, so the log is created in the process that uses it.
+The event loop logs, so a log that blocks would block all requests: its disk may hang, or a pipe may be full. The queue
+is bounded. Lines that do not fit are counted, and the count is logged when writing works again. A fork does not copy
+the thread, so the log is created in the process that uses it.
 """
 
 from __future__ import annotations

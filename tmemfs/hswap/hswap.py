@@ -63,8 +63,7 @@ class _RefusedPage(NamedTuple):
 class Hswap:
     """The swap-like file: a fixed size, and content that ends with the mount.
 
-    `clock` returns seconds. `wait_for_stock` waits until the pool can take so many pages, or gives up. `on_last_close`
-    is called when the last open file is closed.
+    `clock` returns seconds. `wait_for_stock` waits until the pool can take so many pages, or gives up.
     """
 
     def __init__(

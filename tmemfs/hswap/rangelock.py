@@ -13,13 +13,13 @@ import trio
 class HeldRange:
     """An async context manager: pages first..last, held or waited for."""
 
-    __slots__ = ("_ended", "_lock", "first", "last")
+    __slots__ = ("_lock", "_released", "first", "last")
 
     def __init__(self, lock: RangeLock, first: int, last: int) -> None:
         self.first = first
         self.last = last
         self._lock = lock
-        self._ended: trio.Event | None = None  # made when another request waits for it
+        self._released: trio.Event | None = None  # made when another request waits for it
 
     async def __aenter__(self) -> HeldRange:
         ranges = self._lock.ranges
@@ -27,7 +27,7 @@ class HeldRange:
         ranges[self] = None
         try:
             for other in earlier:
-                await other.wait_until_ended()
+                await other.wait_until_released()
         except BaseException:
             self.release()
             raise
@@ -36,18 +36,18 @@ class HeldRange:
     async def __aexit__(self, *exc: object) -> None:
         self.release()
 
-    async def wait_until_ended(self) -> None:
+    async def wait_until_released(self) -> None:
         """Wait until this range is released; without a checkpoint if it already is."""
         if self in self._lock.ranges:
-            if self._ended is None:
-                self._ended = trio.Event()
-            await self._ended.wait()
+            if self._released is None:
+                self._released = trio.Event()
+            await self._released.wait()
 
     def release(self) -> None:
         """Release the range and wake those that wait for it."""
         del self._lock.ranges[self]
-        if self._ended is not None:
-            self._ended.set()
+        if self._released is not None:
+            self._released.set()
 
 
 class RangeLock:
