@@ -46,17 +46,6 @@ def test_a_file_that_grew_underneath_is_read_whole_after_a_reopen(
         os.close(held)
 
 
-def test_appending_without_a_look_after_the_file_grew_overwrites_nothing(mounted: Mounted, writing: Options) -> None:
-    (mounted.source / "log").write_bytes(b"a" * 10)
-    root = mounted.start("--attr-timeout", "60", *writing)
-    (root / "log").read_bytes()
-    for _ in range(5):
-        grow(mounted.source / "log", 3)
-        with (root / "log").open("ab", buffering=0) as file:
-            file.write(b"b")
-    assert (mounted.source / "log").read_bytes() == b"a" * 10 + b"+++b" * 5
-
-
 @pytest.mark.parametrize("others", ["grow", "shrink"])
 def test_o_append_writes_at_the_end_that_others_moved(mounted: Mounted, writing: Options, others: str) -> None:
     """As `echo x >> log` in a shell: open and write, without fstat or seek in between."""

@@ -50,20 +50,6 @@ def test_a_change_of_the_backing_is_seen_at_the_next_open(mounted: Mounted, vari
             assert file.read() == path.read_bytes()
 
 
-def test_appending_after_the_backing_grew_overwrites_nothing(mounted: Mounted, writing: Options) -> None:
-    path = mounted.source / "log"
-    path.write_bytes(b"first\n")
-    root = mounted.start(*writing)
-    assert (root / "log").read_bytes() == b"first\n"
-    for number in range(5):
-        with path.open("ab") as others:
-            others.write(b"others %d\n" % number)
-        with (root / "log").open("ab") as own:
-            own.write(b"own %d\n" % number)
-    want = b"first\n" + b"".join(b"others %d\nown %d\n" % (number, number) for number in range(5))
-    assert path.read_bytes() == want == (root / "log").read_bytes()
-
-
 def test_a_mapping_shows_what_others_changed_before_the_open(mounted: Mounted) -> None:
     path = mounted.source / "f"
     root = mounted.start()
