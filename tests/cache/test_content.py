@@ -7,31 +7,28 @@ import os
 import pytest
 
 from tests.guestparts import MakeParts, make_parts
+from tests.io.concurrent import concurrent_requests, unstreamed_file
 from tests.pagebytes import page_of, pages_of
 from tests.scheduling import in_trio
-from tmemfs.cache.content import Fill
 from tmemfs.cache.pagecache import PAGE_SIZE
-from tmemfs.io.files import OpenFile
 
 __all__ = ["make_parts"]
-
-
-def in_flight(file: OpenFile, first: int, last: int) -> Fill:
-    fill = Fill(first, last, ahead=False)
-    for index in range(first, last + 1):
-        file.inode.fills[index] = fill
-    return fill
 
 
 @in_trio
 async def test_poison_hits_only_overlapping_fills(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file = parts.make("f", pages_of(1, 20))
-    before, across, behind = in_flight(file, 0, 4), in_flight(file, 5, 9), in_flight(file, 10, 12)
-    parts.content.poison(file.inode, 9, 9)
-    assert [fill.poisoned for fill in (before, across, behind)] == [False, True, False]
-    assert sorted(file.inode.fills) == [0, 1, 2, 3, 4, 10, 11, 12]
-    file.inode.fills.clear()
+    file, _ = unstreamed_file(parts, 20)
+    others = {0, 1, 2, 3, 4, 10, 11, 12}
+    parts.backing.after_read.shut = True
+    async with concurrent_requests(parts) as requests:
+        for first, last in ((0, 4), (5, 9), (10, 12)):
+            requests.read(f"from {first}", file, first * PAGE_SIZE, (last - first + 1) * PAGE_SIZE)
+        await parts.backing.after_read.wait_held(3)
+        parts.content.poison(file.inode, 9, 9)
+        assert parts.pages_in_flight(file) == others
+        parts.backing.after_read.open()
+    assert parts.cached_pages(file) == others
 
 
 @in_trio

@@ -16,6 +16,7 @@ from tests.namespace.test_tree import Caller
 from tests.pagebytes import MIB, pages_of
 from tmemfs import nowait
 from tmemfs.cache.pagecache import PAGE_SIZE
+from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.inode import Inode
 from tmemfs.io.files import OpenFile
 from tmemfs.namespace.attributes import Attributes
@@ -124,7 +125,7 @@ def test_a_call_that_waits_for_the_disk_blocks_no_hit(
         parts.inodes.expire(operand.inode)
         monkeypatch.setattr(nowait, "stat_name", not_in_memory)
         if what == "getattr":
-            monkeypatch.setattr(operand.attributes._stats, "cached_inode", not_in_memory)
+            monkeypatch.setattr(CachedStats, "cached_inode", not_in_memory)
         elif what == "last close":
             parts.descriptors.pin(operand.inode, os.open(parts.directory / "file", os.O_PATH))
         with trio.fail_after(SECONDS):
