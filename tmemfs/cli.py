@@ -90,7 +90,7 @@ def mount_command(
     log_file: str | None,
     **rest: Any,
 ) -> int:
-    """Mount the directory SOURCE on MOUNTPOINT (which may be SOURCE itself)."""
+    """Mount SOURCE on MOUNTPOINT. They may be the same directory."""
     if pool_max is not None and pool.socket is None:
         raise ConfigError("--pool-max limits what is borrowed: give it with --pool unix:PATH, or --pool SIZE alone")
     if pool_owner is not None and pool.socket is None:
@@ -125,7 +125,7 @@ def mount_command(
 )
 @click.option("--discard", "unwritable", flag_value=Unwritable.DISCARD, help="Drop changes that cannot be written.")
 def umount_command(mountpoint: str, lazy: bool, timeout: float | None, unwritable: Unwritable | None) -> int:
-    """Unmount MNT and wait until everything is written back and its process has ended.
+    """Unmount MNT and wait until its process has ended. First everything is written back.
 
     Exit code 1: MNT stays mounted. It is in use, or it has changes that cannot be written back; the message names the
     files. Exit code 3: MNT is unmounted, but its process has not ended in time and still runs.
@@ -158,7 +158,7 @@ def stats_command(mountpoint: str, as_json: bool, reset: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Show one interval as JSON and exit.")
 @click.option("--interval", type=DURATION, default=1.0, help="Time between two updates. [default: 1s]")
 def top_command(mountpoints: tuple[str, ...], once: bool, as_json: bool, interval: float) -> int:
-    """Show all tmemfs mounts of this machine, or only MNT…: hit ratio, cache, pool, swap, and load on SOURCE."""
+    """Show all mounts of this machine, or some. For each: hit ratio, cache, pool, swap and load on SOURCE."""
     only = {resolve_mountpoint(mountpoint) for mountpoint in mountpoints}
     show(Watcher(only), max(interval, 0.1), once=once, as_json=as_json)
     return 0
@@ -176,7 +176,7 @@ def swapon_command(mountpoint: str) -> int:
 @cli.command("swapoff")
 @click.argument("mountpoint", metavar="MNT")
 def swapoff_command(mountpoint: str) -> int:
-    """Read everything that is swapped to MNT back into memory, and empty its hswap file. Needs root."""
+    """End swapping to MNT. All its pages are read back into memory, and its hswap file is emptied. Needs root."""
     swapoff(RemoteMount(mountpoint))
     return 0
 
@@ -194,7 +194,7 @@ def resize_command(mountpoint: str, size: int) -> int:
 @click.argument("mountpoint", metavar="MNT")
 @click.argument("path", required=False)
 def drop_command(mountpoint: str, path: str | None) -> int:
-    """Drop the clean pages of MNT, or of the file PATH in it, from cache and pool."""
+    """Drop clean pages from cache and pool. With PATH only those of this file."""
     mount = RemoteMount(mountpoint)
     mount.write("drop_caches", b"1\n" if path is None else b"/" + os.fsencode(mount.relative(path)) + b"\n")
     return 0
@@ -203,7 +203,7 @@ def drop_command(mountpoint: str, path: str | None) -> int:
 @cli.command("freeze")
 @click.argument("mountpoint", metavar="MNT")
 def freeze_command(mountpoint: str) -> int:
-    """Make the pool of MNT refuse new pages; the pages in it can still be read."""
+    """Make the pool of MNT refuse new pages. The pages in it can still be read."""
     RemoteMount(mountpoint).write("freeze", b"1\n")
     return 0
 
@@ -220,7 +220,7 @@ def thaw_command(mountpoint: str) -> int:
 @click.argument("mountpoint", metavar="MNT")
 @click.argument("paths", metavar="PATH…", nargs=-1, required=True)
 def warm_command(mountpoint: str, paths: tuple[str, ...]) -> int:
-    """Read files, and all files below directories, of MNT into memory; print how much of them stayed there."""
+    """Read files of MNT into memory. A directory stands for all files below it. Prints how much stayed in memory."""
     mount = RemoteMount(mountpoint)
     files = list(regular_files(mount, map(mount.relative, paths)))
     total = sum(file.stat().st_size for file in files)
