@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Place, run, wait_until
-from tests.fs.failing import Backing, backing
+from tests.fs.failing import FailingBacking, backing
 from tests.mounted import Mounted
 from tests.pagebytes import pages_of
 from tmemfs.lifecycle.remotemount import RemoteMount
@@ -53,7 +53,7 @@ for number in range(int(sys.argv[2])):
 
 
 @pytest.fixture
-def hanging(backing: Backing) -> Backing:
+def hanging(backing: FailingBacking) -> FailingBacking:
     """Create files in the backing: one that hangs, one that is cached, and one that is not."""
     (backing.directory / "stuck").write_bytes(pages_of(1, PAGES))
     (backing.directory / "warm").write_bytes(pages_of(2, 50))
@@ -61,7 +61,7 @@ def hanging(backing: Backing) -> Backing:
     return backing
 
 
-def stuck_readers(place: Place, hanging: Backing, options: tuple[str, ...]) -> subprocess.Popen[str]:
+def stuck_readers(place: Place, hanging: FailingBacking, options: tuple[str, ...]) -> subprocess.Popen[str]:
     """Mount, read one file into the cache, and start readers of the file that hangs."""
     mounted = Mounted(place)
     mounted.start("--attr-timeout", "60", *options)
@@ -91,7 +91,9 @@ def in_time(seconds: float, place: Place, code: str) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--writeback",)], ids=["through", "writeback"])
-def test_200_hanging_readers_block_no_other_request(place: Place, hanging: Backing, options: tuple[str, ...]) -> None:
+def test_200_hanging_readers_block_no_other_request(
+    place: Place, hanging: FailingBacking, options: tuple[str, ...]
+) -> None:
     readers = stuck_readers(place, hanging, options)
     in_time(30, place, "assert len(open('warm', 'rb').read()) == 50 * 4096")
     in_time(30, place, "assert len(open('cold', 'rb').read()) == 50 * 4096")
@@ -112,7 +114,7 @@ def test_200_hanging_readers_block_no_other_request(place: Place, hanging: Backi
     in_time(30, place, f"assert len(open('stuck', 'rb').read()) == {PAGES} * 4096")
 
 
-def test_umount_ends_a_mount_with_200_hanging_readers(place: Place, hanging: Backing) -> None:
+def test_umount_ends_a_mount_with_200_hanging_readers(place: Place, hanging: FailingBacking) -> None:
     """umount reports a busy mount; a lazy one returns at once, and a second signal ends the guest and its readers."""
     readers = stuck_readers(place, hanging, ())
     words = (sys.executable, "-m", "tmemfs", "umount", place.mountpoint)
@@ -128,7 +130,7 @@ def test_umount_ends_a_mount_with_200_hanging_readers(place: Place, hanging: Bac
     wait_until(lambda: "ended" in place.log_text().splitlines()[-1], "the guest has ended")
 
 
-def test_a_hanging_page_fault_does_not_delay_faults_of_other_files(place: Place, hanging: Backing) -> None:
+def test_a_hanging_page_fault_does_not_delay_faults_of_other_files(place: Place, hanging: FailingBacking) -> None:
     """The kernel bounds the number of background requests of all files together."""
     mappers = 24
     (hanging.directory / "stuck").write_bytes(pages_of(1, mappers * 32))

@@ -40,7 +40,7 @@ class Recorder:
         )
         place.adopt(self.process)
 
-    def begin(self, acknowledgements: int) -> None:
+    def write_records(self, acknowledgements: int) -> None:
         """Start writing, and wait until so many more records are acknowledged."""
         assert self.process.stdin is not None
         before = self._count()
@@ -51,7 +51,7 @@ class Recorder:
     def _count(self) -> int:
         return self._notes.read_bytes().count(b"!") if self._notes.exists() else 0
 
-    def ended(self) -> None:
+    def wait_for_error(self) -> None:
         """Wait until it got an error."""
         assert self.process.stdout is not None
         assert select.select([self.process.stdout], [], [], SECONDS)[0], "the writer hangs although the mount is gone"
@@ -83,7 +83,7 @@ def lost(place: Place, recorder: Recorder) -> list[str]:
 
 @pytest.fixture
 def places(tmp_path: Path) -> Iterator[dict[str, Place]]:
-    """Return a place for each way of writing."""
+    """Yield a place for each way of writing."""
     made = {}
     try:
         for how in WAYS:
@@ -105,11 +105,11 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(places: dict[s
         how = list(WAYS)[number % len(WAYS)]
         place, recorder = places[how], recorders[how]
         process = place.serve(*SMALL, *WAYS[how])
-        recorder.begin(source.randrange(1, 40))
+        recorder.write_records(source.randrange(1, 40))
         time.sleep(source.random() * 0.02)  # a random moment for the kill
         process.kill()
         process.communicate(timeout=SECONDS)
-        recorder.ended()
+        recorder.wait_for_error()
         assert lost(place, recorder) == [], f"after kill {number}"
     for how, place in places.items():
         known = [numbers for numbers in recorders[how].allowed().values() if numbers is not None]

@@ -66,7 +66,7 @@ class Usage:
         )
 
 
-def see_no_more_than(warm: Usage, place: Place, pid: int) -> None:
+def assert_no_growth(warm: Usage, place: Place, pid: int) -> None:
     """Wait until the last closes and forgets have arrived and the guest holds no more than when warm."""
     with contextlib.suppress(AssertionError):
         wait_until(lambda: Usage(place, pid).is_within(warm), "nothing is left behind")
@@ -114,7 +114,7 @@ def test_created_and_removed_names_leak_no_memory(place: Place, option: str, loo
     warm = walk(place, process.pid, 4)
     end = walk(place, process.pid, lookups // (2 * FILES + CHANGES))
     print(f"{lookups} lookups {option}: {warm} -> {end}")
-    see_no_more_than(warm, place, process.pid)
+    assert_no_growth(warm, place, process.pid)
 
 
 def test_unlinked_files_and_their_pages_leak_nothing(place: Place) -> None:
@@ -132,7 +132,7 @@ def test_unlinked_files_and_their_pages_leak_nothing(place: Place) -> None:
 
     warm = churn(300)
     churn(1500)
-    see_no_more_than(warm, place, process.pid)
+    assert_no_growth(warm, place, process.pid)
 
 
 @pytest.mark.parametrize("option", ["--writeback", "--watch", "--throttle=latency=10us"])

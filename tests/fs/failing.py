@@ -13,7 +13,7 @@ from tmemfs.kernel.kernelmount import unmount
 from tmemfs.kernel.mounttable import top_mount
 
 
-class Backing:
+class FailingBacking:
     """The process of faultfs.py over `directory`, and the faults that it is told to make."""
 
     def __init__(self, place: Place) -> None:
@@ -28,10 +28,10 @@ class Backing:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 
-    def fail(self, *orders: str) -> None:
+    def fail(self, *faults: str) -> None:
         """Replace all faults in one step; no faults if none are given."""
         new = self._faults.with_suffix(".new")
-        new.write_text("\n".join(orders))
+        new.write_text("\n".join(faults))
         os.replace(new, self._faults)
 
     def end(self) -> None:
@@ -44,9 +44,9 @@ class Backing:
 
 
 @pytest.fixture
-def backing(place: Place) -> Iterator[Backing]:
+def backing(place: Place) -> Iterator[FailingBacking]:
     """Yield a backing that can fail; its faults end at teardown."""
-    made = Backing(place)
+    made = FailingBacking(place)
     try:
         yield made
     finally:

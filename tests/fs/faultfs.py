@@ -2,8 +2,8 @@
 
     python faultfs.py DIRECTORY MOUNTPOINT FAULTS
 
-FAULTS is a file with one fault a line, `operation name trouble`: the operation is read, write, open,
-stat, fsync, flush or any; the name is a file's, or *; the trouble is an errno, `hang`, `slow`, or `seconds` (as
+FAULTS is a file with one fault a line, `operation name effect`: the operation is read, write, open,
+stat, fsync, flush or any; the name is a file's, or *; the effect is an errno, `hang`, `slow`, or `seconds` (as
 `stat * seconds`: all times are whole seconds). The file is read before every request. A hanging request goes on when
 its line is removed. The program prints `ready` once it is mounted.
 """
@@ -33,16 +33,16 @@ class FaultFs(pyfuse3.Operations):
         self.names: dict[int, str] = {pyfuse3.ROOT_INODE: "."}
         self.open_names: dict[int, str] = {}
 
-    def _orders(self) -> list[list[str]]:
+    def _read_faults(self) -> list[list[str]]:
         with open(self.faults) as file:
             return [line.split() for line in file if line.strip()]
 
-    async def _obey(self, operation: str, name: str) -> None:
+    async def _apply_faults(self, operation: str, name: str) -> None:
         while True:
             found = [
-                trouble
-                for which, whose, trouble in self._orders()
-                if which in (operation, "any") and whose in (name, "*") and trouble != "seconds"
+                effect
+                for faulty, target, effect in self._read_faults()
+                if faulty in (operation, "any") and target in (name, "*") and effect != "seconds"
             ]
             if not found:
                 return
@@ -72,7 +72,7 @@ class FaultFs(pyfuse3.Operations):
             raise FUSEError(error.errno or errno.EIO) from None
         entry = EntryAttributes()
         root = name == "."
-        coarse = ["stat", "*", "seconds"] in self._orders()
+        coarse = ["stat", "*", "seconds"] in self._read_faults()
         entry.st_ino = InodeT(pyfuse3.ROOT_INODE if root else st.st_ino)
         if not root:
             self.names[st.st_ino] = name
@@ -84,13 +84,13 @@ class FaultFs(pyfuse3.Operations):
         return entry
 
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> EntryAttributes:
-        await self._obey("stat", os.fsdecode(name))
+        await self._apply_faults("stat", os.fsdecode(name))
         if not os.path.lexists(self._path(os.fsdecode(name))):  # it may still be open, until its release arrives
             raise FUSEError(errno.ENOENT)
         return self._describe(os.fsdecode(name))
 
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext | None = None) -> EntryAttributes:
-        await self._obey("stat", self.names[inode])
+        await self._apply_faults("stat", self.names[inode])
         return self._describe(self.names[inode])
 
     async def setattr(
@@ -102,7 +102,7 @@ class FaultFs(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> EntryAttributes:
         path = self._path(self.names[inode])
-        await self._obey("write", self.names[inode])
+        await self._apply_faults("write", self.names[inode])
         if fields.update_size:
             os.truncate(path, attr.st_size)
         if fields.update_mode:
@@ -117,7 +117,7 @@ class FaultFs(pyfuse3.Operations):
         return self._describe(self.names[inode])
 
     async def open(self, inode: InodeT, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
-        await self._obey("open", self.names[inode])
+        await self._apply_faults("open", self.names[inode])
         fd = os.open(self._path(self.names[inode]), flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC))
         self.open_names[fd] = self.names[inode]
         return FileInfo(fh=FileHandleT(fd), direct_io=True)
@@ -125,7 +125,7 @@ class FaultFs(pyfuse3.Operations):
     async def create(
         self, parent_inode: InodeT, name: bytes, mode: ModeT, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        await self._obey("open", os.fsdecode(name))
+        await self._apply_faults("open", os.fsdecode(name))
         fd = os.open(self._path(os.fsdecode(name)), flags | os.O_CREAT, mode)
         self.open_names[fd] = os.fsdecode(name)
         return FileInfo(fh=FileHandleT(fd), direct_io=True), self._describe(os.fsdecode(name))
@@ -147,18 +147,18 @@ class FaultFs(pyfuse3.Operations):
         self._describe(new)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        await self._obey("read", self.open_names[fh])
+        await self._apply_faults("read", self.open_names[fh])
         return os.pread(fh, size, off)
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        await self._obey("write", self.open_names[fh])
+        await self._apply_faults("write", self.open_names[fh])
         return os.pwrite(fh, buf, off)
 
     async def flush(self, fh: FileHandleT) -> None:
-        await self._obey("flush", self.open_names[fh])
+        await self._apply_faults("flush", self.open_names[fh])
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._obey("fsync", self.open_names[fh])
+        await self._apply_faults("fsync", self.open_names[fh])
 
     async def release(self, fh: FileHandleT) -> None:
         self.open_names.pop(fh, None)
@@ -168,7 +168,7 @@ class FaultFs(pyfuse3.Operations):
         return FileHandleT(inode)
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        await self._obey("stat", ".")
+        await self._apply_faults("stat", ".")
         for position, name in enumerate(sorted(os.listdir(self.directory))[start_id:], start_id + 1):
             if not pyfuse3.readdir_reply(token, os.fsencode(name), self._describe(name), position):
                 return

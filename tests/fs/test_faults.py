@@ -16,7 +16,7 @@ import pytest
 
 from tests.calls import GONE, code_of, sync
 from tests.conftest import Place, state_of, wait_until
-from tests.fs.failing import Backing, backing
+from tests.fs.failing import FailingBacking, backing
 from tests.mounted import Mounted, mounting
 from tests.pagebytes import pages_of
 from tmemfs.kernel.mounttable import top_mount
@@ -29,7 +29,7 @@ PAGE = 4096
 
 
 @pytest.fixture
-def mounted(backing: Backing, place: Place) -> Iterator[Mounted]:
+def mounted(backing: FailingBacking, place: Place) -> Iterator[Mounted]:
     """Mount over the failing backing; all faults end before the mount does."""
     with mounting(place) as made:
         try:
@@ -76,7 +76,9 @@ def within(seconds: float, call: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("code", ["EIO", "ESTALE", "EACCES"])
-def test_a_read_error_reaches_the_caller_and_is_not_cached(mounted: Mounted, backing: Backing, code: str) -> None:
+def test_a_read_error_reaches_the_caller_and_is_not_cached(
+    mounted: Mounted, backing: FailingBacking, code: str
+) -> None:
     data = pages_of(1, 200)
     (backing.directory / "f").write_bytes(data)
     root = mounted.start()
@@ -92,7 +94,7 @@ def test_a_read_error_reaches_the_caller_and_is_not_cached(mounted: Mounted, bac
     os.close(fd)
 
 
-def test_an_unreachable_backing_never_looks_empty(mounted: Mounted, backing: Backing) -> None:
+def test_an_unreachable_backing_never_looks_empty(mounted: Mounted, backing: FailingBacking) -> None:
     for number in range(5):
         (backing.directory / f"f{number}").write_bytes(b"x" * 100)
     root = mounted.start("--attr-timeout", "0")
@@ -109,7 +111,7 @@ def test_an_unreachable_backing_never_looks_empty(mounted: Mounted, backing: Bac
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EIO", "EDQUOT"])
 def test_a_write_error_reaches_the_writer_and_reads_show_the_backing(
-    mounted: Mounted, backing: Backing, code: str
+    mounted: Mounted, backing: FailingBacking, code: str
 ) -> None:
     data = pages_of(1, 50)
     (backing.directory / "f").write_bytes(data)
@@ -132,7 +134,7 @@ def test_a_write_error_reaches_the_writer_and_reads_show_the_backing(
 
 
 @pytest.mark.parametrize("by", ["fsync", "close"])
-def test_writeback_reports_the_error_and_keeps_the_bytes(mounted: Mounted, backing: Backing, by: str) -> None:
+def test_writeback_reports_the_error_and_keeps_the_bytes(mounted: Mounted, backing: FailingBacking, by: str) -> None:
     data = pages_of(1, 20)
     (backing.directory / "f").write_bytes(data)
     root = mounted.start("--writeback")
@@ -155,7 +157,7 @@ def test_writeback_reports_the_error_and_keeps_the_bytes(mounted: Mounted, backi
     assert (backing.directory / "f").read_bytes() == want == (root / "f").read_bytes()
 
 
-def test_a_dirty_file_that_cannot_be_written_may_be_unlinked(mounted: Mounted, backing: Backing) -> None:
+def test_a_dirty_file_that_cannot_be_written_may_be_unlinked(mounted: Mounted, backing: FailingBacking) -> None:
     root = mounted.start("--writeback")
     for number in range(10):
         fd = os.open(root / "temporary", os.O_CREAT | os.O_RDWR)
@@ -177,7 +179,7 @@ def test_a_dirty_file_that_cannot_be_written_may_be_unlinked(mounted: Mounted, b
 
 
 @pytest.mark.parametrize("operation", ["read", "open", "stat"])
-def test_a_hanging_file_blocks_no_request_for_others(mounted: Mounted, backing: Backing, operation: str) -> None:
+def test_a_hanging_file_blocks_no_request_for_others(mounted: Mounted, backing: FailingBacking, operation: str) -> None:
     data = pages_of(1, 100)
     for name in ("hung", "fine", "new"):
         (backing.directory / name).write_bytes(data)
@@ -210,7 +212,7 @@ def test_a_hanging_file_blocks_no_request_for_others(mounted: Mounted, backing: 
     os.close(fine)
 
 
-def test_a_hang_in_one_file_does_not_stop_the_write_back_of_others(mounted: Mounted, backing: Backing) -> None:
+def test_a_hang_in_one_file_does_not_stop_the_write_back_of_others(mounted: Mounted, backing: FailingBacking) -> None:
     root = mounted.start("--writeback")
     hung = os.open(root / "hung", os.O_CREAT | os.O_RDWR)
     backing.fail("write hung hang")
@@ -228,7 +230,7 @@ def test_a_hang_in_one_file_does_not_stop_the_write_back_of_others(mounted: Moun
     os.close(fine)
 
 
-def test_a_mount_with_a_hanging_request_can_be_unmounted(mounted: Mounted, backing: Backing) -> None:
+def test_a_mount_with_a_hanging_request_can_be_unmounted(mounted: Mounted, backing: FailingBacking) -> None:
     (backing.directory / "hung").write_bytes(pages_of(1, 10))
     root = mounted.start()
     backing.fail("read hung hang")
@@ -251,7 +253,7 @@ def test_a_mount_with_a_hanging_request_can_be_unmounted(mounted: Mounted, backi
     mounted.process = None
 
 
-def test_a_backing_that_vanishes_gives_its_error_and_hits_go_on(mounted: Mounted, backing: Backing) -> None:
+def test_a_backing_that_vanishes_gives_its_error_and_hits_go_on(mounted: Mounted, backing: FailingBacking) -> None:
     data = pages_of(1, 20)
     (backing.directory / "f").write_bytes(data)
     (backing.directory / "g").write_bytes(data)
@@ -276,7 +278,7 @@ class LostWrite(Exception):
     raises=LostWrite,
     reason="in the table of differences: the kernel writes a mapped page back whole, after a write beside it",
 )
-def test_a_write_beside_a_store_to_a_mapping_of_the_page_is_kept(mounted: Mounted, backing: Backing) -> None:
+def test_a_write_beside_a_store_to_a_mapping_of_the_page_is_kept(mounted: Mounted, backing: FailingBacking) -> None:
     """Always in this order: the kernel reads the page, the write is in flight, the page is stored to."""
     (backing.directory / "f").write_bytes(bytes(PAGE))
     root = mounted.start()
@@ -303,7 +305,7 @@ def test_a_write_beside_a_store_to_a_mapping_of_the_page_is_kept(mounted: Mounte
         raise LostWrite
 
 
-def test_many_readers_of_a_slow_backing_read_the_right_bytes(mounted: Mounted, backing: Backing) -> None:
+def test_many_readers_of_a_slow_backing_read_the_right_bytes(mounted: Mounted, backing: FailingBacking) -> None:
     data = pages_of(1, 300)
     (backing.directory / "f").write_bytes(data)
     root = mounted.start()
@@ -319,7 +321,7 @@ def test_many_readers_of_a_slow_backing_read_the_right_bytes(mounted: Mounted, b
     assert results == [data] * 6
 
 
-def test_a_hanging_close_blocks_no_other_request(mounted: Mounted, backing: Backing) -> None:
+def test_a_hanging_close_blocks_no_other_request(mounted: Mounted, backing: FailingBacking) -> None:
     """The last user of a descriptor may be a read-ahead, which closes it after the reader has left."""
     data = pages_of(1, 2000)
     for name in ("hung", "fine"):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import Place, wait_until
-from tests.fs.failing import Backing, backing
+from tests.fs.failing import FailingBacking, backing
 from tests.mounted import Mounted, mounting
 from tests.pagebytes import pages_of
 
@@ -20,14 +20,16 @@ OLD, NEW, NEWER = (pages_of(seed, 3) for seed in range(3))
 
 
 @pytest.fixture
-def mounted(backing: Backing, place: Place) -> Iterator[Mounted]:
+def mounted(backing: FailingBacking, place: Place) -> Iterator[Mounted]:
     """Mount over a backing with whole seconds."""
     backing.fail("stat * seconds")
     with mounting(place) as made:
         yield made
 
 
-def test_a_rewrite_in_the_same_second_as_a_read_is_seen(backing: Backing, mounted: Mounted, writing: Options) -> None:
+def test_a_rewrite_in_the_same_second_as_a_read_is_seen(
+    backing: FailingBacking, mounted: Mounted, writing: Options
+) -> None:
     root, theirs = mounted.start(*writing), backing.directory / "f"
     for _ in range(20):  # until all of this happens within one second
         theirs.write_bytes(OLD)
@@ -55,7 +57,9 @@ def test_a_rewrite_in_the_same_second_as_a_read_is_seen(backing: Backing, mounte
     wait_until(lambda: reads() == 0, "it is read from memory once its second has passed")
 
 
-def test_with_watch_an_open_file_shows_foreign_writes_within_a_second(backing: Backing, mounted: Mounted) -> None:
+def test_with_watch_an_open_file_shows_foreign_writes_within_a_second(
+    backing: FailingBacking, mounted: Mounted
+) -> None:
     (backing.directory / "f").write_bytes(OLD)
     root = mounted.start("--watch")
     with (root / "f").open("rb", buffering=0) as file, (mounted.source / "f").open("r+b", buffering=0) as theirs:

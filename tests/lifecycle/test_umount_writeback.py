@@ -11,7 +11,7 @@ import pytest
 
 from tests.calls import code_of
 from tests.conftest import REAL, Place, has_ended, run, wait_until
-from tests.fs.failing import Backing, backing
+from tests.fs.failing import FailingBacking, backing
 
 __all__ = ["backing"]
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.mount
 
 
 @pytest.fixture
-def dirty(place: Place, backing: Backing) -> Iterator[Path]:
+def dirty(place: Place, backing: FailingBacking) -> Iterator[Path]:
     """Return a mount with two dirty files; one of them cannot be written back."""
     assert place.mount("--writeback").returncode == 0
     for name in ("bad", "good"):
@@ -37,7 +37,7 @@ def umount(place: Place, *options: str) -> subprocess.CompletedProcess[str]:
     return run(*REAL, "umount", *options, place.mountpoint)
 
 
-def test_umount_refuses_names_the_files_and_changes_nothing(place: Place, backing: Backing, dirty: Path) -> None:
+def test_umount_refuses_names_the_files_and_changes_nothing(place: Place, backing: FailingBacking, dirty: Path) -> None:
     done = umount(place)
     assert done.returncode == 1
     assert "stays mounted" in done.stderr
@@ -65,7 +65,7 @@ def test_umount_refuses_names_the_files_and_changes_nothing(place: Place, backin
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_waiting_for_the_backing_loses_nothing(place: Place, backing: Backing, dirty: Path) -> None:
+def test_waiting_for_the_backing_loses_nothing(place: Place, backing: FailingBacking, dirty: Path) -> None:
     pid = place.logged_pid()
     waiting = place.start(*REAL, "umount", "--wait-backing", os.fspath(dirty))
     assert waiting.stderr is not None
@@ -80,7 +80,7 @@ def test_waiting_for_the_backing_loses_nothing(place: Place, backing: Backing, d
 
 
 @pytest.mark.parametrize("trouble", ["EIO", "hang"])
-def test_discarded_files_are_named(place: Place, backing: Backing, dirty: Path, trouble: str) -> None:
+def test_discarded_files_are_named(place: Place, backing: FailingBacking, dirty: Path, trouble: str) -> None:
     pid = place.logged_pid()
     backing.fail(f"write bad {trouble}")
     done = umount(place, "--discard", "--timeout", "0.5s")
@@ -95,7 +95,7 @@ def test_discarded_files_are_named(place: Place, backing: Backing, dirty: Path, 
         assert (backing.directory / "bad").read_bytes() == b"old bad"
 
 
-def test_lost_pages_are_logged_after_a_plain_umount(place: Place, backing: Backing, dirty: Path) -> None:
+def test_lost_pages_are_logged_after_a_plain_umount(place: Place, backing: FailingBacking, dirty: Path) -> None:
     pid = place.logged_pid()
     assert run("umount", dirty).returncode == 0
     wait_until(lambda: has_ended(pid), "the process has ended")

@@ -76,7 +76,7 @@ class Torture:
     def run_workers(self, place: Place, mounted: Mounted, plain: Path, seeds: list[int]) -> None:
         """Run one worker for each seed. Raise TortureError."""
         workers = [self._start(place, plain, number, seed) for number, seed in enumerate(seeds)]
-        trouble = []
+        failures = []
         for number, worker in enumerate(workers):
             try:
                 output, errors = worker.communicate(timeout=WORKER_SECONDS)
@@ -86,14 +86,16 @@ class Torture:
                 mounted.process.kill()
                 worker.kill()
                 output, errors = worker.communicate(timeout=WORKER_SECONDS)
-                trouble.append(f"worker {number} was not done in {WORKER_SECONDS} s: {output[-6000:]} {errors[-2000:]}")
+                failures.append(
+                    f"worker {number} was not done in {WORKER_SECONDS} s: {output[-6000:]} {errors[-2000:]}"
+                )
                 continue
             if worker.returncode:
-                trouble.append(f"{output[-6000:]}{errors[-2000:]}")
+                failures.append(f"{output[-6000:]}{errors[-2000:]}")
             elif self.trace:
                 print(output)
-        if trouble:
-            found = "\n".join(trouble)
+        if failures:
+            found = "\n".join(failures)
             raise TortureError(f"{found}\nlog of the mount:\n{mounted.log()[-2000:]}")
 
     def _start(self, place: Place, plain: Path, number: int, seed: int) -> subprocess.Popen[str]:

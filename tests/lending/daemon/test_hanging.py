@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SECONDS, has_ended, state_of, wait_until
-from tests.fs.failing import Backing, backing
+from tests.fs.failing import FailingBacking, backing
 from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied, FakeGuest
 from tests.lending.otheruser import OTHER_UID, as_other
@@ -41,7 +41,7 @@ Lock = Callable[[FakeGuest, str], subprocess.Popen[str]]
 
 
 @pytest.fixture
-def lock(backing: Backing) -> Iterator[Lock]:
+def lock(backing: FailingBacking) -> Iterator[Lock]:
     """Give what locks a guest's memfd with a file of that name, until the backing is cured or the process killed."""
     writers: list[subprocess.Popen[str]] = []
 
@@ -76,7 +76,7 @@ def row_of(tmemd: Tmemd, guest: FakeGuest) -> dict[str, Any]:
 
 
 def test_a_guest_whose_memfd_is_locked_stops_nobody_and_keeps_it_booked(
-    tmemd: Tmemd, guest: MakeGuest, lock: Lock, backing: Backing
+    tmemd: Tmemd, guest: MakeGuest, lock: Lock, backing: FailingBacking
 ) -> None:
     tmemd.start("4M")
     bad, good = guest(name="/mnt/bad").join(), guest(name="/mnt/good").join()
@@ -98,7 +98,7 @@ def test_a_guest_whose_memfd_is_locked_stops_nobody_and_keeps_it_booked(
 
 
 def test_a_tmemd_that_is_killed_leaves_socket_and_lock_to_the_next_one(
-    tmemd: Tmemd, guest: MakeGuest, lock: Lock, backing: Backing
+    tmemd: Tmemd, guest: MakeGuest, lock: Lock, backing: FailingBacking
 ) -> None:
     tmemd.start("32M")
     bad, good = guest(name="/mnt/bad").join(), guest(512, name="/mnt/good").join()
@@ -128,7 +128,7 @@ def test_a_tmemd_that_is_killed_leaves_socket_and_lock_to_the_next_one(
 
 @pytest.mark.root
 def test_many_guests_that_hang_cost_others_one_wait_and_a_few_processes(
-    tmemd: Tmemd, guest: MakeGuest, lock: Lock, backing: Backing
+    tmemd: Tmemd, guest: MakeGuest, lock: Lock, backing: FailingBacking
 ) -> None:
     def another_user() -> None:
         other = guest().join()
@@ -150,7 +150,7 @@ def test_many_guests_that_hang_cost_others_one_wait_and_a_few_processes(
     wait_until(lambda: workers(tmemd) <= 2, "no process is left behind")
 
 
-def test_a_descriptor_whose_close_hangs_stops_nobody(tmemd: Tmemd, guest: MakeGuest, backing: Backing) -> None:
+def test_a_descriptor_whose_close_hangs_stops_nobody(tmemd: Tmemd, guest: MakeGuest, backing: FailingBacking) -> None:
     tmemd.start("4M")
     (backing.directory / "one").write_bytes(b"x")
     path = backing.mountpoint / "one"
@@ -173,7 +173,7 @@ def test_a_descriptor_whose_close_hangs_stops_nobody(tmemd: Tmemd, guest: MakeGu
 
 @pytest.mark.root
 def test_a_user_whose_descriptors_hang_in_close_cannot_connect(
-    tmemd: Tmemd, guest: MakeGuest, backing: Backing
+    tmemd: Tmemd, guest: MakeGuest, backing: FailingBacking
 ) -> None:
     tmemd.start("4M", "--mode", "0666")
     (backing.directory / "one").write_bytes(b"x")
