@@ -128,9 +128,9 @@ def test_a_mount_and_its_reads_are_shown(place: Place) -> None:
     assert place.mount("--cache", "4M", "--pool", "8M").returncode == 0
     assert place.mountpoint in [entry.mountpoint for entry in mounts()]
     watcher = Watcher([place.mountpoint])
-    watcher.look(30.0)
+    watcher.sample(30.0)
     (place.mountpoint / "f").read_bytes()
-    (seen,) = watcher.look(30.0)
+    (seen,) = watcher.sample(30.0)
     assert seen.trouble == ""
     assert seen.source == os.fspath(place.source)
     assert seen.asked_bytes_per_second
@@ -154,7 +154,7 @@ def test_a_mount_that_hangs_is_reported(place: Place) -> None:
     watcher = Watcher([place.mountpoint])
     try:
         for _ in range(3):
-            (seen,) = watcher.look(0.2)
+            (seen,) = watcher.sample(0.2)
             assert "hangs" in seen.trouble
     finally:
         process.send_signal(signal.SIGCONT)
@@ -163,7 +163,7 @@ def test_a_mount_that_hangs_is_reported(place: Place) -> None:
 @pytest.mark.mount
 def test_a_mount_with_another_control_name_is_sampled(place: Place) -> None:
     assert place.mount("--control-name", ".other").returncode == 0
-    (seen,) = Watcher([place.mountpoint]).look(30.0)
+    (seen,) = Watcher([place.mountpoint]).sample(30.0)
     assert seen.trouble == ""
 
 

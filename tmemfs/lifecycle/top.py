@@ -1,6 +1,6 @@
 """`tmemfs top`: read the counters of all mounts of this machine, and compare them with those of the last time.
 
-Each mount is asked through its control socket, all at once and for a bounded time: one that hangs delays no other. Any
+Mounts are sampled through their control sockets, all at once and in bounded time: one that hangs delays no other. Any
 user may mount a filesystem that calls itself tmemfs, so counters are untrusted input. They are validated, and invalid
 ones become the trouble of their mount alone.
 """
@@ -166,7 +166,7 @@ class Watcher:
         self._only = only
         self._before: dict[str, Sample] = {}
 
-    def look(self, seconds: float = ANSWER_SECONDS) -> list[Line]:
+    def sample(self, seconds: float = ANSWER_SECONDS) -> list[Line]:
         """Sample all mounts at once, for at most `seconds`, and compare with the last samples."""
         found = mounts(self._only)
         with ThreadPoolExecutor(len(found) or 1) as threads:

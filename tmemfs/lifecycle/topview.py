@@ -37,18 +37,18 @@ _HEADINGS = (
 )
 _SWAP = "swap\nused/of"
 _LEGEND = (
-    "Sizes in bytes; K, M, G are powers of 1024. hit ratio: share of requested pages",
-    "found in cache or pool. pool holds: before compression. source: slow directory",
+    "hit ratio: requested pages that cache or pool had; source: the slow directory;",
+    "pool holds: its pages before compression. Sizes in bytes; K, M, G of 1024.",
 )
 
 
 def show(watcher: Watcher, interval: float, *, once: bool, as_json: bool) -> None:
     """Show the mounts until Ctrl-C; with `once`, as JSON or without a terminal, show one interval and return."""
     console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
-    first = watcher.look()
+    first = watcher.sample()
     if as_json or once or not console.is_terminal:
         time.sleep(interval)
-        lines = watcher.look()
+        lines = watcher.sample()
         if as_json:
             print(json.dumps([asdict(line) for line in lines], indent=1))
         else:
@@ -59,7 +59,7 @@ def show(watcher: Watcher, interval: float, *, once: bool, as_json: bool) -> Non
         while True:
             live.update(view(lines, console), refresh=True)
             time.sleep(interval)
-            lines = watcher.look()
+            lines = watcher.sample()
 
 
 def view(lines: Sequence[Line], console: Console, *, whole: bool = False) -> RenderableType:
