@@ -168,10 +168,10 @@ class Guest:
 
     def _parts(self) -> Parts:
         config, backing, inodes = self.config, self.backing, self.inodes
-        tree = Tree(backing, inodes, self.descriptors)
+        tree = Tree(backing, inodes)
         CacheControls(self.control, self.content, inodes, tree, self.tmem, self.resize)
-        names = Revalidator(backing, inodes, self.descriptors)
-        attributes = Attributes(backing, inodes, self.descriptors, self.writer, names)
+        names = Revalidator(backing, inodes)
+        attributes = Attributes(backing, inodes, self.writer, names)
         replies = Replies(self.writeback, attr_timeout=config.attr_timeout, negative_timeout=config.negative_timeout)
         return Parts(
             inodes=inodes,
@@ -182,7 +182,7 @@ class Guest:
             tree=tree,
             attributes=attributes,
             names=names,
-            directories=Directories(inodes, attributes, Listings(backing, inodes, self.descriptors), replies),
+            directories=Directories(inodes, attributes, Listings(backing, inodes), replies),
             opener=Opener(
                 attributes=attributes,
                 backing=backing,

@@ -205,8 +205,8 @@ async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_par
 @in_trio
 async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make_parts: MakeParts) -> None:
     parts = make_parts()
-    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
-    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    names = Revalidator(parts.backing, parts.inodes)
+    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
     file, _ = await parts.make_cached(3)
     parts.backing.after_write.shut = True
     opened: list[int] = []
@@ -230,8 +230,8 @@ async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make
 @in_trio
 async def test_an_open_that_is_given_up_while_it_waits_leaves_no_descriptor(make_parts: MakeParts) -> None:
     parts = make_parts()
-    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
-    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    names = Revalidator(parts.backing, parts.inodes)
+    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
     file, _ = await parts.make_cached(3)
     parts.backing.after_write.shut = True
 
@@ -286,13 +286,13 @@ async def test_a_stale_lookup_of_an_unlinked_name_keeps_its_open_file_intact(
     make_parts: MakeParts, found_by: str
 ) -> None:
     parts = make_parts(writeback=True)
-    tree, root = Tree(parts.backing, parts.inodes, parts.descriptors), parts.inodes.root
+    tree, root = Tree(parts.backing, parts.inodes), parts.inodes.root
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"dirty")
     started = parts.inodes.start()
     st = os.stat(parts.directory / "f")
     if found_by == "listing":
-        listings = Listings(parts.backing, parts.inodes, parts.descriptors)
+        listings = Listings(parts.backing, parts.inodes)
         entry = await listings.entry(root, await listings.open(root), 0)
         assert entry is not None
         st, started = entry.st, entry.started
@@ -339,7 +339,7 @@ async def test_a_descriptor_is_verified_and_never_that_of_another_file(make_part
 async def test_a_stat_that_overtakes_our_own_change_of_names_is_no_news(make_parts: MakeParts, change: str) -> None:
     parts = make_parts()
     file, root = parts.make("f", pages_of(1, 2)), parts.inodes.root
-    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    tree = Tree(parts.backing, parts.inodes)
     os.link(parts.directory / "f", parts.directory / "second")
     parts.lookup("second")
     other = parts.make("other", pages_of(2, 2))
@@ -379,7 +379,7 @@ async def test_what_others_change_before_a_rename_of_ours_is_seen(make_parts: Ma
     other = parts.make("other", b"x")
     await parts.read(file, 0, 2 * PAGE_SIZE)
     (parts.directory / "f").write_bytes(page_of(3))
-    await Tree(parts.backing, parts.inodes, parts.descriptors).rename(root, b"f", root, b"other", flags)
+    await Tree(parts.backing, parts.inodes).rename(root, b"f", root, b"other", flags)
     assert parts.inodes.invalidations == 1
     assert await parts.read(file, 0, 1 << 20) == page_of(3)
     assert file.inode.locations == [(root, b"other")]

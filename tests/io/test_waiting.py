@@ -19,8 +19,7 @@ from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.inode import Inode
 from tmemfs.io.files import OpenFile
-from tmemfs.namespace.attributes import Attributes
-from tmemfs.namespace.changes import Changes
+from tmemfs.namespace.attributes import AttributeChanges, Attributes
 from tmemfs.namespace.listing import BATCH, Listings
 from tmemfs.namespace.revalidate import Revalidator
 from tmemfs.namespace.tree import Tree
@@ -37,10 +36,10 @@ class Operand:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.file = parts.make("file", pages_of(1, 8))
-        self.tree = Tree(parts.backing, parts.inodes, parts.descriptors)
-        names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
-        self.attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
-        self.listings = Listings(parts.backing, parts.inodes, parts.descriptors)
+        self.tree = Tree(parts.backing, parts.inodes)
+        names = Revalidator(parts.backing, parts.inodes)
+        self.attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
+        self.listings = Listings(parts.backing, parts.inodes)
 
     @property
     def inode(self) -> Inode:
@@ -73,7 +72,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[Operand], Awaitable[object]]]] = {
     "listing": ("scandir", list_all),
     "attributes of a listing": ("stat", list_all),
     "open": ("open", lambda operand: operand.attributes.open(operand.inode, os.O_RDONLY, 1, may_read_too=False)),
-    "chmod": ("chmod", lambda operand: operand.attributes.set(operand.inode, Changes(mode=0o600))),
+    "chmod": ("chmod", lambda operand: operand.attributes.set(operand.inode, AttributeChanges(mode=0o600))),
     "truncate": ("ftruncate", lambda operand: operand.attributes.truncate(operand.inode, 0, operand.file.fd)),
     "unlink": ("unlink", lambda operand: operand.tree.unlink(operand.root, b"file")),
     "last close": ("close", close_last),

@@ -26,7 +26,7 @@ def _listings() -> int:
 @in_trio
 async def test_a_walk_leaves_no_listing_behind_once_the_timeout_is_over(make_parts: MakeParts) -> None:
     parts = make_parts(attr_timeout=1.0)
-    listings = Listings(parts.backing, parts.inodes, parts.descriptors)
+    listings = Listings(parts.backing, parts.inodes)
     directories = []
     for number in range(20):
         (parts.directory / f"d{number}").mkdir()
@@ -42,7 +42,7 @@ async def test_a_walk_leaves_no_listing_behind_once_the_timeout_is_over(make_par
 @in_trio
 async def test_of_a_directory_that_changes_all_the_time_one_listing_is_kept(make_parts: MakeParts) -> None:
     parts = make_parts(attr_timeout=300.0)
-    listings, before = Listings(parts.backing, parts.inodes, parts.descriptors), _listings()
+    listings, before = Listings(parts.backing, parts.inodes), _listings()
     for _ in range(20):
         await listings.open(parts.inodes.root)
         parts.inodes.root.listing = None
@@ -55,7 +55,7 @@ async def test_a_listing_is_cached_once_its_times_grain_is_past(
 ) -> None:
     """A server with whole seconds whose clock is an hour behind ours."""
     parts = make_parts(attr_timeout=300.0, stamps=Stamps(own_clock=None))
-    listings, root, fstat = Listings(parts.backing, parts.inodes, parts.descriptors), parts.inodes.root, os.fstat
+    listings, root, fstat = Listings(parts.backing, parts.inodes), parts.inodes.root, os.fstat
     stamp = (time.time_ns() // SECOND - 3600) * SECOND
 
     def whole(fd: int) -> os.stat_result:

@@ -49,7 +49,7 @@ async def test_a_node_that_cannot_be_given_away_is_not_left_behind(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts()
-    tree, root = Tree(parts.backing, parts.inodes, parts.descriptors), parts.inodes.root
+    tree, root = Tree(parts.backing, parts.inodes), parts.inodes.root
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EPERM, "as on a server that takes root for nobody")
@@ -80,7 +80,7 @@ async def test_a_node_belongs_to_the_caller_from_the_start(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts()
-    tree, root = Tree(parts.backing, parts.inodes, parts.descriptors), parts.inodes.root
+    tree, root = Tree(parts.backing, parts.inodes), parts.inodes.root
     directory, mine = parts.directory, Caller()
     os.chown(directory, 0, 13_002)
 
@@ -115,9 +115,9 @@ async def test_a_node_belongs_to_the_caller_from_the_start(
 @in_trio
 async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
-    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
-    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
-    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    tree = Tree(parts.backing, parts.inodes)
+    names = Revalidator(parts.backing, parts.inodes)
+    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"new")
     parts.backing.after_write.shut = True
@@ -134,7 +134,7 @@ async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_part
 @in_trio
 async def test_an_unlink_overtaken_by_a_write_back_keeps_the_bytes_written(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
-    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    tree = Tree(parts.backing, parts.inodes)
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"new")
     parts.backing.after_meta.shut = parts.backing.after_write.shut = True
@@ -155,7 +155,7 @@ async def test_an_unlink_overtaken_by_a_write_back_keeps_the_bytes_written(make_
 @in_trio
 async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_parts: MakeParts) -> None:
     parts = make_parts()
-    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
+    tree = Tree(parts.backing, parts.inodes)
     file = parts.make("f", b"short")
     parts.backing.after_meta.shut = True
     async with trio.open_nursery() as nursery:
@@ -170,9 +170,9 @@ async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_par
 async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakeParts) -> None:
     """Beside many busy processes, a caller gets no processor for a while after it was told to look again."""
     parts = make_parts()
-    tree = Tree(parts.backing, parts.inodes, parts.descriptors)
-    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
-    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    tree = Tree(parts.backing, parts.inodes)
+    names = Revalidator(parts.backing, parts.inodes)
+    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
     (parts.directory / "f").touch()
     for number in range(MAX_LOCATIONS + 1):  # more names than are known, so it is looked up again at each open
         os.link(parts.directory / "f", parts.directory / f"n{number}")
@@ -182,7 +182,7 @@ async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakePar
         await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
     await trio.sleep(1)
     assert names.is_second_walk(7)
-    names.record_second_lookup(7, await tree.hold(parts.inodes.root, b"f"))
+    names.record_second_lookup(7, await tree.lookup_and_open(parts.inodes.root, b"f"))
     await trio.sleep(1)
     fd, _ = await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
     os.close(fd)
@@ -203,7 +203,7 @@ async def test_a_directory_with_zero_links_exists_if_the_backing_counts_none(
 
     monkeypatch.setattr(os, "fstat", without_links)
     parts = make_parts()
-    names = Revalidator(parts.backing, parts.inodes, parts.descriptors)
-    attributes = Attributes(parts.backing, parts.inodes, parts.descriptors, parts.writer, names)
+    names = Revalidator(parts.backing, parts.inodes)
+    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
     (parts.directory / "d").mkdir()
     assert stat.S_ISDIR((await attributes.check_directory(parts.lookup("d"), 1)).st_mode)

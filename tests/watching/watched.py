@@ -49,8 +49,8 @@ class Watched(Parts):
         super().__init__(directory, attr_timeout=60.0, **more)
         self.kernel = Kernel()
         self.watch = Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel)
-        self.tree = Tree(self.backing, self.inodes, self.descriptors)
-        self.listings = Listings(self.backing, self.inodes, self.descriptors)
+        self.tree = Tree(self.backing, self.inodes)
+        self.listings = Listings(self.backing, self.inodes)
 
     async def find(self, *names: str) -> Inode:
         """Look a path up, as the kernel does."""

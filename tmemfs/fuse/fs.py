@@ -27,8 +27,7 @@ from tmemfs.inodes.inodes import InodeTable
 from tmemfs.io.files import OpenFiles
 from tmemfs.io.reader import Reader
 from tmemfs.io.writer import Writer
-from tmemfs.namespace.attributes import Attributes
-from tmemfs.namespace.changes import Changes
+from tmemfs.namespace.attributes import AttributeChanges, Attributes
 from tmemfs.namespace.opener import Opener
 from tmemfs.namespace.revalidate import Revalidator
 from tmemfs.namespace.tree import Tree
@@ -102,7 +101,7 @@ class Operations(pyfuse3.Operations):
         names = self.parts.names
         again = names.is_second_walk(thread)
         tree = self.parts.tree
-        inode = await (tree.hold if again else tree.lookup)(parent, name)
+        inode = await (tree.lookup_and_open if again else tree.lookup)(parent, name)
         if again:
             names.record_second_lookup(thread, inode)
         return inode
@@ -187,14 +186,14 @@ class Operations(pyfuse3.Operations):
                     await attributes.truncate(inode, attr.st_size, fd)
             else:
                 await attributes.truncate(inode, attr.st_size, None)
-        changes = Changes(
+        changes = AttributeChanges(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        if changes != Changes() or not fields.update_size:  # chown(f, -1, -1) changes the ctime alone
+        if changes != AttributeChanges() or not fields.update_size:  # chown(f, -1, -1) changes the ctime alone
             await attributes.set(inode, changes)
         return self._replies.entry(inode, await attributes.get(inode))
 

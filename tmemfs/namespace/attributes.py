@@ -1,4 +1,4 @@
-"""Read and change attributes and extended attributes, open files, tell the free space."""
+"""Read and change attributes and extended attributes, reopen files, and report the free space."""
 
 from __future__ import annotations
 
@@ -6,55 +6,86 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import trio
 
+from tmemcommon import libc
 from tmemfs.backing import Backing
 from tmemfs.inodes.cachedstats import CachedStats
-from tmemfs.inodes.descriptors import Descriptors, stat_or_close
+from tmemfs.inodes.descriptors import stat_or_close
 from tmemfs.inodes.inode import Absent, Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.io.writer import Writer
-from tmemfs.namespace.changes import Changes
 from tmemfs.namespace.owners import Caller, may_keep_set_group_id
 from tmemfs.namespace.revalidate import Revalidator
 
-# What the kernel has done already when a request arrives, or what is ours to do.
+# Open flags that the kernel has already handled, or that we handle.
 _NOT_FOR_BACKING = os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_TRUNC
-_ANY = b""  # stands for every name
+_ANY = b""  # stands for all extended attributes
 _ACCESS_ACL = b"system.posix_acl_access"
 _OFTEN_ABSENT = frozenset({b"security.selinux", _ACCESS_ACL, b"system.posix_acl_default", _ANY})
 CAPABILITY = b"security.capability"
+_BILLION = 1_000_000_000
+_NOW = (0, libc.UTIME_NOW)
+_OMIT = (0, libc.UTIME_OMIT)
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChanges:
+    """The changes of one setattr; None leaves a field as it is. Times are in nanoseconds."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+    def apply(self, path: str) -> None:
+        """Apply the changes to the node at `path`, which is not a link. Without any change, only the ctime changes.
+
+        The kernel has checked the permission. It sends "now" as its current time. Only the owner may set any other
+        time, so if the backing answers EPERM, because there we are not the owner, both times are set to now.
+        """
+        if self.uid is not None or self.gid is not None or self == AttributeChanges():
+            os.chown(path, -1 if self.uid is None else self.uid, -1 if self.gid is None else self.gid)
+        if self.mode is not None:
+            os.chmod(path, stat.S_IMODE(self.mode))
+        if self.atime_ns is not None or self.mtime_ns is not None:
+            try:
+                libc.utimensat(path, _timespec(self.atime_ns), _timespec(self.mtime_ns))
+            except OSError as error:
+                if error.errno != errno.EPERM or self.atime_ns is None or self.mtime_ns is None:
+                    raise
+                libc.utimensat(path, _NOW, _NOW)
 
 
 class Attributes:
-    """Attributes of the inodes of one guest."""
+    """The operations on attributes of one guest."""
 
-    def __init__(
-        self, backing: Backing, inodes: InodeTable, descriptors: Descriptors, writer: Writer, names: Revalidator
-    ) -> None:
+    def __init__(self, backing: Backing, inodes: InodeTable, writer: Writer, names: Revalidator) -> None:
         self._backing = backing
         self._inodes = inodes
-        self._descriptors = descriptors
+        self._descriptors = inodes.descriptors
         self._stats = CachedStats(inodes)
         self._writer = writer
         self._names = names
         self._absent: dict[Absent, Absent] = {}
 
     async def get(self, inode: Inode) -> os.stat_result:
-        """Return the attributes, from memory within the attribute time-out."""
+        """Return the attributes, cached ones within the attribute time-out."""
         if inode.attr is not None and trio.current_time() < inode.attr_until:
             return inode.attr
         return await self.stat(inode)
 
     async def stat(self, inode: Inode) -> os.stat_result:
-        """Return the attributes as the backing has them now."""
+        """Return the attributes from the backing."""
         started = self._inodes.start()
         st = await self._backing.ask(self._stats.cached_inode, self._stats.inode, inode)
         self._inodes.observe(inode, st, started)
         return st
 
-    async def set(self, inode: Inode, changes: Changes) -> None:
+    async def set(self, inode: Inode, changes: AttributeChanges) -> None:
         """Change mode, owner or times."""
 
         def call() -> None:
@@ -63,7 +94,7 @@ class Attributes:
         await self._writer.change(inode, call, lambda: self._stats.inode(inode))
 
     async def truncate(self, inode: Inode, size: int, fd: int | None) -> None:
-        """Set a file's size, through an open descriptor where there is one."""
+        """Set the size of a file, through an open descriptor if there is one."""
 
         def call() -> None:
             if fd is not None:
@@ -74,7 +105,7 @@ class Attributes:
         await self._writer.truncate(inode, size, call, lambda: self._stats.inode(inode))
 
     async def readlink(self, inode: Inode, thread: int) -> bytes:
-        """Return a symbolic link's target. Raise ESTALE where no name leads to the link any more."""
+        """Return the target of a symbolic link. ESTALE if a known name no longer leads to it."""
 
         def call() -> bytes:
             return self._descriptors.call(inode, lambda fd: os.readlink(b"", dir_fd=fd))
@@ -82,22 +113,22 @@ class Attributes:
         return await self._names.run(inode, thread, call, ends_walk=False)
 
     async def check_directory(self, inode: Inode, thread: int) -> os.stat_result:
-        """Return the attributes as they are now. Raise ESTALE where no name leads to the directory any more."""
+        """Return the current attributes of a directory. ESTALE if a known name no longer leads to it."""
         started = self._inodes.start()
         st = await self._names.run(inode, thread, lambda: self._stats.inode(inode))
         self._inodes.observe(inode, st, started)
-        gone = self._inodes.links_are_counted and not st.st_nlink and not inode.unlinked
-        if gone:  # found by the first read, glibc would make it an empty directory
+        removed = self._inodes.links_are_counted and not st.st_nlink and not inode.unlinked
+        if removed:  # if only the first readdir failed, glibc would show an empty directory
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return st
 
     # -- opening -------------------------------------------------------------------------------------------------
 
     async def open(self, inode: Inode, flags: int, thread: int, *, may_read_too: bool) -> tuple[int, int]:
-        """Open the backing file and compare its version. Return a descriptor and the flags that it was opened with.
+        """Open the backing file and compare its version. Return a descriptor and the flags that were used.
 
-        Raise ESTALE where the names lead elsewhere by now and `thread` has to look them up again.
-        `may_read_too`: open for reading what was to be written only (write-back has to fill pages), if allowed.
+        ESTALE if a known name leads elsewhere now; the kernel then looks the path up again for `thread`.
+        `may_read_too`: open a write-only file for reading as well, if permitted, because write-back has to fill pages.
         """
 
         def call() -> tuple[int, int, os.stat_result]:
@@ -116,7 +147,7 @@ class Attributes:
         fd, opened, st = await self._names.run(inode, thread, call)
         if inode.writers and self._inodes.changed_since_recorded(inode, st):
             try:
-                async with inode.lock():  # whoever is changing it finds out whether others did before
+                async with inode.lock():  # our change in progress detects changes that others made before it
                     started = self._inodes.start()
                     st = await self._backing.meta(os.fstat, fd)
             except BaseException:
@@ -130,7 +161,7 @@ class Attributes:
         return self._descriptors.call(inode, lambda path_fd: os.open(f"/proc/self/fd/{path_fd}", flags))
 
     async def last_byte(self, inode: Inode) -> bytes:
-        """Return the last byte that the backing has of a file; a zero where it may not be read."""
+        """Return the last byte of a file on the backing; a zero byte if it cannot be read."""
 
         def call() -> bytes:
             try:
@@ -147,9 +178,9 @@ class Attributes:
     # -- extended attributes -------------------------------------------------------------------------------------
 
     async def getxattr(self, inode: Inode, name: bytes) -> bytes:
-        """Return an attribute's value. Raise OSError (ENODATA) where there is none."""
+        """Return the value of an extended attribute. OSError with ENODATA if it does not exist."""
         if name == CAPABILITY and inode.no_capability_xattr:
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))  # the kernel asks around every write
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))  # the kernel asks for it before writes
         code = self._known_absent(inode, name)
         if code is not None:
             raise OSError(code, os.strerror(code))
@@ -166,7 +197,7 @@ class Attributes:
             raise
 
     def _known_absent(self, inode: Inode, name: bytes) -> int | None:
-        """Return the errno that says that an attribute is not there, if that is known."""
+        """Return the errno for an attribute that is known not to exist, else None."""
         if inode.absent_xattrs and trio.current_time() < inode.absent_xattrs_until:
             for known, code in inode.absent_xattrs:
                 if known == name:
@@ -174,9 +205,9 @@ class Attributes:
         return None
 
     def _remember_absent(self, inode: Inode, name: bytes, code: int, started: int) -> None:
-        """Believe for the attribute time-out that an attribute is not there: `ls -l` asks for two of each file."""
+        """Remember for the attribute time-out that an attribute does not exist: `ls -l` asks for two of each file."""
         if inode.writers or started < inode.seen_at:
-            return  # it may have been set meanwhile
+            return  # it may have been set in between
         if name == CAPABILITY and code == errno.ENODATA and trio.current_time() >= inode.settles_at:
             inode.no_capability_xattr = True
         if name in _OFTEN_ABSENT:
@@ -185,13 +216,13 @@ class Attributes:
             if not kept:
                 inode.absent_xattrs_until = now + self._inodes.attr_timeout
             absent = tuple(sorted({*kept, (name, code)}))
-            inode.absent_xattrs = self._absent.setdefault(absent, absent)  # the same few for all inodes
+            inode.absent_xattrs = self._absent.setdefault(absent, absent)  # one object for all inodes with the same set
 
     async def setxattr(self, inode: Inode, name: bytes, value: bytes, caller: Caller) -> None:
-        """Set an attribute.
+        """Set an extended attribute.
 
-        Setting an ACL takes the set-group-ID bit away, unless the caller is in the file's group: the backing does not
-        do it where it is root who sets it.
+        Setting an ACL clears the set-group-ID bit, unless the caller is in the group of the file. The backing does not
+        clear it for us, because we are root.
         """
 
         def call(fd: int) -> None:
@@ -205,7 +236,7 @@ class Attributes:
         await self._change_xattr(inode, lambda: self._descriptors.call(inode, call))
 
     async def removexattr(self, inode: Inode, name: bytes) -> None:
-        """Remove an attribute."""
+        """Remove an extended attribute."""
 
         def call() -> None:
             self._descriptors.call(inode, lambda fd: os.removexattr(f"/proc/self/fd/{fd}", name))
@@ -221,7 +252,7 @@ class Attributes:
             inode.no_default_acl_until = 0.0
 
     async def listxattr(self, inode: Inode) -> list[bytes]:
-        """Return the names of all attributes."""
+        """Return the names of all extended attributes."""
         if self._known_absent(inode, _ANY) is not None:
             return []
 
@@ -236,7 +267,7 @@ class Attributes:
         return names
 
     async def sync_directory(self, inode: Inode) -> None:
-        """Make a directory's entries survive a crash."""
+        """Sync the entries of a directory to the disk."""
 
         def call() -> None:
             fd = self._reopen(inode, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -248,7 +279,7 @@ class Attributes:
         await self._backing.data(inode, 0, call)
 
     async def statfs(self) -> os.statvfs_result:
-        """Return the backing's size and free space."""
+        """Return the size and free space of the backing."""
 
         def call() -> os.statvfs_result:
             with self._descriptors.use(self._inodes.root) as fd:
@@ -258,5 +289,9 @@ class Attributes:
 
 
 def prepare_descriptor(fd: int) -> None:
-    """Keep the kernel from reading ahead on its own: tmemfs does, and what it does not ask for would stay twice."""
+    """Turn off the kernel's read-ahead: tmemfs reads ahead itself, and the kernel would cache pages a second time."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+
+def _timespec(time_ns: int | None) -> tuple[int, int]:
+    return _OMIT if time_ns is None else divmod(time_ns, _BILLION)

@@ -1,13 +1,14 @@
-"""Make new nodes in the name of who asks for them, where the mount is root's.
+"""Create nodes with the owner and group of the caller, where the mount is root's.
 
-The thread that makes a node has the caller's ids for the time of that call (setfsuid(2), setfsgid(2) and setgroups(2)
-are a thread's own in the kernel): so the node belongs to the caller from its first moment, in the way in which the
-backing gives owners and groups, and a permission that the backing has withdrawn counts at once.
+The thread takes the ids of the caller for the time of the call: setfsuid(2), setfsgid(2) and the setgroups system call
+change one thread alone. So the node has the right owner from its first moment, by the rules of the backing, and a
+permission that was just withdrawn on the backing counts at once.
 
-Only what the caller may do by a capability of its own (a device node, a directory of somebody else's), or where its
-groups cannot be known, is made by root and then given away: the kernel has checked that it may (default_permissions).
-Such a node belongs to root for that moment, without set-ID bits. Where it cannot be given away it is removed, unless
-its name leads elsewhere by then; between this look and the removal somebody could still put another node there.
+Some nodes the caller may create only by a capability (a device node, a node in a directory of another user), and
+sometimes its groups cannot be read. Then root creates the node and changes its owner; the kernel has checked the
+permission (default_permissions). Until then the node belongs to root, without set-ID bits. If the owner cannot be
+changed, the node is removed, unless its name leads to another node by then. Between this check and the removal, others
+could still replace the node.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from tmemfs.inodes.descriptors import PATH_FLAGS
 
 _AS_ROOT = os.geteuid() == 0
 _SET_ID = stat.S_ISUID | stat.S_ISGID
-# Capabilities by which the kernel lets somebody make a node: DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, MKNOD.
-_MAKING = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 27
+# Capabilities that permit creating nodes: DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, MKNOD.
+_CREATION_CAPABILITIES = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 27
 _FSETID = 1 << 4
 
 
 class Caller(Protocol):
-    """Who asks."""
+    """The process that sent a request."""
 
     @property
     def uid(self) -> int: ...
@@ -44,14 +45,14 @@ class Caller(Protocol):
 
 
 class Credentials(NamedTuple):
-    """What a process has beside its ids."""
+    """The supplementary groups and effective capabilities of a process."""
 
     groups: tuple[int, ...]
     capabilities: int
 
 
 def credentials_of(caller: Caller) -> Credentials | None:
-    """Return the supplementary groups and effective capabilities of who asks; None where it cannot be seen."""
+    """Return the credentials of the caller, None if they cannot be read."""
     try:
         lines = Path(f"/proc/{caller.pid}/status").read_bytes().splitlines()
     except OSError:
@@ -61,41 +62,41 @@ def credentials_of(caller: Caller) -> Credentials | None:
 
 
 def may_keep_set_group_id(gid: int, caller: Caller) -> bool:
-    """Tell whether the set-group-ID bit of a group stays when the caller changes the permissions of a file."""
+    """Return whether a file of group `gid` keeps its set-group-ID bit when the caller changes its permissions."""
     if caller.uid == 0 or caller.gid == gid:
         return True
-    known = credentials_of(caller)
-    return known is not None and bool(gid in known.groups or known.capabilities & _FSETID)
+    credentials = credentials_of(caller)
+    return credentials is not None and bool(gid in credentials.groups or credentials.capabilities & _FSETID)
 
 
 def make_node(dir_fd: int, name: bytes, mode: int, caller: Caller, make: Callable[[int], None]) -> None:
-    """Call `make` with the mode, so that the node which it makes belongs to the caller."""
+    """Call `make` with a mode, so that the node that it creates belongs to the caller."""
     if not _AS_ROOT or (caller.uid == 0 and caller.gid == 0):
         make(mode)
         return
-    if not mode & stat.S_ISGID:  # which goes where the caller is not in the group
+    if not mode & stat.S_ISGID:  # without the caller's groups, the kernel would clear that bit
         try:
-            with _ids(caller, None):
+            with _acting_as(caller, None):
                 make(mode)
             return
         except PermissionError:
             pass
-    known = credentials_of(caller)
-    if known is not None and libc.HAS_THREAD_GROUPS:
+    credentials = credentials_of(caller)
+    if credentials is not None and libc.HAS_THREAD_GROUPS:
         try:
-            with _ids(caller, known.groups):
+            with _acting_as(caller, credentials.groups):
                 make(mode)
             return
         except PermissionError:
-            if not known.capabilities & _MAKING:
+            if not credentials.capabilities & _CREATION_CAPABILITIES:
                 raise
     make(mode & ~_SET_ID)
-    _give_away(dir_fd, name, mode, caller)
+    _chown_or_remove(dir_fd, name, mode, caller)
 
 
 @contextmanager
-def _ids(caller: Caller, groups: tuple[int, ...] | None) -> Iterator[None]:
-    """Have this thread act on files as the caller for the block. Raise PermissionError where it cannot."""
+def _acting_as(caller: Caller, groups: tuple[int, ...] | None) -> Iterator[None]:
+    """Give this thread the caller's ids (and groups) for file access in the block. PermissionError if it fails."""
     own_gid, own_groups = os.getegid(), os.getgroups() if groups is not None else []
     try:
         if groups is not None:
@@ -109,15 +110,15 @@ def _ids(caller: Caller, groups: tuple[int, ...] | None) -> Iterator[None]:
             libc.set_thread_groups(own_groups)
 
 
-def _give_away(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
-    """Let a node of root's belong to the caller: its group is the directory's where that has the set-group-ID bit."""
+def _chown_or_remove(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
+    """Change the owner of a new node to the caller; in a set-group-ID directory, it keeps the directory's group."""
     inherits = os.fstat(dir_fd).st_mode & stat.S_ISGID
     fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
     try:
         made = os.fstat(fd)
         try:
             os.chown(f"/proc/self/fd/{fd}", caller.uid, -1 if inherits else caller.gid)
-        except OSError:  # who is told that it failed must not find it there, as root's
+        except OSError:  # the caller sees a failure, so no node of root may stay
             there = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             if (there.st_dev, there.st_ino) == (made.st_dev, made.st_ino):
                 (os.rmdir if stat.S_ISDIR(made.st_mode) else os.unlink)(name, dir_fd=dir_fd)

@@ -1,17 +1,17 @@
-"""Check that the names of an inode still lead to it, before it is opened: close-to-open for names.
+"""Check at an open that the names of an inode still lead to it: close-to-open consistency for names.
 
-The kernel believes a name for the entry time-out, and OPEN, OPENDIR and READLINK carry none. So all names that are
-known of the inode, and those of the directories above it, are compared with what they lead to now, in the thread call
-that opens. Where one of them leads elsewhere, it is forgotten and the answer is ESTALE: the kernel then walks the path
-again and asks for each name in it (LOOKUP_REVAL), once.
+The kernel caches a name for the entry time-out, and OPEN, OPENDIR and READLINK carry no name. So all known names of the
+inode, and those of the directories above it, are compared with the backing in the thread call that opens. A name that
+leads elsewhere is forgotten, and the answer is ESTALE. The kernel then walks the path once more and looks up each name
+in it (LOOKUP_REVAL).
 
-What that second walk leads to must not be refused again, whatever happened meanwhile, since its ESTALE would reach the
-caller: it may have come by a descriptor (/proc/self/fd/N), whose file needs no name, or others may replace the name
-many times a second. So the thread that was answered ESTALE is remembered, each name that it looks up then is held by a
-descriptor, and the inode that it comes back for is opened as it is.
+A second ESTALE would reach the caller, so the result of the second walk must always be opened. Two cases would fail
+otherwise: a file opened through a descriptor (/proc/self/fd/N) needs no name, and others may replace a name many times
+a second. So the thread that got ESTALE is remembered, each inode that it looks up then keeps an open descriptor, and
+the inode that it opens at the end is opened without a check.
 
-Not checked: more than MAX_LOCATIONS names of one file. A file that has more is looked up again at every open, and so is
-one of which a name was found wrong, as long as the kernel may believe that name.
+Not checked: more than MAX_LOCATIONS names of one file. A file with more names is looked up again at every open. So is a
+file with a wrong name, until the kernel's copy of that name has expired.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ import trio
 
 from tmemcommon import libc
 from tmemfs.backing import Backing
-from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import MAX_LOCATIONS, Inode
 from tmemfs.inodes.inodes import InodeTable
 
 T = TypeVar("T")
 
-RETRY_SECONDS = 2.0  # from an answer to the next request of a walk: at once, but on a busy machine
-MAX_RETRIES = 1024  # threads that are remembered
-MAX_DEPTH = 256  # of a path that is walked at once
-# A link that others put there may lead into this mount, which would wait for us.
+RETRY_SECONDS = 2.0  # from one request of the second walk to the next; more than a busy machine needs
+MAX_RETRIES = 1024  # threads remembered
+MAX_DEPTH = 256  # of a path that one openat2 walks
+# Links are not followed: others may have put one there that leads into this mount, and we would wait for ourselves.
 _without_links = libc.PathOpener(libc.RESOLVE_NO_SYMLINKS)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
@@ -50,7 +49,7 @@ class Name(NamedTuple):
 
 
 class Stale(Exception):
-    """Some names do not lead to their inodes any more, or no name of one of the inodes is known."""
+    """Some names do not lead to their inodes any more, or an inode on the path has no known name."""
 
     def __init__(self, wrong: list[Name]) -> None:
         super().__init__()
@@ -58,24 +57,24 @@ class Stale(Exception):
 
 
 class _Retry(NamedTuple):
-    inode: Inode | None  # what the thread may open
+    inode: Inode | None  # may be opened without a check
     until: float
 
 
 class Revalidator:
-    """Check the names of one guest."""
+    """The checks of names of one guest."""
 
-    def __init__(self, backing: Backing, inodes: InodeTable, descriptors: Descriptors) -> None:
+    def __init__(self, backing: Backing, inodes: InodeTable) -> None:
         self._backing = backing
         self._inodes = inodes
-        self._descriptors = descriptors
+        self._descriptors = inodes.descriptors
         self._retries: OrderedDict[int, _Retry] = OrderedDict()  # by thread
 
     async def run(self, inode: Inode, thread: int, call: Callable[[], T], *, ends_walk: bool = True) -> T:
-        """Run a call on the backing if the inode's names lead to it, checked in the same thread call.
+        """Run a call on the backing if the known names of the inode lead to it; checked in the same thread call.
 
-        `thread` is who asks; `ends_walk`: what it asks for is what its path leads to. Raise ESTALE where the names do
-        not, and OSError as the call does.
+        `thread` is the caller's thread id. `ends_walk` is False for readlink, after which the path walk may go on.
+        ESTALE if a name does not lead to the inode; OSError as the call raises it.
         """
         if inode.unlinked or self._is_retry(inode, thread, ends_walk):
             return await self._backing.meta(call)
@@ -94,15 +93,15 @@ class Revalidator:
             raise self._refuse(inode, thread) from None
 
     def _is_in_doubt(self, inode: Inode) -> bool:
-        """Tell whether the kernel may believe in names of a file that are not known here."""
+        """Return whether the kernel may have cached names of the file that are not known here."""
         if trio.current_time() < inode.names_doubted_until:
             return True
         return len(inode.locations) == MAX_LOCATIONS and inode.attr is not None and inode.attr.st_nlink > MAX_LOCATIONS
 
     def _check(self, inode: Inode) -> None:
-        """Compare names with what they lead to, of an inode and of all directories above it. Raise Stale.
+        """Compare the names of an inode, and of all directories above it, with the backing. Raise Stale.
 
-        One walk of the whole path says for nearly all that they are right; else each is looked at.
+        One walk of the whole path is enough if all names are right. Otherwise each name is checked to find the wrong.
         """
         locations = tuple(inode.locations)
         if locations and all(self._path_leads_to(parent, name, inode) for parent, name in locations):
@@ -110,7 +109,7 @@ class Revalidator:
         wrong: list[Name] = []
         unreachable = False
         nodes, seen = [inode], {inode}
-        for node in nodes:  # the list grows meanwhile
+        for node in nodes:  # which grows in the loop
             locations = tuple(node.locations)
             unreachable |= not locations and node is not self._inodes.root
             for parent, name in locations:
@@ -123,11 +122,11 @@ class Revalidator:
             raise Stale(wrong)
 
     def _path_leads_to(self, parent: Inode, name: bytes, inode: Inode) -> bool:
-        """Tell whether the path from the root to a name leads to an inode; False too where that cannot be found out."""
+        """Return whether the path from the root to a name leads to an inode; False also if that cannot be checked."""
         names = [name]
         while parent is not self._inodes.root:
             location = next(iter(parent.locations), None)
-            if location is None or len(names) > MAX_DEPTH:  # after renames by others, names can lead in a circle
+            if location is None or len(names) > MAX_DEPTH:  # renames by others can make a cycle
                 return False
             parent, name = location
             names.append(name)
@@ -141,7 +140,7 @@ class Revalidator:
             os.close(fd)
 
     def _leads_to(self, parent: Inode, name: bytes, inode: Inode) -> bool:
-        """Tell whether a name leads to an inode; where the backing does not say, it is not known to be wrong."""
+        """Return whether a name leads to an inode; True also if the backing fails."""
         try:
             with self._descriptors.use(parent) as fd:
                 st = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -150,7 +149,7 @@ class Revalidator:
         return _is(st, inode)
 
     def _forget(self, wrong: list[Name], started: int) -> None:
-        """Forget names, except of inodes that we were changing: theirs may have been right again since."""
+        """Forget wrong names, except of inodes that we have changed since: the name may be right again."""
         for inode, parent, name in wrong:
             if self._inodes.is_worthless(inode, started):
                 continue
@@ -163,12 +162,12 @@ class Revalidator:
     # -- the second walk -----------------------------------------------------------------------------------------
 
     def _refuse(self, inode: Inode, thread: int) -> OSError:
-        """Remember who is told to look names up again, and return what says so."""
+        """Return the ESTALE that starts the second walk of a thread, and remember the thread."""
         self.record_second_lookup(thread, inode)
         return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def is_second_walk(self, thread: int) -> bool:
-        """Tell whether what a thread looks up now is to be held until it opens it."""
+        """Return whether a thread is in the second walk: each inode that it looks up must keep an open descriptor."""
         retry = self._retries.get(thread)
         if retry is None:
             return False
@@ -178,7 +177,7 @@ class Revalidator:
         return False
 
     def record_second_lookup(self, thread: int, inode: Inode | None) -> None:
-        """Take in what the second walk of a thread has led to by now; None: nowhere."""
+        """Record the inode that the second walk of a thread has reached; None if a name did not exist."""
         self._retries[thread] = _Retry(inode, trio.current_time() + RETRY_SECONDS)
         self._retries.move_to_end(thread)
         if len(self._retries) > MAX_RETRIES:
@@ -194,6 +193,6 @@ class Revalidator:
 
 
 def _is(st: os.stat_result, inode: Inode) -> bool:
-    """Tell whether a stat is an inode's, and not of another that has got its number."""
+    """Return whether a stat belongs to an inode, and not to a new file of another type with the same number."""
     same_type = inode.attr is None or stat.S_IFMT(inode.attr.st_mode) == stat.S_IFMT(st.st_mode)
     return same_type and (st.st_dev, st.st_ino) == inode.key

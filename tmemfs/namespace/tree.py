@@ -1,15 +1,19 @@
-"""Change and read the names of the backing directory: lookup, create, remove, rename, link.
+"""Look up and change names in the backing directory: lookup, create, remove, rename, link.
 
-Calls are relative to O_PATH descriptors, so nothing depends on paths that others may move, and SOURCE itself may be
-the mountpoint. One operation is one call into a thread, with every stat that it needs: what a call did and what it
-found cannot be told apart by somebody else's change in between.
+Calls are relative to O_PATH descriptors. So nothing depends on paths that others may rename, and SOURCE itself may be
+the mountpoint. Each operation is one call in a thread that takes all of its stats, too: so the time in which a change
+by others can fall between the operation and its stats is as short as possible.
 
-Mounted by root, a new node belongs to whoever asks for it (`owners.py`). The umask is applied here, because a
-directory with a default ACL must not have it applied at all.
+If the mount is root's, new nodes belong to the caller (`owners.py`). The umask is applied here and not by the kernel,
+because it must be ignored in a directory with a default ACL.
+
+A file that is about to lose a name is opened before the removal: without its last name it cannot be opened any more,
+and its users need a descriptor of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -21,15 +25,22 @@ from typing import NamedTuple
 from tmemcommon import libc
 from tmemfs.backing import Backing
 from tmemfs.inodes.cachedstats import CachedStats
-from tmemfs.inodes.descriptors import PATH_FLAGS, Descriptors, stat_or_close
+from tmemfs.inodes.descriptors import PATH_FLAGS, stat_or_close
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.namespace.owners import Caller, make_node
-from tmemfs.namespace.removals import Removals, Removed
 
 
-class Moved(NamedTuple):
-    """An inode that got another name, and its stats before and after; None where somebody took that name away."""
+class RemovedName(NamedTuple):
+    """The inode of a name that is being removed, a descriptor of it, and its stat before the removal."""
+
+    inode: Inode
+    fd: int
+    before: os.stat_result
+
+
+class RenamedInode(NamedTuple):
+    """A renamed inode and its stats before and after; `after` is None if others took the new name away."""
 
     inode: Inode
     before: os.stat_result
@@ -37,31 +48,30 @@ class Moved(NamedTuple):
 
 
 class Tree:
-    """The namespace of one guest."""
+    """The operations on names of one guest."""
 
-    def __init__(self, backing: Backing, inodes: InodeTable, descriptors: Descriptors) -> None:
+    def __init__(self, backing: Backing, inodes: InodeTable) -> None:
         self._backing = backing
         self._inodes = inodes
-        self._descriptors = descriptors
-        self._removals = Removals(inodes, descriptors)
+        self._descriptors = inodes.descriptors
         self._stats = CachedStats(inodes)
 
     async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
-        """Find a name; None where there is none."""
+        """Return the inode of a name, None if it does not exist."""
         if self._inodes.on_first_look is not None:
             await self._inodes.ensure_watched(parent)
         started = self._inodes.start()
         st = await self._backing.ask(self._stats.cached_name, self._stats.name, parent, name)
         return None if st is None else self._inodes.get_or_create_if_linked(parent, name, st, started)
 
-    async def hold(self, parent: Inode, name: bytes) -> Inode | None:
-        """Find a name, and have a descriptor of what was found, whatever follows; None where there is none."""
+    async def lookup_and_open(self, parent: Inode, name: bytes) -> Inode | None:
+        """Return the inode of a name, with its descriptor open whatever happens to the name later; None without one."""
 
         def call(dir_fd: int) -> tuple[os.stat_result, int] | None:
             try:
                 fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
             except FileNotFoundError:
-                os.fstat(dir_fd)  # fails where it is the directory that is missing
+                os.fstat(dir_fd)  # raises if the directory itself is missing
                 return None
             return stat_or_close(fd), fd
 
@@ -79,10 +89,10 @@ class Tree:
             self._descriptors.add(inode, fd)
         return inode
 
-    # -- making nodes --------------------------------------------------------------------------------------------
+    # -- creating nodes ------------------------------------------------------------------------------------------
 
     async def mknod(self, parent: Inode, name: bytes, mode: int, device: int, caller: Caller) -> Inode:
-        """Make a file, FIFO, socket or device node."""
+        """Create a file, FIFO, socket or device node."""
 
         def make(fd: int, masked: int) -> None:
             os.mknod(name, masked, device, dir_fd=fd)
@@ -90,7 +100,7 @@ class Tree:
         return await self._make(parent, name, mode, caller, make)
 
     async def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> Inode:
-        """Make a directory."""
+        """Create a directory."""
 
         def make(fd: int, masked: int) -> None:
             os.mkdir(name, stat.S_IMODE(masked), dir_fd=fd)
@@ -98,7 +108,7 @@ class Tree:
         return await self._make(parent, name, mode, caller, make)
 
     async def symlink(self, parent: Inode, name: bytes, target: bytes, caller: Caller) -> Inode:
-        """Make a symbolic link."""
+        """Create a symbolic link."""
 
         def make(fd: int, masked: int) -> None:
             os.symlink(target, name, dir_fd=fd)
@@ -110,23 +120,23 @@ class Tree:
     ) -> Inode:
         def call() -> tuple[os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as fd:
-                make_node(fd, name, self._masked(parent, fd, mode, caller), caller, partial(make, fd))
+                make_node(fd, name, self._apply_umask(parent, fd, mode, caller), caller, partial(make, fd))
                 return os.stat(name, dir_fd=fd, follow_symlinks=False), os.fstat(fd)
 
         started = self._inodes.start()
         st, directory = await self._backing.meta(call)
-        self._changed(parent, started, directory)
+        self._record_directory_change(parent, started, directory)
         return self._inodes.get_or_create(parent, name, st, started)
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Inode, int]:
-        """Make and open a file. Return the inode and a descriptor that belongs to the caller."""
+        """Create and open a file. Return its inode and a descriptor, which the caller must close."""
         opening = flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
         def call() -> tuple[int, os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as dir_fd:
                 opened: list[int] = []
                 try:
-                    masked = self._masked(parent, dir_fd, mode, caller)
+                    masked = self._apply_umask(parent, dir_fd, mode, caller)
                     make_node(
                         dir_fd,
                         name,
@@ -146,14 +156,14 @@ class Tree:
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            # Somebody was faster. The kernel knew of no such file, so it has not checked who may open it: have it look
-            # the name up again, and open what it finds by its rules.
+            # Others created it first. The kernel did not know the file, so it has not checked the permission to open
+            # it. ESTALE makes it look the name up again and open what it finds.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-        self._changed(parent, started, directory)
+        self._record_directory_change(parent, started, directory)
         return self._inodes.get_or_create(parent, name, st, started), fd
 
-    def _masked(self, parent: Inode, dir_fd: int, mode: int, caller: Caller) -> int:
-        """Apply the caller's umask, unless the directory's default ACL is to decide (acl(5))."""
+    def _apply_umask(self, parent: Inode, dir_fd: int, mode: int, caller: Caller) -> int:
+        """Return the mode with the umask of the caller applied, unless the directory has a default ACL (acl(5))."""
         now = time.monotonic()
         if now >= parent.no_default_acl_until:
             try:
@@ -167,7 +177,7 @@ class Tree:
         return mode & ~caller.umask
 
     async def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """Give an inode one more name."""
+        """Add a name to an inode."""
 
         def call() -> tuple[os.stat_result, os.stat_result, os.stat_result]:
             with self._descriptors.use(parent) as dir_fd:
@@ -178,7 +188,7 @@ class Tree:
         with self._inodes.renaming() as involved:
             involved.add(inode)
             before, after, directory = await self._backing.meta(call)
-        self._changed(parent, started, directory)
+        self._record_directory_change(parent, started, directory)
         self._inodes.observe(inode, before, started)
         inode.add_location(parent, name)
         self._inodes.record(inode, after, started)
@@ -186,56 +196,57 @@ class Tree:
     # -- removing and renaming -----------------------------------------------------------------------------------
 
     async def unlink(self, parent: Inode, name: bytes, *, directory: bool = False) -> None:
-        """Remove a name; `directory` tells rmdir from unlink."""
+        """Remove the name of a directory (`directory`) or of any other node."""
 
-        def call() -> tuple[Removed | None, os.stat_result | None, os.stat_result]:
+        def call() -> tuple[RemovedName | None, os.stat_result | None, os.stat_result]:
             with self._descriptors.use(parent) as dir_fd:
-                going = self._removals.going(name, dir_fd, involved)
+                removed = self._open_before_removal(name, dir_fd, involved)
                 try:
                     (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
-                    return going, self._removals.stat_after(going, parent, name) if going else None, os.fstat(dir_fd)
+                    after = self._stat_after(removed, parent, name) if removed else None
+                    return removed, after, os.fstat(dir_fd)
                 except OSError:
-                    if going:
-                        os.close(going.fd)
+                    if removed:
+                        os.close(removed.fd)
                     raise
 
         started = self._inodes.start()
         with self._inodes.renaming() as involved:
-            gone, after, changed = await self._backing.meta(call)
-        self._changed(parent, started, changed)
+            removed, after, changed = await self._backing.meta(call)
+        self._record_directory_change(parent, started, changed)
         self._inodes.on_name_removed(parent, name)
-        if gone is not None and after is not None:
-            self._removals.settle(gone, after, parent, name, started)
+        if removed is not None and after is not None:
+            self._record_removal(removed, after, parent, name, started)
 
     async def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
-        """Rename with the flags of renameat2(2)."""
+        """Rename, with the flags of renameat2(2)."""
 
         exchange = bool(flags & libc.RENAME_EXCHANGE)
 
-        def call() -> tuple[Removed | None, os.stat_result | None, Moved | None, Moved | None]:
+        def call() -> tuple[RemovedName | None, os.stat_result | None, RenamedInode | None, RenamedInode | None]:
             with self._descriptors.use(parent) as old_fd, self._descriptors.use(new_parent) as new_fd:
-                moving = self._known(name, old_fd, involved)
-                other = self._known(new_name, new_fd, involved) if exchange else None
-                going = None if exchange else self._removals.going(new_name, new_fd, involved)
+                moving = self._find_before_rename(name, old_fd, involved)
+                other = self._find_before_rename(new_name, new_fd, involved) if exchange else None
+                removed = None if exchange else self._open_before_removal(new_name, new_fd, involved)
                 try:
                     _renameat2(old_fd, name, new_fd, new_name, flags)
                 except OSError:
-                    if going:
-                        os.close(going.fd)
+                    if removed:
+                        os.close(removed.fd)
                     raise
-                after = self._removals.stat_after(going, new_parent, new_name) if going else None
-                return going, after, _moved(moving, new_name, new_fd), _moved(other, name, old_fd)
+                after = self._stat_after(removed, new_parent, new_name) if removed else None
+                return removed, after, _moved(moving, new_name, new_fd), _moved(other, name, old_fd)
 
         started = self._inodes.start()
         with self._inodes.renaming() as involved:
-            gone, after, moved, other = await self._backing.meta(call)
-        self._changed(parent, started)
-        self._changed(new_parent, started)
-        if gone is not None and after is not None:
-            if moved is not None and gone.inode is moved.inode:  # two names of one file: rename does nothing
-                self._descriptors.closer.close(gone.fd)
+            removed, after, moved, other = await self._backing.meta(call)
+        self._record_directory_change(parent, started)
+        self._record_directory_change(new_parent, started)
+        if removed is not None and after is not None:
+            if moved is not None and removed.inode is moved.inode:  # two names of one file: rename did nothing
+                self._descriptors.closer.close(removed.fd)
                 return
-            self._removals.settle(gone, after, new_parent, new_name, started)
+            self._record_removal(removed, after, new_parent, new_name, started)
         if not exchange:
             self._inodes.on_name_removed(parent, name)
         for found, old, new in (
@@ -243,10 +254,63 @@ class Tree:
             (other, (new_parent, new_name), (parent, name)),
         ):
             if found is not None:
-                self._relocate(found, old, new, started)
+                self._record_rename(found, old, new, started)
 
-    def _known(self, name: bytes, dir_fd: int, involved: set[Inode]) -> tuple[Inode, os.stat_result] | None:
-        """Return what a name leads to, if the kernel knows it, with its stat of after it became `involved`."""
+    def _open_before_removal(self, name: bytes, dir_fd: int, involved: set[Inode]) -> RemovedName | None:
+        """Open what a name leads to; None if there is no such name or its inode is not in the table.
+
+        The inode is added to `involved` before its stat is taken.
+        """
+        try:
+            fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+        except FileNotFoundError:
+            return None
+        inode = self._inodes.find(stat_or_close(fd))
+        if inode is None:
+            os.close(fd)
+            return None
+        involved.add(inode)
+        return RemovedName(inode, fd, stat_or_close(fd))
+
+    def _stat_after(self, removed: RemovedName, parent: Inode, name: bytes) -> os.stat_result:
+        """Return the stat of a node just after one of its names was removed.
+
+        Filesystems that address files by name (sshfs, NFS) fail to stat a file without a name. The removal has worked
+        all the same, so its stat is derived from the one before. Filesystems with one node for each name (bindfs) count
+        links wrongly: at 0 links, other known names are checked.
+        """
+        try:
+            st = os.fstat(removed.fd)
+        except OSError:
+            st = _without_link(removed.before)
+        if st.st_nlink == 0:
+            for other in tuple(removed.inode.locations):
+                if other != (parent, name):
+                    with contextlib.suppress(OSError), self._descriptors.use(other[0]) as dir_fd:
+                        found = os.stat(other[1], dir_fd=dir_fd, follow_symlinks=False)
+                        if (found.st_dev, found.st_ino) == removed.inode.key:
+                            return found
+        return st
+
+    def _record_removal(
+        self, removed: RemovedName, after: os.stat_result, parent: Inode, name: bytes, started: int
+    ) -> None:
+        """Record that an inode lost a name."""
+        inode = removed.inode
+        links_left = 0 if stat.S_ISDIR(removed.before.st_mode) else after.st_nlink
+        self._inodes.observe(inode, removed.before, started)
+        inode.remove_location(parent, name)
+        self._inodes.record(inode, after, started)
+        self._inodes.record_unlink(inode, links_left)
+        if links_left == 0 and (inode.lookups or inode.opens):
+            self._descriptors.pin(inode, removed.fd)
+        else:
+            self._descriptors.closer.close(removed.fd)
+
+    def _find_before_rename(
+        self, name: bytes, dir_fd: int, involved: set[Inode]
+    ) -> tuple[Inode, os.stat_result] | None:
+        """Return the inode of a name and its stat, taken after the inode was added to `involved`; None if not known."""
         try:
             inode = self._inodes.find(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
             if inode is None:
@@ -254,10 +318,12 @@ class Tree:
             involved.add(inode)
             return inode, os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         except OSError:
-            return None  # the rename itself will say so
+            return None  # the rename itself will fail
 
-    def _relocate(self, moved: Moved, old: tuple[Inode, bytes], new: tuple[Inode, bytes], started: int) -> None:
-        """Take in that a known inode has another name."""
+    def _record_rename(
+        self, moved: RenamedInode, old: tuple[Inode, bytes], new: tuple[Inode, bytes], started: int
+    ) -> None:
+        """Record that an inode was renamed."""
         inode = moved.inode
         inode.remove_location(*old)
         inode.add_location(*new)
@@ -267,8 +333,8 @@ class Tree:
         else:
             self._inodes.record(inode, moved.after, started)
 
-    def _changed(self, parent: Inode, started: int, st: os.stat_result | None = None) -> None:
-        """Take in that a directory's entries changed; `st` is its stat just after."""
+    def _record_directory_change(self, parent: Inode, started: int, st: os.stat_result | None = None) -> None:
+        """Record that we changed the entries of a directory; `st` is its stat just after."""
         parent.listing = None
         if st is not None:
             self._inodes.record(parent, st, started)
@@ -276,13 +342,13 @@ class Tree:
             self._inodes.expire(parent)
 
 
-def _moved(known: tuple[Inode, os.stat_result] | None, name: bytes, dir_fd: int) -> Moved | None:
+def _moved(known: tuple[Inode, os.stat_result] | None, name: bytes, dir_fd: int) -> RenamedInode | None:
     if known is None:
         return None
     try:
-        return Moved(*known, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+        return RenamedInode(*known, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
     except OSError:
-        return Moved(*known, None)
+        return RenamedInode(*known, None)
 
 
 def _link(name: bytes, dir_fd: int, fd: int) -> tuple[os.stat_result, os.stat_result]:
@@ -296,3 +362,12 @@ def _renameat2(old_fd: int, name: bytes, new_fd: int, new_name: bytes, flags: in
         os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
     else:
         libc.renameat2(old_fd, name, new_fd, new_name, flags)
+
+
+def _without_link(before: os.stat_result) -> os.stat_result:
+    """Return a copy of a stat with one link less."""
+    fields = list(before)
+    fields[stat.ST_NLINK] = max(0, before.st_nlink - 1)
+    times = {name: getattr(before, name) for name in ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")}
+    others = {name: getattr(before, name) for name in ("st_blksize", "st_blocks", "st_rdev")}
+    return os.stat_result(fields, times | others)

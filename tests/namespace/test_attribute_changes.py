@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tmemfs.namespace.changes import Changes
+from tmemfs.namespace.attributes import AttributeChanges
 
 
 def test_of_two_times_one_alone_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,10 +25,10 @@ def test_of_two_times_one_alone_is_set(tmp_path: Path, monkeypatch: pytest.Monke
         raise AssertionError("looked at, so it would be set to what it was")
 
     monkeypatch.setattr(os, "stat", refuse)
-    Changes(atime_ns=-7_000_000_001).apply(os.fspath(path))
+    AttributeChanges(atime_ns=-7_000_000_001).apply(os.fspath(path))
     st = stat_of(path)
     assert (st.st_atime_ns, st.st_mtime_ns) == (-7_000_000_001, 6)
-    Changes(mtime_ns=8_000_000_001).apply(os.fspath(path))
+    AttributeChanges(mtime_ns=8_000_000_001).apply(os.fspath(path))
     st = stat_of(path)
     assert (st.st_atime_ns, st.st_mtime_ns) == (-7_000_000_001, 8_000_000_001)
 
@@ -55,9 +55,9 @@ def test_a_writer_of_anothers_file_may_set_its_times_only_to_now(tmp_path: Path)
         with being(12_001):
             own = f"/proc/self/fd/{fd}"
             with pytest.raises(PermissionError) as caught:
-                Changes(mtime_ns=now).apply(own)
+                AttributeChanges(mtime_ns=now).apply(own)
             assert caught.value.errno == errno.EPERM
-            Changes(atime_ns=now, mtime_ns=now).apply(own)  # the kernel lets through the time of now alone
+            AttributeChanges(atime_ns=now, mtime_ns=now).apply(own)  # the kernel lets through the time of now alone
     finally:
         os.close(fd)
     assert path.stat().st_mtime_ns >= now - 1_000_000_000
