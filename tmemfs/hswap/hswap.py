@@ -364,6 +364,6 @@ class Hswap:
         locations = [self.pagemap.location(page) for page in range(len(self.pagemap))]
         assert self._pool.stats.pages == self.pagemap.pool_pages
         for page, location in enumerate(locations):
-            assert (location == POOL) == self._pool.holds(OBJECT, page), f"page {page} is in two places"
+            assert (location == POOL) == self._pool.holds(OBJECT, page), f"page {page} has two locations"
         if not self._lock.ranges:  # else a request may be writing to slots that no page has yet
             self._overflow.check([location for location in locations if FIRST_SLOT <= location < LOST])

@@ -244,7 +244,7 @@ class _Mount:
         self._device = entry.device if entry is not None and is_tmemfs(entry) else ""
 
     def _is_mounted(self) -> bool:
-        """Return whether our mount is the topmost at the mountpoint."""
+        """Return whether our mount is the uppermost at the mountpoint."""
         entry = top_mount(self._config.mountpoint)
         return entry is not None and entry.device == self._device
 

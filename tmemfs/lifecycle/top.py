@@ -150,9 +150,9 @@ def line_of(entry: MountEntry, before: Sample | None, now: Sample) -> Line:
 
 
 def mounts(only: Collection[Path] = ()) -> list[MountEntry]:
-    """Return the tmemfs mounts in our mount table, the topmost at each mountpoint; `only` restricts the mountpoints."""
-    topmost = {entry.mountpoint: entry for entry in mount_table()}
-    found = (entry for entry in topmost.values() if is_tmemfs(entry) and (not only or entry.mountpoint in only))
+    """Return the tmemfs mounts that we see, the uppermost at each mountpoint; `only` restricts the mountpoints."""
+    uppermost = {entry.mountpoint: entry for entry in mount_table()}
+    found = (entry for entry in uppermost.values() if is_tmemfs(entry) and (not only or entry.mountpoint in only))
     return sorted(found, key=lambda entry: entry.mountpoint)
 
 
