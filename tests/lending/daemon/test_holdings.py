@@ -13,6 +13,7 @@ from tmem.lending.daemon import processes
 from tmem.lending.daemon.holdings import Holdings, Record
 from tmem.lending.daemon.processes import Process
 from tmem.lending.lender.actions import Holding
+from tmem.lending.lender.settings import GuestSettings
 from tmem.lending.protocol.kind import Kind
 
 TOKEN = b"t" * 16
@@ -29,10 +30,7 @@ def holding(ephemeral: int, persistent: int = 0, slabs: int = 1000, persistent_c
         slabs=slabs,
         ephemeral=ephemeral,
         persistent=persistent,
-        weight=2.0,
-        cap=900,
-        floor=10,
-        persistent_cap=persistent_cap,
+        settings=GuestSettings(cap=900, weight=2.0, floor=10, persistent_cap=persistent_cap),
     )
 
 
@@ -49,22 +47,23 @@ def test_what_was_written_is_read_and_booked_again(holdings: Holdings) -> None:
     holdings.write([Record.of(holding(100, 20), PROCESS, CREDIT)])
     (record,) = holdings.load()
     assert record.process == PROCESS
-    again = record.holding()
+    again = record.holding
     assert (again.ephemeral, again.persistent) == (100 + CREDIT, 20 + CREDIT)
-    assert (again.token, again.name, again.weight, again.cap, again.floor) == (TOKEN, "/mnt/a", 2.0, 900, 10)
+    assert (again.token, again.name) == (TOKEN, "/mnt/a")
+    assert again.settings == holding(100, 20).settings
 
 
 def test_no_more_is_put_down_than_the_guest_may_hold(holdings: Holdings) -> None:
     record = Record.of(holding(690, 290), PROCESS, CREDIT)
-    assert record.persistent == 300, "its persistent cap"
-    assert record.ephemeral == 700, "the rest of its arena"
-    assert Record.of(holding(0, 0, persistent_cap=0), PROCESS, CREDIT).persistent == 0
+    assert record.holding.persistent == 300, "its persistent cap"
+    assert record.holding.ephemeral == 700, "the rest of its arena"
+    assert Record.of(holding(0, 0, persistent_cap=0), PROCESS, CREDIT).holding.persistent == 0
 
 
 def test_the_file_is_ahead_of_every_lend_and_written_for_few(holdings: Holdings, tmp_path: Path) -> None:
     for held in range(1, 501):
         holdings.cover(TOKEN, Kind.EPHEMERAL, 1, partial(records, held))
-        assert holdings.load()[0].ephemeral >= held
+        assert holdings.load()[0].holding.ephemeral >= held
     assert holdings.writes <= 500 // CREDIT + 1
 
 
@@ -75,8 +74,8 @@ def test_the_kinds_have_credits_of_their_own(holdings: Holdings) -> None:
         held[kind] += 1
         holdings.cover(TOKEN, kind, 1, partial(records, held[Kind.EPHEMERAL], held[Kind.PERSISTENT]))
         (record,) = holdings.load()
-        assert record.ephemeral >= held[Kind.EPHEMERAL]
-        assert record.persistent >= held[Kind.PERSISTENT]
+        assert record.holding.ephemeral >= held[Kind.EPHEMERAL]
+        assert record.holding.persistent >= held[Kind.PERSISTENT]
 
 
 def test_nothing_there_is_nothing_held(holdings: Holdings) -> None:

@@ -234,7 +234,7 @@ class World:
         What it had decided and not carried out is not done; the guests go on with what they hold and know.
         """
         held = [] if forget else self.lender.holdings()
-        kept = [Record.of(holding, Process(1, 1, holding.uid), 0).holding() for holding in held]
+        kept = [Record.of(holding, Process(1, 1, holding.uid), 0).holding for holding in held]
         guests = {guest.token: guest for guest in self.guests.values()}
         self.queue.clear()
         self.hanging.clear()
@@ -299,7 +299,7 @@ class World:
         self.booked = total
         if self.queue or self.hanging:
             return
-        kept = sum(account.unpunched for account in self.lender._accounts.values() if account.evicted)
+        kept = sum(account.unpunched for account in self.lender._accounts.values() if account.settings.evicted)
         assert stats.unpunched == kept, "what is punched stays booked"
         for number, guest in self.guests.items():
             account = self.lender._accounts[number]

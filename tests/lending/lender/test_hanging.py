@@ -120,7 +120,7 @@ def test_a_hanging_evicted_guest_is_booked_after_a_restart_until_it_ends() -> No
     assert len(other.ephemeral) == 40
     here.restart(lambda holdings: Lender(100, holdings=holdings))
     assert here.lender.stats().unpunched == 60
-    assert {account.evicted for account in here.lender._accounts.values()} == {True, False}
+    assert {account.settings.evicted for account in here.lender._accounts.values()} == {True, False}
     here.kill(next(guest for guest in here.guests.values() if guest.token == bad.token))
     here.settle()
     assert here.lender.stats().unpunched == 0

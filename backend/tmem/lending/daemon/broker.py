@@ -85,7 +85,7 @@ class Broker:
         self, away: Iterable[tuple[Record, int]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Work until cancelled; `away` are the guests of the tmemd before, each with a pidfd that is closed here."""
-        by_token = {record.token: (record.process, pidfd) for record, pidfd in away}
+        by_token = {record.holding.token: (record.process, pidfd) for record, pidfd in away}
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for number, holding in self._lender.guests_away().items():

@@ -13,6 +13,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -27,69 +28,24 @@ log = logging.getLogger(__name__)
 class Record(msgspec.Struct, frozen=True):
     """What one guest's process holds at most, in slabs, and how it is known again."""
 
-    token: bytes
-    name: str
-    pid: int
-    started: int
-    uid: int
-    slabs: int
-    ephemeral: int
-    persistent: int
-    weight: float
-    cap: int | None
-    floor: int
-    persistent_cap: int | None
-    frozen: bool = False
-    draining: bool = False
-    evicted: bool = False
+    holding: Holding
+    started: int  # start time of the process: its pid may be used again
 
     @classmethod
     def of(cls, holding: Holding, process: Process, credit: int) -> Record:
-        """Put down what is held and `credit` slabs of each kind on top, which no evicted guest is lent any more."""
-        credit = 0 if holding.evicted else credit
-        most = holding.slabs // 2 if holding.persistent_cap is None else holding.persistent_cap
-        persistent = max(holding.persistent, min(holding.persistent + credit, most))
-        return cls(
-            token=holding.token,
-            name=holding.name,
-            pid=process.pid,
-            started=process.started,
-            uid=process.uid,
-            slabs=holding.slabs,
-            ephemeral=min(holding.ephemeral + credit, holding.slabs - persistent),
-            persistent=persistent,
-            weight=holding.weight,
-            cap=holding.cap,
-            floor=holding.floor,
-            persistent_cap=holding.persistent_cap,
-            frozen=holding.frozen,
-            draining=holding.draining,
-            evicted=holding.evicted,
+        """Add `credit` slabs of each kind to what is held, but not to an evicted guest: nothing is lent to it."""
+        credit = 0 if holding.settings.evicted else credit
+        cap = holding.settings.persistent_cap
+        persistent = max(
+            holding.persistent, min(holding.persistent + credit, holding.slabs // 2 if cap is None else cap)
         )
+        ephemeral = min(holding.ephemeral + credit, holding.slabs - persistent)
+        return cls(replace(holding, pid=process.pid, ephemeral=ephemeral, persistent=persistent), process.started)
 
     @property
     def process(self) -> Process:
         """The guest's process."""
-        return Process(self.pid, self.started, self.uid)
-
-    def holding(self) -> Holding:
-        """Give what is booked until the guest says itself which slabs it holds."""
-        return Holding(
-            token=self.token,
-            name=self.name,
-            uid=self.uid,
-            pid=self.pid,
-            slabs=self.slabs,
-            ephemeral=self.ephemeral,
-            persistent=self.persistent,
-            weight=self.weight,
-            cap=self.cap,
-            floor=self.floor,
-            persistent_cap=self.persistent_cap,
-            frozen=self.frozen,
-            draining=self.draining,
-            evicted=self.evicted,
-        )
+        return Process(self.holding.pid, self.started, self.holding.uid)
 
 
 class Holdings:
@@ -145,4 +101,4 @@ class Holdings:
                 log.warning("a tmemd after this one will not know what guests hold: %s: %s", self._path, error)
             self.failures += 1
         # Also after a failure: trying again for every slab would help nobody.
-        self._left = {(record.token, kind): self.credit for record in known for kind in Kind}
+        self._left = {(record.holding.token, kind): self.credit for record in known for kind in Kind}

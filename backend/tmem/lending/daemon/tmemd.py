@@ -140,7 +140,7 @@ async def serve(listen: Callable[[], SocketFile], size: int, policy: str, bounds
             size,
             policy=policy,
             bounds=bounds,
-            holdings=[record.holding() for record, _ in away],
+            holdings=[record.holding for record, _ in away],
         )
         arenas, counters = Arenas(), Counter[str]()
         broker = Broker(lender, arenas, holdings, counters, reserve)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tmem.lending.lender.reclaimpolicy import GuestActivity
+from tmem.lending.lender.settings import GuestSettings
 from tmem.lending.lender.slabmap import SlabMap, State
 from tmem.lending.protocol.runs import Run, Runs
 
@@ -22,7 +24,7 @@ class Revocation:
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """One guest in the ledger. `persistent_set` tells a persistent cap that was asked for from the default."""
+    """One guest in the ledger. Change `settings` with `change`."""
 
     number: int
     token: bytes
@@ -30,17 +32,12 @@ class Account:
     uid: int
     pid: int
     map: SlabMap
-    cap: int
-    persistent_cap: int
-    persistent_set: bool
-    floor: int = 0
+    settings: GuestSettings
+    persistent_share: int = 0  # the persistent cap, unless one was requested
     activity: GuestActivity = field(default_factory=GuestActivity)
     connected: bool = False
     ended: bool = False
-    evicted: bool = False  # it has nothing any more, and is remembered so that it does not come back
     from_before: bool = False  # so much is booked from before a restart, but which slabs it is only its claims tell
-    frozen: bool = False
-    draining: bool = False
     barred: bool = False  # wrote to more than it was lent, again and again
     silent: bool = False  # did not answer the last Revoke: it is not waited for again
     restored: bool = False  # what it holds at most was known when tmemd started
@@ -55,6 +52,17 @@ class Account:
     excess_audits: int = 0
     revoked: int = 0  # slabs given back when asked
     taken: int = 0  # slabs taken without an answer
+
+    def change(self, **settings: Any) -> None:
+        """Change some of the settings."""
+        self.settings = replace(self.settings, **settings)
+        self.activity.weight = self.settings.weight
+
+    @property
+    def persistent_cap(self) -> int:
+        """Persistent slabs that the guest may hold."""
+        requested = self.settings.persistent_cap
+        return self.persistent_share if requested is None else requested
 
     @property
     def ephemeral(self) -> int:
@@ -76,22 +84,22 @@ class Account:
     @property
     def reserved(self) -> int:
         """Slabs of the size that are this guest's whenever it wants them."""
-        return self.floor + max(self.persistent_cap, self.persistent)
+        return self.settings.floor + max(self.persistent_cap, self.persistent)
 
     @property
     def firm(self) -> int:
         """Slabs of these that no other promise is made of: promised on request, or held."""
-        return self.reserved if self.persistent_set else self.floor + self.persistent
+        return self.settings.floor + self.persistent if self.settings.persistent_cap is None else self.reserved
 
     @property
     def takeable(self) -> int:
         """Ephemeral slabs that may be made to come back, beyond those that are to already."""
-        return 0 if self.hangs else max(0, self.gettable - self.floor - self.debt)
+        return 0 if self.hangs else max(0, self.gettable - self.settings.floor - self.debt)
 
     @property
     def gettable(self) -> int:
         """Ephemeral slabs that can be got at: none before it is known which they are, lest others are punched."""
-        return 0 if self.from_before or self.ended or self.evicted else self.map.counts[State.EPHEMERAL]
+        return 0 if self.from_before or self.ended or self.settings.evicted else self.map.counts[State.EPHEMERAL]
 
     @property
     def listens(self) -> bool:
@@ -101,7 +109,7 @@ class Account:
     @property
     def state(self) -> str:
         """Give one word for the table."""
-        if self.evicted:
+        if self.settings.evicted:
             return "evicted"
         if not self.connected:
             return "away"
@@ -109,9 +117,9 @@ class Account:
             "hanging": self.hangs,
             "claiming": self.claims is not None,
             "barred": self.barred,
-            "draining": self.draining,
+            "draining": self.settings.draining,
         }
-        return next((word for word, true in words.items() if true), "frozen" if self.frozen else "connected")
+        return next((word for word, true in words.items() if true), "frozen" if self.settings.frozen else "connected")
 
     def next_serial(self) -> int:
         """Give the serial of the next message that wants an answer; 32 bits, never 0."""
@@ -124,7 +132,7 @@ class Account:
         counts = self.map.counts
         assert self.activity.slabs == self.ephemeral
         assert 0 <= self.debt <= counts[State.EPHEMERAL]
-        assert self.floor <= self.cap <= self.map.total
+        assert self.settings.floor <= self.settings.cap <= self.map.total
         unconfirmed = [run for runs in (*self.unconfirmed.values(), self.untold) for run in runs]
         assert sum(length for _, length in unconfirmed) == counts[State.TAKEN], "taken slabs of which nobody tells"
         assert self.map.holds(unconfirmed, State.TAKEN)

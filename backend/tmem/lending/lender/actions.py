@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tmem.lending.lender.settings import GuestSettings
 from tmem.lending.lender.stats import Why
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import ToGuest
@@ -112,10 +113,4 @@ class Holding:
     slabs: int
     ephemeral: int
     persistent: int
-    weight: float = 1.0
-    cap: int | None = None
-    floor: int = 0
-    persistent_cap: int | None = None
-    frozen: bool = False
-    draining: bool = False
-    evicted: bool = False
+    settings: GuestSettings

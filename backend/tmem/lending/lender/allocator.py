@@ -102,16 +102,16 @@ class Allocator:
         room = ledger.room(account, ask.kind)
         if room < ask.missing:
             ask.denial = Denial.UID_CAP
-            if account.cap - account.held <= room:
+            if account.settings.cap - account.held <= room:
                 ask.denial = Denial.CAP
             elif ask.kind is Kind.PERSISTENT and account.persistent_cap - account.persistent <= room:
                 ask.denial = Denial.PERSISTENT_CAP
         if ask.kind is Kind.EPHEMERAL:
             activities = (other.activity for other in ledger.accounts.values())
             bound = self.policy.bound(account.activity, activities, ledger.size)
-            if bound is not None and max(bound, account.floor) - account.ephemeral < min(room, ask.missing):
+            if bound is not None and max(bound, account.settings.floor) - account.ephemeral < min(room, ask.missing):
                 ask.denial = Denial.SHARE
-                room = max(0, max(bound, account.floor) - account.ephemeral)
+                room = max(0, max(bound, account.settings.floor) - account.ephemeral)
         return room
 
     @staticmethod
@@ -120,9 +120,9 @@ class Allocator:
             return Denial.BARRED
         if account.hangs:
             return Denial.HANGS
-        if account.draining:
+        if account.settings.draining:
             return Denial.DRAINING
-        return Denial.FROZEN if account.frozen or account.claims is not None else None
+        return Denial.FROZEN if account.settings.frozen or account.claims is not None else None
 
     def _give(self, now: float, ask: OpenAsk) -> None:
         """Have made real what is free, as far as the limits go; end the Ask when they leave nothing."""
@@ -162,7 +162,7 @@ class Allocator:
         if ask.kind is Kind.PERSISTENT:
             forced, spared = want, None
         else:
-            forced, spared = min(want, max(0, account.floor - account.ephemeral)), account
+            forced, spared = min(want, max(0, account.settings.floor - account.ephemeral)), account
         self._take_back(now, forced, None, spared)
         self._take_back(now, want - forced, account, account)
         self.serve(now)
@@ -201,7 +201,7 @@ class Allocator:
     def made(self, now: float, batch_number: int, account: Account, real: Runs) -> None:
         """Lend what is real of a batch, free the rest; short memory ends the Ask."""
         batch = self._batches.pop(batch_number, None)
-        if batch is None and account.evicted:
+        if batch is None and account.settings.evicted:
             return
         if batch is None or batch.account is not account:
             raise ValueError(f"no batch {batch_number} of guest {account.number}")

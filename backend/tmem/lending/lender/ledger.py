@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.account import Account
 from tmem.lending.lender.actions import Holding, Refusal
+from tmem.lending.lender.settings import GuestSettings
 from tmem.lending.lender.slabmap import SlabMap, State
 from tmem.lending.lender.stats import Why
 from tmem.lending.lender.unpunched import Unpunched
@@ -132,7 +133,7 @@ class Ledger:
 
     def room(self, account: Account, kind: Kind) -> int:
         """Give how many more slabs the limits let the guest hold, not regarding what is free."""
-        room = account.cap - account.held
+        room = account.settings.cap - account.held
         if kind is Kind.PERSISTENT:
             room = min(room, account.persistent_cap - account.persistent)
         if self._bounds.cap is not None and account.uid != 0:
@@ -163,7 +164,8 @@ class Ledger:
                 retry=True,
             )
         promised = None if wanted is None else most
-        account = self._open(Holding(hello.token, hello.name, uid, pid, hello.slabs, 0, 0, persistent_cap=promised))
+        settings = GuestSettings(cap=hello.slabs, persistent_cap=promised)
+        account = self._open(Holding(hello.token, hello.name, uid, pid, hello.slabs, 0, 0, settings))
         return account, [other for other in self._share() if other is not account]
 
     def _is_full(self, uid: int, slabs: int) -> bool:
@@ -185,14 +187,9 @@ class Ledger:
             holding.uid,
             holding.pid,
             SlabMap(slabs),
-            cap=slabs if holding.cap is None else holding.cap,
-            persistent_cap=holding.persistent_cap or 0,
-            persistent_set=holding.persistent_cap is not None,
-            floor=holding.floor,
-            frozen=holding.frozen,
-            draining=holding.draining,
+            holding.settings,
         )
-        account.activity.weight, account.activity.uid = holding.weight, holding.uid
+        account.activity.weight, account.activity.uid = holding.settings.weight, holding.uid
         self.accounts[account.number] = account
         self.totals[State.FREE] += slabs
         return account
@@ -201,9 +198,8 @@ class Ledger:
         """Open the accounts of guests from before a restart; promises that no longer fit are lowered."""
         for holding in holdings:
             account = self._open(holding)
-            if holding.evicted:
-                account.evicted, account.persistent_set = True, True
-                account.floor = account.persistent_cap = 0
+            if holding.settings.evicted:
+                account.change(floor=0, persistent_cap=0)
                 # Its arena was not punched yet, and will not be: an evicted guest does not come back with it.
                 self.unpunched.set_hanging(account, True)
                 self.unpunched.add(account, holding.ephemeral + holding.persistent)
@@ -213,12 +209,13 @@ class Ledger:
             self.move(account, ((0, holding.ephemeral),), State.EPHEMERAL)
             self.move(account, ((holding.ephemeral, holding.persistent),), State.PERSISTENT)
         accounts = self.accounts.values()
-        for account in sorted(accounts, key=lambda account: account.persistent - account.persistent_cap):
+        requested = [account for account in accounts if account.settings.persistent_cap is not None]
+        for account in sorted(requested, key=lambda account: account.persistent - account.persistent_cap):
             if (over := self.firm() - self.size) > 0:
-                account.persistent_cap = max(account.persistent, account.persistent_cap - over)
+                account.change(persistent_cap=max(account.persistent, account.persistent_cap - over))
         for account in accounts:
             if (over := self.firm() - self.size) > 0:
-                account.floor = max(0, account.floor - over)
+                account.change(floor=max(0, account.settings.floor - over))
         self.size = max(self.size, self.firm())
         self._share()
 
@@ -226,8 +223,8 @@ class Ledger:
         """Leave a guest nothing, neither slabs nor promises. Gives the accounts whose limits changed."""
         self.unpunched.closed(account)
         self.load(account, bytearray())
-        account.floor = account.persistent_cap = 0
-        account.persistent_set, account.from_before = True, False
+        account.change(floor=0, persistent_cap=0)
+        account.from_before = False
         return self._share()
 
     def close(self, account: Account) -> list[Account]:
@@ -276,7 +273,7 @@ class Ledger:
 
         Each has what it holds, and on top an even part of the rest, to half of its arena at most.
         """
-        loose = [account for account in self.accounts.values() if not account.persistent_set]
+        loose = [account for account in self.accounts.values() if account.settings.persistent_cap is None]
         loose.sort(key=lambda account: account.map.total // 2 - account.persistent)
         left = self.size - self.firm()
         peers = Counter(account.uid for account in loose)
@@ -292,7 +289,7 @@ class Ledger:
             promised[uid] += part
             peers[uid] -= 1
             if account.persistent_cap != account.persistent + part:
-                account.persistent_cap = account.persistent + part
+                account.persistent_share = account.persistent + part
                 changed.append(account)
         return changed
 
@@ -301,8 +298,9 @@ class Ledger:
     ) -> list[Account]:
         """Change limits; gives the accounts whose limits changed. Refusal leaves everything as it was."""
         total = account.map.total
-        new_cap = account.cap if cap is None else cap
-        new_floor = account.floor if floor is None else floor
+        old = account.settings
+        new_cap = old.cap if cap is None else cap
+        new_floor = old.floor if floor is None else floor
         promised = account.persistent_cap if persistent_cap is None else persistent_cap
         for name, value in (("cap", new_cap), ("floor", new_floor), ("persistent cap", promised)):
             if value > total:
@@ -314,7 +312,7 @@ class Ledger:
                 f"a cap of {as_bytes(new_cap)} is below the floor of {as_bytes(new_floor)}: lower the floor too",
                 Why.LIMITS,
             )
-        firm = account.persistent_set or persistent_cap is not None
+        firm = old.persistent_cap is not None or persistent_cap is not None
         wanted = new_floor + (max(promised, account.persistent) if firm else account.persistent)
         promisable = self._promisable(account.uid, account)
         if wanted > max(promisable, account.firm):
@@ -323,9 +321,12 @@ class Ledger:
                 "lower those of others, or resize",
                 Why.PROMISE,
             )
-        account.cap, account.floor, account.persistent_cap, account.persistent_set = new_cap, new_floor, promised, firm
-        if weight is not None:
-            account.activity.weight = weight
+        account.change(
+            cap=new_cap,
+            weight=old.weight if weight is None else weight,
+            floor=new_floor,
+            persistent_cap=promised if firm else None,
+        )
         return [account, *(other for other in self._share() if other is not account)]
 
     def resize(self, size: int) -> None:

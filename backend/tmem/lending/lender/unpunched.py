@@ -46,7 +46,7 @@ class Unpunched:
         """Take in how many slabs were punched and live on; arenas that are being closed are punched bit by bit."""
         closing: Counter[int] = Counter()
         for account in accounts:
-            if account.ended or account.evicted:
+            if account.ended or account.settings.evicted:
                 closing[account.uid] += account.held
         self.pinned.look(found, self._of + closing)
 
