@@ -60,7 +60,7 @@ class LentMemory:
         self._say(guest, Ask(self._serial, guest.batch, False, guest.pool.age(self.now)))
 
     def _say(self, guest: Borrowing, message: FromGuest) -> None:
-        self._perform(self.lender.received(self.now, guest.number, message))
+        self._perform(self.lender.on_message(self.now, guest.number, message))
 
     def _perform(self, actions: Iterable[Action]) -> None:
         queue = self._queue
@@ -68,9 +68,9 @@ class LentMemory:
         while queue:
             action = queue.popleft()
             if isinstance(action, Populate):
-                queue.extend(self.lender.made(self.now, action.guest, action.batch, action.runs))
+                queue.extend(self.lender.on_populated(self.now, action.guest, action.batch, action.runs))
             elif isinstance(action, Punch) and action.freed:
-                queue.extend(self.lender.punched(self.now, action.guest, action.freed))
+                queue.extend(self.lender.on_punched(self.now, action.guest, action.freed))
             elif isinstance(action, Send):
                 self._act(self.guests[action.guest - 1], action.message)
 
@@ -87,4 +87,4 @@ class LentMemory:
         elif isinstance(message, Revoke):
             runs = guest.give(message.slabs)
             answer = Return(runs, False, message.serial, True, guest.pool.age(self.now))
-            self._queue.extend(self.lender.received(self.now, guest.number, answer))
+            self._queue.extend(self.lender.on_message(self.now, guest.number, answer))

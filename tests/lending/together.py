@@ -110,7 +110,7 @@ class Together:
                 guest = self.of(action.guest)
                 assert guest is not None
                 self.listen(guest)
-                self.perform(self.lender.dry(self.now, action.guest))
+                self.perform(self.lender.on_socket_drained(self.now, action.guest))
             else:
                 assert not isinstance(action, HangUp), "an honest guest is cut off"
                 self._waiting.append(action)
@@ -124,15 +124,15 @@ class Together:
                 case Populate(number, batch, runs, _):
                     for first, count in runs:
                         os.posix_fallocate(guest.source.fd, first * SLAB_SIZE, count * SLAB_SIZE)
-                    self.perform(self.lender.made(self.now, number, batch, runs))
+                    self.perform(self.lender.on_populated(self.now, number, batch, runs))
                 case Punch(number, runs, freed):
                     for slab in slabs_of(runs):
                         punch(guest.source.fd, slab)
                     if freed:
-                        self.perform(self.lender.punched(self.now, number, freed))
+                        self.perform(self.lender.on_punched(self.now, number, freed))
                 case FindHoles(number, runs):
                     holes = runs_of(slab for slab in slabs_of(runs) if not is_whole(guest.source.fd, slab))
-                    self.perform(self.lender.holes(self.now, number, holes))
+                    self.perform(self.lender.on_holes_found(self.now, number, holes))
                 case Close():
                     raise AssertionError("nobody ended")
 
@@ -145,7 +145,7 @@ class Together:
         while guest.outbox and guest.number is not None:
             (message,) = tmemd_decoder().feed(encode(guest.outbox.popleft()))
             assert isinstance(message, FromGuest)
-            self.perform(self.lender.received(self.now, guest.number, message))
+            self.perform(self.lender.on_message(self.now, guest.number, message))
 
     def connect(self, guest: Guest) -> None:
         """Register a guest, after it has read its old socket to the end."""
@@ -170,7 +170,7 @@ class Together:
         self.listen(guest)
         assert guest.number is not None
         number, guest.number = guest.number, None
-        self.perform(self.lender.disconnected(self.now, number))
+        self.perform(self.lender.on_disconnected(self.now, number))
 
     def kill_lender(self, size: int) -> None:
         """Start another lender with the holdings of this one; what was on its way to it is lost."""

@@ -11,7 +11,7 @@ from tmem.arena import punch
 from tmem.lending.guest.borrower import FIRST_ASK, MOST_RETRY, STEP
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import (
-    BATCH,
+    BATCH_SLABS,
     RETRY,
     Ask,
     Claim,
@@ -76,7 +76,7 @@ def test_asks_grow_with_what_is_held_and_one_is_open_at_a_time(make: Make) -> No
         loan.lend(((held, ask.slabs),), ask.serial)
         held += ask.slabs
     assert sizes == sorted(sizes)
-    assert (sizes[0], sizes[-1]) == (FIRST_ASK, BATCH)
+    assert (sizes[0], sizes[-1]) == (FIRST_ASK, BATCH_SLABS)
 
 
 def test_the_parts_of_a_lend_are_used_at_once_and_the_last_closes_the_ask(make: Make) -> None:

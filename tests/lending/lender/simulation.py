@@ -26,7 +26,7 @@ from tmem.lending.lender.actions import (
     Send,
 )
 from tmem.lending.lender.lender import Lender
-from tmem.lending.lender.reclaimer import WINDOW
+from tmem.lending.lender.reclaimer import MAX_UNCONFIRMED
 from tmem.lending.lender.slabmap import State
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.messages import FromGuest, ToGuest
@@ -97,7 +97,7 @@ class Guest:
                 taken = [slabs_of(later.runs) for later in self.inbox if isinstance(later, m.Taken)]
                 unconfirmed = len(taken) + sum(isinstance(said, m.Confirm) for said in self.outbox)
                 # With so many it is not told of more.
-                assert lent <= self.real.union(*taken) or unconfirmed == WINDOW, "lent what is not real"
+                assert lent <= self.real.union(*taken) or unconfirmed == MAX_UNCONFIRMED, "lent what is not real"
                 (self.persistent if persistent else self.ephemeral).update(lent)
                 if done:
                     del self.asks[serial]
@@ -141,7 +141,7 @@ class World:
                 guest.inbox.append(action.message)
             elif isinstance(action, DrainSocket):
                 self.hear(self.guests[action.guest])
-                self.perform(self.lender.dry(self.now, action.guest))
+                self.perform(self.lender.on_socket_drained(self.now, action.guest))
             elif isinstance(action, HangUp):
                 guest = self.guests[action.guest]
                 guest.read()
@@ -163,13 +163,13 @@ class World:
     def hang(self, guest: Guest) -> None:
         """Let calls on a guest's arena not return from now on; that has been noticed."""
         self.hanging[guest.number] = deque()
-        self.perform(self.lender.hangs(self.now, guest.number, True))
+        self.perform(self.lender.on_hang(self.now, guest.number, True))
 
     def go_on(self, guest: Guest) -> None:
         """Let calls on a guest's arena return."""
         for action in self.hanging.pop(guest.number):
             self.do(action)
-        self.perform(self.lender.hangs(self.now, guest.number, False))
+        self.perform(self.lender.on_hang(self.now, guest.number, False))
 
     def do(self, action: Action) -> None:
         """Carry one action out."""
@@ -183,20 +183,20 @@ class World:
                 if self.short is not None:
                     self.short -= len(real)
                 guest.real.update(real)
-                self.perform(self.lender.made(self.now, number, batch, runs_of(real)))
+                self.perform(self.lender.on_populated(self.now, number, batch, runs_of(real)))
             case Punch(number, runs, freed):
                 guest.real -= {slab for slab in guest.real if any(a <= slab < a + n for a, n in runs)}
                 if freed:
-                    self.perform(self.lender.punched(self.now, number, freed))
+                    self.perform(self.lender.on_punched(self.now, number, freed))
             case CountPopulated(number, held):
-                self.perform(self.lender.audited(self.now, number, held, len(guest.real) * SLAB_SIZE))
+                self.perform(self.lender.on_audited(self.now, number, held, len(guest.real) * SLAB_SIZE))
             case FindHoles(number, runs):
-                self.perform(self.lender.holes(self.now, number, runs_of(set(slabs_of(runs)) - guest.real)))
+                self.perform(self.lender.on_holes_found(self.now, number, runs_of(set(slabs_of(runs)) - guest.real)))
             case Close(number) if any(other.guest == number for other in self.queue):
                 self.queue.append(action)  # what came of an earlier action comes before
             case Close(number):
                 guest.real.clear()
-                self.perform(self.lender.closed(self.now, number))
+                self.perform(self.lender.on_closed(self.now, number))
                 if number not in self.lender._accounts:
                     del self.guests[number]
                     self.gone.append(guest)
@@ -222,7 +222,7 @@ class World:
     def hear(self, guest: Guest) -> None:
         """Let the lender read all that a guest sent."""
         while guest.outbox and guest.connected:
-            self.perform(self.lender.received(self.now, guest.number, guest.outbox.popleft()))
+            self.perform(self.lender.on_message(self.now, guest.number, guest.outbox.popleft()))
 
     def audit(self) -> None:
         """Have what is real counted, once all that waits is done."""
@@ -253,7 +253,7 @@ class World:
         self.hear(guest)
         guest.connected = False
         guest.inbox.clear()
-        self.perform(self.lender.disconnected(self.now, guest.number))
+        self.perform(self.lender.on_disconnected(self.now, guest.number))
 
     def evict(self, guest: Guest) -> None:
         """End a guest as tmemctl evict does; one that is away or stopped finds its memory gone."""
@@ -265,7 +265,7 @@ class World:
         """End a guest's process."""
         guest.connected = False
         guest.outbox.clear()
-        self.perform(self.lender.ended(self.now, guest.number))
+        self.perform(self.lender.on_process_ended(self.now, guest.number))
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass; the lender is woken when it wanted to be."""
@@ -307,10 +307,10 @@ class World:
             persistent = set(slabs_of(account.map.runs(State.PERSISTENT)))
             booked = ephemeral | persistent
             assert guest.persistent <= guest.real, "a persistent slab lost its memory"
-            if account.from_before:  # so many slabs, whichever they are
+            if account.slabs_unknown:  # so many slabs, whichever they are
                 continue
             assert guest.persistent <= booked, "a persistent slab is booked no more"
-            if account.listens and not (guest.inbox or guest.outbox):
+            if account.is_attached and not (guest.inbox or guest.outbox):
                 assert guest.ephemeral == ephemeral
                 assert guest.persistent == persistent
                 assert guest.real == booked

@@ -6,7 +6,7 @@ import pytest
 
 from tests.lending.lender.simulation import add, counters, hold, world
 from tmem.lending.lender.actions import GuestFault
-from tmem.lending.lender.lender import BATCH
+from tmem.lending.lender.lender import BATCH_SLABS
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
 
@@ -25,11 +25,11 @@ def test_what_is_free_is_lent_at_once() -> None:
 def test_a_large_ask_is_answered_in_batches_of_which_the_last_is_done() -> None:
     here = world(1000)
     guest = add(here)
-    guest.ask(2 * BATCH + 1)
+    guest.ask(2 * BATCH_SLABS + 1)
     here.hear(guest)
     here.work()
     lends = [message for message in guest.inbox if isinstance(message, m.Lend)]
-    assert [sum(count for _, count in lend.runs) for lend in lends] == [BATCH, BATCH, 1]
+    assert [sum(count for _, count in lend.runs) for lend in lends] == [BATCH_SLABS, BATCH_SLABS, 1]
     assert [lend.done for lend in lends] == [False, False, True]
     here.settle()
 

@@ -10,7 +10,7 @@ from tests.lending.lender.simulation import World, add, counters, hold, world
 from tmem.lending.lender import sweeper
 from tmem.lending.lender.actions import Punch, Refusal
 from tmem.lending.lender.ledger import UserBounds
-from tmem.lending.lender.lender import BATCH, EXCESS_AUDITS, Lender
+from tmem.lending.lender.lender import BATCH_SLABS, EXCESS_AUDITS, Lender
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.runs import runs_of, split_for_messages
@@ -152,13 +152,13 @@ def test_an_excess_is_punched_and_one_that_stays_ends_the_lending() -> None:
     guest = add(here)
     hold(here, guest, 10)
     for _ in range(EXCESS_AUDITS + 2):
-        guest.real |= set(range(100, 100 + BATCH))
+        guest.real |= set(range(100, 100 + BATCH_SLABS))
         here.audit()
         here.settle()
         assert len(guest.real) == 10, "an excess of one batch may come from late puts: punched, no more"
     for _ in range(EXCESS_AUDITS):
         assert not here.lender.stats().counters["barred_guests"]
-        guest.real |= set(range(100, 101 + BATCH))
+        guest.real |= set(range(100, 101 + BATCH_SLABS))
         here.audit()
         here.settle()
     assert here.lender.stats().counters["barred_guests"] == 1
@@ -168,7 +168,7 @@ def test_an_excess_is_punched_and_one_that_stays_ends_the_lending() -> None:
 
 
 def test_an_excess_in_a_large_scattered_arena_is_punched_in_steps() -> None:
-    slabs = 4 * sweeper.PIECE
+    slabs = 4 * sweeper.CHUNK_RUNS
     here = world(slabs)
     guest = add(here, slabs=slabs)
     while len(guest.ephemeral) < slabs:
@@ -179,10 +179,10 @@ def test_an_excess_in_a_large_scattered_arena_is_punched_in_steps() -> None:
         guest.say(m.Return(part, last=last))
     here.settle()
     guest.real |= {1, slabs - 1}
-    here.perform(here.lender.audited(here.now, guest.number, slabs // 2, (slabs // 2 + 2) * SLAB))
+    here.perform(here.lender.on_audited(here.now, guest.number, slabs // 2, (slabs // 2 + 2) * SLAB))
     (punch,) = here.queue
     assert isinstance(punch, Punch)
-    assert len(punch.runs) == sweeper.PIECE
+    assert len(punch.runs) == sweeper.CHUNK_RUNS
     hold(here, guest, m.MAX_ASK)
     assert guest.real == guest.ephemeral
     assert counters(here)["excess_audits"] == 1
@@ -192,8 +192,8 @@ def test_an_audit_that_finds_what_is_booked_or_less_does_nothing() -> None:
     here = world()
     guest = add(here)
     hold(here, guest, 10)
-    assert here.lender.audited(here.now, guest.number, 10, 10 * SLAB) == []
-    assert here.lender.audited(here.now, guest.number, 10, 3 * SLAB) == []
+    assert here.lender.on_audited(here.now, guest.number, 10, 10 * SLAB) == []
+    assert here.lender.on_audited(here.now, guest.number, 10, 3 * SLAB) == []
     assert counters(here)["excess_audits"] == 0
 
 
@@ -204,7 +204,7 @@ def test_the_memory_of_a_dead_guest_is_free_once_its_arena_is_closed() -> None:
     here = world()
     guest, other = add(here), add(here)
     hold(here, guest, 100)
-    here.perform(here.lender.disconnected(here.now, guest.number))
+    here.perform(here.lender.on_disconnected(here.now, guest.number))
     guest.connected = False
     assert here.lender.stats().free == 0, "the end of a connection is not the end of a guest"
     here.kill(guest)

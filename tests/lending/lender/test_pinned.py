@@ -11,50 +11,50 @@ from tmem.lending.lender.pinned import Pinned
 
 
 def look(here: World, slabs: int) -> None:
-    here.perform(here.lender.looked(here.now, slabs * SLAB_SIZE))
+    here.perform(here.lender.on_pinned(here.now, slabs * SLAB_SIZE))
     here.settle()
 
 
 def test_a_sole_user_is_charged_at_most_what_it_gave_up() -> None:
     pinned = Pinned()
-    pinned.look(5, Counter())
+    pinned.update(5, Counter())
     pinned.punched(1, 10)
-    pinned.look(12, Counter())
+    pinned.update(12, Counter())
     assert pinned.of == {1: 7}
     pinned.punched(1, 10)
-    pinned.look(100, Counter())
+    pinned.update(100, Counter())
     assert pinned.of == {1: 17}
 
 
 def test_what_there_was_before_and_what_others_may_have_kept_is_nobodys() -> None:
     pinned = Pinned()
     pinned.punched(1, 10)
-    pinned.look(10, Counter())
+    pinned.update(10, Counter())
     assert not pinned.of.total()
     pinned.punched(1, 10)
     pinned.punched(2, 4)
-    pinned.look(10 + 9, Counter())
+    pinned.update(10 + 9, Counter())
     assert (pinned.of[1], pinned.of[2]) == (5, 0), "of nine the second may have kept four"
 
 
 def test_what_may_have_been_punched_counts_although_nobody_said_so_yet() -> None:
     pinned = Pinned()
-    pinned.look(0, Counter())
+    pinned.update(0, Counter())
     pinned.punched(1, 10)
-    pinned.look(10, Counter({2: 6}))
+    pinned.update(10, Counter({2: 6}))
     assert pinned.of == {1: 4}
 
 
 def test_what_went_away_may_have_been_anybodys() -> None:
     pinned = Pinned()
-    pinned.look(0, Counter())
+    pinned.update(0, Counter())
     for uid, slabs in ((1, 10), (2, 4)):
         pinned.punched(uid, slabs)
-        pinned.look(pinned.of.total() + slabs, Counter())
+        pinned.update(pinned.of.total() + slabs, Counter())
     assert pinned.of == {1: 10, 2: 4}
-    pinned.look(8, Counter())
+    pinned.update(8, Counter())
     assert pinned.of == {1: 4}
-    pinned.look(0, Counter())
+    pinned.update(0, Counter())
     assert not pinned.of
 
 

@@ -8,9 +8,9 @@ from tests.lending.lender.simulation import Guest, World
 from tmem.lending.lender.actions import GuestFault, Refusal
 from tmem.lending.lender.lender import EXCESS_AUDITS, Lender
 from tmem.lending.lender.reattacher import CLAIM_SECONDS
-from tmem.lending.lender.reclaimer import STEP, WINDOW
+from tmem.lending.lender.reclaimer import MAX_UNCONFIRMED, STEP_SLABS
 from tmem.lending.protocol import messages as m
-from tmem.lending.protocol.messages import BATCH
+from tmem.lending.protocol.messages import BATCH_SLABS
 
 
 def guest_of(slabs: int = 1000, number: int = 1) -> Guest:
@@ -349,7 +349,7 @@ def test_losses_are_told_no_faster_than_the_guest_confirms_them() -> None:
     there.join(guest, again=True)
     there.hear(guest)
     told = [message for message in guest.inbox if isinstance(message, m.Taken)]
-    assert len(told) == WINDOW < 900 / STEP
+    assert len(told) == MAX_UNCONFIRMED < 900 / STEP_SLABS
     there.settle()
     assert len(guest.ephemeral) == 100
     assert there.lender.stats().counters["lost_slabs"] == 900
@@ -406,7 +406,7 @@ def test_an_unknown_guest_that_does_not_claim_in_time_has_nothing(stays: bool) -
     here.settle()
     assert (len(guest.real), here.lender.stats().ephemeral) == (0, 0)
     for _ in range(EXCESS_AUDITS):
-        guest.real = set(range(BATCH + 1))
+        guest.real = set(range(BATCH_SLABS + 1))
         here.audit()
         here.settle()
         assert guest.real == set()

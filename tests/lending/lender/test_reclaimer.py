@@ -8,8 +8,8 @@ import pytest
 
 from tests.lending.lender.simulation import Guest, World, add, counters, hold, report, world
 from tmem.lending.lender.actions import GuestFault
-from tmem.lending.lender.lender import BATCH, PATIENCE
-from tmem.lending.lender.reclaimer import CHUNK
+from tmem.lending.lender.lender import BATCH_SLABS, REVOKE_TIMEOUT
+from tmem.lending.lender.reclaimer import CHUNK_SLABS
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.kind import Kind
@@ -79,7 +79,7 @@ def test_a_stopped_guest_is_reclaimed_after_its_timeout_and_recovers() -> None:
     report(here, stopped, 50.0)
     asker.ask(40)
     here.hear(asker)
-    assert here.lender.deadline() == pytest.approx(here.now + PATIENCE)
+    assert here.lender.deadline() == pytest.approx(here.now + REVOKE_TIMEOUT)
     here.settle()
     assert len(asker.ephemeral) == 40
     assert counters(here)["unanswered_revokes"] == 1
@@ -119,7 +119,7 @@ def test_a_guest_is_told_in_steps_what_was_taken() -> None:
     report(here, stopped, 50.0)
     asker.ask(150)
     here.hear(asker)
-    here.pass_time(PATIENCE)
+    here.pass_time(REVOKE_TIMEOUT)
     told = [message for message in stopped.inbox if isinstance(message, m.Taken)]
     assert [sum(count for _, count in taken.runs) for taken in told] == [32, 32, 32, 32, 22]
     stopped.stopped = False
@@ -154,9 +154,9 @@ def test_who_gives_confirms_or_claims_what_is_not_its_is_at_fault(message: m.Fro
 
 
 def test_much_is_taken_in_pieces_and_others_are_heard_between_them() -> None:
-    here = world(4 * CHUNK)
-    away, other = add(here, 4 * CHUNK), add(here)
-    while len(away.ephemeral) < 3 * CHUNK:
+    here = world(4 * CHUNK_SLABS)
+    away, other = add(here, 4 * CHUNK_SLABS), add(here)
+    while len(away.ephemeral) < 3 * CHUNK_SLABS:
         hold(here, away, 1024)
     here.hang_up(away)
     for piece in range(1, 4):
@@ -165,7 +165,7 @@ def test_much_is_taken_in_pieces_and_others_are_heard_between_them() -> None:
         else:
             assert here.lender.deadline() == -inf, "the rest is taken at once, and not in the same stretch"
             here.pass_time(0.0)
-        assert counters(here)["taken_slabs"] == piece * CHUNK
+        assert counters(here)["taken_slabs"] == piece * CHUNK_SLABS
         report(here, other, None)
     assert here.lender.deadline() is None
     here.settle()
@@ -221,11 +221,11 @@ def test_a_guest_that_reports_no_age_gets_a_start_and_then_yields() -> None:
     silent, other = add(here), add(here)
     hold(here, other, 300)
     busy(here, other, 0.5, 1)
-    hold(here, silent, BATCH)
+    hold(here, silent, BATCH_SLABS)
     here.pass_time(1.0)
     busy(here, other, 0.5, 1)
     hold(here, silent, 100)
-    assert len(silent.ephemeral) == BATCH
+    assert len(silent.ephemeral) == BATCH_SLABS
     assert silent.denied == [Denial.YOUNGER.value]
 
 

@@ -6,7 +6,14 @@ from math import inf
 
 import pytest
 
-from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES, SILENT, GuestActivity, ReclaimPolicy, choose
+from tmem.lending.lender.reclaimpolicy import (
+    DEFAULT,
+    RECLAIM_POLICIES,
+    IDLE_SECONDS,
+    GuestActivity,
+    ReclaimPolicy,
+    choose,
+)
 from tmem.lending.protocol.messages import Report
 
 FORCED = (inf, inf)
@@ -20,7 +27,7 @@ def activity(slabs: int, age: float | None, hits: int = 0, ghosts: int = 0, weig
     """Give a guest that is busy at time 100 and has had so many hits a second for a minute."""
     made = GuestActivity(weight, slabs)
     for second in range(41, 101):
-        made.take_in(second, report(age, hits * second, ghosts * second, second))
+        made.on_report(second, report(age, hits * second, ghosts * second, second))
     return made
 
 
@@ -28,8 +35,8 @@ def idle(slabs: int, age: float) -> GuestActivity:
     """Give a guest that last did something at time 90."""
     made = GuestActivity(1.0, slabs)
     for second in range(41, 91):
-        made.take_in(second, report(age, 1000 * second))
-    made.take_in(91.0, report(age + 1.0, 90_000))
+        made.on_report(second, report(age, 1000 * second))
+    made.on_report(91.0, report(age + 1.0, 90_000))
     return made
 
 
@@ -76,7 +83,7 @@ def test_a_guest_that_is_silent_is_idle_even_if_it_did_not_say_so(name: str) -> 
     policy = RECLAIM_POLICIES[name]()
     policy.survey([stopped, asker], 100.5)
     assert policy.value(stopped, 100.5)[0] == 1
-    assert policy.value(stopped, 100.1 + SILENT)[0] == 0
+    assert policy.value(stopped, 100.1 + IDLE_SECONDS)[0] == 0
 
 
 def test_mix_lets_useful_pages_stay_longer() -> None:

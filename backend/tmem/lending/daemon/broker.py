@@ -152,7 +152,7 @@ class Broker:
         guest = self._guests.get(number)
         if guest is not None and guest.connection is connection:
             guest.connection = None
-            self._perform(self._lender.disconnected(time.monotonic(), number))
+            self._perform(self._lender.on_disconnected(time.monotonic(), number))
 
     def answer(self, verb: Verb, uid: int) -> list[Answer]:
         """Carry out what somebody asked for with tmemctl."""
@@ -243,13 +243,13 @@ class Broker:
                     self._hear(number, messages)
             except (CutOff, GuestFault, Ended) as error:
                 self._cut(number, error)
-        self._perform(self._lender.dry(time.monotonic(), number))
+        self._perform(self._lender.on_socket_drained(time.monotonic(), number))
 
     def _hear(self, number: int, messages: Iterable[FromGuest | Verb]) -> None:
         for message in messages:
             if isinstance(message, Verb):
                 raise CutOff("malformed", "a guest used a verb of tmemctl")
-            self._perform(self._lender.received(time.monotonic(), number, message))
+            self._perform(self._lender.on_message(time.monotonic(), number, message))
 
     def _cut(self, number: int, error: Exception) -> None:
         """End a guest's connection; whoever waits for it is woken and says that it is disconnected."""
@@ -288,19 +288,19 @@ class Broker:
         """Tell the lender what came of a decision."""
         now, lender = time.monotonic(), self._lender
         if isinstance(work, Populate):
-            self._perform(lender.made(now, work.guest, work.batch, result.runs))
+            self._perform(lender.on_populated(now, work.guest, work.batch, result.runs))
         elif isinstance(work, FindHoles):
-            self._perform(lender.holes(now, work.guest, result.runs))
+            self._perform(lender.on_holes_found(now, work.guest, result.runs))
         elif isinstance(work, CountPopulated):
-            self._perform(lender.audited(now, work.guest, work.held, result.populated_bytes))
+            self._perform(lender.on_audited(now, work.guest, work.held, result.populated_bytes))
         elif not isinstance(work, Punch):
             self._unwritten = True
-            self._perform(lender.closed(now, work.guest))
+            self._perform(lender.on_closed(now, work.guest))
         elif work.freed:
-            self._perform(lender.punched(now, work.guest, work.freed))
+            self._perform(lender.on_punched(now, work.guest, work.freed))
 
     def _hangs(self, number: int, does: bool) -> None:
-        self._perform(self._lender.hangs(time.monotonic(), number, does))
+        self._perform(self._lender.on_hang(time.monotonic(), number, does))
 
     async def _watch(self, number: int, pidfd: int) -> None:
         """Wait for the end of a guest's process, then free what it held."""
@@ -312,7 +312,7 @@ class Broker:
         if guest.connection is not None:
             hang_up(guest.connection)
         log.info("guest %d (pid %d) has ended", number, guest.process.pid, extra=about(guest.process.uid))
-        self._perform(self._lender.ended(time.monotonic(), number))
+        self._perform(self._lender.on_process_ended(time.monotonic(), number))
 
     async def _keep_deadlines(self) -> None:
         """Wake the lender when it wants to be woken."""
@@ -332,7 +332,7 @@ class Broker:
             self._perform(self._lender.audit())
             pinned = await trio.to_thread.run_sync(self._headroom.pinned)
             if pinned is not None:
-                self._perform(self._lender.looked(time.monotonic(), pinned))
+                self._perform(self._lender.on_pinned(time.monotonic(), pinned))
             self.flush_holdings()
 
     # What is told.

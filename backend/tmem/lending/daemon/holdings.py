@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -47,6 +48,16 @@ class Record(msgspec.Struct, frozen=True):
         """The guest's process."""
         return Process(self.holding.pid, self.started, self.holding.uid)
 
+    def flat(self) -> dict[str, Any]:
+        """Return the entry of the file: all fields side by side."""
+        fields: dict[str, Any] = msgspec.to_builtins(self.holding)
+        return {"started": self.started, **fields.pop("settings"), **fields}
+
+    @classmethod
+    def parse(cls, flat: dict[str, Any]) -> Record:
+        """Read an entry of the file; msgspec.ValidationError when it is not one."""
+        return msgspec.convert({"holding": {**flat, "settings": flat}, "started": flat.get("started")}, cls)
+
 
 class Holdings:
     """Keep the file ahead of what is held. `credit` slabs of each kind are put down on top for each guest."""
@@ -60,7 +71,7 @@ class Holdings:
     def load(self) -> list[Record]:
         """Read what the tmemd before left; nothing when there is no such file, or not one of ours."""
         try:
-            return msgspec.json.decode(self._read(), type=list[Record])
+            return [Record.parse(flat) for flat in msgspec.json.decode(self._read(), type=list[dict[str, Any]])]
         except FileNotFoundError:
             pass
         except (OSError, msgspec.MsgspecError) as error:
@@ -93,7 +104,7 @@ class Holdings:
                 fresh.unlink()
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
-                file.write(msgspec.json.encode(known))
+                file.write(msgspec.json.encode([record.flat() for record in known]))
             fresh.rename(self._path)
             self.writes += 1
         except OSError as error:

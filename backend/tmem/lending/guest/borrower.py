@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import (
-    BATCH,
+    BATCH_SLABS,
     RETRY,
     TOKEN_BYTES,
     VERSION,
@@ -49,7 +49,7 @@ from tmem.pool import Tmem
 
 TICK = 0.9  # seconds between reports
 UNASKED = 0  # in the place of a Revoke's serial: what a lower persistent cap does not allow any more
-FIRST_ASK = BATCH // 4
+FIRST_ASK = BATCH_SLABS // 4
 MOST_RETRY = 1.6  # seconds
 LOSE = 32  # slabs forgotten between two looks at the requests
 STEP = 8  # slabs given up between two looks at the requests: about 5 ms
@@ -81,7 +81,7 @@ class _Need:
     def granted(self, held: int) -> None:
         # Not more than half of what is held, so that a small pool is not mostly stock.
         self.open = 0
-        self.batch = min(2 * self.batch, BATCH, max(FIRST_ASK, held // 2))
+        self.batch = min(2 * self.batch, BATCH_SLABS, max(FIRST_ASK, held // 2))
         self.retry = RETRY
 
     def denied(self, now: float) -> None:

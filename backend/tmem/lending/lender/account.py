@@ -1,4 +1,4 @@
-"""What tmemd knows of one guest."""
+"""All that tmemd knows about one guest."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Account:
     activity: GuestActivity = field(default_factory=GuestActivity)
     connected: bool = False
     ended: bool = False
-    from_before: bool = False  # so much is booked from before a restart, but which slabs it is only its claims tell
+    slabs_unknown: bool = False  # so much is booked from before a restart, but which slabs it is only its claims tell
     barred: bool = False  # wrote to more than it was lent, again and again
-    silent: bool = False  # did not answer the last Revoke: it is not waited for again
-    restored: bool = False  # what it holds at most was known when tmemd started
+    unresponsive: bool = False  # did not answer the last Revoke: it is not waited for again
+    known_at_start: bool = False  # what it holds at most was known when tmemd started
     claims: SlabMap | None = None  # what it said so far that it holds, after it came back
-    debt: int = 0  # ephemeral slabs that are to come back
+    reclaim_target: int = 0  # ephemeral slabs that are to come back
     revocation: Revocation | None = None  # the one open Revoke of ephemeral slabs
     serial: int = 0
     unconfirmed: dict[int, Runs] = field(default_factory=dict)  # by the serial of their Taken
-    untold: deque[Run] = field(default_factory=deque)  # runs of taken slabs that no Taken names yet
+    unsent_taken: deque[Run] = field(default_factory=deque)  # runs of taken slabs that no Taken names yet
     unpunched: int = 0  # slabs that are its no more, and may still be real
-    hangs: bool = False  # a call on its arena does not return
+    hanging: bool = False  # a call on its arena does not return
     excess_audits: int = 0
     revoked: int = 0  # slabs given back when asked
     taken: int = 0  # slabs taken without an answer
@@ -87,22 +87,22 @@ class Account:
         return self.settings.floor + max(self.persistent_cap, self.persistent)
 
     @property
-    def firm(self) -> int:
+    def committed(self) -> int:
         """Slabs of these that no other promise is made of: promised on request, or held."""
         return self.settings.floor + self.persistent if self.settings.persistent_cap is None else self.reserved
 
     @property
-    def takeable(self) -> int:
+    def reclaimable(self) -> int:
         """Ephemeral slabs that may be made to come back, beyond those that are to already."""
-        return 0 if self.hangs else max(0, self.gettable - self.settings.floor - self.debt)
+        return 0 if self.hanging else max(0, self.revocable - self.settings.floor - self.reclaim_target)
 
     @property
-    def gettable(self) -> int:
+    def revocable(self) -> int:
         """Ephemeral slabs that can be got at: none before it is known which they are, lest others are punched."""
-        return 0 if self.from_before or self.ended or self.settings.evicted else self.map.counts[State.EPHEMERAL]
+        return 0 if self.slabs_unknown or self.ended or self.settings.evicted else self.map.counts[State.EPHEMERAL]
 
     @property
-    def listens(self) -> bool:
+    def is_attached(self) -> bool:
         """Tell whether it is asked and told; one that is away or has not finished its claims is taken from silently."""
         return self.connected and self.claims is None
 
@@ -114,7 +114,7 @@ class Account:
         if not self.connected:
             return "away"
         words = {
-            "hanging": self.hangs,
+            "hanging": self.hanging,
             "claiming": self.claims is not None,
             "barred": self.barred,
             "draining": self.settings.draining,
@@ -131,11 +131,11 @@ class Account:
         self.map.check()
         counts = self.map.counts
         assert self.activity.slabs == self.ephemeral
-        assert 0 <= self.debt <= counts[State.EPHEMERAL]
+        assert 0 <= self.reclaim_target <= counts[State.EPHEMERAL]
         assert self.settings.floor <= self.settings.cap <= self.map.total
-        unconfirmed = [run for runs in (*self.unconfirmed.values(), self.untold) for run in runs]
+        unconfirmed = [run for runs in (*self.unconfirmed.values(), self.unsent_taken) for run in runs]
         assert sum(length for _, length in unconfirmed) == counts[State.TAKEN], "taken slabs of which nobody tells"
         assert self.map.holds(unconfirmed, State.TAKEN)
-        assert self.connected or not (self.revocation or self.unconfirmed or self.untold or self.claims)
+        assert self.connected or not (self.revocation or self.unconfirmed or self.unsent_taken or self.claims)
         if self.revocation is not None:
-            assert 0 < self.revocation.outstanding <= self.debt
+            assert 0 < self.revocation.outstanding <= self.reclaim_target

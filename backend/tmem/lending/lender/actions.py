@@ -1,4 +1,4 @@
-"""What the lender wants done: it decides, an executor acts, in the order in which the actions are given."""
+"""The actions that the lender decides on. An executor carries them out in the order in which they are returned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Refusal(Exception):
 
 
 class GuestFault(Exception):
-    """A guest said what no honest guest says: cut its connection, then call `Lender.disconnected`."""
+    """A guest said what no honest guest says: cut its connection, then call `Lender.on_disconnected`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Populate:
-    """Make slabs real as far as memory allows, then call `Lender.made` with those that are (and punch the others)."""
+    """Populate slabs as far as memory allows, punch the rest, then call `Lender.on_populated` with those that are."""
 
     guest: int
     batch: int
@@ -48,7 +48,7 @@ class Populate:
 class Punch:
     """Free the memory of slabs, before any later action on the guest. Runs may be large and hold holes already.
 
-    `freed` slabs stay booked until it is done: call `Lender.punched` with them then, unless there are none.
+    `freed` slabs stay booked until it is done: call `Lender.on_punched` with them then, unless there are none.
     """
 
     guest: int
@@ -58,7 +58,7 @@ class Punch:
 
 @dataclass(frozen=True, slots=True)
 class FindHoles:
-    """Look which of these slabs are not real, wholly or in part, and call `Lender.holes` with them."""
+    """Look which of these slabs are not real, wholly or in part, and call `Lender.on_holes_found` with them."""
 
     guest: int
     runs: Runs
@@ -66,7 +66,7 @@ class FindHoles:
 
 @dataclass(frozen=True, slots=True)
 class CountPopulated:
-    """Count what is real of the arena when all earlier actions on the guest are done, and call `Lender.audited`.
+    """Count what is real of the arena when all earlier actions on the guest are done, and call `Lender.on_audited`.
 
     `held` is what the guest holds by then, in slabs.
     """
@@ -77,7 +77,7 @@ class CountPopulated:
 
 @dataclass(frozen=True, slots=True)
 class DrainSocket:
-    """Read all that the guest's socket holds, pass it to `Lender.received`, then call `Lender.dry`."""
+    """Read all that the guest's socket holds, pass it to `Lender.on_message`, then call `Lender.on_socket_drained`."""
 
     guest: int
 
@@ -91,7 +91,7 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close the guest's memfd, if there is one, then call `Lender.closed`: its memory is free only then.
+    """Close the guest's memfd, if there is one, then call `Lender.on_closed`: its memory is free only then.
 
     All other actions on the guest come before, also those that come of them meanwhile.
     """

@@ -1,9 +1,9 @@
-"""How an Ask is answered: from what is free at once, then from what others give up for it.
+"""Answers each Ask: first from free slabs, then from slabs that are reclaimed for it.
 
-Asks are served in the order in which they came. What is missing is made to come back by whoever's slab is worth the
-least by the policy, as long as that is less than what it is worth to the asker. Not asked for their opinion are
-those who give way to a guest below its floor, to a persistent request, and to a size that was made smaller: there
-the least worth goes, whoever's it is. An Ask ends when it has all, or when nothing more is to come back.
+Asks are served in order of arrival. Missing slabs are reclaimed from the guests whose slabs have the lowest value, as
+long as that is below the asker's bid. Values are ignored for a guest below its floor, for a persistent Ask, and when
+the size was made smaller: then the lowest value goes in any case. An Ask ends when it is complete or when no more slabs
+will come back.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from math import inf
 
 from tmem.lending.lender.account import Account
 from tmem.lending.lender.actions import Action, GuestFault, Populate, Send
-from tmem.lending.lender.fairness import Offers, Parts
+from tmem.lending.lender.fairness import Candidates, UserShares
 from tmem.lending.lender.ledger import Ledger
 from tmem.lending.lender.reclaimer import Reclaimer
 from tmem.lending.lender.reclaimpolicy import ReclaimPolicy, choose
 from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters, Denial
 from tmem.lending.protocol.kind import Kind
-from tmem.lending.protocol.messages import BATCH, Ask, Deny, Lend
+from tmem.lending.protocol.messages import BATCH_SLABS, Ask, Deny, Lend
 from tmem.lending.protocol.runs import Runs, count, split_for_messages
 
 
@@ -75,29 +75,29 @@ class Allocator:
         if message.kind is Kind.EPHEMERAL:
             account.activity.ask(now, message.age)
         ask = self._open[key] = OpenAsk(account, message.serial, message.kind, message.slabs)
-        self._give(now, ask)
+        self._populate_free(now, ask)
         if ask.missing:
-            self._demand(now, ask)
+            self._reclaim_missing(now, ask)
 
     def serve(self, now: float) -> None:
         """Give what is free to those who wait for it, and end the Asks for which nothing more will come."""
-        nothing_comes = not self._coming
+        nothing_comes = not self._incoming
         for ask in [*self._open.values()]:
-            self._give(now, ask)
+            self._populate_free(now, ask)
             if ask.missing and nothing_comes:
                 self._end(ask, ask.denial or Denial.YOUNGER)
 
     @property
-    def _coming(self) -> int:
+    def _incoming(self) -> int:
         """Slabs that will be free."""
-        return self._reclaimer.debts + self._ledger.unpunched.coming
+        return self._reclaimer.outstanding + self._ledger.unpunched.incoming
 
     def _room(self, ask: OpenAsk) -> int:
         """Give how much of an Ask may be answered by the limits, and note which limit is in the way of the rest."""
         account, ledger = ask.account, self._ledger
-        hindrance = self._hindrance(account)
-        if hindrance is not None:
-            ask.denial = hindrance
+        denial = self._denial(account)
+        if denial is not None:
+            ask.denial = denial
             return 0
         room = ledger.room(account, ask.kind)
         if room < ask.missing:
@@ -115,22 +115,22 @@ class Allocator:
         return room
 
     @staticmethod
-    def _hindrance(account: Account) -> Denial | None:
+    def _denial(account: Account) -> Denial | None:
         if account.barred:
             return Denial.BARRED
-        if account.hangs:
+        if account.hanging:
             return Denial.HANGS
         if account.settings.draining:
             return Denial.DRAINING
         return Denial.FROZEN if account.settings.frozen or account.claims is not None else None
 
-    def _give(self, now: float, ask: OpenAsk) -> None:
+    def _populate_free(self, now: float, ask: OpenAsk) -> None:
         """Have made real what is free, as far as the limits go; end the Ask when they leave nothing."""
         room = self._room(ask)
         slabs = min(ask.missing, room, self._ledger.free)
         account = ask.account
         while slabs > 0:
-            runs = account.map.lowest_free(min(slabs, BATCH))
+            runs = account.map.lowest_free(min(slabs, BATCH_SLABS))
             if not runs:
                 break
             self._ledger.move(account, runs, State.populating(ask.kind))
@@ -154,51 +154,53 @@ class Allocator:
             self._counters.deny(denial)
             self._act(Send(ask.account.number, Deny(ask.serial, denial.value)))
 
-    def _demand(self, now: float, ask: OpenAsk) -> None:
+    def _reclaim_missing(self, now: float, ask: OpenAsk) -> None:
         """Make others give up what is missing for an Ask."""
         account, others = ask.account, sum(other.missing for other in self._open.values() if other is not ask)
-        coming = self._coming - max(0, self._ledger.booked - self._ledger.size) - others
-        want = min(ask.missing, self._room(ask)) - max(0, coming)
+        incoming = self._incoming - max(0, self._ledger.booked - self._ledger.size) - others
+        want = min(ask.missing, self._room(ask)) - max(0, incoming)
         if ask.kind is Kind.PERSISTENT:
-            forced, spared = want, None
+            unconditional, spared = want, None
         else:
-            forced, spared = min(want, max(0, account.settings.floor - account.ephemeral)), account
-        self._take_back(now, forced, None, spared)
-        self._take_back(now, want - forced, account, account)
+            unconditional, spared = min(want, max(0, account.settings.floor - account.ephemeral)), account
+        self._reclaim(now, unconditional, None, spared)
+        self._reclaim(now, want - unconditional, account, account)
         self.serve(now)
 
-    def _take_back(self, now: float, slabs: int, asker: Account | None, but: Account | None) -> None:
+    def _reclaim(self, now: float, slabs: int, asker: Account | None, but: Account | None) -> None:
         """Let those owe slabs to whom they are worth less than to the asker, or whatever they are worth."""
         if slabs <= 0:
             return
         accounts = self._ledger.accounts.values()
         self.policy.survey((account.activity for account in accounts), now)
-        victims = [account for account in accounts if account is not but and account.takeable]
+        victims = [account for account in accounts if account is not but and account.reclaimable]
         victims.sort(key=lambda account: self.policy.value(account.activity, now))
-        parts = Parts(self._ledger, now)
+        shares = UserShares(self._ledger, now)
         if asker is None:
-            slabs -= self._owe(now, parts, parts.open(victims, None), slabs, _FORCED)
-            self._owe(now, parts, parts.all(victims), slabs, _FORCED)
+            slabs -= self._reclaim_from(now, shares, shares.by_value(victims, None), slabs, _ANY_VALUE)
+            self._reclaim_from(now, shares, shares.unlimited(victims), slabs, _ANY_VALUE)
         else:
-            lacking = min(slabs, parts.lacking(asker.uid))
-            slabs -= self._owe(now, parts, parts.above(victims, asker.uid), lacking, _FORCED)
+            deficit = min(slabs, shares.deficit(asker.uid))
+            slabs -= self._reclaim_from(now, shares, shares.above_share(victims, asker.uid), deficit, _ANY_VALUE)
             bid = self.policy.bid(asker.activity, now)
-            self._owe(now, parts, parts.open(victims, asker.uid), slabs, bid)
+            self._reclaim_from(now, shares, shares.by_value(victims, asker.uid), slabs, bid)
 
-    def _owe(self, now: float, parts: Parts, offers: Offers, slabs: int, bid: tuple[float, float]) -> int:
+    def _reclaim_from(
+        self, now: float, shares: UserShares, candidates: Candidates, slabs: int, bid: tuple[float, float]
+    ) -> int:
         """Let those who offer owe so many slabs as far as they are worth less than the bid; give how many."""
-        given = choose(self.policy, [(account.activity, most) for account, most in offers], slabs, bid, now)
-        for (account, _), count_given in zip(offers, given, strict=True):
-            if count_given:
-                parts.give(account.uid, count_given)
-                self._reclaimer.owe(now, account, count_given)
+        given = choose(self.policy, [(account.activity, most) for account, most in candidates], slabs, bid, now)
+        for (account, _), slabs_given in zip(candidates, given, strict=True):
+            if slabs_given:
+                shares.debit(account.uid, slabs_given)
+                self._reclaimer.reclaim(now, account, slabs_given)
         return sum(given)
 
-    def fit(self, now: float) -> None:
+    def reclaim_excess(self, now: float) -> None:
         """Take back what is booked beyond the size."""
-        self._take_back(now, self._ledger.booked - self._ledger.size - self._coming, None, None)
+        self._reclaim(now, self._ledger.booked - self._ledger.size - self._incoming, None, None)
 
-    def made(self, now: float, batch_number: int, account: Account, real: Runs) -> None:
+    def on_populated(self, now: float, batch_number: int, account: Account, populated: Runs) -> None:
         """Lend what is real of a batch, free the rest; short memory ends the Ask."""
         batch = self._batches.pop(batch_number, None)
         if batch is None and account.settings.evicted:
@@ -207,21 +209,21 @@ class Allocator:
             raise ValueError(f"no batch {batch_number} of guest {account.number}")
         ask = batch.ask
         ask.batches -= 1
-        open_still = self._open.get((account.number, ask.kind)) is ask
-        making = State.populating(ask.kind)
-        if not account.map.holds(real, making):
-            raise ValueError(f"not of batch {batch_number}: {real}")
-        if not open_still or ask.denial in _WITHDRAWS:
+        still_open = self._open.get((account.number, ask.kind)) is ask
+        populating = State.populating(ask.kind)
+        if not account.map.holds(populated, populating):
+            raise ValueError(f"not of batch {batch_number}: {populated}")
+        if not still_open or ask.denial in _CANCELS_POPULATING:
             self._reclaimer.free(account, batch.runs)
-            real = ()
+            populated = ()
         else:
-            self._ledger.move(account, real, State.held(ask.kind))
-            unreal = account.map.split(batch.runs).get(making, ())
-            self._counters.unreal_slabs += self._reclaimer.free(account, unreal)
-            if unreal:
+            self._ledger.move(account, populated, State.held(ask.kind))
+            missing = account.map.split(batch.runs).get(populating, ())
+            self._counters.unreal_slabs += self._reclaimer.free(account, missing)
+            if missing:
                 ask.missing, ask.denial = 0, Denial.MEMORY
-        if open_still:
-            self._lend(ask, real)
+        if still_open:
+            self._lend(ask, populated)
 
     def _lend(self, ask: OpenAsk, runs: Runs) -> None:
         """Tell of slabs that are real; the last words of an Ask are Lend(done) or Deny."""
@@ -238,26 +240,26 @@ class Allocator:
                 self._counters.deny(denial)
                 self._act(Send(number, Deny(ask.serial, denial.value)))
 
-    def left(self, account: Account) -> None:
+    def on_disconnected(self, account: Account) -> None:
         """Forget the Asks of a guest without a connection; its batches are freed when they were made."""
         for kind in Kind:
             self._open.pop((account.number, kind), None)
 
-    def closed(self, account: Account) -> None:
+    def on_closed(self, account: Account) -> None:
         """Forget the batches of a guest that is no more."""
         self._batches = {number: batch for number, batch in self._batches.items() if batch.account is not account}
 
     def check(self) -> None:
         """Raise AssertionError unless the batches are what is being made real, and every open Ask can end."""
-        making = self._ledger.totals[State.POPULATING_EPHEMERAL] + self._ledger.totals[State.POPULATING_PERSISTENT]
-        assert sum(count(batch.runs) for batch in self._batches.values()) == making
+        populating = self._ledger.totals[State.POPULATING_EPHEMERAL] + self._ledger.totals[State.POPULATING_PERSISTENT]
+        assert sum(count(batch.runs) for batch in self._batches.values()) == populating
         for (number, kind), ask in self._open.items():
             assert ask.account is self._ledger.accounts[number]
             assert ask.account.connected
             assert ask.kind is kind
             assert ask.batches == sum(batch.ask is ask for batch in self._batches.values())
-            assert ask.batches or (ask.missing and self._coming), "an Ask that waits for nothing"
+            assert ask.batches or (ask.missing and self._incoming), "an Ask that waits for nothing"
 
 
-_FORCED = (inf, inf)  # more than any worth
-_WITHDRAWS = (Denial.FROZEN, Denial.DRAINING, Denial.BARRED)
+_ANY_VALUE = (inf, inf)  # more than any worth
+_CANCELS_POPULATING = (Denial.FROZEN, Denial.DRAINING, Denial.BARRED)

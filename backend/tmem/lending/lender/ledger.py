@@ -1,19 +1,18 @@
-"""The ledger: who holds what, and what everybody was promised.
+"""Records which guest holds how many slabs, and what each guest was promised.
 
-Its rules, in slabs:
+Rules, in slabs:
 
-1. What is held, what is being made real and what was given up and may still be real never exceeds the size. Where it
-   does (the size was made smaller, or tmemd came back with a smaller one), nothing is lent until enough came back.
-2. The floors and the persistent caps of all guests never exceed the size together. So whoever is below its floor or
-   its persistent cap can get memory: either it is free, or somebody has ephemeral slabs above a floor.
-3. A guest holds at most its cap; the guests of one uid other than 0 hold, and are promised, at most the uid's cap.
-4. A floor is at most the cap. The persistent cap is half of the arena unless it was asked for; what was not asked
-   for gives way to what is, down to what is held, shares evenly what is left, and grows back when that is more.
-5. What can never be taken, floors and persistent slabs, is bounded by user, too, unless a person sets it by a verb: the
-   guests of one user have at most UserBounds.persistent of it or half of the size, those of all users at most three
-   quarters of the size. Users whom tmemd trusts are not bounded so. Ephemeral slabs need no such bound.
-6. The size is what is wanted, but never smaller than what rule 2 and the persistent slabs that are held need. (What
-   guests from before a restart hold is not known exactly until they claim it: it may need more for a while.)
+1. Held slabs, slabs being populated, and slabs not punched yet never exceed the size. If they do, because the size was
+   made smaller or tmemd restarted with a smaller one, nothing is lent until enough came back.
+2. Floors and persistent caps of all guests together never exceed the size. So a guest below its floor or persistent cap
+   can always get memory: it is free, or some guest holds ephemeral slabs above its floor.
+3. A guest holds at most its cap. The guests of one uid other than 0 hold, and are promised, at most the uid's cap.
+4. A floor is at most the cap. A persistent cap that nobody requested is at most half of the arena. These default caps
+   share evenly what is left of the size, on top of what each guest holds. They shrink and grow with it.
+5. Floors and persistent slabs can never be taken, so they are bounded by user: UserBounds.persistent, or half of the
+   size, for one user, and three quarters of the size for all. Trusted users and verbs of the administrator are exempt.
+6. The size is the requested one, but not below what rule 2 and held persistent slabs need. After a restart it may be
+   larger until the guests claimed what they hold.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ MAX_GUESTS_OF_A_UID = 512
 MAX_ARENAS_OF_A_UID = MAX_SLABS
 
 # Of the size: what one user, and what all users that are not trusted, may have promised.
-A_USERS_PART = 1 / 2
-ALL_USERS_PART = 3 / 4
+USER_SHARE = 1 / 2
+ALL_USERS_SHARE = 3 / 4
 
 _BOOKED = (State.EPHEMERAL, State.PERSISTENT, State.POPULATING_EPHEMERAL, State.POPULATING_PERSISTENT)
 
@@ -137,10 +136,10 @@ class Ledger:
         if kind is Kind.PERSISTENT:
             room = min(room, account.persistent_cap - account.persistent)
         if self._bounds.cap is not None and account.uid != 0:
-            room = min(room, self._bounds.cap - self.held_by[account.uid] - self.unpunched.kept_by[account.uid])
+            room = min(room, self._bounds.cap - self.held_by[account.uid] - self.unpunched.held_by[account.uid])
         return max(0, room)
 
-    def _of(self, uid: int) -> list[Account]:
+    def _accounts_of(self, uid: int) -> list[Account]:
         return [account for account in self.accounts.values() if account.uid == uid]
 
     # Joining and leaving.
@@ -155,7 +154,7 @@ class Ledger:
             raise Refusal("tmemd has as many guests as it may: unmount one first", Why.GUESTS, retry=True)
         wanted = hello.persistent_slabs
         most = min(wanted or 0, hello.slabs)
-        promisable = min(self._promisable(uid), self._share_left(uid, self._firm_by_uid()))
+        promisable = min(self._promisable(uid), self._user_quota_left(uid, self._committed_by_uid()))
         if most > promisable:
             raise Refusal(
                 f"{as_bytes(most)} of persistent memory cannot be promised, only {as_bytes(promisable)}: "
@@ -166,13 +165,13 @@ class Ledger:
         promised = None if wanted is None else most
         settings = GuestSettings(cap=hello.slabs, persistent_cap=promised)
         account = self._open(Holding(hello.token, hello.name, uid, pid, hello.slabs, 0, 0, settings))
-        return account, [other for other in self._share() if other is not account]
+        return account, [other for other in self._distribute_persistent() if other is not account]
 
     def _is_full(self, uid: int, slabs: int) -> bool:
         """Tell whether there is no entry for one more guest of a user."""
         if uid in (self._bounds.trusted or (0,)):
             return len(self.accounts) >= MAX_GUESTS
-        peers = self._of(uid)
+        peers = self._accounts_of(uid)
         arenas = sum(peer.map.total for peer in peers) + slabs
         full = len(self.accounts) >= MAX_GUESTS - RESERVED_GUESTS or len(peers) >= MAX_GUESTS_OF_A_UID
         return full or arenas > MAX_ARENAS_OF_A_UID
@@ -204,28 +203,28 @@ class Ledger:
                 self.unpunched.set_hanging(account, True)
                 self.unpunched.add(account, holding.ephemeral + holding.persistent)
                 continue
-            account.from_before = account.restored = True
+            account.slabs_unknown = account.known_at_start = True
             # Any slabs will do: which it holds is known once it has claimed them.
             self.move(account, ((0, holding.ephemeral),), State.EPHEMERAL)
             self.move(account, ((holding.ephemeral, holding.persistent),), State.PERSISTENT)
         accounts = self.accounts.values()
         requested = [account for account in accounts if account.settings.persistent_cap is not None]
         for account in sorted(requested, key=lambda account: account.persistent - account.persistent_cap):
-            if (over := self.firm() - self.size) > 0:
+            if (over := self.committed() - self.size) > 0:
                 account.change(persistent_cap=max(account.persistent, account.persistent_cap - over))
         for account in accounts:
-            if (over := self.firm() - self.size) > 0:
+            if (over := self.committed() - self.size) > 0:
                 account.change(floor=max(0, account.settings.floor - over))
-        self.size = max(self.size, self.firm())
-        self._share()
+        self.size = max(self.size, self.committed())
+        self._distribute_persistent()
 
     def clear(self, account: Account) -> list[Account]:
         """Leave a guest nothing, neither slabs nor promises. Gives the accounts whose limits changed."""
         self.unpunched.closed(account)
         self.load(account, bytearray())
         account.change(floor=0, persistent_cap=0)
-        account.from_before = False
-        return self._share()
+        account.slabs_unknown = False
+        return self._distribute_persistent()
 
     def close(self, account: Account) -> list[Account]:
         """Forget a guest; what it held is free. Gives the accounts whose limits changed."""
@@ -234,56 +233,56 @@ class Ledger:
             self.totals[state] -= account.map.counts[state]
         self.held_by[account.uid] -= account.held
         del self.accounts[account.number]
-        return self._share()
+        return self._distribute_persistent()
 
     # Promises.
 
-    def firm(self, but: Account | None = None, uid: int | None = None) -> int:
+    def committed(self, but: Account | None = None, uid: int | None = None) -> int:
         """Give what was promised on request, and the persistent slabs that are held; of one uid, or of all."""
         accounts = (account for account in self.accounts.values() if uid in (None, account.uid))
-        return sum(account.firm for account in accounts if account is not but)
+        return sum(account.committed for account in accounts if account is not but)
 
     def _promisable(self, uid: int, but: Account | None = None) -> int:
         """Give how much may be promised by a verb to a guest of that uid."""
-        room = self.size - self.firm(but)
+        room = self.size - self.committed(but)
         if self._bounds.cap is not None and uid != 0:
-            room = min(room, self._bounds.cap - self.firm(but, uid))
+            room = min(room, self._bounds.cap - self.committed(but, uid))
         return max(0, room)
 
-    def _firm_by_uid(self) -> Counter[int]:
-        firm: Counter[int] = Counter()
+    def _committed_by_uid(self) -> Counter[int]:
+        committed: Counter[int] = Counter()
         for account in self.accounts.values():
-            firm[account.uid] += account.firm
-        return firm
+            committed[account.uid] += account.committed
+        return committed
 
-    def _share_left(self, uid: int, promised: Counter[int]) -> int:
+    def _user_quota_left(self, uid: int, promised: Counter[int]) -> int:
         """Give how much more a guest of that uid may be promised by rule 5, where so much is promised by uid."""
         trusted = self._bounds.trusted
         if trusted is None or uid in trusted:
             return self.size
         a_users = self._bounds.persistent
         if a_users is None:
-            a_users = int(self.size * A_USERS_PART)
-        all_users = max(a_users, int(self.size * ALL_USERS_PART))
+            a_users = int(self.size * USER_SHARE)
+        all_users = max(a_users, int(self.size * ALL_USERS_SHARE))
         others = sum(slabs for other, slabs in promised.items() if other not in trusted)
         return max(0, min(a_users - promised[uid], all_users - others))
 
-    def _share(self) -> list[Account]:
+    def _distribute_persistent(self) -> list[Account]:
         """Divide what was not promised on request into the persistent caps that nobody asked for; give who changed.
 
         Each has what it holds, and on top an even part of the rest, to half of its arena at most.
         """
-        loose = [account for account in self.accounts.values() if account.settings.persistent_cap is None]
-        loose.sort(key=lambda account: account.map.total // 2 - account.persistent)
-        left = self.size - self.firm()
-        peers = Counter(account.uid for account in loose)
+        unrequested = [account for account in self.accounts.values() if account.settings.persistent_cap is None]
+        unrequested.sort(key=lambda account: account.map.total // 2 - account.persistent)
+        left = self.size - self.committed()
+        peers = Counter(account.uid for account in unrequested)
         rooms = {uid: self._promisable(uid) for uid in peers}
-        promised = self._firm_by_uid()
+        promised = self._committed_by_uid()
         changed = []
-        for place, account in enumerate(loose):
+        for place, account in enumerate(unrequested):
             uid, wanted = account.uid, account.map.total // 2 - account.persistent
-            room = min(rooms[uid], self._share_left(uid, promised)) // peers[uid]
-            part = max(0, min(wanted, left // (len(loose) - place), room))
+            room = min(rooms[uid], self._user_quota_left(uid, promised)) // peers[uid]
+            part = max(0, min(wanted, left // (len(unrequested) - place), room))
             left -= part
             rooms[uid] -= part
             promised[uid] += part
@@ -312,10 +311,10 @@ class Ledger:
                 f"a cap of {as_bytes(new_cap)} is below the floor of {as_bytes(new_floor)}: lower the floor too",
                 Why.LIMITS,
             )
-        firm = old.persistent_cap is not None or persistent_cap is not None
-        wanted = new_floor + (max(promised, account.persistent) if firm else account.persistent)
+        committed = old.persistent_cap is not None or persistent_cap is not None
+        wanted = new_floor + (max(promised, account.persistent) if committed else account.persistent)
         promisable = self._promisable(account.uid, account)
-        if wanted > max(promisable, account.firm):
+        if wanted > max(promisable, account.committed):
             raise Refusal(
                 f"floor and persistent cap would need {as_bytes(wanted)}, and {as_bytes(promisable)} can be promised: "
                 "lower those of others, or resize",
@@ -325,22 +324,22 @@ class Ledger:
             cap=new_cap,
             weight=old.weight if weight is None else weight,
             floor=new_floor,
-            persistent_cap=promised if firm else None,
+            persistent_cap=promised if committed else None,
         )
-        return [account, *(other for other in self._share() if other is not account)]
+        return [account, *(other for other in self._distribute_persistent() if other is not account)]
 
     def resize(self, size: int) -> None:
         """Change the size, to no less than rule 6 allows; the limits of any account may change with it."""
         self._wanted = size
-        self.size = max(size, self.firm())
-        self._share()
+        self.size = max(size, self.committed())
+        self._distribute_persistent()
 
     def shrink(self) -> bool:
         """Come down to the wanted size as far as rule 6 allows by now; True when that changed anything."""
-        if self.size <= self._wanted or (size := max(self._wanted, self.firm())) >= self.size:
+        if self.size <= self._wanted or (size := max(self._wanted, self.committed())) >= self.size:
             return False
         self.size = size
-        self._share()
+        self._distribute_persistent()
         return True
 
     def check(self) -> None:
@@ -351,6 +350,6 @@ class Ledger:
             total = sum(account.map.counts[state] for account in self.accounts.values())
             assert self.totals[state] == total, f"sum of {state.name}"
         for uid, held in self.held_by.items():
-            assert held == sum(account.held for account in self._of(uid)), f"sum of uid {uid}"
+            assert held == sum(account.held for account in self._accounts_of(uid)), f"sum of uid {uid}"
         self.unpunched.check(self.accounts.values())
         assert self.reserved <= self.size, "more is promised than there is"

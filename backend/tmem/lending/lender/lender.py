@@ -15,14 +15,14 @@ from tmem.lending.lender.actions import Action, Close, CountPopulated, GuestFaul
 from tmem.lending.lender.allocator import Allocator
 from tmem.lending.lender.ledger import UNBOUNDED, Ledger, UserBounds, as_bytes
 from tmem.lending.lender.reattacher import Reattacher
-from tmem.lending.lender.reclaimer import PATIENCE, Reclaimer
+from tmem.lending.lender.reclaimer import REVOKE_TIMEOUT, Reclaimer
 from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
 from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters, LenderStats, Why
 from tmem.lending.lender.sweeper import Sweeper
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import (
-    BATCH,
+    BATCH_SLABS,
     MAX_SECONDS,
     Ask,
     Claim,
@@ -39,7 +39,7 @@ from tmem.lending.protocol.messages import (
 )
 from tmem.lending.protocol.runs import Runs
 
-__all__ = ["BATCH", "PATIENCE", "Lender"]
+__all__ = ["BATCH_SLABS", "REVOKE_TIMEOUT", "Lender"]
 
 EXCESS_AUDITS = 3  # audits in a row that find more than a batch in excess before a guest is barred
 EVICTED = "it was evicted from tmemd: its pages there are gone; unmount and mount it to borrow again"
@@ -108,24 +108,24 @@ class Lender:
             if known is None:
                 account, changed = self._ledger.admit(hello, uid, pid)
                 self._counters.joins += 1
-                account.from_before = hello.again
+                account.slabs_unknown = hello.again
                 account.change(frozen=self._frozen)
             else:
-                account, changed = self._known(known, hello, uid, pid), []
+                account, changed = self._readmit(known, hello, uid, pid), []
                 self._counters.rejoins += 1
         except Refusal as refusal:
             self._counters.refuse(refusal.why)
             raise
         account.connected = True
         if hello.again:
-            self._reattacher.expect(now, account)
-        welcome = Welcome(account.number, self._most(account), account.persistent_cap, account.settings.frozen)
+            self._reattacher.start(now, account)
+        welcome = Welcome(account.number, self._effective_cap(account), account.persistent_cap, account.settings.frozen)
         self._actions.append(Send(account.number, welcome))
         self._tell_limits(changed)
-        return account.number, self._decided(now)
+        return account.number, self._decide(now)
 
     @staticmethod
-    def _known(account: Account, hello: Hello, uid: int, pid: int) -> Account:
+    def _readmit(account: Account, hello: Hello, uid: int, pid: int) -> Account:
         """Let a guest back in that the ledger knows."""
         if account.settings.evicted:
             raise Refusal(EVICTED, Why.EVICTED, evicted=True)
@@ -136,24 +136,24 @@ class Lender:
         account.name, account.pid = hello.name, pid
         return account
 
-    def received(self, now: float, guest: int, message: FromGuest) -> list[Action]:
+    def on_message(self, now: float, guest: int, message: FromGuest) -> list[Action]:
         """Take a message of a connected guest; GuestFault when no honest guest sends it."""
         account = self._accounts[guest]
         if not account.connected:
             raise ValueError(f"guest {guest} is not connected")
-        account.silent = False
+        account.unresponsive = False
         try:
-            self._take_in(now, account, message)
+            self._handle(now, account, message)
         except GuestFault:
             self._counters.faults += 1
             raise
-        return self._decided(now)
+        return self._decide(now)
 
-    def _take_in(self, now: float, account: Account, message: FromGuest) -> None:
+    def _handle(self, now: float, account: Account, message: FromGuest) -> None:
         if isinstance(message, Report):
-            account.activity.take_in(now, message)
+            account.activity.on_report(now, message)
         elif isinstance(message, Claim):
-            if self._reattacher.claim(now, account, message):
+            if self._reattacher.on_claim(now, account, message):
                 self._enforce(now, account)
         elif account.claims is not None:
             raise GuestFault("it did not finish its claims")
@@ -161,91 +161,91 @@ class Lender:
             self._allocator.ask(now, account, message)
         elif isinstance(message, Return):
             if message.age is not None:
-                account.activity.tell(now, message.age)
-            self._reclaimer.returned(now, account, message)
+                account.activity.update_age(now, message.age)
+            self._reclaimer.on_return(now, account, message)
         elif isinstance(message, Confirm):
-            self._reclaimer.confirmed(account, message.serial)
+            self._reclaimer.on_confirm(account, message.serial)
         else:
             raise GuestFault("it said hello twice")
 
-    def disconnected(self, now: float, guest: int) -> list[Action]:
+    def on_disconnected(self, now: float, guest: int) -> list[Action]:
         """Note that the connection ended, after all that it held was read; the guest keeps what it holds."""
-        self._leave(self._accounts[guest])
-        return self._decided(now)
+        self._disconnect(self._accounts[guest])
+        return self._decide(now)
 
-    def ended(self, now: float, guest: int) -> list[Action]:
+    def on_process_ended(self, now: float, guest: int) -> list[Action]:
         """Note that the guest's process is gone (its connection too); gives Close."""
         account = self._accounts[guest]
         account.ended = True
-        self._leave(account)
+        self._disconnect(account)
         self._actions.append(Close(guest))
-        return self._decided(now)
+        return self._decide(now)
 
-    def closed(self, now: float, guest: int) -> list[Action]:
+    def on_closed(self, now: float, guest: int) -> list[Action]:
         """Note that the memfd is closed: the guest's slabs are free, and its number is forgotten with its process."""
         account = self._accounts.get(guest)
         if account is not None:
-            self._allocator.closed(account)
-            self._reclaimer.closed(account)
-            self._reattacher.closed(account)
-            self._sweeper.closed(account)
+            self._allocator.on_closed(account)
+            self._reclaimer.on_closed(account)
+            self._reattacher.on_closed(account)
+            self._sweeper.on_closed(account)
             if account.ended:
                 self._counters.ends += 1
             self._tell_limits(self._ledger.close(account) if account.ended else self._ledger.clear(account))
-        return self._decided(now)
+        return self._decide(now)
 
     # What the executor found out.
 
-    def made(self, now: float, guest: int, batch: int, runs: Runs) -> list[Action]:
+    def on_populated(self, now: float, guest: int, batch: int, runs: Runs) -> list[Action]:
         """Note which slabs of a Populate are real; the others are punched. Lends them, or denies if there are none.
 
         May be called for a guest that disconnected or ended since.
         """
         account = self._accounts.get(guest)
         if account is not None:
-            self._allocator.made(now, batch, account, runs)
+            self._allocator.on_populated(now, batch, account, runs)
             self._enforce(now, account)  # a limit may have been lowered meanwhile
-        return self._decided(now)
+        return self._decide(now)
 
-    def holes(self, now: float, guest: int, runs: Runs) -> list[Action]:
+    def on_holes_found(self, now: float, guest: int, runs: Runs) -> list[Action]:
         """Note which claimed slabs turned out to be holes; ephemeral ones are answered as taken."""
         account = self._accounts.get(guest)
         if account is not None:
-            self._reattacher.holes(now, account, runs)
-        return self._decided(now)
+            self._reattacher.on_holes_found(now, account, runs)
+        return self._decide(now)
 
-    def dry(self, now: float, guest: int) -> list[Action]:
+    def on_socket_drained(self, now: float, guest: int) -> list[Action]:
         """Note that the guest's socket was read dry, after DrainSocket: what it still owes is taken."""
         account = self._accounts.get(guest)
         if account is not None:
-            self._reclaimer.dry(now, account)
-            if self._reattacher.dry(now, account):
+            self._reclaimer.on_socket_drained(now, account)
+            if self._reattacher.on_socket_drained(now, account):
                 self._counters.faults += 1
                 self._actions.append(HangUp(guest))
-                self._leave(account)
-        return self._decided(now)
+                self._disconnect(account)
+        return self._decide(now)
 
-    def punched(self, now: float, guest: int, freed: int) -> list[Action]:
+    def on_punched(self, now: float, guest: int, freed: int) -> list[Action]:
         """Note that a Punch is done: its slabs are free."""
         account = self._accounts.get(guest)
         if account is not None:
             self._ledger.unpunched.add(account, -freed)
-        return self._decided(now)
+        return self._decide(now)
 
-    def hangs(self, now: float, guest: int, does: bool) -> list[Action]:
+    def on_hang(self, now: float, guest: int, does: bool) -> list[Action]:
         """Note that a call on a guest's arena does not return, or that it did; meanwhile nobody waits for its slabs."""
         account = self._accounts.get(guest)
         if account is not None:
             self._counters.hangs += does
             self._ledger.unpunched.set_hanging(account, does)
-            self._allocator.fit(now)
-        return self._decided(now)
+            self._allocator.reclaim_excess(now)
+        return self._decide(now)
 
-    def looked(self, now: float, pinned_bytes: int) -> list[Action]:
+    def on_pinned(self, now: float, pinned_bytes: int) -> list[Action]:
         """Take in how much memory was punched and lives on: it stays booked, as far as it is known whose it is."""
-        self._ledger.unpunched.look(pinned_bytes // SLAB_SIZE, self._accounts.values())
-        self._allocator.fit(now)
-        return self._decided(now)
+        self._ledger.unpunched.update_pinned(pinned_bytes // SLAB_SIZE, self._accounts.values())
+        self._allocator.reclaim_excess(now)
+        return self._decide(now)
 
     def audit(self) -> list[Action]:
         """Have what is real of each guest's arena counted."""
@@ -253,10 +253,10 @@ class Lender:
         return [
             CountPopulated(one.number, one.held)
             for one in accounts
-            if not (one.hangs or one.ended or one.settings.evicted)
+            if not (one.hanging or one.ended or one.settings.evicted)
         ]
 
-    def audited(self, now: float, guest: int, held: int, populated_bytes: int) -> list[Action]:
+    def on_audited(self, now: float, guest: int, held: int, populated_bytes: int) -> list[Action]:
         """Compare what is real in a guest's memfd (st_blocks * 512) with what it held, both as of a CountPopulated.
 
         An excess is punched and counted; one that stays above a batch ends the lending to the guest.
@@ -265,22 +265,22 @@ class Lender:
         if account is None:
             return []
         self._counters.audits += 1
-        if account.from_before:  # which slabs it holds is not known yet
-            self._reattacher.book(account, populated_bytes)
-            return self._decided(now)
+        if account.slabs_unknown:  # which slabs it holds is not known yet
+            self._reattacher.book_populated(account, populated_bytes)
+            return self._decide(now)
         excess = populated_bytes - held * SLAB_SIZE
         if excess > 0:
             self._counters.excess_audits += 1
             self._counters.excess_bytes += excess
-            if self._sweeper.sweeps(account):  # what is left of the last one says nothing
-                return self._decided(now)
+            if self._sweeper.is_sweeping(account):  # what is left of the last one says nothing
+                return self._decide(now)
             self._sweeper.start(now, account)
-        account.excess_audits = account.excess_audits + 1 if excess > BATCH * SLAB_SIZE else 0
+        account.excess_audits = account.excess_audits + 1 if excess > BATCH_SLABS * SLAB_SIZE else 0
         if account.excess_audits >= EXCESS_AUDITS and not account.barred:
             account.barred = True
             self._counters.barred_guests += 1
-            self._reclaimer.seize_all(account)
-        return self._decided(now)
+            self._reclaimer.take_all(account)
+        return self._decide(now)
 
     def deadline(self) -> float | None:
         """Give the time at which `wake` is to be called; None when nothing is waited for."""
@@ -292,7 +292,7 @@ class Lender:
         self._reclaimer.wake(now)
         self._reattacher.wake(now)
         self._sweeper.wake(now)
-        return self._decided(now)
+        return self._decide(now)
 
     # Verbs of the administrator; each may raise Refusal.
 
@@ -334,23 +334,23 @@ class Lender:
             self._counters.refuse(refusal.why)
             raise
         self._enforce(now, account)
-        return self._decided(now)
+        return self._decide(now)
 
     def freeze(self, now: float, guest: int | None) -> list[Action]:
         """Freeze the pools of a guest, or of all and of those that come; nothing more is lent to them."""
-        for account in self._chosen(guest, True):
+        for account in self._select(guest, True):
             account.change(frozen=True)
             self._tell_limits([account])
-        return self._decided(now)
+        return self._decide(now)
 
     def thaw(self, now: float, guest: int | None) -> list[Action]:
         """End what freeze and drain did."""
-        for account in self._chosen(guest, False):
+        for account in self._select(guest, False):
             account.change(frozen=False, draining=False)
             self._tell_limits([account])
-        return self._decided(now)
+        return self._decide(now)
 
-    def _chosen(self, guest: int | None, frozen: bool) -> list[Account]:
+    def _select(self, guest: int | None, frozen: bool) -> list[Account]:
         if guest is not None:
             return [self._accounts[guest]]
         self._frozen = frozen
@@ -360,18 +360,18 @@ class Lender:
         """Take so many slabs back from a guest; persistent ones are asked for and never taken."""
         account = self._accounts[guest]
         if kind is Kind.EPHEMERAL:
-            self._reclaimer.owe(now, account, slabs)
+            self._reclaimer.reclaim(now, account, slabs)
         elif account.connected and (most := min(slabs, account.map.counts[State.PERSISTENT])):
             self._counters.revokes += 1
             self._actions.append(Send(guest, Revoke(account.next_serial(), most, True)))
-        return self._decided(now)
+        return self._decide(now)
 
     def drain(self, now: float, guest: int) -> list[Action]:
         """Take back all ephemeral slabs of a guest, and lend it nothing until it is thawed."""
         account = self._accounts[guest]
         account.change(draining=True)
         self._enforce(now, account)
-        return self._decided(now)
+        return self._decide(now)
 
     def evict(self, now: float, guest: int, lose_persistent: bool) -> list[Action]:
         """End a guest: its memory is freed with all pages in it, and it is not let in again."""
@@ -384,16 +384,16 @@ class Lender:
             self._actions.append(Send(guest, Evicted(EVICTED)))
             self._actions.append(HangUp(guest))
         account.change(evicted=True)
-        self._leave(account)
+        self._disconnect(account)
         self._actions.append(Close(guest))
-        return self._decided(now)
+        return self._decide(now)
 
     def resize(self, now: float, size: int) -> tuple[int, list[Action]]:
         """Change how much there is to lend; gives the new size, which persistent slabs and promises may keep larger."""
         self._ledger.resize(size)
         self._tell_limits(self._accounts.values())
-        self._allocator.fit(now)
-        return self._ledger.size, self._decided(now)
+        self._allocator.reclaim_excess(now)
+        return self._ledger.size, self._decide(now)
 
     # Tables and sums.
 
@@ -436,7 +436,7 @@ class Lender:
             promised=totals[State.POPULATING_EPHEMERAL] + totals[State.POPULATING_PERSISTENT],
             unpunched=ledger.unpunched.total - ledger.unpunched.pinned.of.total(),
             pinned=ledger.unpunched.pinned.of.total(),
-            reserved=ledger.firm(),
+            reserved=ledger.committed(),
             guests=len(accounts),
             connected=sum(account.connected for account in accounts),
             map_bytes=sum(account.map.size for account in accounts),
@@ -445,11 +445,11 @@ class Lender:
 
     # Helpers.
 
-    def _decided(self, now: float) -> list[Action]:
+    def _decide(self, now: float) -> list[Action]:
         """Serve who waits, and give the actions that were decided."""
         if self._ledger.shrink():
             self._tell_limits(self._accounts.values())
-            self._allocator.fit(now)
+            self._allocator.reclaim_excess(now)
         self._allocator.serve(now)
         actions = self._actions.copy()
         self._actions.clear()
@@ -458,10 +458,10 @@ class Lender:
     def _tell_limits(self, accounts: Iterable[Account]) -> None:
         for account in accounts:
             if account.connected:
-                limits = Limits(self._most(account), account.persistent_cap, account.settings.frozen)
+                limits = Limits(self._effective_cap(account), account.persistent_cap, account.settings.frozen)
                 self._actions.append(Send(account.number, limits))
 
-    def _most(self, account: Account) -> int:
+    def _effective_cap(self, account: Account) -> int:
         """Give the slabs that a guest may hold at most: it plans with that, so a cap beyond the size says nothing."""
         return min(account.settings.cap, self._ledger.size)
 
@@ -469,16 +469,16 @@ class Lender:
         """Take back what a guest may not hold (any longer), and what the size does not allow."""
         ephemeral = account.map.counts[State.EPHEMERAL]
         over = ephemeral if account.settings.draining or account.barred else account.held - account.settings.cap
-        self._reclaimer.owe(now, account, max(0, over - account.debt))
-        self._allocator.fit(now)
+        self._reclaimer.reclaim(now, account, max(0, over - account.reclaim_target))
+        self._allocator.reclaim_excess(now)
 
-    def _leave(self, account: Account) -> None:
+    def _disconnect(self, account: Account) -> None:
         """Note that a guest's connection has ended."""
         if account.connected:
             account.connected = False
             account.claims = None
-            self._allocator.left(account)
-            self._reclaimer.left(account)
+            self._allocator.on_disconnected(account)
+            self._reclaimer.on_disconnected(account)
 
     def check(self) -> None:
         """Raise AssertionError unless sums equal totals, no slab is in two states and budgets hold."""

@@ -1,9 +1,9 @@
-"""Memory that was punched and lives on: whose it is, as far as that is certain.
+"""Books memory that stays in use after a punch to the user who keeps it, if that is certain.
 
-A guest may hold references to the pages of its arena, in a pipe for instance, when it gives their slabs up. Punching
-then frees nothing: the pages are in no file any more, but they stay charged to tmemd. So what is charged and in no
-statistics is compared with what it was at the last look. Of what was added a user is blamed for what the others cannot
-have caused, who gave up less since; and of what went away anything may have been its.
+A guest can hold references to pages of its arena, in a pipe for instance, when it gives slabs up. A punch then frees
+nothing: the pages belong to no file, but stay charged to tmemd's memory cgroup. The growth of this memory since the last
+measurement is booked to a user as far as all other users together gave up less than that. When it shrinks, the
+booking of every user shrinks, because it may have been theirs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Pinned:
         """Note that slabs of a user's guest were punched."""
         self._punched[uid] += slabs
 
-    def look(self, found: int, unsaid: Counter[int]) -> None:
+    def update(self, found: int, unreported: Counter[int]) -> None:
         """Take in how many slabs live on, whoever keeps them; what there was at the first look is nobody's.
 
-        `unsaid` are slabs that may have been punched although nobody said so yet.
+        `unreported` are slabs that may have been punched although nobody said so yet.
         """
         grown = 0 if self._found is None else found - self._found
         self._found = found
-        suspects = self._punched + unsaid
+        suspects = self._punched + unreported
         for uid, slabs in suspects.items():
             self.of[uid] += max(0, min(grown - (suspects.total() - slabs), slabs))
         self._punched.clear()

@@ -1,15 +1,14 @@
-"""How a guest that lost its connection comes back with what it holds.
+"""Settles what a guest claims to hold after it lost its connection.
 
-It says all that it holds; what it does not name is punched. As long as tmemd ran all the time, the ledger knows
-better: an ephemeral slab that was taken meanwhile is answered with Taken, and a claim to what was never lent is a
-fault. After a restart the guest knows better than the old holdings, which say how many slabs it has and not which: what
-it claims is booked, persistent slabs up to its persistent cap, ephemeral ones as many as the holdings and free memory
-have room for. Ephemeral slabs that turn out to be holes, because the old tmemd had just taken them, are answered with
-Taken too. Until then none of its slabs is touched: any might be a persistent one.
+* If tmemd ran all the time, the ledger decides. An ephemeral slab that was taken meanwhile is answered with Taken. A
+  claim to a slab that was never lent is a fault.
+* If tmemd was restarted, the guest decides, because the holdings file has numbers of slabs only. Its persistent slabs
+  are booked up to its persistent cap, its ephemeral slabs up to its holdings and free memory. Ephemeral slabs that are
+  holes, because the old tmemd had just taken them, are answered with Taken, too.
 
-It may not put that off: what audits find real meanwhile is booked as far as there is room for it, and after
-CLAIM_SECONDS a guest that tmemd knows nothing of has claimed all that it ever will. One that tmemd knows is cut off,
-and keeps what is booked for it.
+Slabs that are not claimed are punched, but none before the claims are complete: any may be persistent. Meanwhile, audits
+book what is populated, as far as there is room. After CLAIM_SECONDS, the claims of a guest without holdings are settled
+as they are; a guest with holdings is disconnected and stays booked.
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ CLAIM_SECONDS = 30.0  # an honest guest's claims come with its Hello
 
 _NOT_LENT = "it claims slabs that it was not lent"
 
-_FALSE = 7  # no state: a claim to what was not lent
+_INVALID = 7  # no state: a claim to what was not lent
 # What becomes of a slab by what the ledger knows of it and what is claimed, as SlabMap.combined wants it. What is not
 # claimed is free, but for what is being made real, of which the guest has not heard.
-_BY_CLAIM = {
+_OUTCOMES = {
     State.FREE: {State.FREE: State.FREE, State.EPHEMERAL: State.TAKEN},
     State.EPHEMERAL: {State.FREE: State.FREE, State.EPHEMERAL: State.EPHEMERAL},
     State.PERSISTENT: {State.FREE: State.FREE, State.PERSISTENT: State.PERSISTENT},
     State.POPULATING_EPHEMERAL: {State.FREE: State.POPULATING_EPHEMERAL},
     State.POPULATING_PERSISTENT: {State.FREE: State.POPULATING_PERSISTENT},
 }
-_TABLE = bytearray([_FALSE]) * 256
-for _known, _outcomes in _BY_CLAIM.items():
+_TABLE = bytearray([_INVALID]) * 256
+for _known, _outcomes in _OUTCOMES.items():
     for _claimed, _outcome in _outcomes.items():
         _TABLE[_known + 8 * _claimed] = _outcome
-_COMPARED = bytes(_TABLE)
+_OUTCOME_TABLE = bytes(_TABLE)
 
 
 class Reattacher:
@@ -59,10 +58,10 @@ class Reattacher:
         self._deadlines: dict[int, float] = {}  # of guests that have come back, by number
         self._overdue: set[int] = set()
 
-    def expect(self, now: float, account: Account) -> None:
+    def start(self, now: float, account: Account) -> None:
         """Wait for the claims of a guest that came back, but not longer for those of one that came back before."""
         account.claims = SlabMap(account.map.total)
-        if account.restored or not account.from_before:
+        if account.known_at_start or not account.slabs_unknown:
             self._deadlines[account.number] = now + CLAIM_SECONDS
         else:
             self._deadlines.setdefault(account.number, now + CLAIM_SECONDS)
@@ -78,12 +77,12 @@ class Reattacher:
             self._overdue.add(number)
             self._act(DrainSocket(number))
 
-    def dry(self, now: float, account: Account) -> bool:
+    def on_socket_drained(self, now: float, account: Account) -> bool:
         """Settle what an unknown guest has claimed by now; True for another one that does not go on."""
         if account.number not in self._overdue:
             return False
         self._overdue.discard(account.number)
-        if not account.from_before or account.restored:
+        if not account.slabs_unknown or account.known_at_start:
             return account.claims is not None
         nothing = SlabMap(account.map.total)
         try:
@@ -93,28 +92,28 @@ class Reattacher:
         account.claims = None
         return False
 
-    def closed(self, account: Account) -> None:
+    def on_closed(self, account: Account) -> None:
         """Forget a guest that is no more."""
         self._deadlines.pop(account.number, None)
         self._overdue.discard(account.number)
 
-    def book(self, account: Account, populated_bytes: int) -> None:
+    def book_populated(self, account: Account, populated_bytes: int) -> None:
         """Book what is real of a guest whose slabs are not known, whichever they are, as far as there is room."""
         excess = -(-populated_bytes // SLAB_SIZE) - account.held
         slabs = min(excess, self._ledger.free, self._ledger.room(account, Kind.EPHEMERAL))
         if slabs > 0:
             self._ledger.move(account, account.map.lowest_free(slabs), State.EPHEMERAL)
 
-    def claim(self, now: float, account: Account, message: Claim) -> bool:
+    def on_claim(self, now: float, account: Account, message: Claim) -> bool:
         """Take a part of the claims in; True once all are there and settled."""
         claims, slabs = account.claims, count(message.runs)
         if claims is None:
             raise GuestFault("it claims what it was not asked to")
         if count(claims.split(message.runs).get(State.FREE, ())) != slabs:
             raise GuestFault("it claims a slab twice, or one beyond its arena")
-        if not account.from_before and end(message.runs) > account.map.size:
+        if not account.slabs_unknown and end(message.runs) > account.map.size:
             raise GuestFault(_NOT_LENT)
-        if account.from_before:
+        if account.slabs_unknown:
             self._check_bounds(account, message.kind, slabs + claims.counts[State.held(message.kind)])
         claims.set(message.runs, State.held(message.kind))
         if message.last:
@@ -133,7 +132,9 @@ class Reattacher:
             raise GuestFault("it claims more slabs than it can have been lent")
 
     def _settle(self, now: float, account: Account, claimed: SlabMap) -> None:
-        states = self._believe(account, claimed) if account.from_before else self._compare(account, claimed)
+        states = (
+            self._accept_claims(account, claimed) if account.slabs_unknown else self._compare_claims(account, claimed)
+        )
         before = account.held
         self._ledger.load(account, states)
         freed = max(0, before - account.held)
@@ -141,25 +142,25 @@ class Reattacher:
         lost = account.map.runs(State.TAKEN)
         if lost:
             self._counters.lost_slabs += count(lost)
-            account.untold.extend(lost)
-            self._reclaimer.tell_more(account)
+            account.unsent_taken.extend(lost)
+            self._reclaimer.send_taken(account)
             self._act(Punch(account.number, lost))
         # What is free now is nobody's: what a Lend that was not read would have given, what a late put made real.
         self._act(Punch(account.number, account.map.runs(State.FREE), freed))
-        if account.from_before and account.map.counts[State.EPHEMERAL]:
+        if account.slabs_unknown and account.map.counts[State.EPHEMERAL]:
             self._act(FindHoles(account.number, account.map.runs(State.EPHEMERAL)))
-        account.from_before = False
+        account.slabs_unknown = False
         self._deadlines.pop(account.number, None)
-        self._reclaimer.gone(now, account, 0)
+        self._reclaimer.credit(now, account, 0)
 
-    def _compare(self, account: Account, claimed: SlabMap) -> bytearray:
+    def _compare_claims(self, account: Account, claimed: SlabMap) -> bytearray:
         """Hold claims against what the ledger knows; what was taken meanwhile is told once more."""
-        states = account.map.combined(claimed, _COMPARED)
-        if _FALSE in states:
+        states = account.map.combined(claimed, _OUTCOME_TABLE)
+        if _INVALID in states:
             raise GuestFault(_NOT_LENT)
         return states
 
-    def _believe(self, account: Account, claimed: SlabMap) -> bytearray:
+    def _accept_claims(self, account: Account, claimed: SlabMap) -> bytearray:
         """Take claims for the truth, within the limits; what there is no room for is lost."""
         persistent = claimed.counts[State.PERSISTENT]
         self._check_bounds(account, Kind.PERSISTENT, persistent)
@@ -168,14 +169,14 @@ class Reattacher:
         self._counters.refused_claim_slabs += claimed.counts[State.EPHEMERAL] - kept
         return claimed.with_the_first(kept, State.EPHEMERAL, State.TAKEN)
 
-    def holes(self, now: float, account: Account, runs: Runs) -> None:
+    def on_holes_found(self, now: float, account: Account, runs: Runs) -> None:
         """Tell of booked ephemeral slabs that have no memory; whatever else they are meanwhile is left alone."""
         holes = account.map.split(runs).get(State.EPHEMERAL, ())
         if not holes:
             return
         self._counters.lost_slabs += count(holes)
-        if account.listens:  # else the claims that are on their way tell of them
-            self._act(Punch(account.number, holes, self._reclaimer.tell_taken(account, holes)))
+        if account.is_attached:  # else the claims that are on their way tell of them
+            self._act(Punch(account.number, holes, self._reclaimer.notify_taken(account, holes)))
         else:
             self._reclaimer.free(account, holes)
-        self._reclaimer.gone(now, account, count(holes))
+        self._reclaimer.credit(now, account, count(holes))

@@ -1,16 +1,17 @@
-"""How ephemeral slabs come back: asked for, waited for a little, taken.
+"""Takes ephemeral slabs back from guests: Revoke, wait, then take.
 
-A guest that is to give memory up has a debt. It is asked for a step of it at a time, so that it can find its coldest
-pages within PATIENCE; the answer brings the next step. Where no answer comes, its socket is read dry first (it may
-have answered and the executor been late), then what is outstanding is taken: punched, and told as Taken. A guest
-that was silent once is not waited for again until it speaks. A guest without a connection is taken from at once, and so
-is one whose claims are not complete: it hears of that once they are.
+1. A guest's `reclaim_target` is the number of slabs that it has to give back.
+2. Revoke asks for at most STEP_SLABS of them, so that the guest can find its coldest pages within REVOKE_TIMEOUT. Its
+   Return brings the next Revoke.
+3. On time-out, drain its socket once: the Return may have arrived while the executor was busy. Without a Return in it,
+   take the whole target: punch the slabs and send Taken. The guest is then unresponsive: it is sent no Revoke until it
+   sends a message.
+4. Slabs of a guest without a connection, or whose claims are not complete, are taken at once. It learns of that when its
+   claims are settled.
+5. A taken slab is not lent to the guest again before its Confirm. So a Return that crosses the Taken cannot mean a later
+   lend. What a late put populated is punched at the Confirm.
 
-A slab that was taken is not lent again until the guest confirmed that it knows. So a Return on its way cannot be
-mistaken for the return of a later lend, and what a late put made real again is punched when the guest confirms.
-
-Nothing here takes long, however much is to come back: more than CHUNK slabs are taken piece by piece, one at each
-`wake`, and a guest hears of its losses at the pace at which it confirms them.
+One call takes at most CHUNK_SLABS; `wake` takes the rest. A guest has at most MAX_UNCONFIRMED unconfirmed Takens.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import Return, Revoke, Taken
 from tmem.lending.protocol.runs import Runs, count, pop_slabs
 
-PATIENCE = 0.020  # seconds that a guest has to answer a Revoke
-STEP = 32  # slabs in one Revoke of ephemeral ones, and in one Taken
-WINDOW = 16  # Takens that a guest has not confirmed; it is told more as it confirms
-CHUNK = 2048  # slabs that are taken in one stretch: a few ms, however scattered they are
+REVOKE_TIMEOUT = 0.020  # seconds that a guest has to answer a Revoke
+STEP_SLABS = 32  # slabs in one Revoke of ephemeral ones, and in one Taken
+MAX_UNCONFIRMED = 16  # Takens that a guest has not confirmed; it is told more as it confirms
+CHUNK_SLABS = 2048  # slabs that are taken in one stretch: a few ms, however scattered they are
 
 
 class Reclaimer:
@@ -41,16 +42,16 @@ class Reclaimer:
         self._counters = counters
         self._act = act
         self._open: dict[int, Account] = {}  # accounts with a revocation, by number
-        self._seized: dict[int, Account] = {}  # accounts whose debt is taken piece by piece
+        self._taking: dict[int, Account] = {}  # accounts whose debt is taken piece by piece
 
     @property
-    def debts(self) -> int:
+    def outstanding(self) -> int:
         """Slabs that are to come back."""
-        return sum(account.debt for account in (*self._open.values(), *self._seized.values()))
+        return sum(account.reclaim_target for account in (*self._open.values(), *self._taking.values()))
 
     def deadline(self) -> float | None:
         """Give when the next guest's time is over: at once while something is left to be taken."""
-        if self._seized:
+        if self._taking:
             return -inf
         waiting = [
             account.revocation.deadline
@@ -61,37 +62,38 @@ class Reclaimer:
 
     def wake(self, now: float) -> None:
         """Read those dry whose time is over, and take the next piece of what is left to be taken."""
-        if self._seized:
-            _, account = self._seized.popitem()
-            self._seize(account)
+        if self._taking:
+            _, account = self._taking.popitem()
+            self._take_target(account)
         for account in self._open.values():
             revocation = account.revocation
             if revocation is not None and revocation.deadline <= now and not revocation.draining_socket:
                 revocation.draining_socket = True
                 self._act(DrainSocket(account.number))
 
-    def owe(self, now: float, account: Account, slabs: int) -> None:
+    def reclaim(self, now: float, account: Account, slabs: int) -> None:
         """Add to what a guest is to give back, at most what it holds and can be got at."""
-        account.debt = min(account.debt + slabs, account.gettable)
-        self._go_on(now, account)
+        account.reclaim_target = min(account.reclaim_target + slabs, account.revocable)
+        self._send_revoke(now, account)
 
-    def _go_on(self, now: float, account: Account) -> None:
+    def _send_revoke(self, now: float, account: Account) -> None:
         """Ask for the next step of a debt, unless one is open; nobody is asked who does not answer."""
-        if account.revocation is not None or account.number in self._seized or not account.debt:
+        if account.revocation is not None or account.number in self._taking or not account.reclaim_target:
             return
-        if not account.listens:
-            self._seize(account)
+        if not account.is_attached:
+            self._take_target(account)
             return
-        serial, slabs = account.next_serial(), account.debt if account.silent else min(account.debt, STEP)
-        account.revocation = Revocation(serial, slabs, now + PATIENCE, draining_socket=account.silent)
+        serial = account.next_serial()
+        slabs = account.reclaim_target if account.unresponsive else min(account.reclaim_target, STEP_SLABS)
+        account.revocation = Revocation(serial, slabs, now + REVOKE_TIMEOUT, draining_socket=account.unresponsive)
         self._open[account.number] = account
-        if account.silent:
+        if account.unresponsive:
             self._act(DrainSocket(account.number))
         else:
             self._counters.revokes += 1
             self._act(Send(account.number, Revoke(serial, slabs)))
 
-    def returned(self, now: float, account: Account, message: Return) -> None:
+    def on_return(self, now: float, account: Account, message: Return) -> None:
         """Take slabs back that a guest gives; GuestFault when they are not its."""
         state = State.held(message.kind)
         if count(message.runs) > account.map.counts[state] + account.map.counts[State.TAKEN]:
@@ -110,95 +112,95 @@ class Reclaimer:
             return
         revocation = account.revocation
         answered = revocation is not None and message.answer == revocation.serial and message.last
-        self.gone(now, account, given, answered)
+        self.credit(now, account, given, answered)
 
-    def gone(self, now: float, account: Account, given: int, answered: bool = False) -> None:
+    def credit(self, now: float, account: Account, given: int, answered: bool = False) -> None:
         """Reckon ephemeral slabs that are the guest's no more against its debt; `answered` ends the open Revoke."""
-        account.debt = min(max(0, account.debt - given), account.map.counts[State.EPHEMERAL])
-        if not account.debt:
-            self._seized.pop(account.number, None)
+        account.reclaim_target = min(max(0, account.reclaim_target - given), account.map.counts[State.EPHEMERAL])
+        if not account.reclaim_target:
+            self._taking.pop(account.number, None)
         revocation = account.revocation
         if revocation is None:
             return
-        revocation.outstanding = min(revocation.outstanding - given, account.debt)
+        revocation.outstanding = min(revocation.outstanding - given, account.reclaim_target)
         if answered and revocation.outstanding > 0:
             # Fewer than it was asked for: an honest guest never needs to.
-            self._take(account, min(revocation.outstanding, CHUNK))
+            self._take(account, min(revocation.outstanding, CHUNK_SLABS))
         if answered or revocation.outstanding <= 0:
-            self._settled(now, account)
+            self._finish_revocation(now, account)
 
-    def _settled(self, now: float, account: Account) -> None:
+    def _finish_revocation(self, now: float, account: Account) -> None:
         """End the open Revoke, and go on with what is still owed."""
         self._end_revocation(account)
-        self._go_on(now, account)
+        self._send_revoke(now, account)
 
     def _end_revocation(self, account: Account) -> None:
         account.revocation = None
         self._open.pop(account.number, None)
 
-    def dry(self, now: float, account: Account) -> None:
+    def on_socket_drained(self, now: float, account: Account) -> None:
         """Take what a guest owes whose Revoke is overdue: all of its debt, as nobody answers."""
         revocation = account.revocation
         if revocation is None or not revocation.draining_socket:
             return
-        account.silent = True
+        account.unresponsive = True
         self._counters.unanswered_revokes += 1
         self._end_revocation(account)
-        self._seize(account)
+        self._take_target(account)
 
-    def seize_all(self, account: Account) -> None:
+    def take_all(self, account: Account) -> None:
         """Take all ephemeral slabs of a guest that is not asked any more."""
         self._end_revocation(account)
-        account.debt = account.gettable
-        self._seize(account)
+        account.reclaim_target = account.revocable
+        self._take_target(account)
 
-    def _seize(self, account: Account) -> None:
+    def _take_target(self, account: Account) -> None:
         """Take the debt of a guest that is not asked, a piece of it now and the next at `wake`."""
-        if account.debt:
-            self._take(account, min(account.debt, CHUNK))
-        if account.debt:
-            self._seized[account.number] = account
+        if account.reclaim_target:
+            self._take(account, min(account.reclaim_target, CHUNK_SLABS))
+        if account.reclaim_target:
+            self._taking[account.number] = account
         else:
-            self._seized.pop(account.number, None)
+            self._taking.pop(account.number, None)
 
     def _take(self, account: Account, slabs: int) -> None:
         """Take ephemeral slabs, whatever the guest says."""
         runs = account.map.next_ephemeral(slabs)
         taken = count(runs)
-        account.debt = max(0, account.debt - taken)
+        account.reclaim_target = max(0, account.reclaim_target - taken)
         account.taken += taken
         self._counters.taken_slabs += taken
         if account.revocation is not None:
             account.revocation.outstanding -= taken
-        if account.listens:
-            self._act(Punch(account.number, runs, self.tell_taken(account, runs)))
+        if account.is_attached:
+            self._act(Punch(account.number, runs, self.notify_taken(account, runs)))
         else:
             self.free(account, runs)
 
-    def tell_taken(self, account: Account, runs: Runs) -> int:
+    def notify_taken(self, account: Account, runs: Runs) -> int:
         """Tell a connected guest which slabs are not its any more, in steps, for the guest loses one at a time.
 
         Gives how many stay booked until they are punched.
         """
         freed = self._ledger.release(account, runs, State.TAKEN)
-        account.untold.extend(runs)
-        self.tell_more(account)
+        account.unsent_taken.extend(runs)
+        self.send_taken(account)
         return freed
 
-    def tell_more(self, account: Account) -> None:
+    def send_taken(self, account: Account) -> None:
         """Send Takens of what the guest has not been told, as many as it may leave unconfirmed."""
-        while account.untold and len(account.unconfirmed) < WINDOW:
-            runs, serial = pop_slabs(account.untold, STEP), account.next_serial()
+        while account.unsent_taken and len(account.unconfirmed) < MAX_UNCONFIRMED:
+            runs, serial = pop_slabs(account.unsent_taken, STEP_SLABS), account.next_serial()
             account.unconfirmed[serial] = runs
             self._act(Send(account.number, Taken(runs, serial)))
 
-    def confirmed(self, account: Account, serial: int) -> None:
+    def on_confirm(self, account: Account, serial: int) -> None:
         """Make slabs lendable to the guest again, without what a late put may have left there."""
         runs = account.unconfirmed.pop(serial, None)
         if runs is None:
             raise GuestFault("it confirmed what it was not told")
         self.free(account, runs)
-        self.tell_more(account)
+        self.send_taken(account)
 
     def free(self, account: Account, runs: Runs) -> int:
         """Make slabs free, once they are punched; gives how many."""
@@ -206,27 +208,27 @@ class Reclaimer:
             self._act(Punch(account.number, runs, self._ledger.release(account, runs, State.FREE)))
         return count(runs)
 
-    def left(self, account: Account) -> None:
+    def on_disconnected(self, account: Account) -> None:
         """Note that the connection ended: what is owed is taken, and what was taken is known by the claims."""
         self._end_revocation(account)
-        account.silent = False
-        taken = (*(run for runs in account.unconfirmed.values() for run in runs), *account.untold)
+        account.unresponsive = False
+        taken = (*(run for runs in account.unconfirmed.values() for run in runs), *account.unsent_taken)
         account.unconfirmed.clear()
-        account.untold.clear()
+        account.unsent_taken.clear()
         if taken:
             self._ledger.replace(account, State.TAKEN, State.FREE)
             self._act(Punch(account.number, taken))
-        self._seize(account)
+        self._take_target(account)
 
-    def closed(self, account: Account) -> None:
+    def on_closed(self, account: Account) -> None:
         """Forget the debt of a guest that has nothing any more."""
-        account.debt = 0
-        self._seized.pop(account.number, None)
+        account.reclaim_target = 0
+        self._taking.pop(account.number, None)
 
     def check(self) -> None:
         """Raise AssertionError unless exactly the guests that owe are waited for."""
         for account in self._ledger.accounts.values():
             assert (account.revocation is None) == (account.number not in self._open)
-            asked = account.revocation is not None or account.number in self._seized
-            assert (account.debt > 0) == asked, "a debt that nobody asks for"
-        assert self._seized.keys() <= self._ledger.accounts.keys()
+            asked = account.revocation is not None or account.number in self._taking
+            assert (account.reclaim_target > 0) == asked, "a debt that nobody asks for"
+        assert self._taking.keys() <= self._ledger.accounts.keys()

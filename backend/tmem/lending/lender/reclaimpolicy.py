@@ -1,19 +1,19 @@
-"""How memory is divided between guests when there is not enough: whose slab goes first, and who may have it.
+"""Values slabs: whose slabs are reclaimed first, and for whom.
 
-A policy says what a slab is worth where it is (`value`) and what one more would be worth to a guest that asks
-(`bid`). The guest with the least value gives way, as long as that is below the bid of the guest that asks. Caps and
-floors are the ledger's; times are handed in.
+A policy gives the value of a slab where it is (`value`) and of one more slab to a guest that asks (`bid`). The guest
+with the lowest value gives way, as long as that is below the bid. Caps and floors are the ledger's. Time is an argument.
 
-`age` compares the ages of the oldest pages, whichever queue they are in. (The next victim's age, which looks like the
-natural measure, is that of a young page as long as a guest's probation is over its share, while its main queue may
-end in pages that were of no use for hours; compared so, the misses were 2 to 5 % more, and several times as many
-beside a guest that reads in a loop.) `mix`, the default, divides a busy guest's age by its usefulness, its hits and
-ghost hits per slab against those of all busy guests: twice the hits, and its pages may stay twice as long. It is
-bounded, as a guest that has had no memory yet has had no hits. A guest that does nothing is judged by age alone, and
-at once: nothing more can be learned about its hits. So neither a scan nor a guest that has stopped keeps memory.
+`age` compares the ages of the oldest pages in either queue. (The age of the next victim looks like the natural measure.
+It is that of a young page while probation is over its share, even if the main queue ends in pages not used for hours.
+Misses were 2 to 5 % more, and several times as many beside a guest that reads in a loop.)
 
-Hits are compared between the guests of one user alone, and ages between users only where `fairness` lets them: both
-are what guests say of themselves.
+`mix`, the default, divides a busy guest's age by its usefulness: its hits and ghost hits a slab, against those of all
+busy guests of its user. With twice the hits, pages may stay twice as long. Usefulness is bounded, because a guest
+without memory has had no hits. An idle guest is judged by age alone and gives way first, because its hits tell nothing new. So neither
+a scan nor an idle guest keeps memory.
+
+Hits are compared only between guests of one user, and ages between users only where `fairness` allows it, because
+guests report both themselves.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from math import exp, inf
 from typing import ClassVar
 
-from tmem.lending.protocol.messages import BATCH, Report
+from tmem.lending.protocol.messages import BATCH_SLABS, Report
 
 # Seconds without a report after which a guest is idle; a busy one reports about once a second.
-SILENT = 1.5
+IDLE_SECONDS = 1.5
 # Seconds over which hits are averaged, and how much they may change what an age counts.
-MEMORY = 10.0
-MOST_USEFUL = 16.0
+AVERAGING_SECONDS = 10.0
+MAX_USEFULNESS = 16.0
 
 # Idle guests give way before busy ones; worths compare within a rank.
 IDLE, BUSY = 0, 1
@@ -45,48 +45,48 @@ class GuestActivity:
     weight: float = 1.0
     slabs: int = 0  # ephemeral slabs held or promised
     age: float | None = None  # of the oldest page when it was last told
-    told: float = -inf  # when that was
-    slabs_then: int = 0
+    age_time: float = -inf  # when that was
+    slabs_at_age: int = 0
     lent: float = -inf  # when ephemeral slabs were last lent
     report: Report | None = None
     reported: float = -inf  # when that came
     asked: float = -inf  # when it last asked for ephemeral slabs
-    resting: bool = False  # nothing moved between the last two reports, and it did not ask since
+    quiet: bool = False  # nothing moved between the last two reports, and it did not ask since
     hits: float = 0.0  # a second
     ghost_hits: float = 0.0
     uid: int = 0
 
-    def tell(self, now: float, age: float | None) -> None:
+    def update_age(self, now: float, age: float | None) -> None:
         """Note the age of the oldest page."""
-        self.age, self.told, self.slabs_then = age, now, self.slabs
+        self.age, self.age_time, self.slabs_at_age = age, now, self.slabs
 
     def ask(self, now: float, age: float | None) -> None:
         """Note that the guest asks for more: it is not idle."""
-        self.asked, self.resting = now, False
+        self.asked, self.quiet = now, False
         if age is not None:
-            self.tell(now, age)
+            self.update_age(now, age)
 
-    def take_in(self, now: float, report: Report) -> None:
+    def on_report(self, now: float, report: Report) -> None:
         """Note a report."""
         last = self.report
-        self.resting = last is not None and _counters(last) == _counters(report)
-        if last is not None and not self.resting:
+        self.quiet = last is not None and _counters(last) == _counters(report)
+        if last is not None and not self.quiet:
             # What came after a rest came within the last second.
-            seconds = min(max(now - self.reported, 0.001), SILENT)
-            part = 1.0 - exp(-seconds / MEMORY)
+            seconds = min(max(now - self.reported, 0.001), IDLE_SECONDS)
+            part = 1.0 - exp(-seconds / AVERAGING_SECONDS)
             self.hits += part * (max(0, report.hits - last.hits) / seconds - self.hits)
             self.ghost_hits += part * (max(0, report.ghost_hits - last.ghost_hits) / seconds - self.ghost_hits)
         self.report, self.reported = report, now
-        self.tell(now, report.age)
+        self.update_age(now, report.age)
 
     def idle(self, now: float) -> bool:
         """Tell whether the guest does nothing."""
-        return self.resting or now - max(self.reported, self.asked) > SILENT
+        return self.quiet or now - max(self.reported, self.asked) > IDLE_SECONDS
 
     @property
-    def needs_a_start(self) -> bool:
+    def needs_first_slabs(self) -> bool:
         """Tell whether the guest has no page yet, and too little memory to have shown what it does with it."""
-        return self.age is None and self.slabs < BATCH
+        return self.age is None and self.slabs < BATCH_SLABS
 
     def oldest_age(self, now: float, given: int = 0) -> float:
         """Estimate the age of the oldest page once `given` more slabs were given up; infinite without a page.
@@ -95,10 +95,10 @@ class GuestActivity:
         """
         if self.age is None:
             # No page at all: slabs that were lent a while ago and never used are of no use.
-            return inf if self.told > self.lent else now - self.lent
+            return inf if self.age_time > self.lent else now - self.lent
         left = self.slabs - given
-        part = min(1.0, left / self.slabs_then) if self.slabs_then else 1.0
-        return self.age * part + (now - self.told)
+        part = min(1.0, left / self.slabs_at_age) if self.slabs_at_age else 1.0
+        return self.age * part + (now - self.age_time)
 
 
 def _counters(report: Report) -> tuple[int, ...]:
@@ -123,7 +123,7 @@ class ReclaimPolicy:
 
     def bid(self, activity: GuestActivity, now: float) -> tuple[float, float]:
         """Give what one more slab is worth to a guest that asks, against idle guests and against busy ones."""
-        if activity.needs_a_start:
+        if activity.needs_first_slabs:
             return inf, inf
         return -activity.oldest_age(now) / activity.weight, inf
 
@@ -151,7 +151,7 @@ class AgeUtility(ReclaimPolicy):
         if not usual:
             return 1.0
         useful = (activity.hits + activity.ghost_hits) / max(1, activity.slabs) / usual
-        return min(MOST_USEFUL, max(1 / MOST_USEFUL, useful))
+        return min(MAX_USEFULNESS, max(1 / MAX_USEFULNESS, useful))
 
     def value(self, activity: GuestActivity, now: float, given: int = 0) -> SlabValue:
         """Give what a slab is worth where it is, once `given` others are gone."""
@@ -160,7 +160,7 @@ class AgeUtility(ReclaimPolicy):
 
     def bid(self, activity: GuestActivity, now: float) -> tuple[float, float]:
         """Give what one more slab is worth to a guest that asks, against idle guests and against busy ones."""
-        if activity.needs_a_start:
+        if activity.needs_first_slabs:
             return inf, inf
         value = -activity.oldest_age(now) / activity.weight
         return value, value / self._usefulness(activity)
@@ -179,7 +179,7 @@ class Utility(ReclaimPolicy):
 
     def bid(self, activity: GuestActivity, now: float) -> tuple[float, float]:
         """Give the hits a second that one more slab would bring."""
-        if activity.needs_a_start:
+        if activity.needs_first_slabs:
             return inf, inf
         return super().bid(activity, now)[0], activity.weight * activity.ghost_hits / max(1, activity.slabs)
 

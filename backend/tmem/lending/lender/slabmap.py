@@ -1,10 +1,9 @@
-"""Which slabs of an arena are in which state: one byte a slab, so that no slab can be in two.
+"""Keeps the state of each slab of one arena, in one byte, so that no slab can be in two states.
 
-The bytes reach only as far as the highest slab that ever left FREE, and the lowest free slabs are lent first, so
-the map of a 16-GiB arena (262,144 slabs) of which 1 GiB is lent takes 16 KiB. Runs are found by regular
-expressions and counts kept beside, so nothing here loops over slabs in Python. (Measured there with every second slab
-lent, the worst there is: the lowest 64 free ones 15 us, all runs of one state 60 ms; with half of it lent in one piece
-0.6 and 36 us.)
+The bytes end at the highest slab that ever left FREE, and the lowest free slabs are lent first: the map of a 16-GiB
+arena (262,144 slabs) of which 1 GiB is lent takes 16 KiB. Regular expressions find runs, and counts are kept, so no
+Python code loops over slabs. Measured on this arena with every second slab lent, the worst case: the lowest 64 free
+slabs take 15 us, all runs of one state 60 ms; with half of it lent in one run 0.6 and 36 us.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the lender has done and what it holds; every reason for a no has a counter of its own."""
+"""Counters and sums of the lender. Every reason to deny or refuse has a counter of its own."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How what is real beyond the ledger is freed: all that a guest does not hold is punched, piece by piece.
+"""Punches all slabs of an arena that its guest does not hold, in chunks.
 
-An audit tells that there is too much, not where. A large and scattered arena has a hundred thousand pieces that are
-not held, and one byte that is written to any of them has all looked at again, each second. So a piece of PIECE runs is
-punched at a time, and the workers serve others between two. Each piece goes by what is held when it is its turn.
+An audit says that too much is populated, not where. A large fragmented arena has a hundred thousand runs that are not
+held, and a write to any of them starts a sweep each second. So CHUNK_RUNS runs are punched at a time, and workers serve
+other guests in between. Each chunk is computed when it is due.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tmem.lending.lender.account import Account
 from tmem.lending.lender.actions import Action, Punch
 from tmem.lending.lender.ledger import Ledger
 
-PIECE = 2048  # runs
+CHUNK_RUNS = 2048  # runs
 PAUSE = 0.01  # seconds between two pieces
 
 
@@ -26,16 +26,16 @@ class Sweeper:
         self._next: dict[int, int] = {}  # the first slab that was not looked at, by guest
         self._due = 0.0
 
-    def sweeps(self, account: Account) -> bool:
+    def is_sweeping(self, account: Account) -> bool:
         """Tell whether a guest's arena is not swept to its end."""
         return account.number in self._next
 
     def start(self, now: float, account: Account) -> None:
         """Have all punched that a guest does not hold, the first piece now."""
-        self._go_on(now, account, 0)
+        self._punch_chunk(now, account, 0)
 
-    def _go_on(self, now: float, account: Account, first: int) -> None:
-        runs, end = account.map.not_lent(first, PIECE)
+    def _punch_chunk(self, now: float, account: Account, first: int) -> None:
+        runs, end = account.map.not_lent(first, CHUNK_RUNS)
         self._act(Punch(account.number, runs))
         if end < account.map.total:
             self._next[account.number] = end
@@ -49,9 +49,9 @@ class Sweeper:
         """Punch the next piece of one arena, once it is due; arenas take turns."""
         if self._next and self._due <= now:
             number = next(iter(self._next))
-            self._go_on(now, self._ledger.accounts[number], self._next.pop(number))
+            self._punch_chunk(now, self._ledger.accounts[number], self._next.pop(number))
             self._due = now + PAUSE
 
-    def closed(self, account: Account) -> None:
+    def on_closed(self, account: Account) -> None:
         """Forget an arena that is punched as a whole."""
         self._next.pop(account.number, None)

@@ -1,4 +1,4 @@
-"""Slabs that guests gave up and that may still be real: they stay booked until somebody says that they are free."""
+"""Counts slabs that guests gave up and that are not punched yet: they stay booked until then."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Unpunched:
         return self._of.total() + self.pinned.of.total()
 
     @property
-    def kept_by(self) -> Counter[int]:
+    def held_by(self) -> Counter[int]:
         """Those that count for a user as if its guests held them, by uid."""
         return self._hanging_of + self.pinned.of
 
     @property
-    def coming(self) -> int:
+    def incoming(self) -> int:
         """Slabs that are free in a moment."""
         return self._of.total() - self._hanging_of.total()
 
@@ -37,18 +37,18 @@ class Unpunched:
         assert account.unpunched + slabs >= 0, "more was punched than given up"
         account.unpunched += slabs
         self._of[account.uid] += slabs
-        if account.hangs:
+        if account.hanging:
             self._hanging_of[account.uid] += slabs
         if slabs < 0:
             self.pinned.punched(account.uid, -slabs)
 
-    def look(self, found: int, accounts: Iterable[Account]) -> None:
+    def update_pinned(self, found: int, accounts: Iterable[Account]) -> None:
         """Take in how many slabs were punched and live on; arenas that are being closed are punched bit by bit."""
         closing: Counter[int] = Counter()
         for account in accounts:
             if account.ended or account.settings.evicted:
                 closing[account.uid] += account.held
-        self.pinned.look(found, self._of + closing)
+        self.pinned.update(found, self._of + closing)
 
     def closed(self, account: Account) -> None:
         """Book nothing any more of what a guest gave up, as its whole arena was punched."""
@@ -57,12 +57,12 @@ class Unpunched:
 
     def set_hanging(self, account: Account, hangs: bool) -> None:
         """Note whether calls on a guest's arena return."""
-        if hangs != account.hangs:
-            account.hangs = hangs
+        if hangs != account.hanging:
+            account.hanging = hangs
             self._hanging_of[account.uid] += account.unpunched if hangs else -account.unpunched
 
     def check(self, accounts: Collection[Account]) -> None:
         """Raise AssertionError unless the sums are those of the accounts."""
         assert self._of.total() == sum(account.unpunched for account in accounts), "sum of what is not punched"
         for uid, slabs in self._hanging_of.items():
-            assert slabs == sum(account.unpunched for account in accounts if account.hangs and account.uid == uid)
+            assert slabs == sum(account.unpunched for account in accounts if account.hanging and account.uid == uid)

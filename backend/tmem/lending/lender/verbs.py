@@ -1,4 +1,4 @@
-"""The verbs of tmemctl, answered by the lender; who may use them and who sees whom."""
+"""Carries out the verbs of tmemctl and checks who may use them."""
 
 from __future__ import annotations
 

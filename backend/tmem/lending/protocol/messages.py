@@ -19,7 +19,7 @@ from tmemcommon.texts import shortened
 VERSION = 1
 MAX_SLABS = 1 << 24  # slabs of the largest arena, 1 TiB
 MAX_ASK = 1024  # slabs in one Ask
-BATCH = 64  # slabs: the most that is made real, or that an honest guest may be in excess, at once
+BATCH_SLABS = 64  # slabs: the most that is made real, or that an honest guest may be in excess, at once
 RETRY = 0.1  # seconds after which a guest that was denied asks again, at the soonest
 MAX_ROWS = 24  # rows in one Table
 MAX_TEXT = 512
@@ -188,7 +188,7 @@ class Deny(_WithLine, frozen=True, tag=35):
 
 
 class Revoke(_Message, frozen=True, tag=36):
-    """Ask for so many slabs back. An ephemeral Revoke that is not answered within PATIENCE is taken."""
+    """Ask for so many slabs back. An ephemeral Revoke that is not answered within REVOKE_TIMEOUT is taken."""
 
     serial: _Serial
     slabs: _Some
