@@ -8,8 +8,8 @@ import pytest
 
 from tmem.lending.lender.reclaimpolicy import (
     DEFAULT,
-    RECLAIM_POLICIES,
     IDLE_SECONDS,
+    RECLAIM_POLICIES,
     GuestActivity,
     ReclaimPolicy,
     choose,

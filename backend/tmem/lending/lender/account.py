@@ -19,7 +19,7 @@ class Revocation:
     serial: int
     outstanding: int
     deadline: float
-    draining_socket: bool = False  # the time is over, and the socket is being read dry
+    draining_socket: bool = False  # timed out: the socket is being drained
 
 
 @dataclass(slots=True, eq=False)
@@ -37,17 +37,17 @@ class Account:
     activity: GuestActivity = field(default_factory=GuestActivity)
     connected: bool = False
     ended: bool = False
-    slabs_unknown: bool = False  # so much is booked from before a restart, but which slabs it is only its claims tell
-    barred: bool = False  # wrote to more than it was lent, again and again
-    unresponsive: bool = False  # did not answer the last Revoke: it is not waited for again
-    known_at_start: bool = False  # what it holds at most was known when tmemd started
-    claims: SlabMap | None = None  # what it said so far that it holds, after it came back
-    reclaim_target: int = 0  # ephemeral slabs that are to come back
+    slabs_unknown: bool = False  # booked from before a restart: which slabs, its claims will tell
+    barred: bool = False  # wrote repeatedly to slabs that it was not lent
+    unresponsive: bool = False  # did not answer the last Revoke
+    known_at_start: bool = False  # it was in the holdings file at the start
+    claims: SlabMap | None = None  # received so far after it came back; None when settled
+    reclaim_target: int = 0  # ephemeral slabs to take back
     revocation: Revocation | None = None  # the one open Revoke of ephemeral slabs
     serial: int = 0
     unconfirmed: dict[int, Runs] = field(default_factory=dict)  # by the serial of their Taken
     unsent_taken: deque[Run] = field(default_factory=deque)  # runs of taken slabs that no Taken names yet
-    unpunched: int = 0  # slabs that are its no more, and may still be real
+    unpunched: int = 0  # slabs given up and not punched yet
     hanging: bool = False  # a call on its arena does not return
     excess_audits: int = 0
     revoked: int = 0  # slabs given back when asked
@@ -66,49 +66,49 @@ class Account:
 
     @property
     def ephemeral(self) -> int:
-        """Ephemeral slabs held or promised."""
+        """Ephemeral slabs held or being populated."""
         counts = self.map.counts
         return counts[State.EPHEMERAL] + counts[State.POPULATING_EPHEMERAL]
 
     @property
     def persistent(self) -> int:
-        """Persistent slabs held or promised."""
+        """Persistent slabs held or being populated."""
         counts = self.map.counts
         return counts[State.PERSISTENT] + counts[State.POPULATING_PERSISTENT]
 
     @property
     def held(self) -> int:
-        """All slabs held or promised."""
+        """All slabs held or being populated."""
         return self.ephemeral + self.persistent
 
     @property
     def reserved(self) -> int:
-        """Slabs of the size that are this guest's whenever it wants them."""
+        """Slabs that the guest can have at any time: its floor and its persistent cap."""
         return self.settings.floor + max(self.persistent_cap, self.persistent)
 
     @property
     def committed(self) -> int:
-        """Slabs of these that no other promise is made of: promised on request, or held."""
+        """Reserved slabs, without the part of a default persistent cap that is not held."""
         return self.settings.floor + self.persistent if self.settings.persistent_cap is None else self.reserved
 
     @property
     def reclaimable(self) -> int:
-        """Ephemeral slabs that may be made to come back, beyond those that are to already."""
+        """Ephemeral slabs above the floor that are not in the target yet."""
         return 0 if self.hanging else max(0, self.revocable - self.settings.floor - self.reclaim_target)
 
     @property
     def revocable(self) -> int:
-        """Ephemeral slabs that can be got at: none before it is known which they are, lest others are punched."""
+        """Ephemeral slabs that may be taken: none until it is known which slabs are persistent."""
         return 0 if self.slabs_unknown or self.ended or self.settings.evicted else self.map.counts[State.EPHEMERAL]
 
     @property
     def is_attached(self) -> bool:
-        """Tell whether it is asked and told; one that is away or has not finished its claims is taken from silently."""
+        """Whether the guest is connected and its claims are settled: only then it gets Revoke and Taken."""
         return self.connected and self.claims is None
 
     @property
     def state(self) -> str:
-        """Give one word for the table."""
+        """The state as one word for the table."""
         if self.settings.evicted:
             return "evicted"
         if not self.connected:
@@ -122,7 +122,7 @@ class Account:
         return next((word for word, true in words.items() if true), "frozen" if self.settings.frozen else "connected")
 
     def next_serial(self) -> int:
-        """Give the serial of the next message that wants an answer; 32 bits, never 0."""
+        """Return the serial of the next message that needs an answer; 32 bits, never 0."""
         self.serial = self.serial % 0xFFFFFFFF + 1
         return self.serial
 

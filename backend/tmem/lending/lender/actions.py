@@ -12,10 +12,10 @@ from tmem.lending.protocol.runs import Runs
 
 
 class Refusal(Exception):
-    """A person's or a guest's request that is refused, in one line with the remedy."""
+    """A refused verb or Hello: one line with the remedy."""
 
     def __init__(self, reason: str, why: Why | None = None, retry: bool = False, evicted: bool = False) -> None:
-        """Take the line for the person; `why` names the counter of the lender's own refusals."""
+        """`reason` is the line; `why` names the counter of a refusal by the lender."""
         super().__init__(reason)
         self.why = why
         self.retry = retry
@@ -23,12 +23,12 @@ class Refusal(Exception):
 
 
 class GuestFault(Exception):
-    """A guest said what no honest guest says: cut its connection, then call `Lender.on_disconnected`."""
+    """A message that no honest guest sends: cut the connection, then call `Lender.on_disconnected`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a message to a connected guest; a guest that does not read is the executor's to cut."""
+    """Send a message to a connected guest; the executor cuts off a guest that does not read."""
 
     guest: int
     message: ToGuest
@@ -46,7 +46,7 @@ class Populate:
 
 @dataclass(frozen=True, slots=True)
 class Punch:
-    """Free the memory of slabs, before any later action on the guest. Runs may be large and hold holes already.
+    """Free the memory of slabs, before any later action on the guest. Runs may be large and contain holes.
 
     `freed` slabs stay booked until it is done: call `Lender.on_punched` with them then, unless there are none.
     """
@@ -58,7 +58,7 @@ class Punch:
 
 @dataclass(frozen=True, slots=True)
 class FindHoles:
-    """Look which of these slabs are not real, wholly or in part, and call `Lender.on_holes_found` with them."""
+    """Find slabs that are not fully populated, and call `Lender.on_holes_found` with them."""
 
     guest: int
     runs: Runs
@@ -66,7 +66,7 @@ class FindHoles:
 
 @dataclass(frozen=True, slots=True)
 class CountPopulated:
-    """Count what is real of the arena when all earlier actions on the guest are done, and call `Lender.on_audited`.
+    """Count the arena's populated bytes after all earlier actions on the guest, and call `Lender.on_audited`.
 
     `held` is what the guest holds by then, in slabs.
     """
@@ -77,14 +77,14 @@ class CountPopulated:
 
 @dataclass(frozen=True, slots=True)
 class DrainSocket:
-    """Read all that the guest's socket holds, pass it to `Lender.on_message`, then call `Lender.on_socket_drained`."""
+    """Empty the guest's socket, call `Lender.on_message` for each message, then `on_socket_drained`."""
 
     guest: int
 
 
 @dataclass(frozen=True, slots=True)
 class HangUp:
-    """End a guest's connection; what it was sent before may still be read. Nothing is called for it."""
+    """End a guest's connection after what was sent; the lender expects no call for it."""
 
     guest: int
 
@@ -104,7 +104,7 @@ Action = Send | Populate | Punch | FindHoles | CountPopulated | DrainSocket | Ha
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a guest holds, as kept over a restart of tmemd: how many slabs, not which."""
+    """What a guest holds, as kept over a restart of tmemd: the number of slabs, not which."""
 
     token: bytes
     name: str

@@ -27,19 +27,19 @@ from tmem.lending.protocol.runs import Runs, count, split_for_messages
 
 @dataclass(slots=True, eq=False)
 class OpenAsk:
-    """An Ask that is not answered in full."""
+    """An Ask that is not complete."""
 
     account: Account
     serial: int
     kind: Kind
     missing: int
-    denial: Denial | None = None  # why it gets no more than what is being made real
-    batches: int = 0  # being made real
+    denial: Denial | None = None  # why it gets no more than what is being populated
+    batches: int = 0  # being populated
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Slabs that are being made real for an Ask."""
+    """Slabs that are being populated for an Ask."""
 
     account: Account
     ask: OpenAsk
@@ -47,7 +47,7 @@ class Batch:
 
 
 class Allocator:
-    """The open Asks and the batches that are being made real; `act` takes the actions."""
+    """The open Asks, and the batches that are being populated. `act` appends an action."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Allocator:
         self._batch = 0
 
     def ask(self, now: float, account: Account, message: Ask) -> None:
-        """Take an Ask in; GuestFault when one of its kind is open."""
+        """Open an Ask and serve it; GuestFault when one of its kind is open."""
         key = (account.number, message.kind)
         if key in self._open:
             raise GuestFault("it asked again before it was answered")
@@ -80,7 +80,7 @@ class Allocator:
             self._reclaim_missing(now, ask)
 
     def serve(self, now: float) -> None:
-        """Give what is free to those who wait for it, and end the Asks for which nothing more will come."""
+        """Serve open Asks from free slabs; end those for which no more slabs will come back."""
         nothing_comes = not self._incoming
         for ask in [*self._open.values()]:
             self._populate_free(now, ask)
@@ -89,11 +89,11 @@ class Allocator:
 
     @property
     def _incoming(self) -> int:
-        """Slabs that will be free."""
+        """Slabs that will come back."""
         return self._reclaimer.outstanding + self._ledger.unpunched.incoming
 
     def _room(self, ask: OpenAsk) -> int:
-        """Give how much of an Ask may be answered by the limits, and note which limit is in the way of the rest."""
+        """Return how many slabs the limits allow for an Ask; record which limit denies the rest."""
         account, ledger = ask.account, self._ledger
         denial = self._denial(account)
         if denial is not None:
@@ -125,7 +125,7 @@ class Allocator:
         return Denial.FROZEN if account.settings.frozen or account.claims is not None else None
 
     def _populate_free(self, now: float, ask: OpenAsk) -> None:
-        """Have made real what is free, as far as the limits go; end the Ask when they leave nothing."""
+        """Populate free slabs for an Ask within the limits; end it when they allow no more."""
         room = self._room(ask)
         slabs = min(ask.missing, room, self._ledger.free)
         account = ask.account
@@ -146,7 +146,7 @@ class Allocator:
             self._end(ask, ask.denial or Denial.CAP)
 
     def _end(self, ask: OpenAsk, denial: Denial) -> None:
-        """Give up what is missing; the guest hears of it now, or with the last batch."""
+        """Drop what is missing; deny now, or answer with the last batch."""
         ask.missing = 0
         ask.denial = denial
         if not ask.batches:
@@ -155,7 +155,7 @@ class Allocator:
             self._act(Send(ask.account.number, Deny(ask.serial, denial.value)))
 
     def _reclaim_missing(self, now: float, ask: OpenAsk) -> None:
-        """Make others give up what is missing for an Ask."""
+        """Reclaim what is missing for an Ask."""
         account, others = ask.account, sum(other.missing for other in self._open.values() if other is not ask)
         incoming = self._incoming - max(0, self._ledger.booked - self._ledger.size) - others
         want = min(ask.missing, self._room(ask)) - max(0, incoming)
@@ -168,7 +168,7 @@ class Allocator:
         self.serve(now)
 
     def _reclaim(self, now: float, slabs: int, asker: Account | None, but: Account | None) -> None:
-        """Let those owe slabs to whom they are worth less than to the asker, or whatever they are worth."""
+        """Reclaim slabs whose value is below the asker's bid; without an asker, those of the lowest value."""
         if slabs <= 0:
             return
         accounts = self._ledger.accounts.values()
@@ -188,7 +188,7 @@ class Allocator:
     def _reclaim_from(
         self, now: float, shares: UserShares, candidates: Candidates, slabs: int, bid: tuple[float, float]
     ) -> int:
-        """Let those who offer owe so many slabs as far as they are worth less than the bid; give how many."""
+        """Reclaim up to `slabs` slabs with a value below the bid; return how many."""
         given = choose(self.policy, [(account.activity, most) for account, most in candidates], slabs, bid, now)
         for (account, _), slabs_given in zip(candidates, given, strict=True):
             if slabs_given:
@@ -197,11 +197,11 @@ class Allocator:
         return sum(given)
 
     def reclaim_excess(self, now: float) -> None:
-        """Take back what is booked beyond the size."""
+        """Reclaim what is booked beyond the size."""
         self._reclaim(now, self._ledger.booked - self._ledger.size - self._incoming, None, None)
 
     def on_populated(self, now: float, batch_number: int, account: Account, populated: Runs) -> None:
-        """Lend what is real of a batch, free the rest; short memory ends the Ask."""
+        """Lend the populated slabs of a batch and free the rest; a shortage of memory ends the Ask."""
         batch = self._batches.pop(batch_number, None)
         if batch is None and account.settings.evicted:
             return
@@ -226,7 +226,7 @@ class Allocator:
             self._lend(ask, populated)
 
     def _lend(self, ask: OpenAsk, runs: Runs) -> None:
-        """Tell of slabs that are real; the last words of an Ask are Lend(done) or Deny."""
+        """Send populated slabs; Lend(done) or Deny is the last answer to an Ask."""
         number, over = ask.account.number, not ask.batches and not ask.missing
         for part, last in split_for_messages(runs):
             if part:
@@ -241,16 +241,16 @@ class Allocator:
                 self._act(Send(number, Deny(ask.serial, denial.value)))
 
     def on_disconnected(self, account: Account) -> None:
-        """Forget the Asks of a guest without a connection; its batches are freed when they were made."""
+        """Drop the guest's Asks. Its batches are freed once they are populated."""
         for kind in Kind:
             self._open.pop((account.number, kind), None)
 
     def on_closed(self, account: Account) -> None:
-        """Forget the batches of a guest that is no more."""
+        """Drop the batches of a guest whose memfd is closed."""
         self._batches = {number: batch for number, batch in self._batches.items() if batch.account is not account}
 
     def check(self) -> None:
-        """Raise AssertionError unless the batches are what is being made real, and every open Ask can end."""
+        """Raise AssertionError unless batches = slabs being populated, and every open Ask waits for something."""
         populating = self._ledger.totals[State.POPULATING_EPHEMERAL] + self._ledger.totals[State.POPULATING_PERSISTENT]
         assert sum(count(batch.runs) for batch in self._batches.values()) == populating
         for (number, kind), ask in self._open.items():
@@ -261,5 +261,5 @@ class Allocator:
             assert ask.batches or (ask.missing and self._incoming), "an Ask that waits for nothing"
 
 
-_ANY_VALUE = (inf, inf)  # more than any worth
+_ANY_VALUE = (inf, inf)  # a bid above any value
 _CANCELS_POPULATING = (Denial.FROZEN, Denial.DRAINING, Denial.BARRED)

@@ -20,7 +20,7 @@ Candidates = Sequence[tuple[Account, int]]
 
 
 class UserShares:
-    """The users' parts at one moment."""
+    """The users' shares at one moment."""
 
     def __init__(self, ledger: Ledger, now: float) -> None:
         accounts = ledger.accounts.values()
@@ -33,23 +33,23 @@ class UserShares:
             self._held[account.uid] -= account.reclaim_target
 
     def deficit(self, uid: int) -> int:
-        """Give how many slabs the user is below its part."""
+        """Return how many slabs the user is below its share."""
         return max(0, self._share - self._held[uid])
 
     def debit(self, uid: int, slabs: int) -> None:
-        """Note that guests of a user are to give up so many slabs."""
+        """Subtract slabs that are reclaimed from a user's guests."""
         self._held[uid] -= slabs
 
     def unlimited(self, victims: Iterable[Account]) -> Candidates:
-        """Offer everything."""
+        """Return the victims with all their reclaimable slabs."""
         return [(account, account.reclaimable) for account in victims]
 
     def above_share(self, victims: Iterable[Account], uid: int) -> Candidates:
-        """Offer what users other than that one hold above their parts, of the first victims first."""
+        """Return what other users hold above their shares, from the first victims first."""
         return self._limit_to_shares((account for account in victims if account.uid != uid), lambda account: False)
 
     def by_value(self, victims: Iterable[Account], uid: int | None) -> Candidates:
-        """Offer what may go by worth to a guest of a user: its user's own, what is idle, what is above the parts."""
+        """Return what may be reclaimed by value for a user: its own, idle guests' slabs, and slabs above the shares."""
         if self._one_user:
             return self.unlimited(victims)
         return self._limit_to_shares(victims, lambda account: account.uid == uid or account.number in self._idle)

@@ -35,11 +35,11 @@ from tmem.lending.protocol.runs import Run
 
 MAX_GUESTS = 4096
 RESERVED_GUESTS = 256  # of them, for trusted users
-# What one user's guests, honest or not, may make tmemd remember: a byte a slab, twice while they claim.
+# Bounds tmemd's memory for one user's guests: a byte a slab, two while they claim.
 MAX_GUESTS_OF_A_UID = 512
 MAX_ARENAS_OF_A_UID = MAX_SLABS
 
-# Of the size: what one user, and what all users that are not trusted, may have promised.
+# Shares of the size that may be promised to one user, and to all untrusted users.
 USER_SHARE = 1 / 2
 ALL_USERS_SHARE = 3 / 4
 
@@ -47,7 +47,7 @@ _BOOKED = (State.EPHEMERAL, State.PERSISTENT, State.POPULATING_EPHEMERAL, State.
 
 
 def as_bytes(slabs: int) -> str:
-    """Render slabs as a size."""
+    """Return a number of slabs as a size in words."""
     size, unit = float(slabs * SLAB_SIZE), "KiB"
     size /= 1024
     for larger in ("MiB", "GiB", "TiB"):
@@ -59,11 +59,11 @@ def as_bytes(slabs: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UserBounds:
-    """What the guests of one user may have together, in slabs; the default bounds nobody."""
+    """Bounds for the guests of one user together, in slabs; the default has none."""
 
-    cap: int | None = None  # held, and promised; root is not bound by it
-    persistent: int | None = None  # promised; None for a part of the size
-    trusted: frozenset[int] | None = None  # users who may be promised all; None for everybody
+    cap: int | None = None  # of held and of promised slabs; not for root
+    persistent: int | None = None  # of promised slabs; None for USER_SHARE of the size
+    trusted: frozenset[int] | None = None  # users without bounds on promises; None for all users
 
 
 UNBOUNDED = UserBounds()
@@ -85,7 +85,7 @@ class Ledger:
 
     @property
     def booked(self) -> int:
-        """Slabs held or promised, or given up and not punched yet."""
+        """Slabs that are held, being populated, or not punched yet."""
         return sum(self.totals[state] for state in _BOOKED) + self.unpunched.total
 
     @property
@@ -95,7 +95,7 @@ class Ledger:
 
     @property
     def reserved(self) -> int:
-        """Floors and persistent caps."""
+        """Floors and persistent caps of all guests."""
         return sum(account.reserved for account in self.accounts.values())
 
     def move(self, account: Account, runs: Sequence[Run], state: State) -> None:
@@ -109,7 +109,7 @@ class Ledger:
             account.map.replace(was, state)
 
     def load(self, account: Account, states: bytearray) -> None:
-        """Put every slab of a guest into the state that its byte tells."""
+        """Replace the states of all of a guest's slabs."""
         with self._changing(account):
             account.map.load(states)
 
@@ -124,14 +124,14 @@ class Ledger:
         account.activity.slabs = account.ephemeral
 
     def release(self, account: Account, runs: Sequence[Run], state: State) -> int:
-        """Put slabs of a guest into a state in which they are not its; give how many stay booked until punched."""
+        """Put slabs into a state in which the guest does not hold them; return how many stay booked until punched."""
         before = account.held
         self.move(account, runs, state)
         self.unpunched.add(account, before - account.held)
         return before - account.held
 
     def room(self, account: Account, kind: Kind) -> int:
-        """Give how many more slabs the limits let the guest hold, not regarding what is free."""
+        """Return how many more slabs the limits allow, free or not."""
         room = account.settings.cap - account.held
         if kind is Kind.PERSISTENT:
             room = min(room, account.persistent_cap - account.persistent)
@@ -145,7 +145,7 @@ class Ledger:
     # Joining and leaving.
 
     def admit(self, hello: Hello, uid: int, pid: int) -> tuple[Account, list[Account]]:
-        """Open an account; gives also those whose persistent cap gave way. Refusal when it cannot be promised."""
+        """Open an account; return it and the accounts whose persistent cap changed. Refusal when it does not fit."""
         if hello.version != VERSION:
             raise Refusal(
                 f"this tmemd speaks version {VERSION}, the guest {hello.version}: upgrade the older one", Why.VERSION
@@ -168,7 +168,7 @@ class Ledger:
         return account, [other for other in self._distribute_persistent() if other is not account]
 
     def _is_full(self, uid: int, slabs: int) -> bool:
-        """Tell whether there is no entry for one more guest of a user."""
+        """Return whether a user may have no more guests."""
         if uid in (self._bounds.trusted or (0,)):
             return len(self.accounts) >= MAX_GUESTS
         peers = self._accounts_of(uid)
@@ -194,17 +194,17 @@ class Ledger:
         return account
 
     def restore(self, holdings: Sequence[Holding]) -> None:
-        """Open the accounts of guests from before a restart; promises that no longer fit are lowered."""
+        """Open the accounts of an earlier tmemd; lower promises that no longer fit."""
         for holding in holdings:
             account = self._open(holding)
             if holding.settings.evicted:
                 account.change(floor=0, persistent_cap=0)
-                # Its arena was not punched yet, and will not be: an evicted guest does not come back with it.
+                # Its arena will not be punched: an evicted guest does not bring its memfd again.
                 self.unpunched.set_hanging(account, True)
                 self.unpunched.add(account, holding.ephemeral + holding.persistent)
                 continue
             account.slabs_unknown = account.known_at_start = True
-            # Any slabs will do: which it holds is known once it has claimed them.
+            # Which slabs it holds is unknown until it claims them: book any.
             self.move(account, ((0, holding.ephemeral),), State.EPHEMERAL)
             self.move(account, ((holding.ephemeral, holding.persistent),), State.PERSISTENT)
         accounts = self.accounts.values()
@@ -219,7 +219,7 @@ class Ledger:
         self._distribute_persistent()
 
     def clear(self, account: Account) -> list[Account]:
-        """Leave a guest nothing, neither slabs nor promises. Gives the accounts whose limits changed."""
+        """Remove all slabs and promises of a guest; return the accounts whose limits changed."""
         self.unpunched.closed(account)
         self.load(account, bytearray())
         account.change(floor=0, persistent_cap=0)
@@ -227,7 +227,7 @@ class Ledger:
         return self._distribute_persistent()
 
     def close(self, account: Account) -> list[Account]:
-        """Forget a guest; what it held is free. Gives the accounts whose limits changed."""
+        """Remove a guest, whose slabs are free; return the accounts whose limits changed."""
         self.unpunched.closed(account)
         for state in State:
             self.totals[state] -= account.map.counts[state]
@@ -238,12 +238,12 @@ class Ledger:
     # Promises.
 
     def committed(self, but: Account | None = None, uid: int | None = None) -> int:
-        """Give what was promised on request, and the persistent slabs that are held; of one uid, or of all."""
+        """Return the committed slabs of one uid, or of all, without one account."""
         accounts = (account for account in self.accounts.values() if uid in (None, account.uid))
         return sum(account.committed for account in accounts if account is not but)
 
     def _promisable(self, uid: int, but: Account | None = None) -> int:
-        """Give how much may be promised by a verb to a guest of that uid."""
+        """Return how many slabs a verb may promise to a guest of that uid."""
         room = self.size - self.committed(but)
         if self._bounds.cap is not None and uid != 0:
             room = min(room, self._bounds.cap - self.committed(but, uid))
@@ -256,7 +256,7 @@ class Ledger:
         return committed
 
     def _user_quota_left(self, uid: int, promised: Counter[int]) -> int:
-        """Give how much more a guest of that uid may be promised by rule 5, where so much is promised by uid."""
+        """Return how many more slabs rule 5 allows to promise to a uid, given the promises by uid."""
         trusted = self._bounds.trusted
         if trusted is None or uid in trusted:
             return self.size
@@ -268,9 +268,9 @@ class Ledger:
         return max(0, min(a_users - promised[uid], all_users - others))
 
     def _distribute_persistent(self) -> list[Account]:
-        """Divide what was not promised on request into the persistent caps that nobody asked for; give who changed.
+        """Divide what is not committed among the default persistent caps; return the accounts that changed.
 
-        Each has what it holds, and on top an even part of the rest, to half of its arena at most.
+        Each gets what it holds and an even part of the rest, up to half of its arena.
         """
         unrequested = [account for account in self.accounts.values() if account.settings.persistent_cap is None]
         unrequested.sort(key=lambda account: account.map.total // 2 - account.persistent)
@@ -295,7 +295,7 @@ class Ledger:
     def set_limits(
         self, account: Account, weight: float | None, cap: int | None, floor: int | None, persistent_cap: int | None
     ) -> list[Account]:
-        """Change limits; gives the accounts whose limits changed. Refusal leaves everything as it was."""
+        """Change limits; return the accounts whose limits changed. Refusal changes nothing."""
         total = account.map.total
         old = account.settings
         new_cap = old.cap if cap is None else cap
@@ -329,13 +329,13 @@ class Ledger:
         return [account, *(other for other in self._distribute_persistent() if other is not account)]
 
     def resize(self, size: int) -> None:
-        """Change the size, to no less than rule 6 allows; the limits of any account may change with it."""
+        """Change the size, within rule 6; limits of any account may change."""
         self._wanted = size
         self.size = max(size, self.committed())
         self._distribute_persistent()
 
     def shrink(self) -> bool:
-        """Come down to the wanted size as far as rule 6 allows by now; True when that changed anything."""
+        """Lower the size towards the requested one, within rule 6; return whether it changed."""
         if self.size <= self._wanted or (size := max(self._wanted, self.committed())) >= self.size:
             return False
         self.size = size

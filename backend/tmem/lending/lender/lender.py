@@ -56,7 +56,7 @@ class Lender:
         bounds: UserBounds = UNBOUNDED,
         holdings: Sequence[Holding] = (),
     ) -> None:
-        """Start with `size` slabs to lend; `bounds` are those of what the guests of one user have together.
+        """Start with `size` slabs to lend, and `bounds` for the guests of each user.
 
         `holdings` are those of guests whose process is alive, from before a restart: they stay booked and are
         not lent to others until their guests claim them or end. `guests_away` gives their numbers.
@@ -76,15 +76,15 @@ class Lender:
     # Guests come and go.
 
     def guests_away(self) -> dict[int, Holding]:
-        """Give the guests that are not connected, with what they hold (watch their processes, call `ended`)."""
+        """Return the guests that are not connected: watch their processes and call `on_process_ended`."""
         return {number: self.holding(number) for number, account in self._accounts.items() if not account.connected}
 
     def holdings(self) -> list[Holding]:
-        """Give what every guest holds, to be kept for a restart."""
+        """Return what every guest holds, to be kept for a restart."""
         return [self.holding(number) for number in self._accounts]
 
     def holding(self, guest: int) -> Holding:
-        """Give what a guest holds; what is being made real counts, and what is not punched yet."""
+        """Return what a guest holds, with slabs that are being populated or not punched yet."""
         account = self._accounts[guest]
         return Holding(
             account.token,
@@ -98,7 +98,7 @@ class Lender:
         )
 
     def join(self, now: float, hello: Hello, uid: int, pid: int) -> tuple[int, list[Action]]:
-        """Register a guest and give its number; its memfd must be known to be of `hello.slabs` and sealed.
+        """Register a guest and return its number. Its memfd must be sealed and have `hello.slabs` slabs.
 
         Refusal when it may not join; `retry` is set when it may later. With `again` the number is the one it
         had when its token is known.
@@ -126,7 +126,7 @@ class Lender:
 
     @staticmethod
     def _readmit(account: Account, hello: Hello, uid: int, pid: int) -> Account:
-        """Let a guest back in that the ledger knows."""
+        """Admit a guest that the ledger knows; Refusal when it may not come back."""
         if account.settings.evicted:
             raise Refusal(EVICTED, Why.EVICTED, evicted=True)
         if account.uid != uid or account.map.total != hello.slabs or not hello.again:
@@ -137,7 +137,7 @@ class Lender:
         return account
 
     def on_message(self, now: float, guest: int, message: FromGuest) -> list[Action]:
-        """Take a message of a connected guest; GuestFault when no honest guest sends it."""
+        """Handle a message of a connected guest; GuestFault when no honest guest sends it."""
         account = self._accounts[guest]
         if not account.connected:
             raise ValueError(f"guest {guest} is not connected")
@@ -169,12 +169,12 @@ class Lender:
             raise GuestFault("it said hello twice")
 
     def on_disconnected(self, now: float, guest: int) -> list[Action]:
-        """Note that the connection ended, after all that it held was read; the guest keeps what it holds."""
+        """Handle the end of a connection, after all of it was read; the guest keeps its slabs."""
         self._disconnect(self._accounts[guest])
         return self._decide(now)
 
     def on_process_ended(self, now: float, guest: int) -> list[Action]:
-        """Note that the guest's process is gone (its connection too); gives Close."""
+        """Handle the end of a guest's process and connection: close its memfd."""
         account = self._accounts[guest]
         account.ended = True
         self._disconnect(account)
@@ -182,7 +182,7 @@ class Lender:
         return self._decide(now)
 
     def on_closed(self, now: float, guest: int) -> list[Action]:
-        """Note that the memfd is closed: the guest's slabs are free, and its number is forgotten with its process."""
+        """Free the slabs of a guest whose memfd is closed; remove it if its process has ended."""
         account = self._accounts.get(guest)
         if account is not None:
             self._allocator.on_closed(account)
@@ -197,7 +197,7 @@ class Lender:
     # What the executor found out.
 
     def on_populated(self, now: float, guest: int, batch: int, runs: Runs) -> list[Action]:
-        """Note which slabs of a Populate are real; the others are punched. Lends them, or denies if there are none.
+        """Lend the slabs that were populated; the others were punched. Deny when there are none.
 
         May be called for a guest that disconnected or ended since.
         """
@@ -208,14 +208,14 @@ class Lender:
         return self._decide(now)
 
     def on_holes_found(self, now: float, guest: int, runs: Runs) -> list[Action]:
-        """Note which claimed slabs turned out to be holes; ephemeral ones are answered as taken."""
+        """Take claimed ephemeral slabs that are holes."""
         account = self._accounts.get(guest)
         if account is not None:
             self._reattacher.on_holes_found(now, account, runs)
         return self._decide(now)
 
     def on_socket_drained(self, now: float, guest: int) -> list[Action]:
-        """Note that the guest's socket was read dry, after DrainSocket: what it still owes is taken."""
+        """Take the rest of the target, or settle the claims, after DrainSocket."""
         account = self._accounts.get(guest)
         if account is not None:
             self._reclaimer.on_socket_drained(now, account)
@@ -226,14 +226,14 @@ class Lender:
         return self._decide(now)
 
     def on_punched(self, now: float, guest: int, freed: int) -> list[Action]:
-        """Note that a Punch is done: its slabs are free."""
+        """Free slabs that were punched."""
         account = self._accounts.get(guest)
         if account is not None:
             self._ledger.unpunched.add(account, -freed)
         return self._decide(now)
 
     def on_hang(self, now: float, guest: int, does: bool) -> list[Action]:
-        """Note that a call on a guest's arena does not return, or that it did; meanwhile nobody waits for its slabs."""
+        """Record whether a call on a guest's arena hangs; meanwhile no Ask waits for its slabs."""
         account = self._accounts.get(guest)
         if account is not None:
             self._counters.hangs += does
@@ -242,13 +242,13 @@ class Lender:
         return self._decide(now)
 
     def on_pinned(self, now: float, pinned_bytes: int) -> list[Action]:
-        """Take in how much memory was punched and lives on: it stays booked, as far as it is known whose it is."""
+        """Book memory that stays in use after its punch, as far as its user is known."""
         self._ledger.unpunched.update_pinned(pinned_bytes // SLAB_SIZE, self._accounts.values())
         self._allocator.reclaim_excess(now)
         return self._decide(now)
 
     def audit(self) -> list[Action]:
-        """Have what is real of each guest's arena counted."""
+        """Count the populated bytes of each arena."""
         accounts = self._accounts.values()
         return [
             CountPopulated(one.number, one.held)
@@ -257,22 +257,22 @@ class Lender:
         ]
 
     def on_audited(self, now: float, guest: int, held: int, populated_bytes: int) -> list[Action]:
-        """Compare what is real in a guest's memfd (st_blocks * 512) with what it held, both as of a CountPopulated.
+        """Compare an arena's populated bytes (st_blocks * 512) with what the guest held, both as of a CountPopulated.
 
-        An excess is punched and counted; one that stays above a batch ends the lending to the guest.
+        An excess is punched and counted. A guest with more than a batch in EXCESS_AUDITS audits in a row is barred.
         """
         account = self._accounts.get(guest)
         if account is None:
             return []
         self._counters.audits += 1
-        if account.slabs_unknown:  # which slabs it holds is not known yet
+        if account.slabs_unknown:
             self._reattacher.book_populated(account, populated_bytes)
             return self._decide(now)
         excess = populated_bytes - held * SLAB_SIZE
         if excess > 0:
             self._counters.excess_audits += 1
             self._counters.excess_bytes += excess
-            if self._sweeper.is_sweeping(account):  # what is left of the last one says nothing
+            if self._sweeper.is_sweeping(account):  # the last excess is not punched yet
                 return self._decide(now)
             self._sweeper.start(now, account)
         account.excess_audits = account.excess_audits + 1 if excess > BATCH_SLABS * SLAB_SIZE else 0
@@ -283,12 +283,12 @@ class Lender:
         return self._decide(now)
 
     def deadline(self) -> float | None:
-        """Give the time at which `wake` is to be called; None when nothing is waited for."""
+        """Return the time at which `wake` is to be called, or None."""
         deadlines = (self._reclaimer.deadline(), self._reattacher.deadline(), self._sweeper.deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def wake(self, now: float) -> list[Action]:
-        """Act on what is due."""
+        """Handle all deadlines that are due."""
         self._reclaimer.wake(now)
         self._reattacher.wake(now)
         self._sweeper.wake(now)
@@ -298,14 +298,14 @@ class Lender:
 
     @property
     def size(self) -> int:
-        """Slabs that there are to lend."""
+        """Number of slabs to lend."""
         return self._ledger.size
 
     def find(self, guest: str) -> int:
-        """Give the number of a guest by its number or name; Refusal when there is none or more than one."""
+        """Return the number of a guest by its number or name; Refusal when there is none or more than one."""
         there = {number: account for number, account in self._accounts.items() if not account.settings.evicted}
         named = [account for account in there.values() if account.name == guest]
-        # A name may stand for a guest that is gone and the next one at the same mountpoint.
+        # A guest that ended and the next one at the same mountpoint have the same name.
         found = [account for account in named if account.connected] or named
         if not found and guest.isdecimal() and int(guest) in there:
             return int(guest)
@@ -326,7 +326,7 @@ class Lender:
         floor: int | None = None,
         persistent_cap: int | None = None,
     ) -> list[Action]:
-        """Change limits; takes back what a lower cap no longer allows."""
+        """Change limits; reclaim what a lower cap no longer allows."""
         account = self._accounts[guest]
         try:
             self._tell_limits(self._ledger.set_limits(account, weight, cap, floor, persistent_cap))
@@ -337,14 +337,14 @@ class Lender:
         return self._decide(now)
 
     def freeze(self, now: float, guest: int | None) -> list[Action]:
-        """Freeze the pools of a guest, or of all and of those that come; nothing more is lent to them."""
+        """Freeze the pools of a guest, or of all present and future ones; lend them nothing more."""
         for account in self._select(guest, True):
             account.change(frozen=True)
             self._tell_limits([account])
         return self._decide(now)
 
     def thaw(self, now: float, guest: int | None) -> list[Action]:
-        """End what freeze and drain did."""
+        """End freeze and drain."""
         for account in self._select(guest, False):
             account.change(frozen=False, draining=False)
             self._tell_limits([account])
@@ -357,7 +357,7 @@ class Lender:
         return list(self._accounts.values())
 
     def revoke(self, now: float, guest: int, slabs: int, kind: Kind = Kind.EPHEMERAL) -> list[Action]:
-        """Take so many slabs back from a guest; persistent ones are asked for and never taken."""
+        """Reclaim slabs from a guest; persistent ones are revoked and never taken."""
         account = self._accounts[guest]
         if kind is Kind.EPHEMERAL:
             self._reclaimer.reclaim(now, account, slabs)
@@ -367,14 +367,14 @@ class Lender:
         return self._decide(now)
 
     def drain(self, now: float, guest: int) -> list[Action]:
-        """Take back all ephemeral slabs of a guest, and lend it nothing until it is thawed."""
+        """Reclaim all ephemeral slabs of a guest; lend it nothing until it is thawed."""
         account = self._accounts[guest]
         account.change(draining=True)
         self._enforce(now, account)
         return self._decide(now)
 
     def evict(self, now: float, guest: int, lose_persistent: bool) -> list[Action]:
-        """End a guest: its memory is freed with all pages in it, and it is not let in again."""
+        """Free all memory of a guest and refuse it from now on; Refusal when it would lose persistent slabs."""
         account = self._accounts[guest]
         if account.persistent and not lose_persistent:
             held = as_bytes(account.persistent)
@@ -389,7 +389,7 @@ class Lender:
         return self._decide(now)
 
     def resize(self, now: float, size: int) -> tuple[int, list[Action]]:
-        """Change how much there is to lend; gives the new size, which persistent slabs and promises may keep larger."""
+        """Change the size; return the new one, which persistent slabs and promises may keep larger."""
         self._ledger.resize(size)
         self._tell_limits(self._accounts.values())
         self._allocator.reclaim_excess(now)
@@ -398,7 +398,7 @@ class Lender:
     # Tables and sums.
 
     def rows(self, now: float, uid: int | None = None) -> list[Row]:
-        """Give the table of guests, of one user or of all, by number."""
+        """Return the table of guests, of one user or of all, by number."""
         return [self._row(now, account) for account in self._accounts.values() if uid in (None, account.uid)]
 
     @staticmethod
@@ -425,7 +425,7 @@ class Lender:
         )
 
     def stats(self) -> LenderStats:
-        """Give the sums and the counters."""
+        """Return the sums and the counters."""
         ledger, totals = self._ledger, self._ledger.totals
         accounts = self._accounts.values()
         return LenderStats(
@@ -446,7 +446,7 @@ class Lender:
     # Helpers.
 
     def _decide(self, now: float) -> list[Action]:
-        """Serve who waits, and give the actions that were decided."""
+        """Serve open Asks; return and clear the collected actions."""
         if self._ledger.shrink():
             self._tell_limits(self._accounts.values())
             self._allocator.reclaim_excess(now)
@@ -462,18 +462,18 @@ class Lender:
                 self._actions.append(Send(account.number, limits))
 
     def _effective_cap(self, account: Account) -> int:
-        """Give the slabs that a guest may hold at most: it plans with that, so a cap beyond the size says nothing."""
+        """Return the cap that the guest is told: at most the size."""
         return min(account.settings.cap, self._ledger.size)
 
     def _enforce(self, now: float, account: Account) -> None:
-        """Take back what a guest may not hold (any longer), and what the size does not allow."""
+        """Reclaim what exceeds a guest's limits or the size."""
         ephemeral = account.map.counts[State.EPHEMERAL]
         over = ephemeral if account.settings.draining or account.barred else account.held - account.settings.cap
         self._reclaimer.reclaim(now, account, max(0, over - account.reclaim_target))
         self._allocator.reclaim_excess(now)
 
     def _disconnect(self, account: Account) -> None:
-        """Note that a guest's connection has ended."""
+        """Drop the state of a guest's connection."""
         if account.connected:
             account.connected = False
             account.claims = None
@@ -485,4 +485,4 @@ class Lender:
         self._ledger.check()
         self._reclaimer.check()
         self._allocator.check()
-        assert not self._actions, "actions that nobody was given"
+        assert not self._actions, "actions that were not returned"

@@ -1,8 +1,8 @@
 """Books memory that stays in use after a punch to the user who keeps it, if that is certain.
 
 A guest can hold references to pages of its arena, in a pipe for instance, when it gives slabs up. A punch then frees
-nothing: the pages belong to no file, but stay charged to tmemd's memory cgroup. The growth of this memory since the last
-measurement is booked to a user as far as all other users together gave up less than that. When it shrinks, the
+nothing: the pages belong to no file, but stay charged to tmemd's memory cgroup. The growth of this memory since the
+last measurement is booked to a user as far as all other users together gave up less than that. When it shrinks, the
 booking of every user shrinks, because it may have been theirs.
 """
 
@@ -12,21 +12,21 @@ from collections import Counter
 
 
 class Pinned:
-    """Slabs that users keep from being freed, at the least. `of` has them by uid."""
+    """Slabs that users certainly keep in use after a punch: `of`, by uid."""
 
     def __init__(self) -> None:
         self.of: Counter[int] = Counter()
-        self._punched: Counter[int] = Counter()  # slabs since the last look, by uid
+        self._punched: Counter[int] = Counter()  # slabs since the last update, by uid
         self._found: int | None = None
 
     def punched(self, uid: int, slabs: int) -> None:
-        """Note that slabs of a user's guest were punched."""
+        """Add punched slabs of a user's guest."""
         self._punched[uid] += slabs
 
     def update(self, found: int, unreported: Counter[int]) -> None:
-        """Take in how many slabs live on, whoever keeps them; what there was at the first look is nobody's.
+        """Compare the pinned slabs of all users with the last update; those of the first one are booked to nobody.
 
-        `unreported` are slabs that may have been punched although nobody said so yet.
+        `unreported` are slabs that may have been punched without a report.
         """
         grown = 0 if self._found is None else found - self._found
         self._found = found

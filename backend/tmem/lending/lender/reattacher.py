@@ -3,12 +3,12 @@
 * If tmemd ran all the time, the ledger decides. An ephemeral slab that was taken meanwhile is answered with Taken. A
   claim to a slab that was never lent is a fault.
 * If tmemd was restarted, the guest decides, because the holdings file has numbers of slabs only. Its persistent slabs
-  are booked up to its persistent cap, its ephemeral slabs up to its holdings and free memory. Ephemeral slabs that are
-  holes, because the old tmemd had just taken them, are answered with Taken, too.
+  are booked up to its persistent cap, its ephemeral slabs up to its holdings and free memory. Ephemeral slabs that
+  are holes, because the old tmemd had just taken them, are answered with Taken, too.
 
-Slabs that are not claimed are punched, but none before the claims are complete: any may be persistent. Meanwhile, audits
-book what is populated, as far as there is room. After CLAIM_SECONDS, the claims of a guest without holdings are settled
-as they are; a guest with holdings is disconnected and stays booked.
+Slabs that are not claimed are punched, but none before the claims are complete: any may be persistent. Meanwhile,
+audits book what is populated, as far as there is room. After CLAIM_SECONDS, the claims of a guest without holdings
+are settled as they are; a guest with holdings is disconnected and stays booked.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ CLAIM_SECONDS = 30.0  # an honest guest's claims come with its Hello
 
 _NOT_LENT = "it claims slabs that it was not lent"
 
-_INVALID = 7  # no state: a claim to what was not lent
-# What becomes of a slab by what the ledger knows of it and what is claimed, as SlabMap.combined wants it. What is not
-# claimed is free, but for what is being made real, of which the guest has not heard.
+_INVALID = 7  # not a State: the claim is false
+# The new state of a slab, by its state in the ledger and its claimed state, for SlabMap.combined. A slab that is not
+# claimed is free, unless it is being populated: the guest does not know of it yet.
 _OUTCOMES = {
     State.FREE: {State.FREE: State.FREE, State.EPHEMERAL: State.TAKEN},
     State.EPHEMERAL: {State.FREE: State.FREE, State.EPHEMERAL: State.EPHEMERAL},
@@ -48,18 +48,18 @@ _OUTCOME_TABLE = bytes(_TABLE)
 
 
 class Reattacher:
-    """Gathers claims and settles them; `act` takes the actions."""
+    """Collects claims and settles them. `act` appends an action."""
 
     def __init__(self, ledger: Ledger, reclaimer: Reclaimer, counters: Counters, act: Callable[[Action], None]) -> None:
         self._ledger = ledger
         self._reclaimer = reclaimer
         self._counters = counters
         self._act = act
-        self._deadlines: dict[int, float] = {}  # of guests that have come back, by number
+        self._deadlines: dict[int, float] = {}  # of guests that are claiming, by number
         self._overdue: set[int] = set()
 
     def start(self, now: float, account: Account) -> None:
-        """Wait for the claims of a guest that came back, but not longer for those of one that came back before."""
+        """Wait for a guest's claims. An unknown guest that reconnects gets no new deadline."""
         account.claims = SlabMap(account.map.total)
         if account.known_at_start or not account.slabs_unknown:
             self._deadlines[account.number] = now + CLAIM_SECONDS
@@ -67,18 +67,18 @@ class Reattacher:
             self._deadlines.setdefault(account.number, now + CLAIM_SECONDS)
 
     def deadline(self) -> float | None:
-        """Give when the next guest's time is over."""
+        """Return when the next guest's time for claims ends."""
         return min(self._deadlines.values(), default=None)
 
     def wake(self, now: float) -> None:
-        """Read those dry whose time is over."""
+        """Drain the sockets of guests whose time for claims is over."""
         for number in [number for number, deadline in self._deadlines.items() if deadline <= now]:
             del self._deadlines[number]
             self._overdue.add(number)
             self._act(DrainSocket(number))
 
     def on_socket_drained(self, now: float, account: Account) -> bool:
-        """Settle what an unknown guest has claimed by now; True for another one that does not go on."""
+        """Settle the claims of an unknown guest as they are; return True when a known one is to be disconnected."""
         if account.number not in self._overdue:
             return False
         self._overdue.discard(account.number)
@@ -93,19 +93,19 @@ class Reattacher:
         return False
 
     def on_closed(self, account: Account) -> None:
-        """Forget a guest that is no more."""
+        """Drop the deadline of a guest whose memfd is closed."""
         self._deadlines.pop(account.number, None)
         self._overdue.discard(account.number)
 
     def book_populated(self, account: Account, populated_bytes: int) -> None:
-        """Book what is real of a guest whose slabs are not known, whichever they are, as far as there is room."""
+        """Book any free slabs for what an unknown guest has populated, as far as there is room."""
         excess = -(-populated_bytes // SLAB_SIZE) - account.held
         slabs = min(excess, self._ledger.free, self._ledger.room(account, Kind.EPHEMERAL))
         if slabs > 0:
             self._ledger.move(account, account.map.lowest_free(slabs), State.EPHEMERAL)
 
     def on_claim(self, now: float, account: Account, message: Claim) -> bool:
-        """Take a part of the claims in; True once all are there and settled."""
+        """Add a message of claims; return True once they are complete and settled."""
         claims, slabs = account.claims, count(message.runs)
         if claims is None:
             raise GuestFault("it claims what it was not asked to")
@@ -122,9 +122,9 @@ class Reattacher:
         return message.last
 
     def _check_bounds(self, account: Account, kind: Kind, slabs: int) -> None:
-        """Raise GuestFault for claims of a guest from before that nobody could give it back, whatever else is lent.
+        """Raise GuestFault for more claims than the guest can have been lent, whatever else is lent.
 
-        What it holds beyond its booking was taken before it heard of it, and that cannot be more than there is to lend.
+        Slabs beyond its booking were taken before it heard of it; these are at most the size.
         """
         if kind is Kind.PERSISTENT and slabs > max(account.persistent_cap, account.persistent):
             raise GuestFault("it claims more persistent slabs than its persistent cap")
@@ -145,7 +145,7 @@ class Reattacher:
             account.unsent_taken.extend(lost)
             self._reclaimer.send_taken(account)
             self._act(Punch(account.number, lost))
-        # What is free now is nobody's: what a Lend that was not read would have given, what a late put made real.
+        # Free slabs may be populated: by a Lend that the guest did not read, or by a late put.
         self._act(Punch(account.number, account.map.runs(State.FREE), freed))
         if account.slabs_unknown and account.map.counts[State.EPHEMERAL]:
             self._act(FindHoles(account.number, account.map.runs(State.EPHEMERAL)))
@@ -154,14 +154,14 @@ class Reattacher:
         self._reclaimer.credit(now, account, 0)
 
     def _compare_claims(self, account: Account, claimed: SlabMap) -> bytearray:
-        """Hold claims against what the ledger knows; what was taken meanwhile is told once more."""
+        """Compare claims with the ledger; slabs taken meanwhile become TAKEN."""
         states = account.map.combined(claimed, _OUTCOME_TABLE)
         if _INVALID in states:
             raise GuestFault(_NOT_LENT)
         return states
 
     def _accept_claims(self, account: Account, claimed: SlabMap) -> bytearray:
-        """Take claims for the truth, within the limits; what there is no room for is lost."""
+        """Accept claims within the limits; the guest loses slabs for which there is no room."""
         persistent = claimed.counts[State.PERSISTENT]
         self._check_bounds(account, Kind.PERSISTENT, persistent)
         room = account.held + min(self._ledger.free, self._ledger.room(account, Kind.EPHEMERAL)) - persistent
@@ -170,12 +170,12 @@ class Reattacher:
         return claimed.with_the_first(kept, State.EPHEMERAL, State.TAKEN)
 
     def on_holes_found(self, now: float, account: Account, runs: Runs) -> None:
-        """Tell of booked ephemeral slabs that have no memory; whatever else they are meanwhile is left alone."""
+        """Take booked ephemeral slabs that are holes; slabs in another state by now are ignored."""
         holes = account.map.split(runs).get(State.EPHEMERAL, ())
         if not holes:
             return
         self._counters.lost_slabs += count(holes)
-        if account.is_attached:  # else the claims that are on their way tell of them
+        if account.is_attached:  # else its claims will show them
             self._act(Punch(account.number, holes, self._reclaimer.notify_taken(account, holes)))
         else:
             self._reclaimer.free(account, holes)

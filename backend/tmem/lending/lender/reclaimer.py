@@ -3,13 +3,13 @@
 1. A guest's `reclaim_target` is the number of slabs that it has to give back.
 2. Revoke asks for at most STEP_SLABS of them, so that the guest can find its coldest pages within REVOKE_TIMEOUT. Its
    Return brings the next Revoke.
-3. On time-out, drain its socket once: the Return may have arrived while the executor was busy. Without a Return in it,
-   take the whole target: punch the slabs and send Taken. The guest is then unresponsive: it is sent no Revoke until it
-   sends a message.
-4. Slabs of a guest without a connection, or whose claims are not complete, are taken at once. It learns of that when its
-   claims are settled.
-5. A taken slab is not lent to the guest again before its Confirm. So a Return that crosses the Taken cannot mean a later
-   lend. What a late put populated is punched at the Confirm.
+3. On time-out, drain its socket once: the Return may have arrived while the executor was busy. Without a Return in
+   it, take the whole target: punch the slabs and send Taken. The guest is then unresponsive: it is sent no Revoke
+   until it sends a message.
+4. Slabs of a guest without a connection, or whose claims are not complete, are taken at once. It learns of that when
+   its claims are settled.
+5. A taken slab is not lent to the guest again before its Confirm. So a Return that crosses the Taken cannot mean a
+   later lend. What a late put populated is punched at the Confirm.
 
 One call takes at most CHUNK_SLABS; `wake` takes the rest. A guest has at most MAX_UNCONFIRMED unconfirmed Takens.
 """
@@ -30,27 +30,27 @@ from tmem.lending.protocol.runs import Runs, count, pop_slabs
 
 REVOKE_TIMEOUT = 0.020  # seconds that a guest has to answer a Revoke
 STEP_SLABS = 32  # slabs in one Revoke of ephemeral ones, and in one Taken
-MAX_UNCONFIRMED = 16  # Takens that a guest has not confirmed; it is told more as it confirms
-CHUNK_SLABS = 2048  # slabs that are taken in one stretch: a few ms, however scattered they are
+MAX_UNCONFIRMED = 16  # Takens to one guest; each Confirm sends the next
+CHUNK_SLABS = 2048  # slabs taken by one call: a few ms, however fragmented
 
 
 class Reclaimer:
-    """Debts, revocations and what is taken; `act` takes the actions."""
+    """Reclaim targets, open Revokes and taken slabs. `act` appends an action."""
 
     def __init__(self, ledger: Ledger, counters: Counters, act: Callable[[Action], None]) -> None:
         self._ledger = ledger
         self._counters = counters
         self._act = act
         self._open: dict[int, Account] = {}  # accounts with a revocation, by number
-        self._taking: dict[int, Account] = {}  # accounts whose debt is taken piece by piece
+        self._taking: dict[int, Account] = {}  # accounts whose target is being taken in chunks
 
     @property
     def outstanding(self) -> int:
-        """Slabs that are to come back."""
+        """Slabs to be reclaimed, of all guests."""
         return sum(account.reclaim_target for account in (*self._open.values(), *self._taking.values()))
 
     def deadline(self) -> float | None:
-        """Give when the next guest's time is over: at once while something is left to be taken."""
+        """Return when the next Revoke times out; -inf while a target is being taken."""
         if self._taking:
             return -inf
         waiting = [
@@ -61,7 +61,7 @@ class Reclaimer:
         return min(waiting, default=None)
 
     def wake(self, now: float) -> None:
-        """Read those dry whose time is over, and take the next piece of what is left to be taken."""
+        """Take the next chunk of one target; drain the sockets of guests whose Revoke timed out."""
         if self._taking:
             _, account = self._taking.popitem()
             self._take_target(account)
@@ -72,12 +72,12 @@ class Reclaimer:
                 self._act(DrainSocket(account.number))
 
     def reclaim(self, now: float, account: Account, slabs: int) -> None:
-        """Add to what a guest is to give back, at most what it holds and can be got at."""
+        """Raise a guest's target, to its revocable slabs at most."""
         account.reclaim_target = min(account.reclaim_target + slabs, account.revocable)
         self._send_revoke(now, account)
 
     def _send_revoke(self, now: float, account: Account) -> None:
-        """Ask for the next step of a debt, unless one is open; nobody is asked who does not answer."""
+        """Revoke the next step of a target unless a Revoke is open; take from a guest that would not answer."""
         if account.revocation is not None or account.number in self._taking or not account.reclaim_target:
             return
         if not account.is_attached:
@@ -94,7 +94,7 @@ class Reclaimer:
             self._act(Send(account.number, Revoke(serial, slabs)))
 
     def on_return(self, now: float, account: Account, message: Return) -> None:
-        """Take slabs back that a guest gives; GuestFault when they are not its."""
+        """Free returned slabs; GuestFault when the guest does not hold them."""
         state = State.held(message.kind)
         if count(message.runs) > account.map.counts[state] + account.map.counts[State.TAKEN]:
             raise GuestFault("it returned more slabs than it holds")
@@ -115,7 +115,7 @@ class Reclaimer:
         self.credit(now, account, given, answered)
 
     def credit(self, now: float, account: Account, given: int, answered: bool = False) -> None:
-        """Reckon ephemeral slabs that are the guest's no more against its debt; `answered` ends the open Revoke."""
+        """Subtract ephemeral slabs that the guest lost from its target; `answered` ends the open Revoke."""
         account.reclaim_target = min(max(0, account.reclaim_target - given), account.map.counts[State.EPHEMERAL])
         if not account.reclaim_target:
             self._taking.pop(account.number, None)
@@ -124,13 +124,13 @@ class Reclaimer:
             return
         revocation.outstanding = min(revocation.outstanding - given, account.reclaim_target)
         if answered and revocation.outstanding > 0:
-            # Fewer than it was asked for: an honest guest never needs to.
+            # Fewer than revoked: an honest guest always has enough.
             self._take(account, min(revocation.outstanding, CHUNK_SLABS))
         if answered or revocation.outstanding <= 0:
             self._finish_revocation(now, account)
 
     def _finish_revocation(self, now: float, account: Account) -> None:
-        """End the open Revoke, and go on with what is still owed."""
+        """End the open Revoke and send the next one."""
         self._end_revocation(account)
         self._send_revoke(now, account)
 
@@ -139,7 +139,7 @@ class Reclaimer:
         self._open.pop(account.number, None)
 
     def on_socket_drained(self, now: float, account: Account) -> None:
-        """Take what a guest owes whose Revoke is overdue: all of its debt, as nobody answers."""
+        """Take the whole target of a guest that did not answer in time."""
         revocation = account.revocation
         if revocation is None or not revocation.draining_socket:
             return
@@ -149,13 +149,13 @@ class Reclaimer:
         self._take_target(account)
 
     def take_all(self, account: Account) -> None:
-        """Take all ephemeral slabs of a guest that is not asked any more."""
+        """Take all ephemeral slabs of a guest without a Revoke."""
         self._end_revocation(account)
         account.reclaim_target = account.revocable
         self._take_target(account)
 
     def _take_target(self, account: Account) -> None:
-        """Take the debt of a guest that is not asked, a piece of it now and the next at `wake`."""
+        """Take one chunk of a target now, the others at `wake`."""
         if account.reclaim_target:
             self._take(account, min(account.reclaim_target, CHUNK_SLABS))
         if account.reclaim_target:
@@ -164,7 +164,7 @@ class Reclaimer:
             self._taking.pop(account.number, None)
 
     def _take(self, account: Account, slabs: int) -> None:
-        """Take ephemeral slabs, whatever the guest says."""
+        """Take ephemeral slabs: punch them and tell the guest."""
         runs = account.map.next_ephemeral(slabs)
         taken = count(runs)
         account.reclaim_target = max(0, account.reclaim_target - taken)
@@ -178,9 +178,9 @@ class Reclaimer:
             self.free(account, runs)
 
     def notify_taken(self, account: Account, runs: Runs) -> int:
-        """Tell a connected guest which slabs are not its any more, in steps, for the guest loses one at a time.
+        """Send Takens to an attached guest, in steps, because it drops one slab at a time.
 
-        Gives how many stay booked until they are punched.
+        Returns how many slabs stay booked until they are punched.
         """
         freed = self._ledger.release(account, runs, State.TAKEN)
         account.unsent_taken.extend(runs)
@@ -188,14 +188,14 @@ class Reclaimer:
         return freed
 
     def send_taken(self, account: Account) -> None:
-        """Send Takens of what the guest has not been told, as many as it may leave unconfirmed."""
+        """Send Takens of unsent slabs, up to MAX_UNCONFIRMED."""
         while account.unsent_taken and len(account.unconfirmed) < MAX_UNCONFIRMED:
             runs, serial = pop_slabs(account.unsent_taken, STEP_SLABS), account.next_serial()
             account.unconfirmed[serial] = runs
             self._act(Send(account.number, Taken(runs, serial)))
 
     def on_confirm(self, account: Account, serial: int) -> None:
-        """Make slabs lendable to the guest again, without what a late put may have left there."""
+        """Free confirmed slabs; the punch removes what a late put populated."""
         runs = account.unconfirmed.pop(serial, None)
         if runs is None:
             raise GuestFault("it confirmed what it was not told")
@@ -203,13 +203,13 @@ class Reclaimer:
         self.send_taken(account)
 
     def free(self, account: Account, runs: Runs) -> int:
-        """Make slabs free, once they are punched; gives how many."""
+        """Punch slabs, which are free after that; return how many."""
         if runs:
             self._act(Punch(account.number, runs, self._ledger.release(account, runs, State.FREE)))
         return count(runs)
 
     def on_disconnected(self, account: Account) -> None:
-        """Note that the connection ended: what is owed is taken, and what was taken is known by the claims."""
+        """Take the target. Taken slabs are free: the guest's claims will show which it lost."""
         self._end_revocation(account)
         account.unresponsive = False
         taken = (*(run for runs in account.unconfirmed.values() for run in runs), *account.unsent_taken)
@@ -221,14 +221,14 @@ class Reclaimer:
         self._take_target(account)
 
     def on_closed(self, account: Account) -> None:
-        """Forget the debt of a guest that has nothing any more."""
+        """Drop the target of a guest that holds nothing."""
         account.reclaim_target = 0
         self._taking.pop(account.number, None)
 
     def check(self) -> None:
-        """Raise AssertionError unless exactly the guests that owe are waited for."""
+        """Raise AssertionError unless exactly the guests with a target are revoked or taken from."""
         for account in self._ledger.accounts.values():
             assert (account.revocation is None) == (account.number not in self._open)
             asked = account.revocation is not None or account.number in self._taking
-            assert (account.reclaim_target > 0) == asked, "a debt that nobody asks for"
+            assert (account.reclaim_target > 0) == asked, "a target that nobody reclaims"
         assert self._taking.keys() <= self._ledger.accounts.keys()

@@ -1,16 +1,17 @@
 """Values slabs: whose slabs are reclaimed first, and for whom.
 
 A policy gives the value of a slab where it is (`value`) and of one more slab to a guest that asks (`bid`). The guest
-with the lowest value gives way, as long as that is below the bid. Caps and floors are the ledger's. Time is an argument.
+with the lowest value gives way, as long as that is below the bid. Caps and floors are the ledger's. Time is an
+argument.
 
-`age` compares the ages of the oldest pages in either queue. (The age of the next victim looks like the natural measure.
-It is that of a young page while probation is over its share, even if the main queue ends in pages not used for hours.
-Misses were 2 to 5 % more, and several times as many beside a guest that reads in a loop.)
+`age` compares the ages of the oldest pages in either queue. (The age of the next victim looks like the natural
+measure. It is that of a young page while probation is over its share, even if the main queue ends in pages not used
+for hours. Misses were 2 to 5 % more, and several times as many beside a guest that reads in a loop.)
 
 `mix`, the default, divides a busy guest's age by its usefulness: its hits and ghost hits a slab, against those of all
 busy guests of its user. With twice the hits, pages may stay twice as long. Usefulness is bounded, because a guest
-without memory has had no hits. An idle guest is judged by age alone and gives way first, because its hits tell nothing new. So neither
-a scan nor an idle guest keeps memory.
+without memory has had no hits. An idle guest is judged by age alone and gives way first, because its hits tell
+nothing new. So neither a scan nor an idle guest keeps memory.
 
 Hits are compared only between guests of one user, and ages between users only where `fairness` allows it, because
 guests report both themselves.
@@ -29,49 +30,49 @@ from tmem.lending.protocol.messages import BATCH_SLABS, Report
 
 # Seconds without a report after which a guest is idle; a busy one reports about once a second.
 IDLE_SECONDS = 1.5
-# Seconds over which hits are averaged, and how much they may change what an age counts.
+# Time constant of the average of hits, and bound of the usefulness that divides an age.
 AVERAGING_SECONDS = 10.0
 MAX_USEFULNESS = 16.0
 
-# Idle guests give way before busy ones; worths compare within a rank.
+# Idle guests give way before busy ones; values compare within a rank.
 IDLE, BUSY = 0, 1
 SlabValue = tuple[int, float]
 
 
 @dataclass(slots=True, eq=False)
 class GuestActivity:
-    """What is known of one guest's need for ephemeral memory."""
+    """A guest's reported use of ephemeral memory."""
 
     weight: float = 1.0
     slabs: int = 0  # ephemeral slabs held or promised
-    age: float | None = None  # of the oldest page when it was last told
-    age_time: float = -inf  # when that was
+    age: float | None = None  # of the oldest page, when last reported
+    age_time: float = -inf  # when it was reported
     slabs_at_age: int = 0
     lent: float = -inf  # when ephemeral slabs were last lent
     report: Report | None = None
-    reported: float = -inf  # when that came
+    reported: float = -inf  # when the report came
     asked: float = -inf  # when it last asked for ephemeral slabs
-    quiet: bool = False  # nothing moved between the last two reports, and it did not ask since
+    quiet: bool = False  # no counter moved between the last two reports, and no Ask since
     hits: float = 0.0  # a second
     ghost_hits: float = 0.0
     uid: int = 0
 
     def update_age(self, now: float, age: float | None) -> None:
-        """Note the age of the oldest page."""
+        """Set the age of the oldest page."""
         self.age, self.age_time, self.slabs_at_age = age, now, self.slabs
 
     def ask(self, now: float, age: float | None) -> None:
-        """Note that the guest asks for more: it is not idle."""
+        """Record an Ask: the guest is not idle."""
         self.asked, self.quiet = now, False
         if age is not None:
             self.update_age(now, age)
 
     def on_report(self, now: float, report: Report) -> None:
-        """Note a report."""
+        """Update the averages from a report."""
         last = self.report
         self.quiet = last is not None and _counters(last) == _counters(report)
         if last is not None and not self.quiet:
-            # What came after a rest came within the last second.
+            # A quiet guest sends no reports: its next one covers the last second.
             seconds = min(max(now - self.reported, 0.001), IDLE_SECONDS)
             part = 1.0 - exp(-seconds / AVERAGING_SECONDS)
             self.hits += part * (max(0, report.hits - last.hits) / seconds - self.hits)
@@ -80,21 +81,21 @@ class GuestActivity:
         self.update_age(now, report.age)
 
     def idle(self, now: float) -> bool:
-        """Tell whether the guest does nothing."""
+        """Return whether the guest does nothing."""
         return self.quiet or now - max(self.reported, self.asked) > IDLE_SECONDS
 
     @property
     def needs_first_slabs(self) -> bool:
-        """Tell whether the guest has no page yet, and too little memory to have shown what it does with it."""
+        """Whether the guest has no page yet, and less than a batch of slabs."""
         return self.age is None and self.slabs < BATCH_SLABS
 
     def oldest_age(self, now: float, given: int = 0) -> float:
-        """Estimate the age of the oldest page once `given` more slabs were given up; infinite without a page.
+        """Estimate the age of the oldest page after `given` more slabs are given up; infinite without a page.
 
         The pages that went since the age was told were the oldest ones, so what is left is younger in proportion.
         """
         if self.age is None:
-            # No page at all: slabs that were lent a while ago and never used are of no use.
+            # No page: the slabs are as old as their last lend.
             return inf if self.age_time > self.lent else now - self.lent
         left = self.slabs - given
         part = min(1.0, left / self.slabs_at_age) if self.slabs_at_age else 1.0
@@ -106,23 +107,23 @@ def _counters(report: Report) -> tuple[int, ...]:
 
 
 class ReclaimPolicy:
-    """The policy `age`, and the base of the others: whose oldest page is oldest gives way."""
+    """The policy `age`, and the base of the others: the guest with the oldest page gives way."""
 
     name: ClassVar[str] = "age"
 
     def survey(self, activities: Iterable[GuestActivity], now: float) -> None:
-        """Look at all guests, before what they have is compared."""
+        """Gather statistics of all guests before values are compared."""
 
     def bound(self, activity: GuestActivity, activities: Iterable[GuestActivity], size: int) -> int | None:
-        """Give the most ephemeral slabs that the guest may hold by the policy; None for no such bound."""
+        """Return the most ephemeral slabs that the policy allows a guest; None for no bound."""
         return None
 
     def value(self, activity: GuestActivity, now: float, given: int = 0) -> SlabValue:
-        """Give what a slab is worth where it is, once `given` others are gone."""
+        """Return the value of a slab of this guest after `given` others are given up."""
         return IDLE, -activity.oldest_age(now, given) / activity.weight
 
     def bid(self, activity: GuestActivity, now: float) -> tuple[float, float]:
-        """Give what one more slab is worth to a guest that asks, against idle guests and against busy ones."""
+        """Return the value of one more slab to this guest, against idle guests and against busy ones."""
         if activity.needs_first_slabs:
             return inf, inf
         return -activity.oldest_age(now) / activity.weight, inf
@@ -137,7 +138,7 @@ class AgeUtility(ReclaimPolicy):
         self._usual: dict[int, float] = {}  # hits and ghost hits a second and slab, of the busy guests of each user
 
     def survey(self, activities: Iterable[GuestActivity], now: float) -> None:
-        """Find out what is usual among the busy guests of each user."""
+        """Average the hits a slab of the busy guests of each user."""
         hits: defaultdict[int, float] = defaultdict(float)
         slabs: Counter[int] = Counter()
         for activity in activities:
@@ -154,12 +155,12 @@ class AgeUtility(ReclaimPolicy):
         return min(MAX_USEFULNESS, max(1 / MAX_USEFULNESS, useful))
 
     def value(self, activity: GuestActivity, now: float, given: int = 0) -> SlabValue:
-        """Give what a slab is worth where it is, once `given` others are gone."""
+        """Return the value of a slab of this guest after `given` others are given up."""
         value = -activity.oldest_age(now, given) / activity.weight
         return (IDLE, value) if activity.idle(now) else (BUSY, value / self._usefulness(activity))
 
     def bid(self, activity: GuestActivity, now: float) -> tuple[float, float]:
-        """Give what one more slab is worth to a guest that asks, against idle guests and against busy ones."""
+        """Return the value of one more slab to this guest, against idle guests and against busy ones."""
         if activity.needs_first_slabs:
             return inf, inf
         value = -activity.oldest_age(now) / activity.weight
@@ -221,7 +222,7 @@ def choose(
     bid: tuple[float, float],
     now: float,
 ) -> list[int]:
-    """Give how many of `slabs` each victim gives, of the most that are named; none whose value is not below `bid`."""
+    """Return how many of `slabs` each victim gives, up to its limit, while its value is below `bid`."""
     given = [0] * len(victims)
     step = max(1, slabs // 16)
     heap = [(policy.value(activity, now), place) for place, (activity, most) in enumerate(victims) if most > 0]
@@ -229,7 +230,7 @@ def choose(
     while slabs and heap:
         (rank, value), place = heap[0]
         if value >= bid[rank]:
-            heapq.heappop(heap)  # and so for the others of its rank, who are worth more
+            heapq.heappop(heap)  # the others of its rank have higher values
             continue
         activity, most = victims[place]
         count = min(step, slabs, most - given[place])

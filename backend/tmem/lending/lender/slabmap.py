@@ -17,14 +17,14 @@ from tmem.lending.protocol.runs import Run, Runs
 
 
 class State(IntEnum):
-    """What tmemd knows about a slab."""
+    """The state of a slab."""
 
-    FREE = 0  # not real, the guest may not use it
+    FREE = 0  # not populated; the guest may not use it
     EPHEMERAL = 1  # lent
     PERSISTENT = 2  # lent, never taken
-    POPULATING_EPHEMERAL = 3  # promised: it is being made real
+    POPULATING_EPHEMERAL = 3  # reserved for an Ask
     POPULATING_PERSISTENT = 4
-    TAKEN = 5  # not real; the guest may not know that yet
+    TAKEN = 5  # not populated; the guest has not confirmed that
 
     @classmethod
     def held(cls, kind: Kind) -> State:
@@ -52,20 +52,20 @@ class SlabMap:
         self.counts[State.FREE] = total
         self._states = bytearray()
         self._free_from = 0  # no slab below is free
-        self._hand = 0  # slabs are taken from here on, round and round: about in the order they were lent
+        self._hand = 0  # next slab to take; moves in a circle, so about in the order of lending
 
     @property
     def size(self) -> int:
-        """Memory of the map."""
+        """Bytes of the map."""
         return len(self._states)
 
     def set(self, runs: Sequence[Run], state: State) -> None:
-        """Put all slabs of runs into a state, whatever they were in; IndexError when one is beyond the arena."""
+        """Put slabs into a state, from any other; IndexError when one is beyond the arena."""
         for first, length in runs:
             end = first + length
             if first < 0 or end > self.total:
                 raise IndexError(f"slabs {first} to {end} of {self.total}")
-            if state == State.FREE:  # beyond the map all are free: that needs no bytes
+            if state == State.FREE:  # slabs beyond the bytes are free already
                 end = min(end, len(self._states))
                 length = max(0, end - first)
             elif end > len(self._states):
@@ -85,7 +85,7 @@ class SlabMap:
                 self._free_from = min(self._free_from, first)
 
     def replace(self, was: State, state: State) -> None:
-        """Put all slabs of a state that is not FREE into another."""
+        """Put all slabs of one state, not FREE, into another."""
         table = bytearray(range(256))
         table[was] = state
         self._states = self._states.translate(table)
@@ -95,15 +95,15 @@ class SlabMap:
             self._free_from = 0
 
     def combined(self, other: SlabMap, table: bytes) -> bytearray:
-        """Give the bytes that `table` has for each slab, at its state here plus 8 times its state in the other map.
+        """Return `table[state here + 8 * state in other]` for each slab.
 
-        One step for all slabs of a map, however scattered they are. Beyond the bytes both maps are FREE.
+        The time does not depend on fragmentation. Slabs beyond the bytes of both maps are left out.
         """
         both = int.from_bytes(self._states, "little") | int.from_bytes(other._states, "little") << 3
         return bytearray(both.to_bytes(max(len(self._states), len(other._states)), "little").translate(table))
 
     def with_the_first(self, most: int, state: State, other: State) -> bytearray:
-        """Give the bytes of the map with all slabs of a state but the first so many in another."""
+        """Return the bytes of the map, with all slabs of a state but the first `most` put into another."""
         low, high = 0, len(self._states)
         while low < high:
             middle = (low + high) // 2
@@ -116,18 +116,18 @@ class SlabMap:
         return self._states[:low] + self._states[low:].translate(table)
 
     def load(self, states: bytearray) -> None:
-        """Put every slab into the state that its byte tells, and those beyond the bytes into FREE."""
+        """Replace all states; slabs beyond the bytes are FREE."""
         self._states = states.rstrip(_ONE[State.FREE])
         self.counts = [self._states.count(state) for state in State]
         self.counts[State.FREE] += self.total - len(self._states)
         self._free_from = self._hand = 0
 
     def holds(self, runs: Sequence[Run], state: State) -> bool:
-        """Tell whether all slabs of runs are in the state, which is not FREE."""
+        """Return whether all slabs of runs are in a state, not FREE."""
         return all(self._states.count(state, first, first + length) == length for first, length in runs)
 
     def split(self, runs: Sequence[Run]) -> dict[State, Runs]:
-        """Sort the slabs of runs by the state that they are in; those beyond the arena are in none."""
+        """Return the slabs of runs by state; slabs beyond the arena are left out."""
         found: dict[State, list[Run]] = {}
         for first, length in runs:
             end = min(first + length, self.total)
@@ -140,7 +140,7 @@ class SlabMap:
         return {state: tuple(runs) for state, runs in found.items()}
 
     def runs(self, state: State) -> Runs:
-        """Give all slabs of a state."""
+        """Return all slabs of a state."""
         states = self._states
         found = [(match.start(), match.end() - match.start()) for match in _RUN[state].finditer(states)]
         if state == State.FREE and len(states) < self.total:
@@ -148,7 +148,7 @@ class SlabMap:
         return tuple(found)
 
     def not_lent(self, first: int, most: int) -> tuple[Runs, int]:
-        """Give at most so many runs of slabs from `first` on that are free or taken, and the slab where it ended."""
+        """Return at most `most` runs of free or taken slabs from `first` on, and where to go on."""
         found: list[Run] = []
         for match in _NOT_LENT.finditer(self._states, first):
             if len(found) == most:
@@ -159,7 +159,7 @@ class SlabMap:
         return tuple(found), self.total
 
     def lowest_free(self, most: int) -> Runs:
-        """Give the lowest free slabs, at most so many."""
+        """Return the lowest free slabs, at most `most`."""
         states = self._states
         found: list[Run] = []
         for match in _RUN[State.FREE].finditer(states, self._free_from):
@@ -177,7 +177,7 @@ class SlabMap:
         return tuple(found)
 
     def next_ephemeral(self, most: int) -> Runs:
-        """Give ephemeral slabs to take, at most so many, those first that were lent the longest ago (about)."""
+        """Return at most `most` ephemeral slabs to take, about those lent longest ago."""
         found: list[Run] = []
         hand = self._hand
         for start, end in ((hand, len(self._states)), (0, hand)):

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Denial(Enum):
-    """Why an Ask ended without all that it asked for; the text is what the guest is told."""
+    """Why an Ask ended incomplete; the text is sent to the guest."""
 
     FROZEN = "the guest is frozen"
     DRAINING = "the guest is being drained"
@@ -22,7 +22,7 @@ class Denial(Enum):
 
     @property
     def counter(self) -> str:
-        """Name its counter."""
+        """The name of its counter."""
         return f"denied_{self.name.lower()}"
 
 
@@ -31,13 +31,13 @@ class Why(Enum):
 
     VERSION = "refused_version"
     GUESTS = "refused_guests"  # too many guests, or too many of one uid
-    PROMISE = "refused_promise"  # a floor or a persistent cap that cannot be promised
+    PROMISE = "refused_promise"  # a floor or persistent cap that does not fit
     CONNECTED = "refused_connected"  # the guest's old connection has not ended
-    TOKEN = "refused_token"  # a token of somebody else's guest, or one that does not fit what is known of it
-    EVICTED = "refused_evicted"  # a guest that was evicted and came back
+    TOKEN = "refused_token"  # the token of another guest, or other facts than before
+    EVICTED = "refused_evicted"  # an evicted guest came back
     LIMITS = "refused_limits"  # limits that contradict each other or the arena
     UNKNOWN = "refused_unknown"  # no such guest, or more than one
-    TRUST = "refused_trust"  # a changing verb of somebody who is neither root nor tmemd's own user
+    TRUST = "refused_trust"  # a changing verb of a user other than root and tmemd's own
 
 
 @dataclass(slots=True)
@@ -47,17 +47,17 @@ class Counters:
     asks: int = 0
     lends: int = 0  # Lend messages
     lent_slabs: int = 0
-    returned_slabs: int = 0  # given back, asked or not
-    late_returned_slabs: int = 0  # slabs given back that had been taken meanwhile
+    returned_slabs: int = 0  # with or without a Revoke
+    late_returned_slabs: int = 0  # that had been taken meanwhile
     revokes: int = 0  # Revoke messages
-    revoked_slabs: int = 0  # given back when asked
+    revoked_slabs: int = 0  # for a Revoke
     unanswered_revokes: int = 0
-    taken_slabs: int = 0  # taken from guests that did not answer, or not in full
-    lost_slabs: int = 0  # claimed, and no longer theirs, or holes
-    refused_claim_slabs: int = 0  # ephemeral slabs claimed that nobody had lent, and that there was no room for
-    unreal_slabs: int = 0  # that memory was too short for
+    taken_slabs: int = 0  # without a Return, or with an incomplete one
+    lost_slabs: int = 0  # claimed, but taken or holes
+    refused_claim_slabs: int = 0  # ephemeral slabs claimed after a restart, without room
+    unreal_slabs: int = 0  # not populated because memory was short
     audits: int = 0
-    excess_audits: int = 0  # that found more real than is booked
+    excess_audits: int = 0  # that found more populated than booked
     excess_bytes: int = 0  # punched by them
     barred_guests: int = 0
     hangs: int = 0  # calls on a guest's arena that did not return in time
@@ -98,17 +98,17 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class LenderStats:
-    """What is lent at one moment, in slabs, with the counts as they are in Counters."""
+    """Sums in slabs, and the values of Counters."""
 
     size: int
     free: int
     ephemeral: int
     persistent: int
-    promised: int  # being made real
+    promised: int  # being populated
     unpunched: int  # given up, and not free yet
-    pinned: int  # punched, and kept from being free by their users
-    reserved: int  # floors, persistent caps that were asked for, and persistent slabs
+    pinned: int  # punched, but still in use
+    reserved: int  # committed: floors, requested persistent caps, persistent slabs
     guests: int
     connected: int
-    map_bytes: int  # memory of the maps of slabs
+    map_bytes: int  # memory of the slab maps
     counters: dict[str, int]

@@ -14,24 +14,24 @@ from tmem.lending.lender.actions import Action, Punch
 from tmem.lending.lender.ledger import Ledger
 
 CHUNK_RUNS = 2048  # runs
-PAUSE = 0.01  # seconds between two pieces
+PAUSE = 0.01  # seconds between two chunks
 
 
 class Sweeper:
-    """The arenas that are swept, and how far; `act` takes the actions."""
+    """The arenas that are being swept, and how far. `act` appends an action."""
 
     def __init__(self, ledger: Ledger, act: Callable[[Action], None]) -> None:
         self._ledger = ledger
         self._act = act
-        self._next: dict[int, int] = {}  # the first slab that was not looked at, by guest
+        self._next: dict[int, int] = {}  # the first slab of the next chunk, by guest
         self._due = 0.0
 
     def is_sweeping(self, account: Account) -> bool:
-        """Tell whether a guest's arena is not swept to its end."""
+        """Return whether a guest's arena is being swept."""
         return account.number in self._next
 
     def start(self, now: float, account: Account) -> None:
-        """Have all punched that a guest does not hold, the first piece now."""
+        """Start to sweep an arena, with the first chunk now."""
         self._punch_chunk(now, account, 0)
 
     def _punch_chunk(self, now: float, account: Account, first: int) -> None:
@@ -42,16 +42,16 @@ class Sweeper:
             self._due = now + PAUSE
 
     def deadline(self) -> float | None:
-        """Give when the next piece is due."""
+        """Return when the next chunk is due."""
         return self._due if self._next else None
 
     def wake(self, now: float) -> None:
-        """Punch the next piece of one arena, once it is due; arenas take turns."""
+        """Punch the next chunk of one arena, if it is due; arenas take turns."""
         if self._next and self._due <= now:
             number = next(iter(self._next))
             self._punch_chunk(now, self._ledger.accounts[number], self._next.pop(number))
             self._due = now + PAUSE
 
     def on_closed(self, account: Account) -> None:
-        """Forget an arena that is punched as a whole."""
+        """Stop the sweep of an arena that is punched as a whole."""
         self._next.pop(account.number, None)

@@ -10,7 +10,7 @@ from tmem.lending.lender.pinned import Pinned
 
 
 class Unpunched:
-    """The sums of what accounts gave up. Of a guest whose arena hangs nobody knows when that is free."""
+    """Sums by user. Slabs of a guest whose arena hangs are counted apart: they may never be punched."""
 
     def __init__(self) -> None:
         self._of: Counter[int] = Counter()  # by uid
@@ -19,21 +19,21 @@ class Unpunched:
 
     @property
     def total(self) -> int:
-        """Slabs that are booked for nobody's use."""
+        """Unpunched and pinned slabs."""
         return self._of.total() + self.pinned.of.total()
 
     @property
     def held_by(self) -> Counter[int]:
-        """Those that count for a user as if its guests held them, by uid."""
+        """Slabs that count as held by a user, by uid: of hanging guests, and pinned."""
         return self._hanging_of + self.pinned.of
 
     @property
     def incoming(self) -> int:
-        """Slabs that are free in a moment."""
+        """Slabs that will be punched soon."""
         return self._of.total() - self._hanging_of.total()
 
     def add(self, account: Account, slabs: int) -> None:
-        """Keep slabs booked that a guest gave up (a negative number: no longer)."""
+        """Add slabs that a guest gave up; a negative number were punched."""
         assert account.unpunched + slabs >= 0, "more was punched than given up"
         account.unpunched += slabs
         self._of[account.uid] += slabs
@@ -43,7 +43,7 @@ class Unpunched:
             self.pinned.punched(account.uid, -slabs)
 
     def update_pinned(self, found: int, accounts: Iterable[Account]) -> None:
-        """Take in how many slabs were punched and live on; arenas that are being closed are punched bit by bit."""
+        """Update the pinned slabs. Arenas that are being closed are punched in parts, without a report."""
         closing: Counter[int] = Counter()
         for account in accounts:
             if account.ended or account.settings.evicted:
@@ -51,12 +51,12 @@ class Unpunched:
         self.pinned.update(found, self._of + closing)
 
     def closed(self, account: Account) -> None:
-        """Book nothing any more of what a guest gave up, as its whole arena was punched."""
+        """Remove a guest's slabs: its whole arena was punched."""
         self.pinned.punched(account.uid, account.held)
         self.add(account, -account.unpunched)
 
     def set_hanging(self, account: Account, hangs: bool) -> None:
-        """Note whether calls on a guest's arena return."""
+        """Record whether a call on a guest's arena hangs."""
         if hangs != account.hanging:
             account.hanging = hangs
             self._hanging_of[account.uid] += account.unpunched if hangs else -account.unpunched

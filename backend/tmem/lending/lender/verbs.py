@@ -31,9 +31,9 @@ _SIZES = ("size", "free", "ephemeral", "persistent", "promised", "unpunched", "p
 
 
 def answer(lender: Lender, now: float, verb: Verb, uid: int, trusted: bool) -> tuple[list[Answer], list[Action]]:
-    """Carry out a verb of a person with that uid; `trusted` says that it is root or tmemd's own user.
+    """Carry out a verb for a uid; `trusted` is set for root and tmemd's own user.
 
-    Others see their own guests alone and change nothing.
+    Others see only their own guests and change nothing.
     """
     if isinstance(verb, List):
         return list(_tables(lender.rows(now, None if trusted else uid))), []

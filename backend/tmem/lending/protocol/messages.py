@@ -19,8 +19,8 @@ from tmemcommon.texts import shortened
 VERSION = 1
 MAX_SLABS = 1 << 24  # slabs of the largest arena, 1 TiB
 MAX_ASK = 1024  # slabs in one Ask
-BATCH_SLABS = 64  # slabs: the most that is made real, or that an honest guest may be in excess, at once
-RETRY = 0.1  # seconds after which a guest that was denied asks again, at the soonest
+BATCH_SLABS = 64  # slabs populated at once, and the excess that an honest guest may have
+RETRY = 0.1  # seconds after which a denied guest may ask again
 MAX_ROWS = 24  # rows in one Table
 MAX_TEXT = 512
 MAX_SECONDS = 1e9
@@ -43,11 +43,11 @@ _Runs = Annotated[tuple[tuple[_Place, _Some], ...], Meta(max_length=MAX_RUNS)]
 
 
 class _Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What all messages are: tagged arrays."""
+    """Base of all messages: a tagged array."""
 
 
 class _WithLine(_Message, frozen=True):
-    """A message with a line for a person, which may quote what somebody else wrote."""
+    """A message with a line for a person; it is shortened to MAX_TEXT."""
 
     _line: ClassVar[str] = "reason"
 
@@ -58,7 +58,7 @@ class _WithLine(_Message, frozen=True):
 
 
 class _WithRuns(_Message, frozen=True):
-    """A message about particular slabs."""
+    """A message that names slabs."""
 
     runs: _Runs
 
@@ -85,7 +85,7 @@ class Hello(_Message, frozen=True, tag=1):
 
 
 class Claim(_WithRuns, frozen=True, tag=2):
-    """Say what is held of one kind, after Hello(again=True); the rest of the arena is punched at the last."""
+    """Name held slabs of one kind, after Hello(again=True); the rest of the arena is punched at the last."""
 
     persistent: bool
     last: bool
@@ -111,9 +111,9 @@ class Ask(_Message, frozen=True, tag=3):
 
 
 class Return(_WithRuns, frozen=True, tag=4):
-    """Give slabs back; they need not be punched. `answer` is the serial of a Revoke, 0 when given unasked.
+    """Return slabs; they need not be punched. `answer` is the serial of a Revoke, or 0.
 
-    A Revoke is answered by any number of these, the last with `last`, also when there is nothing to give.
+    A Revoke is answered by one or more Returns, the final one with `last`, even if it is empty.
     """
 
     persistent: bool = False
@@ -128,13 +128,13 @@ class Return(_WithRuns, frozen=True, tag=4):
 
 
 class Confirm(_Message, frozen=True, tag=5):
-    """Say that a Taken was read and its slabs are used no more. Until then they are not lent to the guest again."""
+    """Confirm that the slabs of a Taken are not used any more. Until then they are not lent to the guest again."""
 
     serial: _Serial
 
 
 class Report(_Message, frozen=True, tag=6):
-    """Tell how the pool fares: about once a second when a counter moved, and once more when none does any longer.
+    """Report the pool's counters: once a second while one moves, and once more after that.
 
     Counters are those of the ephemeral pools since the guest began.
     """
@@ -168,7 +168,7 @@ class Refused(_WithLine, frozen=True, tag=33):
 
 
 class Lend(_WithRuns, frozen=True, tag=34):
-    """Lend slabs, which are real already; `serial` is the Ask's. Several may answer one Ask, the last is `done`."""
+    """Lend populated slabs; `serial` is the Ask's. Several may answer one Ask, the last is `done`."""
 
     serial: _Serial
     persistent: bool = False
@@ -181,14 +181,14 @@ class Lend(_WithRuns, frozen=True, tag=34):
 
 
 class Deny(_WithLine, frozen=True, tag=35):
-    """Close an Ask: no more slabs now. The guest asks again by itself, after RETRY seconds or longer."""
+    """Close an Ask without more slabs. The guest may ask again after RETRY seconds."""
 
     serial: _Serial
     reason: _Text
 
 
 class Revoke(_Message, frozen=True, tag=36):
-    """Ask for so many slabs back. An ephemeral Revoke that is not answered within REVOKE_TIMEOUT is taken."""
+    """Ask for slabs back. Ephemeral slabs that are not returned within REVOKE_TIMEOUT are taken."""
 
     serial: _Serial
     slabs: _Some
@@ -201,13 +201,13 @@ class Revoke(_Message, frozen=True, tag=36):
 
 
 class Taken(_WithRuns, frozen=True, tag=37):
-    """Tell which ephemeral slabs were taken, or were found to be holes: their pages are gone. To be confirmed."""
+    """Name ephemeral slabs that were taken or are holes: their pages are gone. The guest confirms."""
 
     serial: _Serial
 
 
 class Limits(_Message, frozen=True, tag=38):
-    """Tell new limits; while `frozen` the guest's pools are frozen."""
+    """Announce new limits; while `frozen` the guest's pools are frozen."""
 
     cap: _Slabs
     persistent_cap: _Slabs
@@ -215,7 +215,7 @@ class Limits(_Message, frozen=True, tag=38):
 
 
 class Evicted(_WithLine, frozen=True, tag=39):
-    """Tell that all slabs and their pages are gone, persistent ones too. The guest is never let in again."""
+    """Announce that all slabs and their pages are gone, persistent ones too. The guest is refused from now on."""
 
     reason: _Text
 
@@ -244,13 +244,13 @@ class Freeze(_Message, frozen=True, tag=66):
 
 
 class Thaw(_Message, frozen=True, tag=67):
-    """End what freeze and drain did."""
+    """End freeze and drain."""
 
     guest: _Text = ""
 
 
 class TakeBack(_Message, frozen=True, tag=68):
-    """Revoke slabs from a guest, whatever its age; persistent ones are asked for and never taken."""
+    """Revoke slabs from a guest, whatever their value; persistent ones are never taken."""
 
     guest: _Name
     slabs: _Some
@@ -263,7 +263,7 @@ class TakeBack(_Message, frozen=True, tag=68):
 
 
 class Drain(_Message, frozen=True, tag=69):
-    """Take back all ephemeral slabs of a guest, and lend it nothing until it is thawed."""
+    """Reclaim all ephemeral slabs of a guest; lend it nothing until it is thawed."""
 
     guest: _Name
 

@@ -23,19 +23,19 @@ _M = TypeVar("_M")
 
 
 class ProtocolError(Exception):
-    """The peer sent what no peer may send."""
+    """The peer sent something that the protocol does not allow."""
 
 
 class WireMisuse(ValueError):
-    """We tried to send what no peer may get."""
+    """We tried to send something that the protocol does not allow."""
 
 
 def encode(message: Message) -> bytes:
-    """Give the frame of a message; WireMisuse when it is longer than a frame may be, or a field is out of bounds."""
+    """Return the frame of a message; WireMisuse when it is too long or a field is out of bounds."""
     kind = type(message).__name__
     try:
         body = _encoder.encode(message)
-        # Structs are checked only when they are decoded. This takes 0.2 us for most, 7 us for 64 runs.
+        # msgspec checks structs only when it decodes them. This takes 0.2 us for most, 7 us for 64 runs.
         _for_anybody.decode(body)
     except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as error:
         raise WireMisuse(f"a {kind} that nobody takes: {error}") from error
@@ -45,7 +45,7 @@ def encode(message: Message) -> bytes:
 
 
 class Decoder(Generic[_M]):
-    """Cuts a stream into messages; it never holds more than one unfinished frame beyond what it is fed."""
+    """Cuts a stream into messages; buffers at most one unfinished frame."""
 
     def __init__(self, messages: msgspec.msgpack.Decoder[_M]) -> None:
         self._messages = messages
@@ -54,11 +54,11 @@ class Decoder(Generic[_M]):
 
     @property
     def buffered(self) -> int:
-        """Bytes of the frame that has not ended."""
+        """Bytes of the unfinished frame."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[_M]:
-        """Take bytes in and give the messages that they complete; ProtocolError when they are none."""
+        """Add bytes and return the messages that they complete; ProtocolError when they are invalid."""
         if self._broken:
             raise WireMisuse("a decoder that failed is fed")
         buffer = self._buffer
@@ -83,7 +83,7 @@ class Decoder(Generic[_M]):
         return found
 
     def end(self) -> None:
-        """Note the end of the stream; ProtocolError when it came within a frame."""
+        """Raise ProtocolError when the stream ended within a frame."""
         if self._buffer:
             raise ProtocolError(f"the stream ended {len(self._buffer)} bytes into a frame")
 
@@ -100,15 +100,15 @@ _for_tmemctl: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
 def tmemd_decoder() -> Decoder[FromGuest | Verb]:
-    """Make the decoder of what guests and tmemctl send."""
+    """Return a decoder of what guests and tmemctl send."""
     return Decoder(_for_tmemd)
 
 
 def guest_decoder() -> Decoder[ToGuest]:
-    """Make the decoder of what tmemd sends to guests."""
+    """Return a decoder of what tmemd sends to guests."""
     return Decoder(_for_guest)
 
 
 def tmemctl_decoder() -> Decoder[Answer]:
-    """Make the decoder of what tmemd sends to tmemctl."""
+    """Return a decoder of what tmemd sends to tmemctl."""
     return Decoder(_for_tmemctl)
