@@ -32,7 +32,7 @@ def directory_of_programs() -> Path | None:
     return max(found, key=lambda path: int(path.parent.name) if path.parent.name.isdigit() else 0, default=None)
 
 
-def somebody() -> pwd.struct_passwd | None:
+def unprivileged_user() -> pwd.struct_passwd | None:
     """Return a user other than root, which PostgreSQL requires."""
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
@@ -41,7 +41,7 @@ def somebody() -> pwd.struct_passwd | None:
 
 
 BIN = directory_of_programs()
-USER = somebody()
+USER = unprivileged_user()
 
 pytestmark = [
     pytest.mark.mount,
