@@ -1,11 +1,11 @@
-"""Run calls on the slow directory so that none of them can stop the mount.
+"""Run calls on the slow directory in threads, so that none of them can block the mount.
 
-Three kinds of work, each with threads of its own, so that one kind cannot starve another: `data` (reads, writes,
-fsync; at most FILE_THREADS for one file), `meta` (names and attributes) and `control` (calls into the kernel's FUSE
-side). Local disks block as well, for 10 ms where they are cold and for seconds where they are busy. A hop into a thread
-costs 100-225 µs, so what a local kernel has in memory is asked for in place first, without waiting (`nowait.py`).
+Three kinds of calls have threads of their own, so that one kind cannot starve another: `data` (reads, writes, fsync; at
+most FILE_THREADS for one file), `meta` (names and attributes) and `control` (calls into the kernel's FUSE side). Local
+disks block, too: for 10 ms when cold, for seconds when busy. A hop into a thread costs 100-225 µs, so on a local
+filesystem the kernel is first asked for what it has in memory, without waiting (`nowait.py`).
 
-Rejected: one pool of threads for everything. 99 readers stuck on a dead server then stop `stat` as well.
+Rejected: one pool of threads for everything. With 99 readers stuck on a dead server, `stat` would block as well.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ FILE_THREADS = 8
 DATA_THREADS = 256
 META_THREADS = 64
 CONTROL_THREADS = 8
-READ_IN_PLACE = 131_072  # bytes; to copy more takes as long as a hop into a thread
+MAX_READ_IN_PLACE = 131_072  # bytes; copying more takes as long as a hop into a thread
 
-# What a healthy filesystem says about a name or an attribute: no trouble, and not counted as such. The kernel asks for
-# security.capability at the first write to every file.
-ANSWERS = frozenset(
+# Results that a healthy filesystem returns for a name or an attribute. They are not counted as errors: the kernel asks
+# for security.capability at the first write to every file.
+NOT_COUNTED = frozenset(
     {errno.ENOENT, errno.ENODATA, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EOPNOTSUPP, errno.ERANGE}
 )
 
 
 class SlottedFile(Protocol):
-    """A file whose calls are limited in number."""
+    """A file with a limit on its concurrent calls."""
 
     io_slots: trio.CapacityLimiter | None
 
@@ -48,34 +48,34 @@ class Backing:
 
     def __init__(self, gate: ThrottleGate | None, *, local: bool, drop: bool) -> None:
         self._gate = gate
-        self.local = local and gate is None  # the kernel may be asked in place for what it has in memory
+        self.local = local and gate is None  # cached data may be read without a thread
         self._drop = drop
         self._data = trio.CapacityLimiter(DATA_THREADS)
         self._meta = trio.CapacityLimiter(META_THREADS)
         self._control = trio.CapacityLimiter(CONTROL_THREADS)
         self.reads = 0
-        self.pages = 0  # read, asked for or ahead
+        self.pages = 0  # pages read, read-ahead included
         self.readahead_pages = 0
         self.read_bytes = 0
         self.read_seconds = 0.0
         self.writes = 0
         self.write_bytes = 0
-        self.calls = 0  # metadata
+        self.calls = 0  # metadata calls
         self.errors = 0
 
     async def meta(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a metadata call, in a thread. OSError passes through, counted unless it is an answer."""
+        """Run a metadata call in a thread. OSError is counted, unless it is in NOT_COUNTED, and raised."""
         self.calls += 1
         if self._gate is not None:
             await self._gate.delay(0)
         try:
             return await self._in_thread(lambda: call(*args, **kwargs), self._meta)
         except OSError as error:
-            self.errors += error.errno not in ANSWERS
+            self.errors += error.errno not in NOT_COUNTED
             raise
 
     async def ask(self, cached: Callable[P, T], call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what `cached` knows without waiting; where it raises BlockingIOError, run `call` in a thread."""
+        """Return the result of `cached`, which must not wait; if it raises BlockingIOError, run `call` in a thread."""
         if self.local:
             try:
                 answer = cached(*args, **kwargs)
@@ -87,7 +87,7 @@ class Backing:
         return await self.meta(call, *args, **kwargs)
 
     async def data(self, file: SlottedFile, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a call that moves `size` bytes of one file, in a thread."""
+        """Run a call that moves `size` bytes of a file, in a thread."""
         if self._gate is not None:
             await self._gate.delay(size)
         return await self._for_file(file, lambda: call(*args, **kwargs))
@@ -106,7 +106,7 @@ class Backing:
         return await trio.to_thread.run_sync(call, limiter=threads, abandon_on_cancel=True)
 
     async def control(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a call that may wait for the kernel, which may wait for this mount."""
+        """Run a call that may wait for the kernel, which in turn may wait for this mount."""
         return await self._in_thread(lambda: call(*args, **kwargs), self._control)
 
     async def read(self, file: SlottedFile, fd: int, offset: int, size: int) -> bytearray:
@@ -124,8 +124,8 @@ class Backing:
         return buffer
 
     def _read_in_place(self, fd: int, buffer: bytearray, offset: int) -> bool:
-        """Read what the kernel has in memory; False, where that is not all or is to be dropped after it: that waits."""
-        if self._drop or not self.local or len(buffer) > READ_IN_PLACE:
+        """Fill the buffer without waiting. False if not all bytes are in memory, or if they are to be dropped after."""
+        if self._drop or not self.local or len(buffer) > MAX_READ_IN_PLACE:
             return False
         try:
             nowait.read(fd, buffer, offset)
@@ -141,7 +141,7 @@ class Backing:
 
 
 def write_some(fd: int, data: memoryview, offset: int) -> int:
-    """Write at least one byte. Raise EIO where the backing takes none without an error: a loop would go on for ever."""
+    """Write at least one byte. EIO if the backing writes none without an error: a loop would never end."""
     written = os.pwrite(fd, data, offset)
     if not written:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -149,7 +149,7 @@ def write_some(fd: int, data: memoryview, offset: int) -> int:
 
 
 def _read_whole(fd: int, buffer: bytearray, offset: int, drop: bool) -> int:
-    """Fill `buffer` from `offset` on; return fewer bytes only at the end of the file."""
+    """Fill `buffer` from `offset` on. Return the number of bytes, fewer only at the end of the file."""
     with memoryview(buffer) as view:
         done = 0
         while done < len(buffer):

@@ -1,8 +1,8 @@
-"""Threads for disk calls that were started beforehand, each with an aligned buffer of its own.
+"""Run disk calls in threads that exist beforehand, each with an aligned buffer.
 
-What writes to the overflow file may run because the machine has no memory left: starting a thread or allocating a
-buffer at that moment could wait for this very write. trio's threads end when they were idle for ten seconds, and their
-calls bring their own buffers.
+Writes to the overflow file may be needed because the machine has no memory left. Starting a thread or allocating a
+buffer at that moment could wait for this very write. So trio's threads do not fit: they end after ten idle seconds, and
+have no buffers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Job = Callable[[memoryview], T]
 
 
 class _Call(Generic[T]):
-    """One job on its way to a thread and back."""
+    """A job and its result."""
 
     def __init__(self, job: Job[T]) -> None:
         self.job = job
@@ -33,7 +33,7 @@ class _Call(Generic[T]):
         self.error: BaseException | None = None
 
     def run(self, buffer: memoryview) -> None:
-        """Do the job and report to the event loop."""
+        """Run the job and wake its task in the event loop."""
         try:
             self.result.append(self.job(buffer))
         except BaseException as error:
@@ -41,11 +41,11 @@ class _Call(Generic[T]):
         try:
             self.token.run_sync_soon(self.done.set)
         except trio.RunFinishedError:
-            return  # nobody waits any more
+            return  # the event loop has ended
 
 
 class IoThreads:
-    """A few threads that wait for jobs."""
+    """A fixed number of threads that wait for jobs."""
 
     def __init__(self, name: str, count: int) -> None:
         self._queue: SimpleQueue[_Call[object] | None] = SimpleQueue()
@@ -54,14 +54,14 @@ class IoThreads:
             threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True).start()
 
     def _serve(self) -> None:
-        # An anonymous mapping begins at a page boundary, as O_DIRECT demands.
+        # Anonymous memory is page-aligned, as O_DIRECT requires.
         buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
-        buffer[:] = bytes(BUFFER_BYTES)  # real from the start
+        buffer[:] = bytes(BUFFER_BYTES)  # allocates the pages now
         while (call := self._queue.get()) is not None:
             call.run(buffer)
 
     async def run(self, job: Job[T]) -> T:
-        """Run a job in the next free thread, and wait for its end even when cancelled: it uses what we hold."""
+        """Run a job in the next free thread. Wait for its end even if cancelled, because it uses the caller's data."""
         call = _Call(job)
         self._queue.put(call)  # type: ignore[arg-type]
         with trio.CancelScope(shield=True):
@@ -71,6 +71,6 @@ class IoThreads:
         return call.result[0]
 
     def stop(self) -> None:
-        """Let the threads end when they have done what is queued."""
+        """End the threads after the queued jobs."""
         for _ in range(self._count):
             self._queue.put(None)

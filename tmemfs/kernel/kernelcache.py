@@ -1,13 +1,12 @@
-"""Tell the kernel to forget what it holds of a file: attributes at once, mapped pages from a thread.
+"""Invalidate what the kernel caches of a file: attributes at once, mapped pages in a thread.
 
-Files are opened with direct I/O, so the kernel's page cache holds only what was mapped; it stays there after the last
-close (measured: all of 256 MiB read through a mapping) until it is invalidated. Invalidating pages can wait for a
-dirty page to be written, that is for a WRITE request to this very mount, so it never happens in a handler.
+Files are opened with direct I/O, so the kernel's page cache holds only pages that were mapped. They stay there after
+the last close (measured: all of 256 MiB read through a mapping) until they are invalidated. Invalidating pages may wait
+for a dirty page to be written, that is for a WRITE request to this mount, so it is never done in a request handler.
 
-Whenever an inode is invalidated, the kernel ignores the attributes that it is just asking for. So no invalidation of
-ours may follow the answer to an open: what comes next is fstat, SEEK_END, or a write with O_APPEND, which all go by
-the size that the kernel has. That one is told before the answer where others have changed the file; O_APPEND alone
-would not even ask for it.
+When an inode is invalidated, the kernel ignores attributes that it is receiving at that moment. So no invalidation may
+follow the reply to an open: fstat, SEEK_END and O_APPEND writes come next, and use the size in the kernel. If others
+changed the file, the kernel is given the new size before the reply. With O_APPEND alone it would not even ask for it.
 """
 
 from __future__ import annotations
@@ -20,63 +19,63 @@ import trio
 
 from tmemfs.backing import Backing
 
-POLL = 0.001  # seconds: two invalidations of one inode rarely meet
+POLL = 0.001  # seconds between checks; invalidations rarely overlap with an open
 
 
 class KernelCache:
-    """What the kernel may hold of this mount's files."""
+    """The invalidations of the kernel's caches for one mount."""
 
     def __init__(self, backing: Backing) -> None:
         self._backing = backing
         self._lock = threading.Lock()
-        self._pages: set[int] = set()  # inodes whose pages are to be dropped
-        self._dropping = 0  # the one whose pages are being dropped
+        self._pages: set[int] = set()  # node numbers whose pages wait for invalidation
+        self._invalidating = 0  # the node number in progress, or 0
         self._wake = trio.Event()
 
     def invalidate_attributes(self, number: int) -> None:
-        """Drop the cached attributes of an inode; returns at once, and they are gone."""
-        with contextlib.suppress(OSError):  # ENOENT: the kernel has forgotten the inode itself
+        """Invalidate the attributes of an inode now."""
+        with contextlib.suppress(OSError):  # ENOENT: the kernel has forgotten the inode
             pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=True)
 
     def invalidate_pages(self, number: int) -> None:
-        """Have the cached pages of an inode dropped soon."""
+        """Invalidate the pages of an inode soon."""
         with self._lock:
             self._pages.add(number)
         self._wake.set()
 
     async def finish_invalidations(self, number: int) -> None:
-        """Have no invalidation of an inode under way or waiting: an open, once it is answered, drops pages itself."""
+        """Cancel or await the invalidation of an inode before an open is answered; the open drops the pages itself."""
         with self._lock:
             self._pages.discard(number)
-        while self._dropping == number:
+        while self._invalidating == number:
             await trio.sleep(POLL)
 
     async def update_size(self, number: int, size: int, last: bytes) -> None:
-        """Have the kernel believe in a size if it believes in a smaller one; `last` is the file's last byte."""
+        """Raise the size of a file in the kernel, if that is smaller; `last` is the last byte of the file."""
         await self._backing.control(_store, number, size - 1, last)
 
     def invalidate_name(self, number: int, name: bytes) -> None:
-        """Drop a name of a directory. In a thread: this waits until the changes of names in there are answered."""
+        """Invalidate a name in a directory. Only in a thread: it waits for the replies to changes of names in there."""
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_entry(pyfuse3.InodeT(number), pyfuse3.FileNameT(name))
 
     async def run(self) -> None:
-        """Drop pages, many inodes in one thread call."""
+        """Invalidate pages until cancelled, of many inodes in one thread call."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            await self._backing.control(self._drop)
+            await self._backing.control(self._invalidate_waiting)
 
-    def _drop(self) -> None:
+    def _invalidate_waiting(self) -> None:
         while True:
             with self._lock:
-                self._dropping = self._pages.pop() if self._pages else 0
-            if not self._dropping:
+                self._invalidating = self._pages.pop() if self._pages else 0
+            if not self._invalidating:
                 return
             with contextlib.suppress(OSError):
-                pyfuse3.invalidate_inode(pyfuse3.InodeT(self._dropping))
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(self._invalidating))
 
 
 def _store(number: int, offset: int, data: bytes) -> None:
-    with contextlib.suppress(OSError):  # ENOENT: the kernel has forgotten the inode itself
+    with contextlib.suppress(OSError):  # ENOENT: the kernel has forgotten the inode
         pyfuse3.notify_store(pyfuse3.InodeT(number), offset, data)
