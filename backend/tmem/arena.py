@@ -1,9 +1,8 @@
 """Slabs of memory: where they come from, and the memfd that holds them.
 
-The pool never maps the memfd. It writes with pwrite and reads with pread into private bytes, so a slab may be
-punched at any moment: a read of a hole gives zeros, fails its checksum, and makes no memory real again (a
-mapped read would). Slabs are made real by fallocate and freed by punching, so `st_blocks` tells the truth
-about both.
+The pool never maps the memfd. It writes with pwrite and reads with pread into private memory, so a slab may be punched
+at any moment: a read of a hole returns zeros, which fail the checksum, and allocates nothing (a mapped read would).
+Slabs are allocated by fallocate and freed by punching, so `st_blocks` shows the memory that they really use.
 """
 
 from __future__ import annotations
@@ -22,34 +21,56 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SlabSource(Protocol):
-    """Where slabs come from: a private arena, or a daemon that lends them."""
+    """A source of slabs: a private arena, or a daemon that lends them."""
 
     @property
     def fd(self) -> int:
-        """The memfd that all slabs are pieces of; slab n is at n * SLAB_SIZE."""
+        """The memfd that contains all slabs; slab n is at n * SLAB_SIZE."""
 
     @property
     def capacity(self) -> int:
-        """Most bytes that may be out at once; same-filled pages are bounded by a share of it."""
+        """The maximum of bytes out at once now; a share of it bounds the same-filled pages."""
 
     @property
     def ceiling(self) -> int:
-        """Most bytes that may ever be out: more than the capacity where that follows what is lent."""
+        """The maximum of bytes that can ever be out; larger than the capacity if that follows what is lent."""
 
     def acquire(self, persistent: bool) -> int | None:
-        """Give the number of a slab whose memory is real, or None when there is none to give."""
+        """Return the number of a slab with allocated memory, None if there is none."""
 
     def release(self, slab: int, persistent: bool) -> None:
-        """Take a slab back; its content is gone."""
+        """Take a slab back; its content is lost."""
+
+
+class SlabSourceWrapper(SlabSource):
+    """A source that takes its slabs from another one."""
+
+    def __init__(self, source: SlabSource) -> None:
+        self._source = source
+
+    @property
+    def fd(self) -> int:
+        """The memfd of the wrapped source."""
+        return self._source.fd
+
+    @property
+    def capacity(self) -> int:
+        """The capacity of the wrapped source."""
+        return self._source.capacity
+
+    @property
+    def ceiling(self) -> int:
+        """The ceiling of the wrapped source."""
+        return self._source.ceiling
 
 
 def punch(fd: int, slab: int, count: int = 1) -> None:
-    """Free the memory of `count` slabs and leave a hole that reads as zeros; OSError when the kernel refuses."""
+    """Free the memory of `count` slabs; they read as zeros then. OSError when the kernel refuses."""
     libc.fallocate(fd, libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE, slab * SLAB_SIZE, count * SLAB_SIZE)
 
 
 def make_arena(slabs: int) -> int:
-    """Make a sparse memfd of that many slabs that can neither shrink nor grow, and give its descriptor."""
+    """Return the descriptor of a new sparse memfd of `slabs` slabs, which can neither shrink nor grow."""
     fd = os.memfd_create("tmem-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, slabs * SLAB_SIZE)
@@ -61,19 +82,17 @@ def make_arena(slabs: int) -> int:
 
 
 class EmbeddedArena(SlabSource):
-    """A private memfd cut into slabs; sealed, so that no slab can ever fault by a truncation.
+    """A private memfd cut into slabs. It is sealed, so that no truncation can ever take a slab away.
 
-    `capacity` and `limit` are bytes, rounded down to whole slabs, at least one. `limit` is the virtual size
-    of the memfd and so the most that `resize` can grow to; it costs nothing until slabs are acquired.
+    `capacity` is in bytes, rounded down to whole slabs, at least one. It costs nothing until slabs are acquired.
     """
 
-    def __init__(self, capacity: int, limit: int | None = None) -> None:
-        self._allowed = max(1, capacity // SLAB_SIZE)
-        self._total = max(self._allowed, (limit or 0) // SLAB_SIZE)
+    def __init__(self, capacity: int) -> None:
+        self._slabs = max(1, capacity // SLAB_SIZE)
         self._never_used = 0
         self._returned: list[int] = []
-        self._out: dict[int, bool] = {}
-        self._fd = make_arena(self._total)
+        self._out: dict[int, bool] = {}  # slab: persistent
+        self._fd = make_arena(self._slabs)
 
     @property
     def fd(self) -> int:
@@ -82,27 +101,27 @@ class EmbeddedArena(SlabSource):
 
     @property
     def capacity(self) -> int:
-        """Most bytes that may be out at once."""
-        return self._allowed * SLAB_SIZE
+        """The maximum of bytes out at once."""
+        return self._slabs * SLAB_SIZE
 
     @property
     def ceiling(self) -> int:
-        """The capacity: all of it is there from the start."""
+        """The capacity, which never changes."""
         return self.capacity
 
     @property
     def slabs_out(self) -> int:
-        """Slabs acquired and not released; after a `resize` this can exceed the capacity for a while."""
+        """Slabs acquired and not released."""
         return len(self._out)
 
     def acquire(self, persistent: bool) -> int | None:
-        """Make a slab real and give it out; None when the capacity or the machine's memory is used up.
+        """Allocate a slab and return its number; None when the capacity or the memory of the machine is used up.
 
-        It may wait for memory, and may run beside a `release` of another thread.
+        May wait for memory. May run at the same time as `release` in another thread.
         """
-        if len(self._out) >= self._allowed:
+        if len(self._out) >= self._slabs:
             return None
-        if self._returned:  # taken before it is made real: a release may come meanwhile, of another thread
+        if self._returned:  # before it is allocated: another thread may release one meanwhile
             slab = self._returned.pop()
         else:
             slab = self._never_used
@@ -119,33 +138,25 @@ class EmbeddedArena(SlabSource):
         return slab
 
     def release(self, slab: int, persistent: bool) -> None:
-        """Punch the slab and take it back; ValueError when it is not out, or was given as the other kind."""
+        """Punch a slab and take it back. ValueError if it is not out, or is out as the other kind."""
         if self._out.get(slab) is not persistent:
             raise ValueError(f"slab {slab} is not out as {'persistent' if persistent else 'ephemeral'}")
         punch(self._fd, slab)
         del self._out[slab]
         self._returned.append(slab)
 
-    def resize(self, capacity: int) -> int:
-        """Change how many bytes may be out; give how many slabs are now too many."""
-        slabs = max(1, capacity // SLAB_SIZE)
-        if slabs > self._total:
-            raise ValueError(f"{capacity} bytes exceed the arena's {self._total * SLAB_SIZE}")
-        self._allowed = slabs
-        return max(0, len(self._out) - slabs)
-
     def close(self) -> None:
-        """Close the memfd, which frees all of its memory; harmless when closed already."""
+        """Close the memfd, which frees its memory; does nothing if it is closed."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def check(self) -> None:
-        """Raise AssertionError unless every slab is in one place and exactly those out are real."""
+        """Raise AssertionError unless every slab is in one place and only slabs out use memory."""
         returned = set(self._returned)
         assert len(returned) == len(self._returned), "a slab was returned twice"
         assert not returned & self._out.keys(), "a slab is out and returned"
-        assert len(returned) + len(self._out) == self._never_used <= self._total, "a slab is nowhere"
+        assert len(returned) + len(self._out) == self._never_used <= self._slabs, "a slab is nowhere"
         if self._fd >= 0:
-            real = os.fstat(self._fd).st_blocks * 512
-            assert real <= len(self._out) * SLAB_SIZE, f"{real} bytes are real, {self.slabs_out} slabs out"
+            allocated = os.fstat(self._fd).st_blocks * 512
+            assert allocated <= len(self._out) * SLAB_SIZE, f"{allocated} bytes allocated, {self.slabs_out} slabs out"

@@ -1,13 +1,13 @@
-"""Keep the slabs in use from being swapped out.
+"""Lock the slabs in use in memory, for a pool that stores swap.
 
-What is not mapped cannot be locked: the pages of a memfd that is only read and written with pread and pwrite are
-reclaimed like any others, whatever mlockall says. That must not happen to a pool that swap itself is kept in. Reading
-such a page waits for the process that should read it: seen, with all of the guest's own memory locked, on a machine
-that only reclaims cold pages ahead of time. So here the arena is mapped, in a process whose mappings are locked as they
-are faulted in, and each slab is faulted in when it is given out. Punching the descriptor frees it all the same.
+mlockall locks only mapped memory. The pages of a memfd that is used with pread and pwrite alone can be swapped out. For
+a pool that stores swap this is a deadlock: reading a swapped-out page waits for the process that is reading it. (Seen
+with all other memory of the guest locked, on a machine that only reclaims cold pages ahead of time.) So the arena is
+mapped here, in a process that locks its mappings as they are faulted in, and each slab is faulted in when it is given
+out. Punching the memfd frees it all the same.
 
-Memory that is locked cannot be reclaimed either: a process that lets its pool run into the limit of its memory cgroup
-is killed, or waits for ever for memory where it may not be killed. So its owner is asked before each slab.
+Locked memory cannot be reclaimed. A process whose pool reaches the limit of its memory cgroup is killed, or waits for
+memory forever if it must not be killed. So `may` is asked before each slab.
 """
 
 from __future__ import annotations
@@ -17,41 +17,26 @@ import os
 import time
 from collections.abc import Callable
 
-from tmem.arena import SLAB_SIZE, SlabSource
+from tmem.arena import SLAB_SIZE, SlabSource, SlabSourceWrapper
 
 _MADV_POPULATE_READ = 22  # Linux 5.14
-_DENIED_SECONDS = 0.1  # after a denial nobody is asked for so long: the answer costs several reads of files
+_DENIED_SECONDS = 0.1  # `may` is not asked again for so long after a denial: it reads several files
 
 
-class ResidentSlabs(SlabSource):
-    """A source whose slabs stay in memory while they are out, in a process that called mlockall (future, on fault).
+class ResidentSlabs(SlabSourceWrapper):
+    """A source whose slabs stay in memory while they are out. The process has called mlockall (future, on fault).
 
-    `may` tells whether so many bytes more may be made real.
+    `may` returns whether so many more bytes may be allocated.
     """
 
     def __init__(self, source: SlabSource, may: Callable[[int], bool] = lambda size: True) -> None:
-        self._source = source
+        super().__init__(source)
         self._may = may
         self._denied_until = float("-inf")
         self._map = mmap.mmap(source.fd, os.fstat(source.fd).st_size, mmap.MAP_SHARED, mmap.PROT_READ)
 
-    @property
-    def fd(self) -> int:
-        """The memfd of the source."""
-        return self._source.fd
-
-    @property
-    def capacity(self) -> int:
-        """Most bytes that the source gives."""
-        return self._source.capacity
-
-    @property
-    def ceiling(self) -> int:
-        """Most bytes that the source may ever give."""
-        return self._source.ceiling
-
     def acquire(self, persistent: bool) -> int | None:
-        """Give a slab of the source, every page of it mapped and so locked; None where it may not be, too."""
+        """Return a slab with every page mapped and so locked; None if there is none or `may` denies it."""
         if time.monotonic() < self._denied_until:
             return None
         if not self._may(SLAB_SIZE):
@@ -70,5 +55,5 @@ class ResidentSlabs(SlabSource):
                 self._map[page]
 
     def release(self, slab: int, persistent: bool) -> None:
-        """Give a slab back to the source."""
+        """Return a slab to the source."""
         self._source.release(slab, persistent)

@@ -1,4 +1,4 @@
-"""Counters: what a pool and a whole backend have done and hold."""
+"""Counters of one pool and of a whole backend."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from enum import Enum
 
 
 class Reason(Enum):
-    """Why a put was refused; each has its own counter."""
+    """The reasons for a refused put; each value is the name of its counter."""
 
     FROZEN = "rejected_frozen"  # the pool was frozen
-    NO_SLOT = "rejected_no_slot"  # no slab to get and nothing that may be evicted
-    SAME_FILLED = "rejected_same_filled"  # the bound on same-filled pages is used up by persistent ones
+    NO_SLOT = "rejected_no_slot"  # no slab, and nothing that may be evicted
+    SAME_FILLED = "rejected_same_filled"  # persistent pages use up the limit of same-filled pages
     SOURCE = "rejected_source"  # the slab source failed, and no slot was found without it
     CODEC = "rejected_codec"  # the compressor failed
     MEMORY = "rejected_memory"  # the memfd could not be written, or there was no memory for the index
 
 
 class Refused(Exception):
-    """A put that was refused; nothing of the page is kept."""
+    """A put was refused; nothing of the page is stored."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
@@ -27,31 +27,31 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class PoolCounters:
-    """The running counts of one pool."""
+    """The counters of one pool."""
 
-    puts: int = 0  # puts asked for, accepted or not
+    puts: int = 0  # puts, accepted or refused
     rejected_frozen: int = 0
     rejected_no_slot: int = 0
     rejected_same_filled: int = 0
     rejected_source: int = 0
     rejected_codec: int = 0
     rejected_memory: int = 0
-    succ_gets: int = 0  # gets that gave a page
-    failed_gets: int = 0  # gets that gave none
-    flushes: int = 0  # pages that flush_page and flush_object removed
-    corrupt: int = 0  # pages whose stored bytes failed the checksum at a get
+    succ_gets: int = 0  # gets that returned a page
+    failed_gets: int = 0  # gets that returned none
+    flushes: int = 0  # pages removed by flush_page and flush_object
+    corrupt: int = 0  # pages whose checksum failed at a get
     evictions: int = 0  # pages dropped to make room
-    ghost_hits: int = 0  # failed gets that a pool twice as large would have answered
+    ghost_hits: int = 0  # failed gets that would have hit in a pool twice as large
     pages: int = 0  # pages held now
 
     def refuse(self, reason: Reason) -> None:
-        """Count a refused put under its reason."""
+        """Count a refused put."""
         setattr(self, reason.value, getattr(self, reason.value) + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """One pool's counts at one moment; the fields are PoolCounters'."""
+    """A snapshot of PoolCounters."""
 
     puts: int
     rejected_frozen: int
@@ -70,23 +70,23 @@ class PoolStats:
 
     @property
     def rejected_puts(self) -> int:
-        """Puts refused, for whatever reason."""
+        """Refused puts, for all reasons."""
         return sum(getattr(self, reason.value) for reason in Reason)
 
 
 @dataclass(frozen=True, slots=True)
 class TmemStats:
-    """What all pools of one slab source hold, and what they have lost."""
+    """The totals of all pools of one slab source."""
 
-    slabs: int  # slabs held, in use and spare
+    slabs: int  # slabs held, used and spare
     lent_bytes: int  # their memory
-    used_bytes: int  # stored bytes in occupied slots
-    pages: int  # pages held, same-filled ones too
-    original_bytes: int  # their size as pages
-    compressed_bytes: int  # used_bytes and the 64 bytes that each same-filled page is charged
+    used_bytes: int  # stored bytes in used slots
+    pages: int  # pages stored, same-filled ones included
+    original_bytes: int  # their uncompressed size
+    compressed_bytes: int  # used_bytes plus 64 bytes for each same-filled page
     same_filled_pages: int
-    raw_pages: int  # pages stored as they are
+    raw_pages: int  # pages stored uncompressed
     evictions: int  # pages dropped to make room
     revoked_slabs: int  # slabs taken away by the source
     index_bytes: int  # estimate of the Python memory of index, queues, slot maps and ghosts
-    ghost_hits: int  # failed gets that a pool twice as large would have answered
+    ghost_hits: int  # failed gets that would have hit in a pool twice as large

@@ -1,10 +1,10 @@
-"""Have slabs made real ahead of the pool, so that a put never waits for memory.
+"""Allocate slabs ahead of the pool, so that a put never waits for memory.
 
-To make a slab real can take long where memory is short: the kernel may write other files' pages to their disks first,
-or swap. So `fill` does it, in a thread, and `acquire` only takes a slab that is there; where the stock has run out the
-pool does what it does when it is full. Who is about to put many pages can ask `is_short` first, and wait for a moment:
-a pool that is not full yet would evict, or refuse persistent pages. SLABS are more than any stretch of puts uses; a
-drain of 1,024 pages that do not compress takes 64.
+Allocating a slab can take long when memory is short: the kernel may first write out pages of other files, or swap. So
+`fill` allocates in a thread, and `acquire` only takes slabs from the stock. When the stock is empty, the pool behaves
+as if it were full: it evicts, or refuses persistent pages. A caller that is about to put many pages can check
+`is_short` first and wait a moment. MAX_SLABS is more than any run of puts uses: a drain of 1,024 incompressible pages
+takes 64.
 """
 
 from __future__ import annotations
@@ -13,57 +13,42 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from tmem.arena import PAGE_SIZE, SLAB_SIZE, SlabSource
+from tmem.arena import PAGE_SIZE, SLAB_SIZE, SlabSource, SlabSourceWrapper
 
-SLABS = 128  # 8 MiB, but at most a quarter of the arena
-LEAST_SLABS = 17  # enough for a request of 1 MiB: a small arena may be in stock as a whole
-_DENIED_SECONDS = 0.1  # after the source gave nothing, nobody is woken for so long
+MAX_SLABS = 128  # 8 MiB; at most a quarter of the arena
+MIN_SLABS = 17  # enough for a request of 1 MiB; a small arena may be in stock as a whole
+_DENIED_SECONDS = 0.1  # no `fill` is requested for so long after the source gave nothing
 
 
-class Stock(SlabSource):
-    """A source with some slabs in reserve. `fill` may run in another thread than the rest, one at a time."""
+class Stock(SlabSourceWrapper):
+    """A source with allocated slabs in reserve. `fill` may run in another thread than the rest, one at a time."""
 
     def __init__(self, source: SlabSource) -> None:
-        self._source = source
+        super().__init__(source)
         slabs = source.capacity // SLAB_SIZE
-        self._most = min(slabs, max(LEAST_SLABS, min(SLABS, slabs // 4)))
+        self._target = min(slabs, max(MIN_SLABS, min(MAX_SLABS, slabs // 4)))
         self._slabs: deque[int] = deque()
         self._out: dict[int, bool] = {}  # slab: persistent
         self._denied_until = float("-inf")
-        self.on_want: Callable[[], None] = lambda: None  # `fill` is to be called
-
-    @property
-    def fd(self) -> int:
-        """The memfd of the source."""
-        return self._source.fd
-
-    @property
-    def capacity(self) -> int:
-        """Most bytes that the source gives."""
-        return self._source.capacity
-
-    @property
-    def ceiling(self) -> int:
-        """Most bytes that the source may ever give."""
-        return self._source.ceiling
+        self.on_want: Callable[[], None] = lambda: None  # requests a call of `fill`
 
     @property
     def stocked(self) -> int:
-        """Slabs that are real and that no page uses."""
+        """The number of allocated slabs in reserve."""
         return len(self._slabs)
 
     def acquire(self, persistent: bool) -> int | None:
-        """Give a slab of the stock, None when it is empty; never waits."""
+        """Return a slab of the stock, None when it is empty; never waits."""
         slab = self._slabs.popleft() if self._slabs else None
         if slab is not None:
             self._out[slab] = persistent
-        if len(self._slabs) <= self._most // 2 and self._may_get_more():
+        if len(self._slabs) <= self._target // 2 and self._may_get_more():
             self.on_want()
         return slab
 
     def is_short(self, pages: int) -> bool:
-        """Tell whether so many pages may find no slab now and do after a `fill`, which is asked for then."""
-        needed = min(self._most, pages * PAGE_SIZE // SLAB_SIZE + 1)
+        """Return whether so many pages may lack slabs that a `fill` would bring; if so, request it."""
+        needed = min(self._target, pages * PAGE_SIZE // SLAB_SIZE + 1)
         if len(self._slabs) >= needed or not self._may_get_more():
             return False
         self.on_want()
@@ -74,10 +59,10 @@ class Stock(SlabSource):
         return held < self.capacity // SLAB_SIZE and time.monotonic() >= self._denied_until
 
     def fill(self) -> None:
-        """Make slabs real until the stock is full or the source gives none; may wait."""
-        while len(self._slabs) < self._most:
+        """Allocate slabs until the stock is full or the source gives none; may wait."""
+        while len(self._slabs) < self._target:
             try:
-                slab = self._source.acquire(False)  # it need not know what for
+                slab = self._source.acquire(False)  # the kind matters only to the stock
             except OSError:
                 slab = None
             if slab is None:
@@ -86,10 +71,10 @@ class Stock(SlabSource):
             self._slabs.append(slab)
 
     def release(self, slab: int, persistent: bool) -> None:
-        """Take a slab back; ValueError when it is not out, or was given as the other kind."""
+        """Take a slab back. ValueError if it is not out, or is out as the other kind."""
         if self._out.get(slab) is not persistent:
             raise ValueError(f"slab {slab} is not out as {'persistent' if persistent else 'ephemeral'}")
-        if len(self._slabs) < self._most:
+        if len(self._slabs) < self._target:
             self._slabs.append(slab)
         else:
             self._source.release(slab, False)

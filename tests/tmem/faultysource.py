@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tmem import PAGE_SIZE, EmbeddedArena, Pool, SlabSource
+from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, Pool, SlabSource
 
 
 def page_of(seed: int, stored: int) -> bytes:
@@ -27,6 +27,7 @@ class FaultySource(SlabSource):
 
     def __init__(self, capacity: int) -> None:
         self._arena = EmbeddedArena(capacity)
+        self._slabs = self._arena.capacity // SLAB_SIZE
         self._fd = os.dup(self._arena.fd)  # the pool's own, so that a fault in it does not reach `acquire`
         self._out: dict[int, bool] = {}  # slab -> persistent
         self.refuses = False
@@ -39,11 +40,11 @@ class FaultySource(SlabSource):
 
     @property
     def capacity(self) -> int:
-        return self._arena.capacity
+        return self._slabs * SLAB_SIZE
 
     @property
     def ceiling(self) -> int:
-        return self._arena.ceiling
+        return self.capacity
 
     @property
     def slabs_out(self) -> int:
@@ -57,7 +58,7 @@ class FaultySource(SlabSource):
     def acquire(self, persistent: bool) -> int | None:
         self._maybe_raise()
         capped = persistent and self.persistent_cap is not None and len(self.slabs_of(True)) >= self.persistent_cap
-        if self.refuses or capped:
+        if self.refuses or capped or len(self._out) >= self._slabs:
             return None
         slab = self._arena.acquire(persistent)
         if slab is not None:
@@ -80,7 +81,9 @@ class FaultySource(SlabSource):
 
     def resize(self, capacity: int) -> int:
         """Change the capacity; return the number of slabs that are now too many."""
-        return self._arena.resize(capacity)
+        self._slabs = max(1, capacity // SLAB_SIZE)
+        assert self._slabs * SLAB_SIZE <= self._arena.capacity
+        return max(0, len(self._out) - self._slabs)
 
     def check(self) -> None:
         """Raise AssertionError unless every slab is in one place."""

@@ -50,18 +50,13 @@ def test_a_slab_is_released_once_and_as_the_kind_it_was_acquired() -> None:
         arena.release(slab, True)
 
 
-def test_resize_bounds_the_slabs_out_and_returns_the_excess() -> None:
-    arena = EmbeddedArena(2 * SLAB_SIZE, limit=8 * SLAB_SIZE)
+def test_no_more_slabs_are_out_than_the_capacity() -> None:
+    arena = EmbeddedArena(2 * SLAB_SIZE)
     assert arena.acquire(False) == 0
     assert arena.acquire(False) == 1
     assert arena.acquire(False) is None
-    assert arena.resize(3 * SLAB_SIZE) == 0
-    assert arena.acquire(False) is not None
-    assert arena.resize(SLAB_SIZE) == 2
     arena.release(0, False)
-    assert arena.acquire(False) is None
-    with pytest.raises(ValueError, match="exceed"):
-        arena.resize(9 * SLAB_SIZE)
+    assert arena.acquire(False) is not None
     arena.check()
 
 

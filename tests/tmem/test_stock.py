@@ -10,7 +10,7 @@ import pytest
 
 from tests.tmem.faultysource import filled, page_of
 from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, Tmem
-from tmem.stock import LEAST_SLABS, SLABS, Stock
+from tmem.stock import MAX_SLABS, MIN_SLABS, Stock
 
 PAGES = SLAB_SIZE // PAGE_SIZE
 
@@ -19,9 +19,9 @@ def test_a_slab_comes_from_the_stock_alone() -> None:
     stock = Stock(EmbeddedArena(64 * SLAB_SIZE))
     assert stock.acquire(False) is None
     stock.fill()
-    assert stock.stocked == LEAST_SLABS
-    taken = [stock.acquire(False) for _ in range(LEAST_SLABS + 1)]
-    assert taken == [*range(LEAST_SLABS), None]
+    assert stock.stocked == MIN_SLABS
+    taken = [stock.acquire(False) for _ in range(MIN_SLABS + 1)]
+    assert taken == [*range(MIN_SLABS), None]
     stock.check()
 
 
@@ -49,9 +49,9 @@ def test_the_stock_is_short_only_of_what_a_fill_can_add() -> None:
     assert stock.is_short(1)
     assert wanted == [0]
     stock.fill()
-    assert not stock.is_short(LEAST_SLABS * PAGES - 1)
+    assert not stock.is_short(MIN_SLABS * PAGES - 1)
     assert not stock.is_short(1 << 20), "no fill adds more than the stock can hold"
-    for _ in range(LEAST_SLABS):
+    for _ in range(MIN_SLABS):
         stock.acquire(True)
     assert stock.is_short(1)
     stock.fill()
@@ -94,13 +94,13 @@ def test_slabs_released_beyond_the_stock_go_back_to_the_arena() -> None:
     for slab in slabs:
         assert slab is not None
         stock.release(slab, False)
-    assert stock.stocked == arena.slabs_out == LEAST_SLABS
-    assert os.fstat(arena.fd).st_blocks * 512 == LEAST_SLABS * SLAB_SIZE
+    assert stock.stocked == arena.slabs_out == MIN_SLABS
+    assert os.fstat(arena.fd).st_blocks * 512 == MIN_SLABS * SLAB_SIZE
     arena.check()
 
 
 def test_the_pool_works_while_a_fill_waits_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    arena = EmbeddedArena(4 * SLABS * SLAB_SIZE)
+    arena = EmbeddedArena(4 * MAX_SLABS * SLAB_SIZE)
     stock = Stock(arena)
     stock.fill()
     pool = Tmem(stock, compress=False).new_pool()
@@ -116,16 +116,16 @@ def test_the_pool_works_while_a_fill_waits_for_memory(monkeypatch: pytest.Monkey
     thread = threading.Thread(target=stock.fill)
     assert pool.put(1, 0, filled(1))
     for index in range(
-        3 * SLABS * PAGES // 2
+        3 * MAX_SLABS * PAGES // 2
     ):  # more than the stock holds: the oldest pages are evicted, without waiting
         assert pool.put(1, index, page_of(index, PAGE_SIZE))
-        if index == SLABS * PAGES // 2:
+        if index == MAX_SLABS * PAGES // 2:
             thread.start()
             assert begun.wait(30)
     assert pool.get(1, index) == page_of(index, PAGE_SIZE)
     pool.flush_object(1)
     go_on.set()
     thread.join(30)
-    assert stock.stocked == SLABS
+    assert stock.stocked == MAX_SLABS
     stock.check()
     arena.check()
