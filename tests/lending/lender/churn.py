@@ -1,10 +1,10 @@
-"""Guests that come, go, ask, return, report and fall silent at random, in a simulated world."""
+"""Guests that come, go, ask, return, report and fall silent at random, in a simulated simulation."""
 
 from __future__ import annotations
 
 import random
 
-from tests.lending.lender.simulation import Guest, World
+from tests.lending.lender.simulation import Guest, Simulation
 from tmem.lending.lender.actions import Refusal
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
@@ -17,31 +17,31 @@ class Churn:
 
     def __init__(self, seed: int, guests: int, size: int, policy: str) -> None:
         self.chance = random.Random(seed)
-        self.world = World(Lender(size, policy=policy, bounds=UserBounds(cap=size // 2)))
+        self.simulation = Simulation(Lender(size, policy=policy, bounds=UserBounds(cap=size // 2)))
         self.most = guests
         self.size = size
         self.everybody: list[Guest] = []
 
-    def run(self, steps: int, check_every: int) -> World:
-        """Do so many things, then let all processes run on and the world come to rest."""
+    def run(self, steps: int, check_every: int) -> Simulation:
+        """Do so many things, then let all processes run on and the simulation come to rest."""
         for step in range(steps):
             self.step()
             if step % check_every == 0:
-                self.world.check()
+                self.simulation.check()
         for guest in self.everybody:
             guest.stopped = guest.refuses = False
-        self.world.short = None
+        self.simulation.short = None
         for guest in self.everybody:
-            if not guest.connected and guest.number in self.world.guests:
-                self.world.join(guest, again=True)
-        self.world.settle()
-        return self.world
+            if not guest.connected and guest.number in self.simulation.guests:
+                self.simulation.join(guest, again=True)
+        self.simulation.settle()
+        return self.simulation
 
     def step(self) -> None:
         """Do one thing."""
-        world, chance = self.world, self.chance
-        world.pass_time(chance.choice((0.0, 0.001, 0.01)))
-        world.work(chance.choice((0, 1, 5, 100)))
+        simulation, chance = self.simulation, self.chance
+        simulation.pass_time(chance.choice((0.0, 0.001, 0.01)))
+        simulation.work(chance.choice((0, 1, 5, 100)))
         if len(self.everybody) < self.most and chance.random() < 0.5:
             self.come()
         if not self.everybody:
@@ -49,19 +49,19 @@ class Churn:
         guest = chance.choice(self.everybody)
         guest.read(chance.choice((1, 3, 100)))
         if guest.connected:
-            world.hear(guest)
+            simulation.hear(guest)
             deeds = (self.ask, self.ask, self.ask, self.give, self.report, self.report, self.trouble, self.verb)
             chance.choice(deeds)(guest)
             if chance.random() < 0.5:
-                world.hear(guest)
+                simulation.hear(guest)
         elif chance.random() < 0.5:
-            world.join(guest, again=True)
+            simulation.join(guest, again=True)
 
     def come(self) -> None:
         """Let a guest join."""
         guest = Guest(self.chance.randbytes(16), self.chance.choice((8, 64, 500)), self.chance.choice((0, 1, 2, 3)))
         try:
-            self.world.join(guest, self.chance.choice((0, 0, 4, 40, None)))
+            self.simulation.join(guest, self.chance.choice((0, 0, 4, 40, None)))
         except Refusal:
             return
         self.everybody.append(guest)
@@ -91,16 +91,16 @@ class Churn:
         elif what == 4:
             guest.refuses = True
         elif what == 5:
-            self.world.hang_up(guest)
+            self.simulation.hang_up(guest)
         elif what == 6:
             self.everybody.remove(guest)
-            self.world.kill(guest)
+            self.simulation.kill(guest)
         else:
-            self.world.short = self.chance.choice((None, None, 0, 10))
+            self.simulation.short = self.chance.choice((None, None, 0, 10))
 
     def verb(self, guest: Guest) -> None:
         """Use one of tmemctl's verbs."""
-        lender, now, chance = self.world.lender, self.world.now, self.chance
+        lender, now, chance = self.simulation.lender, self.simulation.now, self.chance
         try:
             match chance.randrange(12):
                 case 0:
@@ -110,7 +110,7 @@ class Churn:
                 case 2:
                     actions = lender.revoke(now, guest.number, chance.randint(1, 30), Kind(chance.random() < 0.3))
                 case 3:
-                    self.world.check()  # as long as the size is not smaller than what is booked
+                    self.simulation.check()  # as long as the size is not smaller than what is booked
                     _, actions = lender.resize(now, chance.randint(self.size // 2, self.size * 2))
                 case 4 | 5:
                     actions = lender.set_limits(
@@ -126,4 +126,4 @@ class Churn:
                     actions = lender.thaw(now, None)
         except Refusal:
             return
-        self.world.perform(actions)
+        self.simulation.perform(actions)

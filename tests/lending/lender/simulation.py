@@ -1,4 +1,4 @@
-"""A world to try the lender in: guests, sockets, arenas and a clock, all of them simulated.
+"""A simulation to try the lender in: guests, sockets, arenas and a clock, all of them simulated.
 
 Messages lie in the sockets until somebody reads them and actions wait in a queue until somebody carries them out, so
 a test chooses which order things happen in. What is real is known here, so that it can be held against the ledger.
@@ -119,7 +119,7 @@ class Guest:
                 self.number = number
 
 
-class World:
+class Simulation:
     """The lender with guests around it. `short` is how many more slabs can be made real, None for any number."""
 
     def __init__(self, lender: Lender) -> None:
@@ -291,7 +291,7 @@ class World:
         self.check()
 
     def check(self) -> None:
-        """Hold the ledger against the world."""
+        """Hold the ledger against the simulation."""
         self.lender.check()
         stats = self.lender.stats()
         total = stats.ephemeral + stats.persistent + stats.promised + stats.unpunched + stats.pinned
@@ -319,12 +319,12 @@ class World:
 # What most tests begin with.
 
 
-def world(size: int = 100, **options: object) -> World:
-    """Make a world around a lender of so many slabs."""
-    return World(Lender(size, **options))  # type: ignore[arg-type]
+def simulation(size: int = 100, **options: object) -> Simulation:
+    """Make a simulation around a lender of so many slabs."""
+    return Simulation(Lender(size, **options))  # type: ignore[arg-type]
 
 
-def add(here: World, slabs: int = 1000, persistent: int | None = 0, uid: int = 1000) -> Guest:
+def add(here: Simulation, slabs: int = 1000, persistent: int | None = 0, uid: int = 1000) -> Guest:
     """Let one more guest join."""
     guest = Guest(len(here.guests).to_bytes(16, "big"), slabs, uid)
     here.join(guest, persistent)
@@ -332,19 +332,19 @@ def add(here: World, slabs: int = 1000, persistent: int | None = 0, uid: int = 1
     return guest
 
 
-def hold(here: World, guest: Guest, slabs: int, persistent: bool = False, age: float | None = None) -> None:
+def hold(here: Simulation, guest: Guest, slabs: int, persistent: bool = False, age: float | None = None) -> None:
     """Let a guest ask, and all be done that comes of it."""
     assert guest.ask(slabs, persistent, age)
     here.settle()
 
 
-def report(here: World, guest: Guest, age: float | None, **counters: int) -> None:
+def report(here: Simulation, guest: Guest, age: float | None, **counters: int) -> None:
     """Let a guest report."""
     fields = {"pages": 0, "used_bytes": 0, "puts": 0, "hits": 0, "misses": 0, "ghost_hits": 0}
     guest.say(m.Report(age, **(fields | counters)))
     here.hear(guest)
 
 
-def counters(here: World) -> dict[str, int]:
+def counters(here: Simulation) -> dict[str, int]:
     """Give what the lender has counted."""
     return here.lender.stats().counters

@@ -1,18 +1,18 @@
-"""How an Ask is answered: at once, in batches, not at all; one decision at a time, in a simulated world."""
+"""How an Ask is answered: at once, in batches, not at all; one decision at a time, in a simulated simulation."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.lending.lender.simulation import add, counters, hold, world
+from tests.lending.lender.simulation import add, counters, hold, simulation
 from tmem.lending.lender.actions import GuestFault
 from tmem.lending.lender.lender import BATCH_SLABS
 from tmem.lending.lender.stats import Denial
 from tmem.lending.protocol import messages as m
 
 
-def test_what_is_free_is_lent_at_once() -> None:
-    here = world()
+def test_free_slabs_are_lent_at_once() -> None:
+    here = simulation()
     guest = add(here)
     guest.ask(30)
     here.hear(guest)
@@ -23,7 +23,7 @@ def test_what_is_free_is_lent_at_once() -> None:
 
 
 def test_a_large_ask_is_answered_in_batches_of_which_the_last_is_done() -> None:
-    here = world(1000)
+    here = simulation(1000)
     guest = add(here)
     guest.ask(2 * BATCH_SLABS + 1)
     here.hear(guest)
@@ -35,7 +35,7 @@ def test_a_large_ask_is_answered_in_batches_of_which_the_last_is_done() -> None:
 
 
 def test_an_ask_that_can_never_be_met_is_denied_with_the_reason() -> None:
-    here = world(10)
+    here = simulation(10)
     guest = add(here, slabs=20)
     hold(here, guest, 15)
     assert len(guest.ephemeral) == 10
@@ -48,8 +48,8 @@ def test_an_ask_that_can_never_be_met_is_denied_with_the_reason() -> None:
     assert counters(here)["denied_cap"] == counters(here)["denied_persistent_cap"] == 1
 
 
-def test_short_memory_denies_and_frees_what_was_not_made_real() -> None:
-    here = world()
+def test_a_memory_shortage_denies_and_frees_unpopulated_slabs() -> None:
+    here = simulation()
     guest = add(here)
     here.short = 3
     hold(here, guest, 5)
@@ -60,8 +60,8 @@ def test_short_memory_denies_and_frees_what_was_not_made_real() -> None:
     assert counters(here)["unreal_slabs"] == 7
 
 
-def test_who_asks_twice_at_once_is_at_fault() -> None:
-    here = world()
+def test_a_second_ask_before_the_answer_is_a_fault() -> None:
+    here = simulation()
     guest = add(here)
     guest.say(m.Ask(1, 5))
     guest.say(m.Ask(2, 5))

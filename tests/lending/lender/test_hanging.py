@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tests.lending.lender.simulation import add, counters, hold, world
+from tests.lending.lender.simulation import add, counters, hold, simulation
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.stats import Denial
 
 
-def test_what_is_given_back_is_lent_once_it_is_punched() -> None:
-    here = world(100)
+def test_returned_slabs_are_lent_only_after_the_punch() -> None:
+    here = simulation(100)
     giver, asker = add(here), add(here)
     hold(here, giver, 100)
     giver.give(100)
@@ -23,7 +23,7 @@ def test_what_is_given_back_is_lent_once_it_is_punched() -> None:
 
 
 def test_a_hanging_guest_keeps_its_memory_booked_and_others_go_on() -> None:
-    here = world(100)
+    here = simulation(100)
     bad, one, two = add(here), add(here), add(here)
     hold(here, bad, 40)
     hold(here, one, 60, age=1.0)
@@ -48,7 +48,7 @@ def test_a_hanging_guest_keeps_its_memory_booked_and_others_go_on() -> None:
 
 
 def test_slabs_of_a_hanging_guest_are_not_asked_for_by_others() -> None:
-    here = world(100)
+    here = simulation(100)
     bad, good, asker = add(here), add(here), add(here)
     hold(here, bad, 50, age=1000.0)
     hold(here, good, 50, age=500.0)
@@ -58,8 +58,8 @@ def test_slabs_of_a_hanging_guest_are_not_asked_for_by_others() -> None:
     assert (len(good.ephemeral), len(asker.ephemeral)) == (40, 10)
 
 
-def test_what_hangs_counts_for_its_user() -> None:
-    here = world(100, bounds=UserBounds(cap=30))
+def test_slabs_of_a_hanging_guest_count_for_its_user() -> None:
+    here = simulation(100, bounds=UserBounds(cap=30))
     bad, peer, other = add(here), add(here), add(here, uid=2000)
     hold(here, bad, 20)
     here.hang(bad)
@@ -74,8 +74,8 @@ def test_what_hangs_counts_for_its_user() -> None:
     assert len(peer.ephemeral) == 30
 
 
-def test_what_hangs_is_booked_after_a_restart() -> None:
-    here = world(100)
+def test_slabs_of_a_hanging_guest_are_booked_after_a_restart() -> None:
+    here = simulation(100)
     bad = add(here)
     hold(here, bad, 60)
     here.hang(bad)
@@ -88,7 +88,7 @@ def test_what_hangs_is_booked_after_a_restart() -> None:
 
 
 def test_a_hanging_guest_that_ends_is_forgotten() -> None:
-    here = world(100)
+    here = simulation(100)
     bad, other = add(here), add(here)
     hold(here, bad, 100)
     here.hang(bad)
@@ -104,7 +104,7 @@ def test_a_hanging_guest_that_ends_is_forgotten() -> None:
 
 
 def test_a_hanging_evicted_guest_is_booked_after_a_restart_until_it_ends() -> None:
-    here = world(100)
+    here = simulation(100)
     bad = add(here, persistent=50)
     hold(here, bad, 40)
     hold(here, bad, 20, persistent=True)
@@ -127,7 +127,7 @@ def test_a_hanging_evicted_guest_is_booked_after_a_restart_until_it_ends() -> No
 
 
 def test_an_evicted_guest_with_a_closed_arena_is_not_booked_at_restart() -> None:
-    here = world(100)
+    here = simulation(100)
     gone = add(here)
     hold(here, gone, 40)
     here.evict(gone)

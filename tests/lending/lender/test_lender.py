@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from tests.lending.lender.simulation import World, add, counters, hold, world
+from tests.lending.lender.simulation import Simulation, add, counters, hold, simulation
 from tmem.lending.lender import sweeper
 from tmem.lending.lender.actions import Punch, Refusal
 from tmem.lending.lender.ledger import UserBounds
@@ -22,7 +22,7 @@ SLAB = 65536
 
 
 def test_promises_that_do_not_fit_are_refused() -> None:
-    here = world()
+    here = simulation()
     add(here, persistent=80)
     with pytest.raises(Refusal, match="--hswap"):
         add(here, persistent=30)
@@ -30,19 +30,19 @@ def test_promises_that_do_not_fit_are_refused() -> None:
     assert here.lender.stats().counters["refused_promise"] == 1
 
 
-def test_a_cap_that_was_not_asked_for_gives_way_to_one_that_was() -> None:
-    here = world()
+def test_a_requested_persistent_cap_lowers_default_ones() -> None:
+    here = simulation()
     add(here, slabs=160, persistent=None)
     add(here, persistent=60)
     assert [row.persistent_cap for row in here.lender.rows(0.0)] == [40, 60]
 
 
-def caps(here: World) -> list[int]:
+def caps(here: Simulation) -> list[int]:
     return [row.persistent_cap for row in here.lender.rows(here.now)]
 
 
-def test_persistent_caps_that_nobody_asked_for_share_what_is_left_evenly() -> None:
-    here = world()
+def test_default_persistent_caps_share_the_rest_evenly() -> None:
+    here = simulation()
     first = add(here, persistent=None)
     assert caps(here) == [100]
     hold(here, first, 40, persistent=True)
@@ -53,8 +53,8 @@ def test_persistent_caps_that_nobody_asked_for_share_what_is_left_evenly() -> No
     assert caps(here) == [65, 25, 10]
 
 
-def test_a_persistent_cap_that_gave_way_grows_back_when_there_is_room() -> None:
-    here = world()
+def test_a_default_persistent_cap_grows_back_when_there_is_room() -> None:
+    here = simulation()
     first, second = add(here, slabs=120, persistent=None), add(here, persistent=80)
     assert caps(here) == [20, 80]
     here.perform(here.lender.set_limits(here.now, second.number, persistent_cap=70))
@@ -68,18 +68,18 @@ def test_a_persistent_cap_that_gave_way_grows_back_when_there_is_room() -> None:
     here.settle()
 
 
-def test_persistent_caps_that_nobody_asked_for_stay_within_the_users_cap() -> None:
-    here = world(bounds=UserBounds(cap=30))
+def test_default_persistent_caps_stay_within_the_users_cap() -> None:
+    here = simulation(bounds=UserBounds(cap=30))
     add(here, persistent=None), add(here, persistent=None)
     add(here, persistent=None, uid=0)
     assert caps(here) == [15, 15, 70]
 
 
-def test_a_limit_can_be_lowered_below_what_is_promised() -> None:
-    here = world()
+def test_a_limit_can_be_lowered_when_promises_exceed_the_size() -> None:
+    here = simulation()
     guest = add(here, persistent=60)
     here.perform(here.lender.set_limits(here.now, guest.number, floor=30))
-    there = World(Lender(100, bounds=UserBounds(cap=20), holdings=here.lender.holdings()))
+    there = Simulation(Lender(100, bounds=UserBounds(cap=20), holdings=here.lender.holdings()))
     (number,) = there.lender.guests_away()
     there.lender.set_limits(0.0, number, floor=10)
     with pytest.raises(Refusal, match="can be promised"):
@@ -87,13 +87,13 @@ def test_a_limit_can_be_lowered_below_what_is_promised() -> None:
 
 
 def test_another_version_is_refused() -> None:
-    here = world()
+    here = simulation()
     with pytest.raises(Refusal, match="upgrade"):
         here.lender.join(0.0, m.Hello(m.VERSION + 1, bytes(16), "/m", 10), 0, 1)
 
 
 def test_the_guests_of_a_user_hold_the_users_cap_at_most() -> None:
-    here = world(bounds=UserBounds(cap=30))
+    here = simulation(bounds=UserBounds(cap=30))
     one, two, root, stranger = add(here), add(here), add(here, uid=0), add(here, uid=2000)
     hold(here, one, 20)
     hold(here, two, 20)
@@ -111,7 +111,7 @@ def test_the_guests_of_a_user_hold_the_users_cap_at_most() -> None:
 
 
 def test_by_default_a_user_is_promised_half_and_all_users_three_quarters() -> None:
-    here = world(bounds=UserBounds(trusted=frozenset({0})))
+    here = simulation(bounds=UserBounds(trusted=frozenset({0})))
     with pytest.raises(Refusal, match=r"only 3\.125 MiB"):
         add(here, persistent=51)
     add(here, persistent=30)
@@ -127,7 +127,7 @@ def test_by_default_a_user_is_promised_half_and_all_users_three_quarters() -> No
 
 
 def test_default_persistent_caps_keep_user_shares_unless_root_sets_more() -> None:
-    here = world(bounds=UserBounds(trusted=frozenset({0})))
+    here = simulation(bounds=UserBounds(trusted=frozenset({0})))
     add(here, persistent=None), add(here, persistent=None), add(here, persistent=None, uid=2000)
     assert caps(here) == [25, 25, 25]
     guest = add(here, persistent=None, uid=3000)
@@ -137,8 +137,8 @@ def test_default_persistent_caps_keep_user_shares_unless_root_sets_more() -> Non
     here.settle()
 
 
-def test_what_a_user_is_promised_can_be_set() -> None:
-    here = world(bounds=UserBounds(persistent=90, trusted=frozenset({0})))
+def test_the_bound_on_promises_to_a_user_can_be_set() -> None:
+    here = simulation(bounds=UserBounds(persistent=90, trusted=frozenset({0})))
     add(here, persistent=90)
     with pytest.raises(Refusal):
         add(here, persistent=1, uid=2000)
@@ -147,8 +147,8 @@ def test_what_a_user_is_promised_can_be_set() -> None:
 # The audit.
 
 
-def test_an_excess_is_punched_and_one_that_stays_ends_the_lending() -> None:
-    here = world(200)
+def test_an_excess_is_punched_and_a_lasting_one_bars_the_guest() -> None:
+    here = simulation(200)
     guest = add(here)
     hold(here, guest, 10)
     for _ in range(EXCESS_AUDITS + 2):
@@ -167,9 +167,9 @@ def test_an_excess_is_punched_and_one_that_stays_ends_the_lending() -> None:
     assert guest.denied == [Denial.BARRED.value]
 
 
-def test_an_excess_in_a_large_scattered_arena_is_punched_in_steps() -> None:
+def test_an_excess_in_a_large_fragmented_arena_is_punched_in_chunks() -> None:
     slabs = 4 * sweeper.CHUNK_RUNS
-    here = world(slabs)
+    here = simulation(slabs)
     guest = add(here, slabs=slabs)
     while len(guest.ephemeral) < slabs:
         hold(here, guest, min(m.MAX_ASK, slabs - len(guest.ephemeral)))
@@ -188,8 +188,8 @@ def test_an_excess_in_a_large_scattered_arena_is_punched_in_steps() -> None:
     assert counters(here)["excess_audits"] == 1
 
 
-def test_an_audit_that_finds_what_is_booked_or_less_does_nothing() -> None:
-    here = world()
+def test_an_audit_without_an_excess_does_nothing() -> None:
+    here = simulation()
     guest = add(here)
     hold(here, guest, 10)
     assert here.lender.on_audited(here.now, guest.number, 10, 10 * SLAB) == []
@@ -200,8 +200,8 @@ def test_an_audit_that_finds_what_is_booked_or_less_does_nothing() -> None:
 # The end.
 
 
-def test_the_memory_of_a_dead_guest_is_free_once_its_arena_is_closed() -> None:
-    here = world()
+def test_the_memory_of_an_ended_guest_is_free_once_its_arena_is_closed() -> None:
+    here = simulation()
     guest, other = add(here), add(here)
     hold(here, guest, 100)
     here.perform(here.lender.on_disconnected(here.now, guest.number))
@@ -219,8 +219,8 @@ def test_the_memory_of_a_dead_guest_is_free_once_its_arena_is_closed() -> None:
 # What is kept for a restart.
 
 
-def test_what_a_scattered_guest_holds_is_told_without_listing_its_slabs() -> None:
-    here = world(2048)
+def test_counting_a_fragmented_arena_does_not_list_its_slabs() -> None:
+    here = simulation(2048)
     guest = add(here, slabs=2048)
     for _ in range(2):
         hold(here, guest, m.MAX_ASK)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.lending.lender.simulation import Guest, World
+from tests.lending.lender.simulation import Guest, Simulation
 from tmem.lending.lender.actions import Holding, Refusal
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
@@ -29,7 +29,7 @@ class LenderMachine(RuleBasedStateMachine):
         self.lender: Callable[[Sequence[Holding]], Lender] = lambda kept: Lender(
             24, policy=policy, bounds=UserBounds(cap=20), holdings=kept
         )
-        self.world = World(self.lender([]))
+        self.simulation = Simulation(self.lender([]))
         self.known: list[Guest] = []
         self.tokens = 0
 
@@ -44,7 +44,7 @@ class LenderMachine(RuleBasedStateMachine):
             self.tokens += 1
             guest = Guest(self.tokens.to_bytes(16, "big"), slabs, uid)
             try:
-                self.world.join(guest, persistent)
+                self.simulation.join(guest, persistent)
             except Refusal:
                 return
             self.known.append(guest)
@@ -73,12 +73,12 @@ class LenderMachine(RuleBasedStateMachine):
     @rule(place=guests)
     def hear(self, place: int) -> None:
         if guest := self.guest(place):
-            self.world.hear(guest)
+            self.simulation.hear(guest)
 
     @rule(most=few, seconds=st.sampled_from([0.0, 0.005, 0.03, 2.0]))
     def go_on(self, most: int, seconds: float) -> None:
-        self.world.pass_time(seconds)
-        self.world.work(most)
+        self.simulation.pass_time(seconds)
+        self.simulation.work(most)
 
     @rule(place=guests, stopped=st.booleans())
     def stop(self, place: int, stopped: bool) -> None:
@@ -88,92 +88,92 @@ class LenderMachine(RuleBasedStateMachine):
     @rule(place=guests)
     def hang_up(self, place: int) -> None:
         if guest := self.guest(place):
-            self.world.hang_up(guest)
+            self.simulation.hang_up(guest)
 
     @rule(place=guests)
     def come_back(self, place: int) -> None:
         if place < len(self.known) and not self.known[place].connected:
-            self.world.join(self.known[place], again=True)
+            self.simulation.join(self.known[place], again=True)
 
     @rule(place=guests)
     def come_back_and_hang_up(self, place: int) -> None:
         if place < len(self.known) and not self.known[place].connected:
             guest = self.known[place]
-            self.world.join(guest, again=True)
+            self.simulation.join(guest, again=True)
             guest.outbox.pop()
-            self.world.hang_up(guest)
+            self.simulation.hang_up(guest)
 
     @rule()
     def restart(self) -> None:
-        self.world.restart(self.lender)
+        self.simulation.restart(self.lender)
 
     @rule()
     def audit(self) -> None:
-        self.world.audit()
+        self.simulation.audit()
 
     @rule(place=guests)
     def hang_or_go_on(self, place: int) -> None:
         guest = self.known[place] if place < len(self.known) else None
-        if guest is not None and guest.number in self.world.hanging:
-            self.world.go_on(guest)
-        elif guest is not None and guest.number in self.world.guests:
-            self.world.hang(guest)
+        if guest is not None and guest.number in self.simulation.hanging:
+            self.simulation.go_on(guest)
+        elif guest is not None and guest.number in self.simulation.guests:
+            self.simulation.hang(guest)
 
     @rule(place=guests)
     def kill(self, place: int) -> None:
         if place < len(self.known):
-            self.world.kill(self.known.pop(place))
+            self.simulation.kill(self.known.pop(place))
 
     @rule(place=guests, killed=st.booleans())
     def evict(self, place: int, killed: bool) -> None:
         if place < len(self.known):
             guest = self.known.pop(place)
-            self.world.evict(guest)
+            self.simulation.evict(guest)
             if killed:
-                self.world.kill(guest)
+                self.simulation.kill(guest)
 
     @rule(short=st.none() | st.integers(0, 6))
     def run_short(self, short: int | None) -> None:
-        self.world.short = short
+        self.simulation.short = short
 
     @rule(size=st.integers(1, 40))
     def resize(self, size: int) -> None:
-        self.world.check()  # as long as the size is not smaller than what is booked
-        self.world.perform(self.world.lender.resize(self.world.now, size)[1])
+        self.simulation.check()  # as long as the size is not smaller than what is booked
+        self.simulation.perform(self.simulation.lender.resize(self.simulation.now, size)[1])
 
     @rule(place=guests, cap=st.none() | few, floor=st.none() | few, promised=st.none() | few)
     def limit(self, place: int, cap: int | None, floor: int | None, promised: int | None) -> None:
         if guest := self.guest(place):
-            lender, now = self.world.lender, self.world.now
+            lender, now = self.simulation.lender, self.simulation.now
             try:
                 actions = lender.set_limits(now, guest.number, cap=cap, floor=floor, persistent_cap=promised)
             except Refusal:
                 return
-            self.world.perform(actions)
+            self.simulation.perform(actions)
 
     @rule(place=guests, verb=st.sampled_from(["freeze", "thaw", "drain"]))
     def use(self, place: int, verb: str) -> None:
         if guest := self.guest(place):
-            self.world.perform(getattr(self.world.lender, verb)(self.world.now, guest.number))
+            self.simulation.perform(getattr(self.simulation.lender, verb)(self.simulation.now, guest.number))
 
     @rule(place=guests, slabs=few, kind=st.sampled_from(Kind))
     def revoke(self, place: int, slabs: int, kind: Kind) -> None:
         if guest := self.guest(place):
-            self.world.perform(self.world.lender.revoke(self.world.now, guest.number, slabs, kind))
+            self.simulation.perform(self.simulation.lender.revoke(self.simulation.now, guest.number, slabs, kind))
 
     @invariant()
     def the_ledger_holds(self) -> None:
-        self.world.check()
+        self.simulation.check()
 
     def teardown(self) -> None:
-        for guest in [*self.world.guests.values()]:
-            if guest.number in self.world.hanging:
-                self.world.go_on(guest)
+        for guest in [*self.simulation.guests.values()]:
+            if guest.number in self.simulation.hanging:
+                self.simulation.go_on(guest)
         for guest in self.known:
             guest.stopped = False
             if not guest.connected:
-                self.world.join(guest, again=True)
-        self.world.settle()
+                self.simulation.join(guest, again=True)
+        self.simulation.settle()
 
 
 TestLender = LenderMachine.TestCase

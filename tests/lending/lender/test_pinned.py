@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.lending.lender.simulation import World, add, hold, world
+from tests.lending.lender.simulation import Simulation, add, hold, simulation
 from tmem.arena import SLAB_SIZE
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.pinned import Pinned
 
 
-def look(here: World, slabs: int) -> None:
+def look(here: Simulation, slabs: int) -> None:
     here.perform(here.lender.on_pinned(here.now, slabs * SLAB_SIZE))
     here.settle()
 
@@ -26,7 +26,7 @@ def test_a_sole_user_is_charged_at_most_what_it_gave_up() -> None:
     assert pinned.of == {1: 17}
 
 
-def test_what_there_was_before_and_what_others_may_have_kept_is_nobodys() -> None:
+def test_earlier_pinned_memory_and_that_of_several_suspects_is_unbooked() -> None:
     pinned = Pinned()
     pinned.punched(1, 10)
     pinned.update(10, Counter())
@@ -37,7 +37,7 @@ def test_what_there_was_before_and_what_others_may_have_kept_is_nobodys() -> Non
     assert (pinned.of[1], pinned.of[2]) == (5, 0), "of nine the second may have kept four"
 
 
-def test_what_may_have_been_punched_counts_although_nobody_said_so_yet() -> None:
+def test_slabs_punched_without_a_report_make_their_user_a_suspect() -> None:
     pinned = Pinned()
     pinned.update(0, Counter())
     pinned.punched(1, 10)
@@ -45,7 +45,7 @@ def test_what_may_have_been_punched_counts_although_nobody_said_so_yet() -> None
     assert pinned.of == {1: 4}
 
 
-def test_what_went_away_may_have_been_anybodys() -> None:
+def test_shrinking_pinned_memory_lowers_the_booking_of_every_user() -> None:
     pinned = Pinned()
     pinned.update(0, Counter())
     for uid, slabs in ((1, 10), (2, 4)):
@@ -59,7 +59,7 @@ def test_what_went_away_may_have_been_anybodys() -> None:
 
 
 def test_a_user_is_lent_less_by_its_pinned_memory_and_within_the_size() -> None:
-    here = world(100, bounds=UserBounds(cap=60))
+    here = simulation(100, bounds=UserBounds(cap=60))
     look(here, 0)
     bad, good = add(here, uid=1000), add(here, uid=2000)
     hold(here, bad, 40)
@@ -77,9 +77,9 @@ def test_a_user_is_lent_less_by_its_pinned_memory_and_within_the_size() -> None:
     assert len(good.ephemeral) == 60
 
 
-def test_what_a_guest_keeps_that_ended_is_its_users_and_nobody_elses() -> None:
+def test_memory_pinned_by_an_ended_guest_is_booked_to_its_user_alone() -> None:
     for evicted in (False, True):
-        here = world(100)
+        here = simulation(100)
         look(here, 0)
         bad, good = add(here, uid=1000), add(here, uid=2000)
         hold(here, bad, 40)
@@ -92,7 +92,7 @@ def test_what_a_guest_keeps_that_ended_is_its_users_and_nobody_elses() -> None:
         here.settle()
         look(here, 30)
         assert here.lender._ledger.unpunched.pinned.of == {1000: 10}
-    here = world(100)
+    here = simulation(100)
     look(here, 0)
     bad, good = add(here, uid=1000), add(here, uid=2000)
     hold(here, bad, 40)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lending.lender.simulation import Guest, World
+from tests.lending.lender.simulation import Guest, Simulation
 from tmem.lending.lender.actions import GuestFault, Refusal
 from tmem.lending.lender.lender import EXCESS_AUDITS, Lender
 from tmem.lending.lender.reattacher import CLAIM_SECONDS
@@ -17,9 +17,9 @@ def guest_of(slabs: int = 1000, number: int = 1) -> Guest:
     return Guest(number.to_bytes(16, "big"), slabs)
 
 
-def holding(size: int = 100, ephemeral: int = 40, persistent: int = 10) -> tuple[World, Guest]:
-    """Give a world with one guest that holds something."""
-    here, guest = World(Lender(size)), guest_of()
+def holding(size: int = 100, ephemeral: int = 40, persistent: int = 10) -> tuple[Simulation, Guest]:
+    """Return a simulation with one guest that holds something."""
+    here, guest = Simulation(Lender(size)), guest_of()
     here.join(guest, persistent_slabs=20)
     for slabs, kind in ((ephemeral, False), (persistent, True)):
         if slabs:
@@ -28,7 +28,7 @@ def holding(size: int = 100, ephemeral: int = 40, persistent: int = 10) -> tuple
     return here, guest
 
 
-def restarted(here: World, size: int = 100, forget: bool = False) -> World:
+def restarted(here: Simulation, size: int = 100, forget: bool = False) -> Simulation:
     """Kill tmemd and start it anew."""
     here.restart(lambda holdings: Lender(size, holdings=holdings), forget)
     return here
@@ -44,7 +44,7 @@ def test_a_guest_that_comes_back_holds_what_it_held() -> None:
     assert here.lender.stats().counters["rejoins"] == 1
 
 
-def test_a_lend_that_was_not_read_is_not_held() -> None:
+def test_slabs_of_an_unread_lend_are_not_held() -> None:
     here, guest = holding()
     guest.ask(5)
     here.hear(guest)
@@ -55,7 +55,7 @@ def test_a_lend_that_was_not_read_is_not_held() -> None:
     assert len(guest.ephemeral) == 40
 
 
-def test_what_was_being_made_real_when_the_connection_ended_is_freed() -> None:
+def test_slabs_being_populated_when_the_connection_ended_are_freed() -> None:
     here, guest = holding()
     guest.ask(5)
     here.hear(guest)
@@ -66,7 +66,7 @@ def test_what_was_being_made_real_when_the_connection_ended_is_freed() -> None:
     assert here.lender.stats().promised == 0
 
 
-def test_a_disconnected_guest_loses_slabs_and_is_told_when_it_returns() -> None:
+def test_a_disconnected_guest_hears_of_lost_slabs_when_it_returns() -> None:
     here, guest = holding()
     here.hang_up(guest)
     other = guest_of(number=2)
@@ -97,7 +97,7 @@ def test_a_guest_that_never_ends_its_claims_is_treated_as_disconnected() -> None
     assert (len(guest.ephemeral), len(guest.persistent)) == (30, 10)
 
 
-def test_a_token_that_is_known_is_let_in_once_and_only_as_its_guest() -> None:
+def test_a_known_token_is_admitted_once_and_only_from_its_guest() -> None:
     here, guest = holding()
     hello = m.Hello(m.VERSION, guest.token, "/x", guest.slabs, 20, True)
     with pytest.raises(Refusal, match="try again") as refusal:
@@ -145,7 +145,7 @@ def test_false_claims_are_a_fault_and_change_nothing(claims: list[m.FromGuest]) 
 # A new tmemd.
 
 
-def test_what_old_guests_hold_is_not_lent_to_newcomers() -> None:
+def test_slabs_of_old_guests_are_not_lent_to_newcomers() -> None:
     here, guest = holding()
     there = restarted(here)
     newcomer = guest_of(number=2)
@@ -159,7 +159,7 @@ def test_what_old_guests_hold_is_not_lent_to_newcomers() -> None:
     assert there.lender.stats().free == 0
 
 
-def test_a_guest_that_ended_meanwhile_leaves_its_memory() -> None:
+def test_a_guest_that_ended_during_the_restart_frees_its_memory() -> None:
     here, guest = holding()
     there = restarted(here)
     there.kill(guest)
@@ -250,7 +250,7 @@ def test_the_size_stays_at_least_the_persistent_slabs() -> None:
 
 
 def test_a_size_held_up_by_persistent_slabs_falls_with_them() -> None:
-    here, guest = World(Lender(100)), guest_of()
+    here, guest = Simulation(Lender(100)), guest_of()
     here.join(guest, persistent_slabs=None)
     guest.ask(10, persistent=True)
     here.settle()
@@ -280,7 +280,7 @@ def test_limits_outlive_a_restart() -> None:
     assert there.lender.rows(0.0)[0].state == "draining"
 
 
-def test_without_holdings_claims_are_believed_as_far_as_there_is_room() -> None:
+def test_without_holdings_claims_are_accepted_while_there_is_room() -> None:
     here, guest = holding()
     there = restarted(here, forget=True)
     other = guest_of(number=2)
@@ -318,7 +318,7 @@ def test_a_drained_guest_that_comes_back_gives_back_all_it_claims() -> None:
 
 
 def test_claims_of_more_slabs_than_exist_are_a_fault_without_an_answer() -> None:
-    here, stranger = World(Lender(1000)), guest_of(1 << 24)
+    here, stranger = Simulation(Lender(1000)), guest_of(1 << 24)
     here.join(stranger, again=True)
     stranger.read()
     stranger.outbox.clear()
@@ -339,7 +339,7 @@ def test_a_known_guest_cannot_claim_above_its_highest_lent_slab() -> None:
         here.hear(guest)
 
 
-def test_losses_are_told_no_faster_than_the_guest_confirms_them() -> None:
+def test_takens_are_sent_no_faster_than_the_guest_confirms_them() -> None:
     here, guest = holding(size=1000, ephemeral=1000, persistent=0)
     there = restarted(here, size=1000, forget=True)
     other = guest_of(number=2)
@@ -358,7 +358,7 @@ def test_losses_are_told_no_faster_than_the_guest_confirms_them() -> None:
 # Claims that do not come.
 
 
-def put_off(here: World, slabs: int) -> Guest:
+def put_off(here: Simulation, slabs: int) -> Guest:
     """Give a guest that says that it was here before, has real slabs, and does not claim them."""
     guest = guest_of(number=7)
     guest.real = set(range(slabs))
@@ -367,8 +367,8 @@ def put_off(here: World, slabs: int) -> Guest:
     return guest
 
 
-def test_what_is_real_of_a_guest_that_does_not_claim_is_booked() -> None:
-    here = World(Lender(100))
+def test_populated_slabs_of_a_guest_that_does_not_claim_are_booked() -> None:
+    here = Simulation(Lender(100))
     guest, other = put_off(here, 30), guest_of(number=8)
     here.audit()
     here.settle()
@@ -389,7 +389,7 @@ def test_what_is_real_of_a_guest_that_does_not_claim_is_booked() -> None:
 
 @pytest.mark.parametrize("stays", [True, False])
 def test_an_unknown_guest_that_does_not_claim_in_time_has_nothing(stays: bool) -> None:
-    here = World(Lender(100))
+    here = Simulation(Lender(100))
     guest = put_off(here, 30)
     if not stays:
         here.hang_up(guest)
@@ -413,7 +413,7 @@ def test_an_unknown_guest_that_does_not_claim_in_time_has_nothing(stays: bool) -
     assert here.lender.stats().counters["barred_guests"] == 1
 
 
-def test_claims_that_lie_in_the_socket_are_in_time() -> None:
+def test_claims_waiting_in_the_socket_are_in_time() -> None:
     here, guest = holding()
     there = restarted(here, forget=True)
     there.join(guest, 20, again=True)

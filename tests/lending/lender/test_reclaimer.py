@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 
-from tests.lending.lender.simulation import Guest, World, add, counters, hold, report, world
+from tests.lending.lender.simulation import Guest, Simulation, add, counters, hold, report, simulation
 from tmem.lending.lender.actions import GuestFault
 from tmem.lending.lender.lender import BATCH_SLABS, REVOKE_TIMEOUT
 from tmem.lending.lender.reclaimer import CHUNK_SLABS
@@ -18,7 +18,7 @@ from tmem.lending.protocol.kind import Kind
 
 
 def test_the_guest_with_the_oldest_page_is_asked_to_give() -> None:
-    here = world()
+    here = simulation()
     old, young, asker = add(here), add(here), add(here)
     hold(here, old, 50)
     hold(here, young, 50)
@@ -30,8 +30,8 @@ def test_the_guest_with_the_oldest_page_is_asked_to_give() -> None:
     assert counters(here)["taken_slabs"] == 0
 
 
-def test_nobody_gives_way_to_a_guest_whose_own_page_is_older() -> None:
-    here = world()
+def test_a_guest_with_older_pages_gets_no_slabs_of_others() -> None:
+    here = simulation()
     idle, busy = add(here), add(here)
     hold(here, idle, 50)
     hold(here, busy, 50)
@@ -44,7 +44,7 @@ def test_nobody_gives_way_to_a_guest_whose_own_page_is_older() -> None:
 
 
 def test_weight_makes_pages_count_as_younger() -> None:
-    here = world()
+    here = simulation()
     heavy, light, asker = add(here), add(here), add(here)
     hold(here, heavy, 50)
     hold(here, light, 50)
@@ -56,7 +56,7 @@ def test_weight_makes_pages_count_as_younger() -> None:
 
 
 def test_a_floor_is_never_cut_into_and_always_granted() -> None:
-    here = world()
+    here = simulation()
     idle, other = add(here), add(here)
     here.perform(here.lender.set_limits(here.now, idle.number, floor=30))
     hold(here, idle, 100)
@@ -72,7 +72,7 @@ def test_a_floor_is_never_cut_into_and_always_granted() -> None:
 
 
 def test_a_stopped_guest_is_reclaimed_after_its_timeout_and_recovers() -> None:
-    here = world()
+    here = simulation()
     stopped, asker = add(here), add(here)
     hold(here, stopped, 100)
     stopped.stopped = True
@@ -98,7 +98,7 @@ def test_a_stopped_guest_is_reclaimed_after_its_timeout_and_recovers() -> None:
 
 
 def test_a_return_waiting_in_the_socket_is_read_before_a_reclaim() -> None:
-    here = world()
+    here = simulation()
     slow, asker = add(here), add(here)
     hold(here, slow, 100)
     report(here, slow, 50.0)
@@ -111,8 +111,8 @@ def test_a_return_waiting_in_the_socket_is_read_before_a_reclaim() -> None:
     assert len(asker.ephemeral) == 10
 
 
-def test_a_guest_is_told_in_steps_what_was_taken() -> None:
-    here = world(200)
+def test_takens_are_sent_in_steps() -> None:
+    here = simulation(200)
     stopped, asker = add(here), add(here)
     hold(here, stopped, 200)
     stopped.stopped = True
@@ -127,7 +127,7 @@ def test_a_guest_is_told_in_steps_what_was_taken() -> None:
 
 
 def test_a_guest_that_answers_with_less_is_taken_from() -> None:
-    here = world()
+    here = simulation()
     miser, asker = add(here), add(here)
     hold(here, miser, 100)
     report(here, miser, 50.0)
@@ -144,8 +144,8 @@ def test_a_guest_that_answers_with_less_is_taken_from() -> None:
 @pytest.mark.parametrize(
     "message", [m.Return(((0, 1),)), m.Return(((5000, 1),)), m.Confirm(7), m.Claim((), True, True)]
 )
-def test_who_gives_confirms_or_claims_what_is_not_its_is_at_fault(message: m.FromGuest) -> None:
-    here = world()
+def test_returning_confirming_or_claiming_foreign_slabs_is_a_fault(message: m.FromGuest) -> None:
+    here = simulation()
     guest = add(here)
     guest.say(message)
     with pytest.raises(GuestFault):
@@ -153,8 +153,8 @@ def test_who_gives_confirms_or_claims_what_is_not_its_is_at_fault(message: m.Fro
     here.lender.check()
 
 
-def test_much_is_taken_in_pieces_and_others_are_heard_between_them() -> None:
-    here = world(4 * CHUNK_SLABS)
+def test_a_large_target_is_taken_in_chunks_with_messages_in_between() -> None:
+    here = simulation(4 * CHUNK_SLABS)
     away, other = add(here, 4 * CHUNK_SLABS), add(here)
     while len(away.ephemeral) < 3 * CHUNK_SLABS:
         hold(here, away, 1024)
@@ -175,14 +175,14 @@ def test_much_is_taken_in_pieces_and_others_are_heard_between_them() -> None:
 # Between users.
 
 
-def busy(here: World, guest: Guest, age: float, hits: int) -> None:
+def busy(here: Simulation, guest: Guest, age: float, hits: int) -> None:
     """Let a guest report that it does something, and how well."""
     for times in (1, 2):
         report(here, guest, age, hits=hits * times, puts=times, misses=times)
 
 
-def test_a_user_reaches_its_part_and_no_more_whatever_others_report() -> None:
-    here = world(200)
+def test_a_user_reaches_exactly_its_share_whatever_others_report() -> None:
+    here = simulation(200)
     liar, modest = add(here, uid=1), add(here, uid=2)
     hold(here, liar, 200)
     busy(here, liar, 0.0, 10**9)
@@ -194,8 +194,8 @@ def test_a_user_reaches_its_part_and_no_more_whatever_others_report() -> None:
     assert modest.denied == liar.denied == [Denial.YOUNGER.value]
 
 
-def test_what_a_user_does_not_use_is_there_for_the_others() -> None:
-    here = world()
+def test_memory_that_a_user_does_not_use_is_lent_to_others() -> None:
+    here = simulation()
     first, second = add(here, uid=1), add(here, uid=2)
     hold(here, first, 100)
     busy(here, first, 10.0, 1)
@@ -204,8 +204,8 @@ def test_what_a_user_does_not_use_is_there_for_the_others() -> None:
     assert len(second.ephemeral) == 100, "an idle guest keeps no part"
 
 
-def test_a_smaller_size_is_taken_from_those_above_their_part_first() -> None:
-    here = world()
+def test_a_smaller_size_reclaims_first_from_users_above_their_share() -> None:
+    here = simulation()
     liar, modest = add(here, uid=1), add(here, uid=2)
     hold(here, liar, 70)
     hold(here, modest, 30)
@@ -217,7 +217,7 @@ def test_a_smaller_size_is_taken_from_those_above_their_part_first() -> None:
 
 
 def test_a_guest_that_reports_no_age_gets_a_start_and_then_yields() -> None:
-    here = world(300)
+    here = simulation(300)
     silent, other = add(here), add(here)
     hold(here, other, 300)
     busy(here, other, 0.5, 1)
@@ -233,7 +233,7 @@ def test_a_guest_that_reports_no_age_gets_a_start_and_then_yields() -> None:
 
 
 def test_a_persistent_request_takes_ephemeral_memory_and_never_persistent() -> None:
-    here = world()
+    here = simulation()
     ephemeral, persistent, asker = add(here), add(here, persistent=60), add(here, persistent=40)
     hold(here, persistent, 60, persistent=True)
     hold(here, ephemeral, 40)
@@ -245,7 +245,7 @@ def test_a_persistent_request_takes_ephemeral_memory_and_never_persistent() -> N
 
 
 def test_a_persistent_request_takes_the_guests_own_pages_if_oldest() -> None:
-    here = world()
+    here = simulation()
     asker, other = add(here, persistent=50), add(here)
     hold(here, asker, 50)
     hold(here, other, 50)
@@ -255,8 +255,8 @@ def test_a_persistent_request_takes_the_guests_own_pages_if_oldest() -> None:
     assert (len(asker.ephemeral), len(asker.persistent), len(other.ephemeral)) == (40, 10, 50)
 
 
-def test_persistent_slabs_are_asked_for_and_not_taken() -> None:
-    here = world()
+def test_persistent_slabs_are_revoked_and_not_taken() -> None:
+    here = simulation()
     guest = add(here, persistent=50)
     hold(here, guest, 20, persistent=True)
     guest.refuses = True

@@ -48,7 +48,7 @@ def divide(name: str, victims: list[GuestActivity], slabs: int, asker: GuestActi
 
 
 @pytest.mark.parametrize("name", RECLAIM_POLICIES)
-def test_what_is_forced_is_found_wherever_it_is(name: str) -> None:
+def test_an_unconditional_bid_gets_as_many_slabs_as_victims_have(name: str) -> None:
     victims = [activity(10, 5.0, 3), idle(10, 1.0), activity(10, None), activity(5, 50.0, 100)]
     assert divide(name, victims, 35) == [10, 10, 10, 5]
     assert divide(name, victims, 99) == [10, 10, 10, 5]
@@ -61,7 +61,7 @@ def test_age_takes_from_the_oldest_until_another_is_older() -> None:
     assert given[0] > given[1] > 0, "what is left of the older one is younger than the other in the end"
 
 
-def test_a_guest_without_a_page_gives_what_it_does_not_use_first() -> None:
+def test_a_guest_without_a_page_gives_its_unused_slabs_first() -> None:
     unused = activity(10, None)
     unused.lent = 10.0
     fresh = activity(10, None)
@@ -78,7 +78,7 @@ def test_a_guest_that_does_nothing_gives_way_by_age_and_at_once(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["mix", "utility"])
-def test_a_guest_that_is_silent_is_idle_even_if_it_did_not_say_so(name: str) -> None:
+def test_a_guest_without_reports_is_idle(name: str) -> None:
     stopped, asker = activity(100, 1.0, hits=1000), activity(10, 1.5)
     policy = RECLAIM_POLICIES[name]()
     policy.survey([stopped, asker], 100.5)
@@ -92,12 +92,12 @@ def test_mix_lets_useful_pages_stay_longer() -> None:
     assert divide("mix", [useful, useless], 10, asker) == [0, 10]
 
 
-def test_mix_gives_a_newcomer_without_a_hit_some_memory_all_the_same() -> None:
+def test_mix_gives_a_newcomer_without_hits_some_memory() -> None:
     newcomer = activity(10, 1.0)
     assert divide("mix", [activity(1000, 60.0, hits=10_000)], 10, newcomer) == [10]
 
 
-def test_utility_moves_memory_to_whom_it_brings_more_hits() -> None:
+def test_utility_moves_memory_to_the_guest_with_more_hits() -> None:
     poor, rich, asker = activity(100, 1.0, 100), activity(100, 60.0, 1000), activity(100, 60.0, 500, ghosts=500)
     assert divide("utility", [poor, rich], 10, asker) == [10, 0]
     assert divide("utility", [rich], 10, asker) == [0]

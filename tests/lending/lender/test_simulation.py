@@ -13,7 +13,7 @@ from bench import division
 from bench.models import splits
 from bench.models.lent import LentMemory
 from bench.models.slotpool import PAGES_A_SLAB, Borrowing, SlotPool, Stream, stream
-from tests.lending.lender.simulation import Guest, World
+from tests.lending.lender.simulation import Guest, Simulation
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
 from tmem.lending.protocol import messages as m
@@ -42,7 +42,7 @@ def lend(guests: list[Stream], slabs: int, policy: str) -> LentMemory:
     return memory
 
 
-def test_a_stream_is_what_an_lru_cache_lets_through() -> None:
+def test_a_stream_is_the_misses_of_an_lru_cache() -> None:
     one = stream("x", [7, 8, 7, 9, 8, 7], 0.7)  # two pages: 7 8 | 9 evicts 8 | 8 evicts 7 | 7 evicts 9
     assert (one.footprint, one.requests, one.cache) == (3, 6, 2)
     assert list(zip(one.misses, one.evicted, one.at, strict=True)) == [
@@ -61,7 +61,7 @@ def test_all_guests_take_equally_long() -> None:
     assert [guest for guest, _ in order[:11]].count(1) == 1
 
 
-def test_one_pool_in_common_counts_what_it_would_for_one_guest() -> None:
+def test_one_common_pool_counts_as_it_would_for_one_guest() -> None:
     one = zipf("zipf", 800, 8000, 1)
     order = splits.schedule([one])
     assert splits.common([one], order, 10) == splits.alone(one, 10)
@@ -69,7 +69,7 @@ def test_one_pool_in_common_counts_what_it_would_for_one_guest() -> None:
     assert splits.alone(one, 0) == len(one.misses)
 
 
-def test_hindsight_gives_memory_to_whom_it_helps() -> None:
+def test_hindsight_gives_memory_to_the_guest_it_helps() -> None:
     guests = [zipf("zipf", 800, 8000, 1), scan("scan", 4000)]
     curves = [{slabs: splits.alone(one, slabs) for slabs in splits.grid(one, 40)} for one in guests]
     split = splits.best_split(curves, 40)
@@ -78,7 +78,7 @@ def test_hindsight_gives_memory_to_whom_it_helps() -> None:
 
 
 @pytest.mark.parametrize("policy", RECLAIM_POLICIES)
-def test_lent_memory_is_never_more_than_there_is(policy: str) -> None:
+def test_lent_memory_never_exceeds_the_size(policy: str) -> None:
     guests = [zipf("one", 600, 3000, 1), zipf("two", 900, 3000, 2), scan("scan", 1500)]
     memory = lend(guests, 40, policy)
     assert 0 < sum(len(guest.slabs) for guest in memory.guests) <= 40
@@ -98,7 +98,7 @@ def test_the_default_is_within_10_percent_of_the_best_fixed_parts() -> None:
     assert misses < equal
 
 
-def test_a_floor_protects_what_its_guest_would_have_alone() -> None:
+def test_a_floor_keeps_the_hits_its_guest_would_have_alone() -> None:
     guests = [zipf("small", 300, 6000, 1), zipf("large", 2400, 20_000, 2)]
     memory = LentMemory(guests, 40, DEFAULT, [15, 0])
     for guest, place in splits.schedule(guests):
@@ -176,7 +176,7 @@ def test_a_lying_user_leaves_honest_guests_the_hits_of_half_the_memory(hits: int
 
 def lent_over_time(stopped: bool, guests: int = 16, size: int = 16_384) -> list[tuple[float, int]]:
     """Lend everything to guests that idle, then let another begin to miss; give (seconds, slabs) of its lends."""
-    here = World(Lender(size))
+    here = Simulation(Lender(size))
     owners = []
     for number in range(guests):
         owner = Guest(number.to_bytes(16, "big"), size)

@@ -66,7 +66,7 @@ def test_a_map_takes_memory_only_for_what_was_lent() -> None:
     assert slabmap.runs(State.FREE) == ((1000, 261_144),)
 
 
-def test_two_maps_are_combined_as_a_table_says() -> None:
+def test_two_maps_are_combined_by_a_table() -> None:
     known, claimed = SlabMap(100), SlabMap(100)
     known.set([(0, 6), (8, 1)], State.EPHEMERAL)
     claimed.set([(4, 3)], State.PERSISTENT)
@@ -93,7 +93,7 @@ def test_the_first_slabs_of_a_state_keep_it(most: int) -> None:
     assert slabs_of(slabmap.runs(State.TAKEN)) == [1, 2, 5, 9, 10][most:]
 
 
-def test_slabs_that_were_never_anything_but_free_take_no_memory() -> None:
+def test_slabs_that_were_always_free_take_no_memory() -> None:
     slabmap = SlabMap(1 << 24)
     slabmap.set([(3, 2)], State.EPHEMERAL)
     slabmap.set([(0, 3), (5, (1 << 24) - 5)], State.FREE)

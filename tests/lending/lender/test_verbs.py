@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lending.lender.simulation import add, hold, report, world
+from tests.lending.lender.simulation import add, hold, report, simulation
 from tmem.lending.lender.actions import Refusal
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.stats import Denial
@@ -13,7 +13,7 @@ from tmem.lending.protocol.wire import encode, tmemctl_decoder
 
 
 def test_resize_reclaims_down_to_the_persistent_slabs() -> None:
-    here = world()
+    here = simulation()
     guest, other = add(here, persistent=30), add(here)
     hold(here, guest, 30, persistent=True)
     hold(here, other, 70)
@@ -32,8 +32,8 @@ def test_resize_reclaims_down_to_the_persistent_slabs() -> None:
     assert (size, len(other.ephemeral)) == (200, 100)
 
 
-def test_what_nobody_asked_for_gives_way_when_the_size_gets_smaller() -> None:
-    here = world()
+def test_a_smaller_size_lowers_default_persistent_caps() -> None:
+    here = simulation()
     guest = add(here, slabs=100, persistent=None)
     assert here.lender.rows(here.now)[0].persistent_cap == 50
     size, actions = here.lender.resize(here.now, 20)
@@ -44,7 +44,7 @@ def test_what_nobody_asked_for_gives_way_when_the_size_gets_smaller() -> None:
 
 
 def test_a_frozen_guest_is_lent_nothing_until_it_is_thawed() -> None:
-    here = world()
+    here = simulation()
     guest, other = add(here), add(here)
     hold(here, guest, 10)
     here.perform(here.lender.freeze(here.now, guest.number))
@@ -62,8 +62,8 @@ def test_a_frozen_guest_is_lent_nothing_until_it_is_thawed() -> None:
     assert len(late.ephemeral) == 5
 
 
-def test_freezing_withdraws_what_is_being_made_real() -> None:
-    here = world()
+def test_freezing_frees_slabs_that_are_being_populated() -> None:
+    here = simulation()
     guest = add(here)
     guest.ask(10)
     here.hear(guest)
@@ -74,7 +74,7 @@ def test_freezing_withdraws_what_is_being_made_real() -> None:
 
 
 def test_a_drained_guest_gives_all_ephemeral_slabs_back_and_gets_none() -> None:
-    here = world(300)
+    here = simulation(300)
     guest = add(here, persistent=10)
     hold(here, guest, 200)
     hold(here, guest, 10, persistent=True)
@@ -88,8 +88,8 @@ def test_a_drained_guest_gives_all_ephemeral_slabs_back_and_gets_none() -> None:
     assert len(guest.ephemeral) == 1
 
 
-def test_a_lower_cap_takes_back_what_is_above_it() -> None:
-    here = world()
+def test_a_lower_cap_reclaims_the_slabs_above_it() -> None:
+    here = simulation()
     guest = add(here)
     hold(here, guest, 80)
     here.perform(here.lender.set_limits(here.now, guest.number, cap=50))
@@ -97,8 +97,8 @@ def test_a_lower_cap_takes_back_what_is_above_it() -> None:
     assert len(guest.ephemeral) == 50
 
 
-def test_what_was_being_made_real_when_the_cap_was_lowered_comes_back_too() -> None:
-    here = world()
+def test_slabs_being_populated_under_a_lower_cap_are_reclaimed_too() -> None:
+    here = simulation()
     guest = add(here)
     guest.ask(64)
     here.hear(guest)
@@ -108,7 +108,7 @@ def test_what_was_being_made_real_when_the_cap_was_lowered_comes_back_too() -> N
 
 
 def test_slabs_being_populated_during_a_shrink_are_reclaimed_too() -> None:
-    here = world()
+    here = simulation()
     guest = add(here)
     guest.ask(64)
     here.hear(guest)
@@ -118,8 +118,8 @@ def test_slabs_being_populated_during_a_shrink_are_reclaimed_too() -> None:
     assert len(guest.ephemeral) == 16
 
 
-def test_slabs_that_come_back_for_a_smaller_size_answer_no_ask() -> None:
-    here = world()
+def test_slabs_reclaimed_for_a_smaller_size_answer_no_ask() -> None:
+    here = simulation()
     guest, other = add(here), add(here, persistent=20)
     hold(here, guest, 100)
     guest.stopped = True
@@ -128,8 +128,8 @@ def test_slabs_that_come_back_for_a_smaller_size_answer_no_ask() -> None:
     assert (len(other.persistent), other.denied) == (20, [])
 
 
-def test_revoking_takes_so_many_slabs_whatever_the_age() -> None:
-    here = world()
+def test_a_revoke_verb_reclaims_slabs_of_any_age() -> None:
+    here = simulation()
     guest = add(here)
     hold(here, guest, 80)
     here.perform(here.lender.revoke(here.now, guest.number, 45))
@@ -146,8 +146,8 @@ def test_revoking_takes_so_many_slabs_whatever_the_age() -> None:
         ({"persistent_cap": 101}, "can be promised"),
     ],
 )
-def test_limits_that_cannot_be_are_refused_and_change_nothing(limits: dict[str, int], words: str) -> None:
-    here = world()
+def test_impossible_limits_are_refused_and_change_nothing(limits: dict[str, int], words: str) -> None:
+    here = simulation()
     guest, _ = add(here), add(here, persistent=20)
     before = here.lender.rows(here.now)
     with pytest.raises(Refusal, match=words):
@@ -157,7 +157,7 @@ def test_limits_that_cannot_be_are_refused_and_change_nothing(limits: dict[str, 
 
 
 def test_guests_are_found_by_name_and_number() -> None:
-    here = world()
+    here = simulation()
     guest = add(here)
     name = here.lender.rows(0.0)[0].name
     assert here.lender.find(name) == here.lender.find(str(guest.number)) == guest.number
@@ -166,8 +166,8 @@ def test_guests_are_found_by_name_and_number() -> None:
             here.lender.find(unknown)
 
 
-def test_an_age_that_grows_beyond_all_bounds_can_be_told() -> None:
-    here = world()
+def test_an_age_beyond_the_protocols_bound_is_capped_in_the_table() -> None:
+    here = simulation()
     report(here, add(here), m.MAX_SECONDS)
     (row,) = here.lender.rows(here.now + 3600.0)
     assert row.age == m.MAX_SECONDS
@@ -178,7 +178,7 @@ def test_an_age_that_grows_beyond_all_bounds_can_be_told() -> None:
 
 
 def test_an_evicted_guest_has_nothing_and_the_size_can_be_made_smaller() -> None:
-    here = world()
+    here = simulation()
     guest, other = add(here, persistent=60), add(here)
     hold(here, guest, 60, persistent=True)
     hold(here, guest, 20)
@@ -195,7 +195,7 @@ def test_an_evicted_guest_has_nothing_and_the_size_can_be_made_smaller() -> None
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["", "after a restart"])
 def test_an_evicted_guest_is_not_let_in_again_as_long_as_its_process_runs(restarted: bool) -> None:
-    here = world()
+    here = simulation()
     guest = add(here)
     hold(here, guest, 10)
     here.hang_up(guest)
@@ -216,7 +216,7 @@ def test_an_evicted_guest_is_not_let_in_again_as_long_as_its_process_runs(restar
 
 
 def test_a_guest_can_be_evicted_during_a_revoke_and_during_a_lend() -> None:
-    here = world()
+    here = simulation()
     guest, asker = add(here), add(here)
     hold(here, guest, 90)
     guest.stopped = True

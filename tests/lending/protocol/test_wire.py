@@ -140,7 +140,7 @@ def test_a_field_out_of_bounds_is_the_peers_error(value: object) -> None:
 @pytest.mark.parametrize(
     "body", [b"\xc1", b"\x91", b"\x93\x03\x01", b"\xa5\xff\xfe\xfd\xfc\xfb", b"\x91" * 60000, b"\x92\x05\x01\x00"]
 )
-def test_what_is_no_message_pack_is_the_peers_error(body: bytes) -> None:
+def test_invalid_msgpack_is_the_peers_error(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         tmemd_decoder().feed(len(body).to_bytes(4, "little") + body)
 
@@ -159,7 +159,7 @@ def test_what_is_no_message_pack_is_the_peers_error(body: bytes) -> None:
         pytest.param(m.Resize(1 << 64), id="a number beyond 64 bits"),
     ],
 )
-def test_what_no_peer_takes_is_not_sent(message: Message) -> None:
+def test_an_invalid_message_is_not_sent(message: Message) -> None:
     with pytest.raises(WireMisuse):
         encode(message)
 
@@ -182,7 +182,7 @@ def test_a_mountpoint_of_any_length_and_bytes_has_a_name() -> None:
     assert m.guest_name("/" + "d" * 4000 + "/end").endswith("d/end")
 
 
-def test_our_own_mistakes_are_not_the_peers() -> None:
+def test_an_invalid_message_of_ours_is_not_a_protocol_error() -> None:
     with pytest.raises(ValueError, match="overlap"):
         m.Return(((0, 2), (1, 1)))
 
