@@ -33,7 +33,6 @@ from tmemfs.fuse.fs import Operations, Parts
 from tmemfs.fuse.replies import Replies
 from tmemfs.hswap.swaparea import SwapArea
 from tmemfs.inodes.descriptors import Descriptors
-from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.inodes.stamps import Stamps
 from tmemfs.io.ballooning import Ballooning
@@ -92,6 +91,7 @@ class Guest:
         gate = ThrottleGate(config.throttle) if config.throttle else None
         local = is_local(source_fd)
         self.backing = Backing(gate, local=local, drop=config.backing_cache == "drop")
+        self.kernel = KernelCache(self.backing)
         self.descriptors = Descriptors(min(MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self.inodes = InodeTable(
             source_fd,
@@ -100,10 +100,9 @@ class Guest:
             Stamps(own_clock=os.fstat(source_fd).st_dev if local else None),
             version_by=config.version_by,
             attr_timeout=config.attr_timeout,
+            invalidate_kernel=lambda inode: self.kernel.invalidate(inode.number),
         )
         self.source = SourceMount(source_fd)
-        self.kernel = KernelCache(self.backing)
-        self.inodes.on_mismatch = self._mismatch
         self.watch = (
             Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel) if config.watch else None
         )
@@ -196,10 +195,6 @@ class Guest:
             ),
             replies=replies,
         )
-
-    def _mismatch(self, inode: Inode) -> None:
-        self.kernel.invalidate_attributes(inode.number)
-        self.kernel.invalidate_pages(inode.number)
 
     def _describe(self) -> Mapping[str, Value]:
         config = self.config

@@ -69,7 +69,7 @@ async def test_what_others_change_drops_the_pages_at_the_next_open(make_parts: M
     path = parts.directory / "f"
     await parts.read(file, 0, 8 * PAGE_SIZE)
     seen: list[Inode] = []
-    parts.inodes.on_mismatch = seen.append
+    parts.inodes.invalidate_kernel = seen.append
     wait_for_new_timestamp()
     if change == "size":
         os.truncate(path, 3 * PAGE_SIZE)

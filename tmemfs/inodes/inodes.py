@@ -48,6 +48,7 @@ class InodeTable:
         *,
         version_by: str,
         attr_timeout: float,
+        invalidate_kernel: Callable[[Inode], None] = lambda inode: None,
     ) -> None:
         st = os.fstat(root_fd)
         self._stamps = stamps
@@ -65,8 +66,8 @@ class InodeTable:
         self.tick = 0
         self._renamed: dict[int, set[Inode]] = {}  # the inodes of each change of names in progress
         self.invalidations = 0  # changes by others that were detected
-        self.on_mismatch: Callable[[Inode], None] = lambda inode: None
-        self.on_first_look: Callable[[Inode], Awaitable[None]] | None = None
+        self.invalidate_kernel = invalidate_kernel  # drops the attributes and pages that the kernel caches
+        self.start_watch: Callable[[Inode], Awaitable[None]] | None = None
         self.on_removed: Callable[[Inode], None] = lambda inode: None  # a watched directory was removed from the table
         self.on_gone: Callable[[Inode], None] = lambda inode: None  # its last name went, and it is not open
         self.on_name_removed: Callable[[Inode, bytes], None] = lambda directory, name: None  # by this mount
@@ -85,8 +86,8 @@ class InodeTable:
 
     async def ensure_watched(self, directory: Inode) -> None:
         """Watch a directory (with --watch) before the kernel caches anything in it."""
-        if self.on_first_look is not None and not directory.watch:
-            await self.on_first_look(directory)
+        if self.start_watch is not None and not directory.watch:
+            await self.start_watch(directory)
 
     def get_or_create(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode:
         """Return the inode of a stat taken of a name, created if new; `started` is the tick before the stat."""
@@ -209,7 +210,7 @@ class InodeTable:
         self.drop_clean_pages(inode)
         inode.virtual = False
         inode.changed_by_others = True
-        self.on_mismatch(inode)
+        self.invalidate_kernel(inode)
 
     def drop_clean_pages(self, inode: Inode) -> None:
         """Drop the clean pages of a file and everything else that was learned from reading it."""

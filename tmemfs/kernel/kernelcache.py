@@ -32,6 +32,11 @@ class KernelCache:
         self._invalidating = 0  # the node number in progress, or 0
         self._wake = trio.Event()
 
+    def invalidate(self, number: int) -> None:
+        """Invalidate the attributes of an inode now, and its pages soon."""
+        self.invalidate_attributes(number)
+        self.invalidate_pages(number)
+
     def invalidate_attributes(self, number: int) -> None:
         """Invalidate the attributes of an inode now."""
         with contextlib.suppress(OSError):  # ENOENT: the kernel has forgotten the inode

@@ -58,7 +58,7 @@ class Tree:
 
     async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
         """Return the inode of a name, None if it does not exist."""
-        if self._inodes.on_first_look is not None:
+        if self._inodes.start_watch is not None:
             await self._inodes.ensure_watched(parent)
         started = self._inodes.start()
         st = await self._backing.ask(self._stats.cached_name, self._stats.name, parent, name)
@@ -75,7 +75,7 @@ class Tree:
                 return None
             return stat_or_close(fd), fd
 
-        if self._inodes.on_first_look is not None:
+        if self._inodes.start_watch is not None:
             await self._inodes.ensure_watched(parent)
         started = self._inodes.start()
         found = await self._backing.meta(self._descriptors.call, parent, call)

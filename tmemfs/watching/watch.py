@@ -89,7 +89,7 @@ class Watch:
         self._lanes = trio.CapacityLimiter(LANES)
         self._nursery: trio.Nursery | None = None
         self.overflows = 0
-        inodes.on_first_look = self.add
+        inodes.start_watch = self.add
         inodes.on_removed = self.remove
         inodes.on_name_removed = self.removed
 
@@ -175,7 +175,7 @@ class Watch:
             self._inodes.expire(inode)
             if inode.opens:
                 self._content.renew(inode)
-                self._inodes.on_mismatch(inode)
+                self._inodes.invalidate_kernel(inode)
             self._kernel.invalidate_attributes(inode.number)
             for directory, name in inode.locations:
                 if directory.watch > 0:
