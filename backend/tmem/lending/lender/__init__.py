@@ -1,1 +1,1 @@
-"""The lender: who is lent what and who gives way, without I/O and without a clock."""
+"""The lender: decides who is lent slabs and who must give slabs back, without I/O and without a clock."""

@@ -232,12 +232,12 @@ class Lender:
             self._ledger.unpunched.add(account, -freed)
         return self._decide(now)
 
-    def on_hang(self, now: float, guest: int, does: bool) -> list[Action]:
+    def on_hang(self, now: float, guest: int, hangs: bool) -> list[Action]:
         """Record whether a call on a guest's arena hangs; meanwhile no Ask waits for its slabs."""
         account = self._accounts.get(guest)
         if account is not None:
-            self._counters.hangs += does
-            self._ledger.unpunched.set_hanging(account, does)
+            self._counters.hangs += hangs
+            self._ledger.unpunched.set_hanging(account, hangs)
             self._allocator.reclaim_excess(now)
         return self._decide(now)
 

@@ -1,1 +1,1 @@
-"""What mounts, tmemctl and tmemd say to each other."""
+"""The messages between mounts, tmemctl and tmemd."""

@@ -1,8 +1,7 @@
 """The messages between guests, tmemd and tmemctl: frozen structs whose every field is bounded.
 
-A line for a person that is longer than its bound is shortened when the message is made. Slabs travel as runs,
-`((first, count), ...)`, ascending and without overlap. A list that is too long for one message goes as several, of
-which only the final one has `last`. Sizes are in slabs unless the name says bytes.
+Slabs travel as runs (`runs.py`). A list that is too long for one message is sent as several; only the final one has
+`last`. A line for a person is shortened to its bound. Sizes are slabs unless the name says bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Frames: bytes in, messages out, no sockets.
 
-A frame is its length, four bytes little-endian, and one message as msgpack. The peer's mistakes are ProtocolError,
-whatever they are; what we would send and may not is WireMisuse, found before it is sent. A Decoder that raised is of
-no use any more: nobody knows where the next frame begins.
+A frame is its length, four bytes little-endian, and one message as msgpack. Any error of the peer is a ProtocolError.
+An invalid message of ours is a WireMisuse, raised before it is sent. A Decoder cannot be used after an error, because
+the start of the next frame is unknown.
 """
 
 from __future__ import annotations
