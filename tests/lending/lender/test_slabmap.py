@@ -33,7 +33,7 @@ def test_a_map_is_a_list_of_states(steps: list[tuple[int, int, State]], most: in
         assert slabmap.counts[state] == len(where)
         if state != State.FREE:
             assert slabmap.holds(slabmap.runs(state), state)
-    split = slabmap.split([(0, TOTAL)])
+    split = slabmap.by_state([(0, TOTAL)])
     assert {state: slabs_of(runs) for state, runs in split.items()} == {
         state: slabs_of(slabmap.runs(state)) for state in State if slabmap.counts[state]
     }
@@ -54,8 +54,8 @@ def test_the_longest_lent_goes_first() -> None:
 def test_a_slab_beyond_the_arena_is_an_error() -> None:
     with pytest.raises(IndexError):
         SlabMap(4).set([(3, 2)], State.EPHEMERAL)
-    assert SlabMap(4).split([(3, 9)]) == {State.FREE: ((3, 1),)}
-    assert SlabMap(4).split([(4, 1)]) == {}
+    assert SlabMap(4).by_state([(3, 9)]) == {State.FREE: ((3, 1),)}
+    assert SlabMap(4).by_state([(4, 1)]) == {}
 
 
 def test_a_map_takes_memory_only_for_what_was_lent() -> None:

@@ -218,7 +218,7 @@ class Allocator:
             populated = ()
         else:
             self._ledger.move(account, populated, State.held(ask.kind))
-            missing = account.map.split(batch.runs).get(populating, ())
+            missing = account.map.by_state(batch.runs).get(populating, ())
             self._counters.unreal_slabs += self._reclaimer.free(account, missing)
             if missing:
                 ask.missing, ask.denial = 0, Denial.MEMORY

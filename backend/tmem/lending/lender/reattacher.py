@@ -109,7 +109,7 @@ class Reattacher:
         claims, slabs = account.claims, count(message.runs)
         if claims is None:
             raise GuestFault("it claims what it was not asked to")
-        if count(claims.split(message.runs).get(State.FREE, ())) != slabs:
+        if count(claims.by_state(message.runs).get(State.FREE, ())) != slabs:
             raise GuestFault("it claims a slab twice, or one beyond its arena")
         if not account.slabs_unknown and end(message.runs) > account.map.size:
             raise GuestFault(_NOT_LENT)
@@ -132,9 +132,8 @@ class Reattacher:
             raise GuestFault("it claims more slabs than it can have been lent")
 
     def _settle(self, now: float, account: Account, claimed: SlabMap) -> None:
-        states = (
-            self._accept_claims(account, claimed) if account.slabs_unknown else self._compare_claims(account, claimed)
-        )
+        settle = self._accept_claims if account.slabs_unknown else self._compare_claims
+        states = settle(account, claimed)
         before = account.held
         self._ledger.load(account, states)
         freed = max(0, before - account.held)
@@ -171,7 +170,7 @@ class Reattacher:
 
     def on_holes_found(self, now: float, account: Account, runs: Runs) -> None:
         """Take booked ephemeral slabs that are holes; slabs in another state by now are ignored."""
-        holes = account.map.split(runs).get(State.EPHEMERAL, ())
+        holes = account.map.by_state(runs).get(State.EPHEMERAL, ())
         if not holes:
             return
         self._counters.lost_slabs += count(holes)

@@ -98,7 +98,7 @@ class Reclaimer:
         state = State.held(message.kind)
         if count(message.runs) > account.map.counts[state] + account.map.counts[State.TAKEN]:
             raise GuestFault("it returned more slabs than it holds")
-        found = account.map.split(message.runs)
+        found = account.map.by_state(message.runs)
         late = count(found.get(State.TAKEN, ()))
         if count(found.get(state, ())) + late != count(message.runs):
             raise GuestFault("it returned slabs that it does not hold")

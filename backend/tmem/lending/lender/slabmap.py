@@ -126,7 +126,7 @@ class SlabMap:
         """Return whether all slabs of runs are in a state, not FREE."""
         return all(self._states.count(state, first, first + length) == length for first, length in runs)
 
-    def split(self, runs: Sequence[Run]) -> dict[State, Runs]:
+    def by_state(self, runs: Sequence[Run]) -> dict[State, Runs]:
         """Return the slabs of runs by state; slabs beyond the arena are left out."""
         found: dict[State, list[Run]] = {}
         for first, length in runs:
