@@ -6,28 +6,35 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.consistency import check_content
 from tests.heldbacking import HeldBacking
 from tests.pagebytes import MIB, pages_of
 from tmem import EmbeddedArena, Tmem
-from tmemfs.cache.content import Content
-from tmemfs.cache.pagecache import QUEUED, PageCache
-from tmemfs.cache.precache import Precache
+from tmemfs.backing import Backing
+from tmemfs.cache.pagecache import QUEUED
 from tmemfs.cache.stocking import Stocking
-from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.config import VersionBy
+from tmemfs.datapath import DataPath
 from tmemfs.inodes.inode import Inode
-from tmemfs.inodes.inodes import InodeTable
 from tmemfs.inodes.stamps import Stamps
-from tmemfs.io.files import OpenFile, OpenFiles
-from tmemfs.io.reader import Reader
-from tmemfs.io.writeback import Writeback
-from tmemfs.io.writer import Writer
+from tmemfs.io.files import OpenFile
+from tmemfs.kernel.kernelcache import KernelCache
+
+
+@dataclass(frozen=True)
+class Caller:
+    uid: int = 12_001
+    gid: int = 13_001
+    pid: int = 0  # in another namespace: neither its groups nor its capabilities can be seen
+    umask: int = 0o022
 
 
 class Settled(Stamps):
@@ -40,8 +47,28 @@ class Settled(Stamps):
         return True
 
 
-class Parts:
-    """Cache, pool, content, reader and writer over a directory."""
+class SilentKernel(KernelCache):
+    """A kernel that holds nothing, so nothing has to be invalidated."""
+
+    def __init__(self, backing: Backing) -> None:
+        super().__init__(backing)
+        self.invalidated: list[int] = []  # node numbers
+
+    def invalidate_attributes(self, number: int) -> None:
+        self.invalidated.append(number)
+
+    def invalidate_pages(self, number: int) -> None:
+        pass
+
+    def invalidate_name(self, number: int, name: bytes) -> None:
+        pass
+
+
+class Parts(DataPath):
+    """The data path of a guest over a directory, with a pool of its own."""
+
+    backing: HeldBacking
+    kernel: SilentKernel
 
     def __init__(
         self,
@@ -51,35 +78,33 @@ class Parts:
         pool: int = MIB,
         writeback: bool = False,
         attr_timeout: float = 1.0,
-        version_by: str = "all",
+        version_by: VersionBy = "all",
         stamps: Stamps | None = None,
         threads: bool = False,
         drop: bool = False,
+        watch: bool = False,
+        kernel: Callable[[Backing], SilentKernel] = SilentKernel,
     ) -> None:
         self.directory = directory
         self.arena = EmbeddedArena(pool) if pool else None
         self.tmem = Tmem(self.arena) if self.arena is not None else None
         self.pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
-        self.cache = PageCache(cache, limit=64 * MIB, queueing=self.pool is not None)
-        self.precache = Precache(self.cache, self.pool, Stocking(None))
-        self.content = Content(self.cache, self.precache)
-        self.backing = HeldBacking(threads=threads, drop=drop)
-        self.descriptors = Descriptors(64)
-        root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.inodes = InodeTable(
-            root,
-            self.descriptors,
-            self.content,
-            stamps or Settled(own_clock=None),
+        backing = HeldBacking(threads=threads, drop=drop)
+        super().__init__(
+            os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
+            backing=backing,
+            kernel=kernel(backing),
+            pool=self.pool,
+            stocking=Stocking(None),
+            cache_bytes=cache,
+            cache_limit=64 * MIB,
+            max_descriptors=64,
+            stamps=stamps or Settled(own_clock=None),
             version_by=version_by,
             attr_timeout=attr_timeout,
+            writeback=writeback,
+            watch=watch,
         )
-        self.reader = Reader(self.content, self.backing, self.inodes)
-        self.writeback = Writeback(self.content, self.backing, self.inodes, self.reader.read) if writeback else None
-        if self.writeback is not None:
-            self.inodes.on_gone = self.writeback.forget
-        self.writer = Writer(self.content, self.backing, self.inodes, self.writeback)
-        self.files = OpenFiles(readahead_pages=self.cache.frames // 8)
 
     # -- what fs.py does -----------------------------------------------------------------------------------------
 
@@ -128,7 +153,8 @@ class Parts:
         """Run the background tasks of a guest inside the block."""
         async with trio.open_nursery() as nursery:
             if readahead:
-                self.reader.nursery = nursery
+                nursery.start_soon(self.reader.run)
+                await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(self.precache.run)
             nursery.start_soon(self.precache.discards.run)
             if self.writeback is not None:
@@ -207,10 +233,7 @@ class Parts:
 
     def check(self) -> None:
         """Raise AssertionError unless every part is consistent and no page is in two places."""
-        self.cache.check()
-        self.precache.discards.check()
-        self.inodes.check()
-        self.descriptors.check()
+        super().check()
         if self.tmem is not None:
             self.tmem.check()
         check_content(self.inodes, self.cache, self.precache)

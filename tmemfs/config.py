@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from tmemcommon.sizes import KIB, MIB, ConfigError, check_ram, parse_duration, parse_size, ram_bytes
-from tmemfs.cache.balloon import IDLE_SECONDS, BalloonRange
 from tmemfs.options import MountOptions, parse_options
 
 __all__ = [
@@ -35,7 +34,9 @@ __all__ = [
 
 MIN_CACHE_BYTES = MIB
 MIN_POOL_BYTES = 64 * KIB  # one slab
-MIN_IDLE_SECONDS = 0.1  # the balloon checks the cache eight times in each idle period
+IDLE_SECONDS = 10.0
+IDLE_TICKS = 8  # looks at the demand in one idle window
+MIN_IDLE_SECONDS = 0.1  # a balloon looks eight times as often
 MIN_HSWAP_BYTES = 64 * KIB
 MAX_HSWAP_BYTES = 4 << 40
 _NAME_BYTES = 255  # NAME_MAX
@@ -55,6 +56,24 @@ class Throttle:
     latency: float = 0.0  # seconds for each request
     bandwidth: int = 0  # bytes per second for all requests together; 0: unlimited
     depth: int = 32  # requests at once
+
+
+@dataclass(frozen=True, slots=True)
+class BalloonRange:
+    """Bound the sizes, in bytes, between which a cache may be moved. After `idle` seconds without use it shrinks."""
+
+    minimum: int
+    maximum: int
+    idle: float = IDLE_SECONDS
+
+    @property
+    def tick(self) -> float:
+        """Seconds between two looks at the demand."""
+        return self.idle / IDLE_TICKS
+
+    def clamp(self, capacity: int) -> int:
+        """Return the nearest size that is allowed."""
+        return max(self.minimum, min(capacity, self.maximum))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,38 +12,27 @@ from typing import Protocol
 from tmem import SLAB_SIZE, PoolStats, Tmem, TmemStats
 from tmem.lending.guest.client import Client
 from tmem.lending.protocol.kind import Kind
-from tmemfs.backing import Backing
-from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
-from tmemfs.cache.precache import Precache
+from tmemfs.balloon import Balloon
+from tmemfs.cache.pagecache import PAGE_SHIFT
 from tmemfs.cache.stocking import Stocking
+from tmemfs.datapath import DataPath
 from tmemfs.hswap.hswap import HswapCounters
 from tmemfs.hswap.pagemap import PageMap
 from tmemfs.hswap.swaparea import SwapArea
-from tmemfs.inodes.descriptors import Descriptors
-from tmemfs.inodes.inodes import InodeTable
-from tmemfs.io.ballooning import Ballooning
-from tmemfs.io.reader import Reader
 from tmemfs.stats import Stats
 from tmemfs.watching.source import SourceMount
-from tmemfs.watching.watch import Watch
 
 
 class Counted(Protocol):
     """What a guest has that is counted."""
 
-    backing: Backing
-    ballooning: Ballooning | None
-    cache: PageCache
-    descriptors: Descriptors
-    inodes: InodeTable
+    balloon: Balloon | None
+    data: DataPath
     lender: Client | None
-    precache: Precache
-    reader: Reader
     source: SourceMount
     stocking: Stocking
     swap: SwapArea | None
     tmem: Tmem | None
-    watch: Watch | None
 
     @property
     def frozen(self) -> bool:
@@ -52,7 +41,7 @@ class Counted(Protocol):
 
 def register(stats: Stats, guest: Counted) -> None:
     """Register every counter of a guest."""
-    cache, reader, backing = guest.cache, guest.reader, guest.backing
+    cache, reader, backing, inodes = guest.data.cache, guest.data.reader, guest.data.backing, guest.data.inodes
     stats.gauges(
         "cache_",
         lambda: {
@@ -88,12 +77,12 @@ def register(stats: Stats, guest: Counted) -> None:
         },
     )
     stats.gauges("backing_", lambda: {"replaced": int(guest.source.replaced)})  # SOURCE leads to another mount by now
-    stats.counters("coherency_", lambda: {"mismatches": guest.inodes.invalidations})
-    if guest.ballooning is not None:
-        balloon = guest.ballooning.balloon
+    stats.counters("coherency_", lambda: {"mismatches": inodes.invalidations})
+    balloon = guest.balloon
+    if balloon is not None:
         stats.counters("balloon_", lambda: {"grows": balloon.grows, "shrinks": balloon.shrinks})
     _register_lender(stats, guest)
-    watch = guest.watch
+    watch = guest.data.watch
     if watch is not None:
         stats.counters(
             "watch_",
@@ -104,13 +93,14 @@ def register(stats: Stats, guest: Counted) -> None:
             },
         )
         stats.gauges("watch_", lambda: {"directories": len(watch.watches)})
-    stats.gauges("inode_", lambda: {"count": len(guest.inodes), "descriptors": len(guest.descriptors)})
+    stats.gauges("inode_", lambda: {"count": len(inodes), "descriptors": len(guest.data.descriptors)})
     stats.ratio("hit_ratio", ("demand_hits",), ("demand_pages",))
 
 
 def _register_demand(stats: Stats, guest: Counted) -> None:
     """Register what was asked for, and what was read ahead of that."""
-    cache, reader, backing, pool = guest.cache, guest.reader, guest.backing, guest.precache.pool
+    data = guest.data
+    cache, reader, backing, pool = data.cache, data.reader, data.backing, data.precache.pool
 
     def demand() -> dict[str, int | float]:
         gets = pool.stats.succ_gets if pool is not None else 0
@@ -132,7 +122,7 @@ def _register_demand(stats: Stats, guest: Counted) -> None:
 
 
 def _register_pool(stats: Stats, guest: Counted) -> None:
-    cache, tmem, pool = guest.cache, guest.tmem, guest.precache.pool
+    cache, tmem, pool = guest.data.cache, guest.tmem, guest.data.precache.pool
 
     # Without a pool the names are there all the same: a dashboard need not know.
     def held() -> TmemStats:

@@ -23,14 +23,15 @@ _DENIED_SECONDS = 0.1  # no `fill` is requested for so long after the source gav
 class Stock(SlabSourceWrapper):
     """A source with allocated slabs in reserve. `fill` may run in another thread than the rest, one at a time."""
 
-    def __init__(self, source: SlabSource) -> None:
+    def __init__(self, source: SlabSource, on_want: Callable[[], None] = lambda: None) -> None:
+        """Keep slabs of `source` in stock; `on_want` is called to request a `fill`."""
         super().__init__(source)
+        self._on_want = on_want
         slabs = source.capacity // SLAB_SIZE
         self._target = min(slabs, max(MIN_SLABS, min(MAX_SLABS, slabs // 4)))
         self._slabs: deque[int] = deque()
         self._out: dict[int, bool] = {}  # slab: persistent
         self._denied_until = float("-inf")
-        self.on_want: Callable[[], None] = lambda: None  # requests a call of `fill`
 
     @property
     def stocked(self) -> int:
@@ -43,7 +44,7 @@ class Stock(SlabSourceWrapper):
         if slab is not None:
             self._out[slab] = persistent
         if len(self._slabs) <= self._target // 2 and self._may_get_more():
-            self.on_want()
+            self._on_want()
         return slab
 
     def is_short(self, pages: int) -> bool:
@@ -51,7 +52,7 @@ class Stock(SlabSourceWrapper):
         needed = min(self._target, pages * PAGE_SIZE // SLAB_SIZE + 1)
         if len(self._slabs) >= needed or not self._may_get_more():
             return False
-        self.on_want()
+        self._on_want()
         return True
 
     def _may_get_more(self) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tmem import Tmem
 from tmem.arena import SLAB_SIZE, EmbeddedArena
+from tmemcommon.wakeup import Wakeup
 from tmemfs.cache.pagecache import PAGE_SIZE, USED, PageCache, PageTable
 from tmemfs.cache.precache import Precache
 from tmemfs.cache.stocking import Stocking
@@ -47,8 +48,9 @@ def replay_real(trace: Iterable[int], sizes: Sizes) -> int:
     """Return the misses of the real cache and pool."""
     arena = EmbeddedArena(sizes.pool * PAGE_SIZE)
     tmem = Tmem(arena)
-    cache = PageCache(sizes.cache * PAGE_SIZE, limit=sizes.cache * PAGE_SIZE, queueing=True)
-    precache = Precache(cache, tmem.new_pool(name="precache"), Stocking(None))
+    victims_wait = Wakeup()
+    cache = PageCache(sizes.cache * PAGE_SIZE, limit=sizes.cache * PAGE_SIZE, on_victims=victims_wait.set)
+    precache = Precache(cache, tmem.new_pool(name="precache"), Stocking(None), victims_wait)
     file = _File()
     content = random.Random(1).randbytes(PAGE_SIZE)
     frames, ref, victims = file.pages, cache.ref, cache.victims

@@ -21,9 +21,13 @@ class CacheUnderTest:
     """A page cache of so many frames."""
 
     def __init__(self, capacity: int, *, queueing: bool = True, limit: int = 4 * MIB) -> None:
-        self.cache = PageCache(capacity, limit=limit, queueing=queueing)
+        self.victim_calls = 0
+        self.cache = PageCache(capacity, limit=limit, on_victims=self._count_victims if queueing else None)
         self.files: list[File] = []
         self._discarded: list[PageTable] = []
+
+    def _count_victims(self) -> None:
+        self.victim_calls += 1
 
     def new_file(self) -> File:
         self.files.append(File())

@@ -100,11 +100,10 @@ def test_an_evicted_page_is_a_hit_until_it_is_drained(cache: CacheUnderTest) -> 
 
 def test_a_full_queue_drops_its_oldest_page_and_counts_it(make_cache: MakeCache) -> None:
     cache = make_cache(32)
-    file, counters, woken = cache.new_file(), cache.cache, list[int]()
-    counters.on_victims = lambda: woken.append(1)
+    file, counters = cache.new_file(), cache.cache
     for index in range(200):  # nothing drains the queue
         assert cache.insert(file, index, page_of(index)) == 1
-    assert woken
+    assert cache.victim_calls
     assert counters.dropped == counters.evictions == 200 - counters.resident
 
 

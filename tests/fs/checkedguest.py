@@ -24,10 +24,10 @@ class CheckedGuest(Guest):
     def check(self) -> None:
         """Check each part, and the parts together."""
         super().check()
-        check_content(self.inodes, self.cache, self.precache)
-        assert self.cache.resident <= self.cache.frames or not self.cache.settled
-        assert sum(inode.opens for inode in self.inodes.all()) <= len(self.files.by_number)
-        for file in self.files.by_number.values():
+        check_content(self.data.inodes, self.data.cache, self.data.precache)
+        assert self.data.cache.resident <= self.data.cache.frames or not self.data.cache.settled
+        assert sum(inode.opens for inode in self.data.inodes.all()) <= len(self.data.files.by_number)
+        for file in self.data.files.by_number.values():
             assert not file.closing
             assert file.inode.opens > 0
 
@@ -47,7 +47,7 @@ class CheckedGuest(Guest):
         self.guard.active = False
         self.guard.check()
         self.check()
-        dirty = [inode.number for inode in self.inodes.all() if inode.dirty]
+        dirty = [inode.number for inode in self.data.inodes.all() if inode.dirty]
         assert self.config.log_file is not None
         self.config.log_file.with_suffix(".checked").write_text(f"consistent, dirty {dirty}\n")
 

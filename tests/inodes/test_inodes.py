@@ -11,16 +11,14 @@ import pytest
 import trio
 import trio.testing
 
-from tests.guestparts import MakeParts, make_parts
+from tests.guestparts import Caller, MakeParts, make_parts
 from tests.pagebytes import page_of, pages_of
 from tests.scheduling import in_trio, wait_for_new_timestamp
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import OWN_NUMBERS, ROOT
-from tmemfs.namespace.attributes import Attributes
-from tmemfs.namespace.listing import Listings
-from tmemfs.namespace.revalidate import Revalidator
-from tmemfs.namespace.tree import Tree
+from tmemfs.io.files import OpenFile
+from tmemfs.namespace.namespace import Namespace
 
 __all__ = ["make_parts"]
 
@@ -68,8 +66,6 @@ async def test_what_others_change_drops_the_pages_at_the_next_open(make_parts: M
     file = parts.make("f", pages_of(1, 8))
     path = parts.directory / "f"
     await parts.read(file, 0, 8 * PAGE_SIZE)
-    seen: list[Inode] = []
-    parts.inodes.invalidate_kernel = seen.append
     wait_for_new_timestamp()
     if change == "size":
         os.truncate(path, 3 * PAGE_SIZE)
@@ -87,9 +83,9 @@ async def test_what_others_change_drops_the_pages_at_the_next_open(make_parts: M
     assert await parts.read(again, 0, 1 << 20) == path.read_bytes()
     if change == "replaced":
         assert again.inode is not file.inode
-        assert not seen
+        assert not parts.kernel.invalidated
     else:
-        assert seen == [file.inode]
+        assert parts.kernel.invalidated == [file.inode.number]
         assert parts.inodes.invalidations == 1
 
 
@@ -205,14 +201,13 @@ async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_par
 @in_trio
 async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make_parts: MakeParts) -> None:
     parts = make_parts()
-    names = Revalidator(parts.backing, parts.inodes)
-    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
+    opener = Namespace(parts).opener
     file, _ = await parts.make_cached(3)
     parts.backing.after_write.shut = True
-    opened: list[int] = []
+    opened: list[OpenFile] = []
 
     async def open_it() -> None:
-        opened.append((await attributes.open(file.inode, os.O_RDONLY, 1, may_read_too=False))[0])
+        opened.append(await opener.open(file.inode, os.O_RDONLY, Caller(pid=1)))
 
     with (parts.directory / "f").open("r+b") as others:
         others.write(b"others")
@@ -223,15 +218,14 @@ async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make
         await trio.testing.wait_all_tasks_blocked()
         assert not opened
         parts.backing.after_write.open()
-    os.close(opened[0])
+    await opener.close(opened[0])
     assert await parts.read(file, 0, 6) == b"others"
 
 
 @in_trio
 async def test_an_open_that_is_given_up_while_it_waits_leaves_no_descriptor(make_parts: MakeParts) -> None:
     parts = make_parts()
-    names = Revalidator(parts.backing, parts.inodes)
-    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
+    opener = Namespace(parts).opener
     file, _ = await parts.make_cached(3)
     parts.backing.after_write.shut = True
 
@@ -248,7 +242,7 @@ async def test_an_open_that_is_given_up_while_it_waits_leaves_no_descriptor(make
 
     async def open_it() -> None:
         with scope:
-            await attributes.open(file.inode, os.O_RDONLY, 1, may_read_too=False)
+            await opener.open(file.inode, os.O_RDONLY, Caller(pid=1))
 
     with (parts.directory / "f").open("r+b") as others:
         others.write(b"others")
@@ -286,13 +280,13 @@ async def test_a_stale_lookup_of_an_unlinked_name_keeps_its_open_file_intact(
     make_parts: MakeParts, found_by: str
 ) -> None:
     parts = make_parts(writeback=True)
-    tree, root = Tree(parts.backing, parts.inodes), parts.inodes.root
+    tree, root = Namespace(parts).tree, parts.inodes.root
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"dirty")
     started = parts.inodes.start()
     st = os.stat(parts.directory / "f")
     if found_by == "listing":
-        listings = Listings(parts.backing, parts.inodes)
+        listings = Namespace(parts).listings
         entry = await listings.entry(root, await listings.open(root), 0)
         assert entry is not None
         st, started = entry.st, entry.started
@@ -339,7 +333,7 @@ async def test_a_descriptor_is_verified_and_never_that_of_another_file(make_part
 async def test_a_stat_that_overtakes_our_own_change_of_names_is_no_news(make_parts: MakeParts, change: str) -> None:
     parts = make_parts()
     file, root = parts.make("f", pages_of(1, 2)), parts.inodes.root
-    tree = Tree(parts.backing, parts.inodes)
+    tree = Namespace(parts).tree
     os.link(parts.directory / "f", parts.directory / "second")
     parts.lookup("second")
     other = parts.make("other", pages_of(2, 2))
@@ -379,7 +373,7 @@ async def test_what_others_change_before_a_rename_of_ours_is_seen(make_parts: Ma
     other = parts.make("other", b"x")
     await parts.read(file, 0, 2 * PAGE_SIZE)
     (parts.directory / "f").write_bytes(page_of(3))
-    await Tree(parts.backing, parts.inodes).rename(root, b"f", root, b"other", flags)
+    await Namespace(parts).tree.rename(root, b"f", root, b"other", flags)
     assert parts.inodes.invalidations == 1
     assert await parts.read(file, 0, 1 << 20) == page_of(3)
     assert file.inode.locations == [(root, b"other")]

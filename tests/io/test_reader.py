@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tests.guestparts import MakeParts, make_parts
-from tests.io.concurrent import Requests, concurrent_requests, pages_from, unstreamed_file
+from tests.io.concurrent import concurrent_requests, pages_from, unstreamed_file
 from tests.pagebytes import MIB, pages_of
 from tests.scheduling import in_trio
 from tmemfs.cache.pagecache import PAGE_SIZE
@@ -132,7 +132,7 @@ async def test_a_waiter_on_a_failed_readahead_reads_its_page_itself(make_parts: 
     parts = make_parts(cache=4 * MIB)
     data = pages_of(1, 400)
     file = parts.make("f", data)
-    async with parts.running(readahead=True):
+    async with parts.running(readahead=True), concurrent_requests(parts) as requests:
         await parts.read(file, 0, PAGE_SIZE)
         parts.backing.before_read.shut = True
         parts.backing.read_error = OSError(errno.EIO, "")
@@ -140,7 +140,6 @@ async def test_a_waiter_on_a_failed_readahead_reads_its_page_itself(make_parts: 
         file.stream.next_page = marker
         assert await parts.read(file, marker * PAGE_SIZE, PAGE_SIZE) == pages_from(data, marker)
         await parts.backing.before_read.wait_held(1)  # the window ahead, which will fail
-        requests = Requests(parts, parts.reader.nursery or pytest.fail("no readahead"))
         requests.read("joined", file, (MIN_PAGES + 3) * PAGE_SIZE, PAGE_SIZE)
         await parts.backing.before_read.wait_held(1)
         parts.backing.before_read.release()
@@ -212,7 +211,7 @@ async def test_a_descriptor_is_never_read_after_its_file_was_closed(make_parts: 
 
 @in_trio
 async def test_a_sequential_reader_hits_pages_read_ahead(make_parts: MakeParts) -> None:
-    parts = make_parts(cache=8 * MIB, pool=0)
+    parts = make_parts(cache=16 * MIB, pool=0)
     data = pages_of(1, 1500)
     file = parts.make("f", data)
     async with parts.running(readahead=True):

@@ -11,18 +11,16 @@ from typing import Any
 import pytest
 import trio
 
-from tests.guestparts import MakeParts, Parts, make_parts
-from tests.namespace.test_tree import Caller
+from tests.guestparts import Caller, MakeParts, Parts, make_parts
 from tests.pagebytes import MIB, pages_of
 from tmemfs import nowait
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.inode import Inode
 from tmemfs.io.files import OpenFile
-from tmemfs.namespace.attributes import AttributeChanges, Attributes
-from tmemfs.namespace.listing import BATCH, Listings
-from tmemfs.namespace.revalidate import Revalidator
-from tmemfs.namespace.tree import Tree
+from tmemfs.namespace.attributes import AttributeChanges
+from tmemfs.namespace.listing import BATCH
+from tmemfs.namespace.namespace import Namespace
 
 __all__ = ["make_parts"]
 
@@ -36,10 +34,9 @@ class Operand:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.file = parts.make("file", pages_of(1, 8))
-        self.tree = Tree(parts.backing, parts.inodes)
-        names = Revalidator(parts.backing, parts.inodes)
-        self.attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
-        self.listings = Listings(parts.backing, parts.inodes)
+        namespace = Namespace(parts)
+        self.tree, self.attributes = namespace.tree, namespace.attributes
+        self.opener, self.listings = namespace.opener, namespace.listings
 
     @property
     def inode(self) -> Inode:
@@ -71,7 +68,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[Operand], Awaitable[object]]]] = {
     "getattr": ("fstat", lambda operand: operand.attributes.stat(operand.inode)),
     "listing": ("scandir", list_all),
     "attributes of a listing": ("stat", list_all),
-    "open": ("open", lambda operand: operand.attributes.open(operand.inode, os.O_RDONLY, 1, may_read_too=False)),
+    "open": ("open", lambda operand: operand.opener.open(operand.inode, os.O_RDONLY, Caller(0, 0))),
     "chmod": ("chmod", lambda operand: operand.attributes.set(operand.inode, AttributeChanges(mode=0o600))),
     "truncate": ("ftruncate", lambda operand: operand.attributes.truncate(operand.inode, 0, operand.file.fd)),
     "unlink": ("unlink", lambda operand: operand.tree.unlink(operand.root, b"file")),
@@ -114,8 +111,8 @@ def test_a_call_that_waits_for_the_disk_blocks_no_hit(
                 result = await operation(operand)
             while not go_on.is_set():
                 await trio.sleep(0.001)
-        if what in ("open", "create"):
-            opened.append(result[0] if what == "open" else result[1])  # type: ignore[index]
+        if what == "create":
+            opened.append(result[1])  # type: ignore[index]
 
     async def main() -> None:
         operand = Operand(parts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-from typing import Any
 
 import pytest
 import trio
@@ -18,7 +17,7 @@ from tests.scheduling import in_trio, wait_for_new_timestamp
 from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.io.files import OpenFile
 from tmemfs.io.writeback import MAX_AGE
-from tmemfs.namespace.opener import Opener
+from tmemfs.namespace.namespace import Namespace
 
 __all__ = ["make_parts"]
 
@@ -388,24 +387,7 @@ async def test_suspended_write_back_writes_everything_and_dirties_nothing(make_p
 @in_trio
 async def test_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
-    unused: Any = None
-
-    class Kernel:
-        def invalidate_pages(self, number: int) -> None:
-            pass
-
-    kernel: Any = Kernel()
-    opener = Opener(
-        attributes=unused,
-        backing=parts.backing,
-        content=parts.content,
-        files=parts.files,
-        inodes=parts.inodes,
-        kernel=kernel,
-        tree=unused,
-        writer=parts.writer,
-        synchronous=False,
-    )
+    opener = Namespace(parts).opener
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"dirty")
     os.unlink(parts.directory / "f")

@@ -12,7 +12,8 @@ import trio
 from tests.guestparts import MakeParts, make_parts
 from tests.scheduling import in_trio
 from tmemfs.inodes.stamps import SECOND, Stamps
-from tmemfs.namespace.listing import Listing, Listings
+from tmemfs.namespace.listing import Listing
+from tmemfs.namespace.namespace import Namespace
 
 __all__ = ["make_parts"]
 
@@ -26,7 +27,7 @@ def _listings() -> int:
 @in_trio
 async def test_a_walk_leaves_no_listing_behind_once_the_timeout_is_over(make_parts: MakeParts) -> None:
     parts = make_parts(attr_timeout=1.0)
-    listings = Listings(parts.backing, parts.inodes)
+    listings = Namespace(parts).listings
     directories = []
     for number in range(20):
         (parts.directory / f"d{number}").mkdir()
@@ -42,7 +43,7 @@ async def test_a_walk_leaves_no_listing_behind_once_the_timeout_is_over(make_par
 @in_trio
 async def test_of_a_directory_that_changes_all_the_time_one_listing_is_kept(make_parts: MakeParts) -> None:
     parts = make_parts(attr_timeout=300.0)
-    listings, before = Listings(parts.backing, parts.inodes), _listings()
+    listings, before = Namespace(parts).listings, _listings()
     for _ in range(20):
         await listings.open(parts.inodes.root)
         parts.inodes.root.listing = None
@@ -55,7 +56,7 @@ async def test_a_listing_is_cached_once_its_times_grain_is_past(
 ) -> None:
     """A server with whole seconds whose clock is an hour behind ours."""
     parts = make_parts(attr_timeout=300.0, stamps=Stamps(own_clock=None))
-    listings, root, fstat = Listings(parts.backing, parts.inodes), parts.inodes.root, os.fstat
+    listings, root, fstat = Namespace(parts).listings, parts.inodes.root, os.fstat
     stamp = (time.time_ns() // SECOND - 3600) * SECOND
 
     def whole(fd: int) -> os.stat_result:

@@ -8,29 +8,19 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import trio
 import trio.testing
 
-from tests.guestparts import MakeParts, make_parts
+from tests.guestparts import Caller, MakeParts, make_parts
 from tests.scheduling import in_trio
 from tmemfs.inodes.inode import MAX_LOCATIONS
-from tmemfs.namespace.attributes import Attributes
-from tmemfs.namespace.revalidate import Revalidator
-from tmemfs.namespace.tree import Tree
+from tmemfs.namespace.namespace import Namespace
 
 __all__ = ["make_parts"]
-
-
-@dataclass(frozen=True)
-class Caller:
-    uid: int = 12_001
-    gid: int = 13_001
-    pid: int = 0  # in another namespace: neither its groups nor its capabilities can be seen
-    umask: int = 0o022
 
 
 @contextmanager
@@ -49,7 +39,7 @@ async def test_a_node_that_cannot_be_given_away_is_not_left_behind(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts()
-    tree, root = Tree(parts.backing, parts.inodes), parts.inodes.root
+    tree, root = Namespace(parts).tree, parts.inodes.root
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EPERM, "as on a server that takes root for nobody")
@@ -80,7 +70,7 @@ async def test_a_node_belongs_to_the_caller_from_the_start(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts()
-    tree, root = Tree(parts.backing, parts.inodes), parts.inodes.root
+    tree, root = Namespace(parts).tree, parts.inodes.root
     directory, mine = parts.directory, Caller()
     os.chown(directory, 0, 13_002)
 
@@ -115,9 +105,8 @@ async def test_a_node_belongs_to_the_caller_from_the_start(
 @in_trio
 async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
-    tree = Tree(parts.backing, parts.inodes)
-    names = Revalidator(parts.backing, parts.inodes)
-    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
+    namespace = Namespace(parts)
+    tree, attributes = namespace.tree, namespace.attributes
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"new")
     parts.backing.after_write.shut = True
@@ -134,7 +123,7 @@ async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_part
 @in_trio
 async def test_an_unlink_overtaken_by_a_write_back_keeps_the_bytes_written(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
-    tree = Tree(parts.backing, parts.inodes)
+    tree = Namespace(parts).tree
     file = parts.make("f", b"")
     await parts.writer.write(file, 0, b"new")
     parts.backing.after_meta.shut = parts.backing.after_write.shut = True
@@ -155,7 +144,7 @@ async def test_an_unlink_overtaken_by_a_write_back_keeps_the_bytes_written(make_
 @in_trio
 async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_parts: MakeParts) -> None:
     parts = make_parts()
-    tree = Tree(parts.backing, parts.inodes)
+    tree = Namespace(parts).tree
     file = parts.make("f", b"short")
     parts.backing.after_meta.shut = True
     async with trio.open_nursery() as nursery:
@@ -170,22 +159,20 @@ async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_par
 async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakeParts) -> None:
     """Beside many busy processes, a caller gets no processor for a while after it was told to look again."""
     parts = make_parts()
-    tree = Tree(parts.backing, parts.inodes)
-    names = Revalidator(parts.backing, parts.inodes)
-    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
+    namespace = Namespace(parts)
+    tree, names, opener, caller = namespace.tree, namespace.names, namespace.opener, Caller(pid=7)
     (parts.directory / "f").touch()
     for number in range(MAX_LOCATIONS + 1):  # more names than are known, so it is looked up again at each open
         os.link(parts.directory / "f", parts.directory / f"n{number}")
         parts.lookup(f"n{number}")
     inode = parts.lookup("f")
     with pytest.raises(OSError, match="tale"):
-        await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
+        await opener.open(inode, os.O_RDONLY, caller)
     await trio.sleep(1)
     assert names.is_second_walk(7)
     names.record_second_lookup(7, await tree.lookup_and_open(parts.inodes.root, b"f"))
     await trio.sleep(1)
-    fd, _ = await attributes.open(inode, os.O_RDONLY, 7, may_read_too=False)
-    os.close(fd)
+    await opener.close(await opener.open(inode, os.O_RDONLY, caller))
     await trio.sleep(60)
     assert not names.is_second_walk(7)
 
@@ -203,7 +190,6 @@ async def test_a_directory_with_zero_links_exists_if_the_backing_counts_none(
 
     monkeypatch.setattr(os, "fstat", without_links)
     parts = make_parts()
-    names = Revalidator(parts.backing, parts.inodes)
-    attributes = Attributes(parts.backing, parts.inodes, parts.writer, names)
+    opener = Namespace(parts).opener
     (parts.directory / "d").mkdir()
-    assert stat.S_ISDIR((await attributes.check_directory(parts.lookup("d"), 1)).st_mode)
+    assert stat.S_ISDIR((await opener.open_directory(parts.lookup("d"), 1)).st_mode)

@@ -26,9 +26,8 @@ def test_a_slab_comes_from_the_stock_alone() -> None:
 
 
 def test_a_low_stock_asks_for_a_fill_until_the_arena_is_used_up() -> None:
-    stock = Stock(EmbeddedArena(24 * SLAB_SIZE))
     wanted: list[int] = []
-    stock.on_want = lambda: wanted.append(stock.stocked)
+    stock = Stock(EmbeddedArena(24 * SLAB_SIZE), lambda: wanted.append(stock.stocked))
     stock.fill()
     slabs = []
     for _ in range(24):
@@ -43,9 +42,8 @@ def test_a_low_stock_asks_for_a_fill_until_the_arena_is_used_up() -> None:
 
 
 def test_the_stock_is_short_only_of_what_a_fill_can_add() -> None:
-    stock = Stock(EmbeddedArena(24 * SLAB_SIZE))
     wanted: list[int] = []
-    stock.on_want = lambda: wanted.append(stock.stocked)
+    stock = Stock(EmbeddedArena(24 * SLAB_SIZE), lambda: wanted.append(stock.stocked))
     assert stock.is_short(1)
     assert wanted == [0]
     stock.fill()

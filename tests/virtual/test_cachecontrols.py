@@ -22,15 +22,11 @@ class HangingTree:
         await trio.sleep_forever()
 
 
-async def no_resize(size: int) -> None:
-    """Be the resize that nobody asks for."""
-
-
 @pytest.mark.parametrize(("verb", "data"), [(b"drop_caches", b"some/path\n"), (b"held_pages", b"some/path\0")])
 def test_a_path_that_a_hanging_backing_does_not_find_is_given_up(verb: bytes, data: bytes) -> None:
     control = ControlFiles(".tmemfs", Stats(), dict)
-    nothing = cast(Any, SimpleNamespace(root=None))
-    CacheControls(control, nothing, nothing, cast(Any, HangingTree()), None, no_resize)
+    nothing = cast(Any, SimpleNamespace(inodes=SimpleNamespace(root=None)))
+    CacheControls(control, nothing, cast(Any, HangingTree()), None)
 
     async def main() -> None:
         began = trio.current_time()

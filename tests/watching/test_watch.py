@@ -64,7 +64,7 @@ def test_our_own_changes_are_no_news(parts: Watched) -> None:
         root = parts.inodes.root
         async with parts.watching():
             await parts.settled()
-            parts.kernel.attributes.clear()
+            parts.kernel.invalidated.clear()
             for turn in range(20):
                 await parts.writer.write(file, turn, b"b")
                 await trio.sleep(0.001)
@@ -100,7 +100,7 @@ def test_names_that_others_make_remove_and_replace_are_forgotten(parts: Watched)
             wanted = {b"new", b"gone", b"replaced", b"moved", b"there"}
             await parts.until(lambda: wanted <= {name for _, name in parts.kernel.names})
             assert {number for number, _ in parts.kernel.names} == {root.number}
-            assert root.number in parts.kernel.attributes
+            assert root.number in parts.kernel.invalidated
             assert root.listing is None
             await parts.until(lambda: moved.locations == [(root, b"there")])
 
@@ -195,7 +195,7 @@ def test_attributes_changed_by_others_are_invalidated_for_every_node_type(parts:
         async with parts.watching():
             for inode, name in ((directory, "d"), (pipe, "p"), (parts.inodes.root, ".")):
                 await parts.until(lambda: not parts.watch._busy)
-                parts.kernel.attributes.clear()
+                parts.kernel.invalidated.clear()
                 (parts.directory / name).chmod(0o700 if name == "d" else 0o750)
                 await parts.until(partial(parts.kernel.was_told_of, inode))
             assert parts.kernel.names == []
@@ -221,7 +221,7 @@ def test_lost_events_renew_open_files_and_have_every_name_looked_at_again(
                 await parts.until(lambda: parts.watch.overflows)
                 assert not parts.cached_pages(file)
                 assert gone.attr_until == 0.0
-                assert {closed.number, gone.number, 1} <= set(parts.kernel.attributes)
+                assert {closed.number, gone.number, 1} <= set(parts.kernel.invalidated)
                 await parts.until(lambda: (1, b"gone") in parts.kernel.names)
                 assert (1, b"closed") not in parts.kernel.names
                 assert closed.attr_until > 0.0  # looked at again

@@ -10,32 +10,25 @@ from typing import Any
 
 import trio
 
-from tests.guestparts import Parts
+from tests.guestparts import Parts, SilentKernel
+from tmemfs.backing import Backing
 from tmemfs.inodes.inode import Inode
-from tmemfs.kernel.kernelcache import KernelCache
-from tmemfs.namespace.listing import Listings
-from tmemfs.namespace.tree import Tree
+from tmemfs.namespace.namespace import Namespace
 from tmemfs.watching.watch import Watch
 
 SECONDS = 30.0
 
 
-class Kernel(KernelCache):
-    """The kernel's side, which remembers what it was asked to forget."""
+class Kernel(SilentKernel):
+    """A kernel that records the invalidations."""
 
-    def __init__(self) -> None:
-        self.attributes: list[int] = []
+    def __init__(self, backing: Backing) -> None:
+        super().__init__(backing)
         self.names: list[tuple[int, bytes]] = []
 
-    def invalidate_attributes(self, number: int) -> None:
-        self.attributes.append(number)
-
     def was_told_of(self, inode: Inode) -> bool:
-        """Tell whether the attributes of an inode were to be forgotten."""
-        return inode.number in self.attributes
-
-    def invalidate_pages(self, number: int) -> None:
-        raise AssertionError("only the guest asks for that")
+        """Return whether the attributes of an inode were invalidated."""
+        return inode.number in self.invalidated
 
     def invalidate_name(self, number: int, name: bytes) -> None:
         if name != b"/":
@@ -45,12 +38,13 @@ class Kernel(KernelCache):
 class Watched(Parts):
     """A guest's parts with a watch, on real inotify."""
 
+    kernel: Kernel
+    watch: Watch
+
     def __init__(self, directory: Path, **more: Any) -> None:
-        super().__init__(directory, attr_timeout=60.0, **more)
-        self.kernel = Kernel()
-        self.watch = Watch(self.inodes, self.descriptors, self.backing, self.content, self.kernel)
-        self.tree = Tree(self.backing, self.inodes)
-        self.listings = Listings(self.backing, self.inodes)
+        super().__init__(directory, attr_timeout=60.0, watch=True, kernel=Kernel, **more)
+        namespace = Namespace(self)
+        self.tree, self.listings = namespace.tree, namespace.listings
 
     async def find(self, *names: str) -> Inode:
         """Look a path up, as the kernel does."""

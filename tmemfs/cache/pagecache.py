@@ -35,16 +35,19 @@ Buffer = bytes | bytearray | memoryview
 
 
 class PageCache(Frames):
-    """Keep at most `capacity` bytes of pages; `limit` bounds what a later resize may ask for."""
+    """Keep at most `capacity` bytes of pages; `limit` bounds what a later resize may ask for.
 
-    def __init__(self, capacity: int, *, limit: int, queueing: bool) -> None:
+    `on_victims` is called when victims wait to be put into the pool; None: there is no pool, and no victim queue.
+    """
+
+    def __init__(self, capacity: int, *, limit: int, on_victims: Callable[[], None] | None) -> None:
         super().__init__(capacity, limit)
         self._free: deque[int] = deque(range(self.frames))
         self._announced = 0  # pages of fills in flight, which will want frames
         self._hand = 0
-        self._queueing = queueing
+        self._queueing = on_victims is not None
         self.victims: deque[int] = deque()  # frames; entries whose page was rescued are stale and skipped
-        self.on_victims: Callable[[], None] = lambda: None
+        self._on_victims = on_victims or _nobody
         self.resident = 0  # pages
         self.dirty_pages = 0
         self.evictions = 0
@@ -153,7 +156,7 @@ class PageCache(Frames):
             else:
                 self.passed += self.passing[frame]
                 self.evict(frame)
-        self.on_victims()
+        self._on_victims()
         return count
 
     def _find_victim(self) -> int:
@@ -312,3 +315,7 @@ class PageCache(Frames):
             table, index = self.describe(frame)
             assert table[index] == frame
             assert self.ref[frame] != QUEUED or frame in self.victims
+
+
+def _nobody() -> None:
+    pass

@@ -12,6 +12,7 @@ import time
 import trio
 
 from tmem import Pool
+from tmemcommon.wakeup import Wakeup
 from tmemfs.cache.admission import Admission
 from tmemfs.cache.discards import Discards
 from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache, PageOwner
@@ -26,17 +27,14 @@ BATCH = 16  # pages put between two looks at the requests: about 200 µs
 class Precache:
     """The guest's private ephemeral pool; with no pool, every get misses and nothing is put."""
 
-    def __init__(self, cache: PageCache, pool: Pool | None, stocking: Stocking) -> None:
+    def __init__(self, cache: PageCache, pool: Pool | None, stocking: Stocking, victims: Wakeup) -> None:
+        """Serve the pool; the cache sets `victims` when its victim queue is to be drained."""
         self._cache = cache
         self._stocking = stocking
         self.pool = pool
         self.discards = Discards(cache, pool)
         self.admission = Admission()
-        self._wake = trio.Event()
-        cache.on_victims = self._wake_up
-
-    def _wake_up(self) -> None:
-        self._wake.set()
+        self._victims = victims
 
     def get(self, owner: PageOwner, index: int) -> bytes | None:
         """Take a page out of the pool; the caller owes it to the cache before its next await."""
@@ -95,8 +93,7 @@ class Precache:
     async def run(self) -> None:
         """Drain the victim queue whenever something waits in it."""
         while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
+            await self._victims.wait()
             while self._cache.victims:
                 count = max(BATCH, len(self._cache.victims) // 4)
                 await self._stocking.ready(count)

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import trio
 
-from tmem.arena import SLAB_SIZE
+from tmem.arena import SLAB_SIZE, SlabSource
 from tmem.stock import Stock
+from tmemcommon.wakeup import Wakeup
 from tmemfs.iothreads import IoThreads
 
 PATIENCE = 0.05  # seconds; 128 slabs are made real in 3 ms while there is memory
 
 
 class Stocking:
-    """The stock of one guest; None where its slabs come from elsewhere."""
+    """The stock of one guest. Without a source it is always ready: a lender keeps a stock of its own."""
 
-    def __init__(self, stock: Stock | None) -> None:
-        self._stock = stock
-        self._wanted = trio.Event()
+    def __init__(self, source: SlabSource | None) -> None:
+        self._wanted = Wakeup()
         self._filled = trio.Event()
-        if stock is not None:
-            stock.on_want = self._want
+        self._stock = Stock(source, self._wanted.set) if source is not None else None
 
-    def _want(self) -> None:
-        self._wanted.set()
+    @property
+    def stock(self) -> Stock | None:
+        """Where the pool gets its slabs from."""
+        return self._stock
 
     @property
     def stocked_bytes(self) -> int:
@@ -47,7 +48,6 @@ class Stocking:
         stock, threads = self._stock, IoThreads("tmem-stock", 1)
         try:
             while True:
-                self._wanted = trio.Event()
                 await threads.run(lambda _: stock.fill())
                 self._filled.set()
                 self._filled = trio.Event()

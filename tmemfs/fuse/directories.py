@@ -16,8 +16,8 @@ from pyfuse3 import EntryAttributes
 from tmemfs.fuse.replies import Replies
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
-from tmemfs.namespace.attributes import Attributes
-from tmemfs.namespace.listing import Listing, Listings
+from tmemfs.namespace.listing import Listing
+from tmemfs.namespace.namespace import Namespace
 
 _DOTS = (b".", b"..")
 _FIRST_NEXT = len(_DOTS) + 1  # what an entry at position 0 says comes next
@@ -36,16 +36,17 @@ class OpenDirectory:
 class Directories:
     """The open directories of one guest."""
 
-    def __init__(self, inodes: InodeTable, attributes: Attributes, listings: Listings, replies: Replies) -> None:
+    def __init__(self, inodes: InodeTable, namespace: Namespace, replies: Replies) -> None:
         self._inodes = inodes
-        self._attributes = attributes
-        self._listings = listings
+        self._attributes = namespace.attributes
+        self._opener = namespace.opener
+        self._listings = namespace.listings
         self._replies = replies
         self._open: dict[int, OpenDirectory] = {}
 
     async def open(self, fh: int, inode: Inode, thread: int) -> None:
         """Open a directory under a handle number. Raise the backing's OSError, ESTALE where it has no name any more."""
-        self._listings.compare(inode, await self._attributes.check_directory(inode, thread))
+        self._listings.compare(inode, await self._opener.open_directory(inode, thread))
         self._open[fh] = OpenDirectory(inode)
 
     def close(self, fh: int) -> None:

@@ -18,19 +18,14 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext, StatvfsData
 
+from tmemfs.datapath import DataPath
 from tmemfs.fuse.answer import answered
 from tmemfs.fuse.directories import Directories
 from tmemfs.fuse.replies import Replies, direct, free_space
 from tmemfs.fuse.virtualfiles import InvalidInput, OpenVirtual, VirtualFiles, VirtualNode
 from tmemfs.inodes.inode import Inode
-from tmemfs.inodes.inodes import InodeTable
-from tmemfs.io.files import OpenFiles
-from tmemfs.io.reader import Reader
-from tmemfs.io.writer import Writer
-from tmemfs.namespace.attributes import AttributeChanges, Attributes
-from tmemfs.namespace.opener import Opener
-from tmemfs.namespace.revalidate import Revalidator
-from tmemfs.namespace.tree import Tree
+from tmemfs.namespace.attributes import AttributeChanges
+from tmemfs.namespace.namespace import Namespace
 from tmemfs.stats import Stats
 
 log = logging.getLogger(__name__)
@@ -42,16 +37,10 @@ STATS_PATIENCE = 1.0  # seconds that a lookup of /stats waits for the backing to
 class Parts:
     """What the operations work on."""
 
-    inodes: InodeTable
-    files: OpenFiles
-    reader: Reader
-    writer: Writer
+    data: DataPath
     virtual: VirtualFiles
-    tree: Tree
-    attributes: Attributes
-    names: Revalidator
+    namespace: Namespace
     directories: Directories
-    opener: Opener
     replies: Replies
 
 
@@ -67,19 +56,19 @@ class Operations(pyfuse3.Operations):
         self.parts = parts
         self.stats = stats
         self._replies = parts.replies
-        self._files = parts.files.by_number
-        self._hit = parts.reader.hit
+        self._files = parts.data.files.by_number
+        self._hit = parts.data.reader.hit
         self._read_latency = stats.latency("read")
         self._open_virtual: dict[int, OpenVirtual] = {}
 
     def _inode(self, number: int) -> Inode:
-        inode = self.parts.inodes.get(number)
+        inode = self.parts.data.inodes.get(number)
         if inode is None:
             raise OSError(errno.EPERM if self.parts.virtual.get(number) else errno.ESTALE, "")
         return inode
 
     def _remembered(self, inode: Inode) -> EntryAttributes:
-        self.parts.inodes.add_lookup(inode)
+        self.parts.data.inodes.add_lookup(inode)
         return self._replies.entry(inode)
 
     # -- names ---------------------------------------------------------------------------------------------------
@@ -98,9 +87,9 @@ class Operations(pyfuse3.Operations):
         return self._replies.missing() if inode is None else self._remembered(inode)
 
     async def _lookup(self, parent: Inode, name: bytes, thread: int) -> Inode | None:
-        names = self.parts.names
+        names = self.parts.namespace.names
         again = names.is_second_walk(thread)
-        tree = self.parts.tree
+        tree = self.parts.namespace.tree
         inode = await (tree.lookup_and_open if again else tree.lookup)(parent, name)
         if again:
             names.record_second_lookup(thread, inode)
@@ -116,35 +105,35 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         try:
             for number, count in inode_list:
-                self.parts.inodes.forget(number, count)
+                self.parts.data.inodes.forget(number, count)
         except Exception:  # there is no reply to make of it, and out of here it would end the mount
             log.exception("forget failed unexpectedly")
 
     @answered
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        return self._remembered(await self.parts.tree.mknod(self._inode(parent), name, mode, rdev, ctx))
+        return self._remembered(await self.parts.namespace.tree.mknod(self._inode(parent), name, mode, rdev, ctx))
 
     @answered
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._remembered(await self.parts.tree.mkdir(self._inode(parent), name, mode, ctx))
+        return self._remembered(await self.parts.namespace.tree.mkdir(self._inode(parent), name, mode, ctx))
 
     @answered
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._remembered(await self.parts.tree.symlink(self._inode(parent), name, target, ctx))
+        return self._remembered(await self.parts.namespace.tree.symlink(self._inode(parent), name, target, ctx))
 
     @answered
     async def link(self, number: int, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         inode = self._inode(number)
-        await self.parts.tree.link(inode, self._inode(parent), name)
+        await self.parts.namespace.tree.link(inode, self._inode(parent), name)
         return self._remembered(inode)
 
     @answered
     async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
-        await self.parts.tree.unlink(self._inode(parent), name)
+        await self.parts.namespace.tree.unlink(self._inode(parent), name)
 
     @answered
     async def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
-        await self.parts.tree.unlink(self._inode(parent), name, directory=True)
+        await self.parts.namespace.tree.unlink(self._inode(parent), name, directory=True)
 
     @answered
     async def rename(
@@ -152,11 +141,11 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         if self.parts.virtual.find(new_parent, new_name) is not None:
             raise PermissionError(errno.EPERM, "")  # it would be hidden by ours
-        await self.parts.tree.rename(self._inode(parent), name, self._inode(new_parent), new_name, flags)
+        await self.parts.namespace.tree.rename(self._inode(parent), name, self._inode(new_parent), new_name, flags)
 
     @answered
     async def readlink(self, number: int, ctx: RequestContext) -> bytes:
-        return await self.parts.attributes.readlink(self._inode(number), ctx.pid)
+        return await self.parts.namespace.opener.readlink(self._inode(number), ctx.pid)
 
     # -- attributes ----------------------------------------------------------------------------------------------
 
@@ -166,8 +155,8 @@ class Operations(pyfuse3.Operations):
         if node is not None:
             return self._replies.virtual(node)
         inode = self._inode(number)
-        await self.parts.writer.settle(inode)
-        return self._replies.entry(inode, await self.parts.attributes.get(inode))
+        await self.parts.data.writer.settle(inode)
+        return self._replies.entry(inode, await self.parts.namespace.attributes.get(inode))
 
     @answered
     async def setattr(
@@ -178,7 +167,7 @@ class Operations(pyfuse3.Operations):
             if fields.update_size:
                 node.truncate(attr.st_size)
             return self._replies.virtual(node)
-        inode, attributes = self._inode(number), self.parts.attributes
+        inode, attributes = self._inode(number), self.parts.namespace.attributes
         if fields.update_size:
             file = self._files.get(fh) if fh is not None else None
             if file is not None and file.writable:
@@ -201,25 +190,25 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, number: int, name: bytes, ctx: RequestContext) -> bytes:
         if self.parts.virtual.get(number) is not None:
             raise OSError(errno.ENODATA, "")
-        return await self.parts.attributes.getxattr(self._inode(number), name)
+        return await self.parts.namespace.attributes.getxattr(self._inode(number), name)
 
     @answered
     async def setxattr(self, number: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self.parts.attributes.setxattr(self._inode(number), name, value, ctx)
+        await self.parts.namespace.attributes.setxattr(self._inode(number), name, value, ctx)
 
     @answered
     async def listxattr(self, number: int, ctx: RequestContext) -> Sequence[bytes]:
         if self.parts.virtual.get(number) is not None:
             return []
-        return await self.parts.attributes.listxattr(self._inode(number))
+        return await self.parts.namespace.attributes.listxattr(self._inode(number))
 
     @answered
     async def removexattr(self, number: int, name: bytes, ctx: RequestContext) -> None:
-        await self.parts.attributes.removexattr(self._inode(number), name)
+        await self.parts.namespace.attributes.removexattr(self._inode(number), name)
 
     @answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        return free_space(await self.parts.attributes.statfs())
+        return free_space(await self.parts.namespace.attributes.statfs())
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -228,16 +217,16 @@ class Operations(pyfuse3.Operations):
         node = self.parts.virtual.get(number)
         if node is not None:
             opened = node.open(flags)
-            fh = self.parts.files.new_number()
+            fh = self.parts.data.files.new_number()
             self._open_virtual[fh] = opened
             return direct(fh)
-        return direct((await self.parts.opener.open(self._inode(number), flags, ctx)).number)
+        return direct((await self.parts.namespace.opener.open(self._inode(number), flags, ctx)).number)
 
     @answered
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        file = await self.parts.opener.create(self._inode(parent), name, mode, flags, ctx)
+        file = await self.parts.namespace.opener.create(self._inode(parent), name, mode, flags, ctx)
         return direct(file.number), self._remembered(file.inode)
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
@@ -256,7 +245,7 @@ class Operations(pyfuse3.Operations):
         virtual = self._open_virtual.get(fh)
         if virtual is not None:
             return await virtual.read(offset, size)
-        return await self.parts.reader.read(self._files[fh], offset, size)  # type: ignore[return-value]
+        return await self.parts.data.reader.read(self._files[fh], offset, size)  # type: ignore[return-value]
 
     @answered
     async def write(self, fh: int, offset: int, data: bytes) -> int:
@@ -268,26 +257,26 @@ class Operations(pyfuse3.Operations):
                 log.warning("%s: %s", os.fsdecode(virtual.name), error)
                 raise OSError(errno.EINVAL, "") from None
         file = self._files[fh]
-        written = await self.parts.writer.write(file, offset, data)
+        written = await self.parts.data.writer.write(file, offset, data)
         if file.appends and file.inode.size_in_doubt:  # it landed behind what others had appended
-            await self.parts.opener.tell_size(file.inode)
+            await self.parts.namespace.opener.update_kernel_size(file.inode)
         return written
 
     @answered
     async def flush(self, fh: int) -> None:
         if fh not in self._open_virtual:
-            await self.parts.opener.flush(self._files[fh])
+            await self.parts.namespace.opener.flush(self._files[fh])
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         if fh not in self._open_virtual:
-            await self.parts.writer.sync(self._files[fh], data_only=datasync)
+            await self.parts.data.writer.sync(self._files[fh], data_only=datasync)
 
     @answered
     async def release(self, fh: int) -> None:
         virtual = self._open_virtual.pop(fh, None)
         if virtual is None:
-            await self.parts.opener.close(self._files[fh])
+            await self.parts.namespace.opener.close(self._files[fh])
         else:
             virtual.close()
 
@@ -295,7 +284,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def opendir(self, number: int, ctx: RequestContext) -> int:
-        fh = self.parts.files.new_number()
+        fh = self.parts.data.files.new_number()
         if number != self.parts.virtual.directory.number:  # that one reads as empty
             await self.parts.directories.open(fh, self._inode(number), ctx.pid)
         return fh
@@ -312,4 +301,4 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         directory = self.parts.directories.inode(fh)
         if directory is not None:
-            await self.parts.attributes.sync_directory(directory)
+            await self.parts.namespace.attributes.sync_directory(directory)

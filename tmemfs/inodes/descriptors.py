@@ -164,6 +164,10 @@ class Descriptors:
         with self.use(inode) as fd:
             return function(fd)
 
+    def reopen(self, inode: Located, flags: int) -> int:
+        """Return a new descriptor of the inode's file, opened with `flags`."""
+        return self.call(inode, lambda fd: os.open(f"/proc/self/fd/{fd}", flags))
+
     def _replace(self, inode: Located, entry: _Entry) -> bool:
         """Replace the descriptor of an inode by one opened by name now. Return whether that was possible."""
         fd = -1 if entry.pinned else self._open_by_name(inode)

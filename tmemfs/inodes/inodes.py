@@ -22,7 +22,7 @@ import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -30,6 +30,7 @@ import trio
 from tmemfs.cache.content import Content
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode, Version
+from tmemfs.inodes.observer import InodeObserver
 from tmemfs.inodes.stamps import SECOND, Stamps, grain_of
 
 ROOT = 1
@@ -45,10 +46,10 @@ class InodeTable:
         descriptors: Descriptors,
         content: Content,
         stamps: Stamps,
+        observer: InodeObserver,
         *,
         version_by: str,
         attr_timeout: float,
-        invalidate_kernel: Callable[[Inode], None] = lambda inode: None,
     ) -> None:
         st = os.fstat(root_fd)
         self._stamps = stamps
@@ -66,11 +67,8 @@ class InodeTable:
         self.tick = 0
         self._renamed: dict[int, set[Inode]] = {}  # the inodes of each change of names in progress
         self.invalidations = 0  # changes by others that were detected
-        self.invalidate_kernel = invalidate_kernel  # drops the attributes and pages that the kernel caches
-        self.start_watch: Callable[[Inode], Awaitable[None]] | None = None
-        self.on_removed: Callable[[Inode], None] = lambda inode: None  # a watched directory was removed from the table
-        self.on_gone: Callable[[Inode], None] = lambda inode: None  # its last name went, and it is not open
-        self.on_name_removed: Callable[[Inode, bytes], None] = lambda directory, name: None  # by this mount
+        self.observer = observer
+        self.watches_directories = observer.watches_directories
         descriptors.pin(self.root, root_fd)
 
     def __len__(self) -> int:
@@ -86,8 +84,8 @@ class InodeTable:
 
     async def ensure_watched(self, directory: Inode) -> None:
         """Watch a directory (with --watch) before the kernel caches anything in it."""
-        if self.start_watch is not None and not directory.watch:
-            await self.start_watch(directory)
+        if self.watches_directories and not directory.watch:
+            await self.observer.before_lookup(directory)
 
     def get_or_create(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode:
         """Return the inode of a stat taken of a name, created if new; `started` is the tick before the stat."""
@@ -210,7 +208,7 @@ class InodeTable:
         self.drop_clean_pages(inode)
         inode.virtual = False
         inode.changed_by_others = True
-        self.invalidate_kernel(inode)
+        self.observer.invalidate(inode)
 
     def drop_clean_pages(self, inode: Inode) -> None:
         """Drop the clean pages of a file and everything else that was learned from reading it."""
@@ -295,7 +293,7 @@ class InodeTable:
             inode.locations.clear()
             if inode.opens == 0:
                 self._content.forget(inode)
-                self.on_gone(inode)
+                self.observer.orphaned(inode)
 
     def forget(self, number: int, count: int) -> None:
         """Subtract from the lookup count (FUSE_FORGET). At 0, remove the inode, or retain it if it has cached pages."""
@@ -337,7 +335,7 @@ class InodeTable:
     def _remove(self, inode: Inode) -> None:
         self._content.forget(inode)
         if inode.watch > 0:
-            self.on_removed(inode)
+            self.observer.evicted(inode)
         self._retained.pop(inode.number, None)
         del self._by_number[inode.number]
         if self._by_key.get(inode.key) is inode:

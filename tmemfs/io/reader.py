@@ -42,7 +42,7 @@ class Reader:
         self._view = content.cache.view
         # One request's pages: a fresh buffer of 1 MiB for each would cost more in page faults than the copy does.
         self._scratch = memoryview(bytearray(_SCRATCH_PAGES << PAGE_SHIFT))
-        self.nursery: trio.Nursery | None = None  # for readahead; none is done while there is none
+        self._nursery: trio.Nursery | None = None  # of read-ahead; there is none before `run`
         self.hits = 0  # pages that were in the cache
         self.readahead_hits = 0  # those of them that were read ahead and asked for the first time
         self.misses = 0  # pages that were not in the cache, wherever they came from
@@ -276,13 +276,22 @@ class Reader:
     def _present(self, inode: Inode, index: int) -> bool:
         return index in inode.pages or index in inode.fills or self._precache.holds(inode, index)
 
+    async def run(self) -> None:
+        """Read ahead of streams until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
     # -- readahead -------------------------------------------------------------------------------------------------
 
     def _read_ahead(self, file: OpenFile, first: int) -> None:
         """Start the next window of a stream; nobody waits for it."""
         start, count = file.stream.reached_marker(first)
         end = min(start + count, (file.inode.size + PAGE_SIZE - 1) >> PAGE_SHIFT)
-        if self.nursery is None or count == 0 or start >= end:
+        if self._nursery is None or count == 0 or start >= end:
             return
         index = start
         while index < end:
@@ -298,7 +307,7 @@ class Reader:
             for page in range(index, stop):  # before the task runs: a reader in between must join, not read again
                 file.inode.fills[page] = fill
             file.acquire()  # before the task runs, too: the file may be closed before it does
-            self.nursery.start_soon(self._fill_ahead, file, fill)
+            self._nursery.start_soon(self._fill_ahead, file, fill)
             index = stop
 
     async def _fill_ahead(self, file: OpenFile, fill: Fill) -> None:

@@ -67,7 +67,7 @@ class Writer:
         written = await self._write_through(file, inode.size, data, append=True)
         if inode.size > offset + written:  # the kernel believes in an end before the real one, and has the wrong page
             inode.size_in_doubt = True
-            self._inodes.invalidate_kernel(inode)
+            self._inodes.observer.invalidate(inode)
         return written
 
     async def _write_through(self, file: OpenFile, offset: int, data: bytes, *, append: bool = False) -> int:
@@ -105,7 +105,7 @@ class Writer:
         if inode.virtual or after.st_size < (written if append else offset + written):
             self._inodes.mark_virtual(inode)
         if after.st_mode != before.st_mode:
-            self._inodes.invalidate_kernel(inode)  # the kernel forgets times and size after a write, not the mode
+            self._inodes.observer.invalidate(inode)  # the kernel forgets times and size after a write, not the mode
         return written
 
     async def change(self, inode: Inode, call: Callable[[], T], stat_of: Callable[[], os.stat_result]) -> T:

@@ -1,4 +1,4 @@
-"""Read and change attributes and extended attributes, reopen files, and report the free space."""
+"""Read and change attributes and extended attributes; report the free space."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ import trio
 from tmemcommon import libc
 from tmemfs.backing import Backing
 from tmemfs.inodes.cachedstats import CachedStats
-from tmemfs.inodes.descriptors import stat_or_close
 from tmemfs.inodes.inode import Absent, Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.io.writer import Writer
 from tmemfs.namespace.owners import Caller, may_keep_set_group_id
-from tmemfs.namespace.revalidate import Revalidator
 
-# Open flags that the kernel has already handled, or that we handle.
-_NOT_FOR_BACKING = os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_TRUNC
 _ANY = b""  # stands for all extended attributes
 _ACCESS_ACL = b"system.posix_acl_access"
 _OFTEN_ABSENT = frozenset({b"security.selinux", _ACCESS_ACL, b"system.posix_acl_default", _ANY})
@@ -63,13 +59,12 @@ class AttributeChanges:
 class Attributes:
     """The operations on attributes of one guest."""
 
-    def __init__(self, backing: Backing, inodes: InodeTable, writer: Writer, names: Revalidator) -> None:
+    def __init__(self, backing: Backing, inodes: InodeTable, writer: Writer) -> None:
         self._backing = backing
         self._inodes = inodes
         self._descriptors = inodes.descriptors
         self._stats = CachedStats(inodes)
         self._writer = writer
-        self._names = names
         self._absent: dict[Absent, Absent] = {}
 
     async def get(self, inode: Inode) -> os.stat_result:
@@ -84,6 +79,10 @@ class Attributes:
         st = await self._backing.ask(self._stats.cached_inode, self._stats.inode, inode)
         self._inodes.observe(inode, st, started)
         return st
+
+    def stat_in_thread(self, inode: Inode) -> os.stat_result:
+        """Return the attributes as the backing has them now; called in a thread."""
+        return self._stats.inode(inode)
 
     async def set(self, inode: Inode, changes: AttributeChanges) -> None:
         """Change mode, owner or times."""
@@ -103,77 +102,6 @@ class Attributes:
             self._descriptors.call(inode, lambda path_fd: os.truncate(f"/proc/self/fd/{path_fd}", size))
 
         await self._writer.truncate(inode, size, call, lambda: self._stats.inode(inode))
-
-    async def readlink(self, inode: Inode, thread: int) -> bytes:
-        """Return the target of a symbolic link. ESTALE if a known name no longer leads to it."""
-
-        def call() -> bytes:
-            return self._descriptors.call(inode, lambda fd: os.readlink(b"", dir_fd=fd))
-
-        return await self._names.run(inode, thread, call, ends_walk=False)
-
-    async def check_directory(self, inode: Inode, thread: int) -> os.stat_result:
-        """Return the current attributes of a directory. ESTALE if a known name no longer leads to it."""
-        started = self._inodes.start()
-        st = await self._names.run(inode, thread, lambda: self._stats.inode(inode))
-        self._inodes.observe(inode, st, started)
-        removed = self._inodes.links_are_counted and not st.st_nlink and not inode.unlinked
-        if removed:  # if only the first readdir failed, glibc would show an empty directory
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return st
-
-    # -- opening -------------------------------------------------------------------------------------------------
-
-    async def open(self, inode: Inode, flags: int, thread: int, *, may_read_too: bool) -> tuple[int, int]:
-        """Open the backing file and compare its version. Return a descriptor and the flags that were used.
-
-        ESTALE if a known name leads elsewhere now; the kernel then looks the path up again for `thread`.
-        `may_read_too`: open a write-only file for reading as well, if permitted, because write-back has to fill pages.
-        """
-
-        def call() -> tuple[int, int, os.stat_result]:
-            wanted = (flags & ~_NOT_FOR_BACKING) | os.O_CLOEXEC
-            if may_read_too and wanted & os.O_ACCMODE == os.O_WRONLY:
-                try:
-                    both = wanted & ~os.O_WRONLY | os.O_RDWR
-                    fd = self._reopen(inode, both)
-                    return fd, both, stat_or_close(fd)
-                except PermissionError:
-                    pass
-            fd = self._reopen(inode, wanted)
-            return fd, wanted, stat_or_close(fd)
-
-        started = self._inodes.start()
-        fd, opened, st = await self._names.run(inode, thread, call)
-        if inode.writers and self._inodes.changed_since_recorded(inode, st):
-            try:
-                async with inode.lock():  # our change in progress detects changes that others made before it
-                    started = self._inodes.start()
-                    st = await self._backing.meta(os.fstat, fd)
-            except BaseException:
-                self._descriptors.closer.close(fd)
-                raise
-        self._inodes.observe_at_open(inode, st, started)
-        prepare_descriptor(fd)
-        return fd, opened
-
-    def _reopen(self, inode: Inode, flags: int) -> int:
-        return self._descriptors.call(inode, lambda path_fd: os.open(f"/proc/self/fd/{path_fd}", flags))
-
-    async def last_byte(self, inode: Inode) -> bytes:
-        """Return the last byte of a file on the backing; a zero byte if it cannot be read."""
-
-        def call() -> bytes:
-            try:
-                fd = self._reopen(inode, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    return os.pread(fd, 1, max(0, os.fstat(fd).st_size - 1)) or b"\0"
-                finally:
-                    os.close(fd)
-            except OSError:
-                return b"\0"
-
-        return await self._backing.meta(call)
 
     # -- extended attributes -------------------------------------------------------------------------------------
 
@@ -270,7 +198,7 @@ class Attributes:
         """Sync the entries of a directory to the disk."""
 
         def call() -> None:
-            fd = self._reopen(inode, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = self._descriptors.reopen(inode, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
             finally:
@@ -286,11 +214,6 @@ class Attributes:
                 return os.statvfs(f"/proc/self/fd/{fd}")
 
         return await self._backing.meta(call)
-
-
-def prepare_descriptor(fd: int) -> None:
-    """Turn off the kernel's read-ahead: tmemfs reads ahead itself, and the kernel would cache pages a second time."""
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
 
 def _timespec(time_ns: int | None) -> tuple[int, int]:

@@ -58,7 +58,7 @@ class Tree:
 
     async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
         """Return the inode of a name, None if it does not exist."""
-        if self._inodes.start_watch is not None:
+        if self._inodes.watches_directories:
             await self._inodes.ensure_watched(parent)
         started = self._inodes.start()
         st = await self._backing.ask(self._stats.cached_name, self._stats.name, parent, name)
@@ -75,7 +75,7 @@ class Tree:
                 return None
             return stat_or_close(fd), fd
 
-        if self._inodes.start_watch is not None:
+        if self._inodes.watches_directories:
             await self._inodes.ensure_watched(parent)
         started = self._inodes.start()
         found = await self._backing.meta(self._descriptors.call, parent, call)
@@ -214,7 +214,7 @@ class Tree:
         with self._inodes.renaming() as involved:
             removed, after, changed = await self._backing.meta(call)
         self._record_directory_change(parent, started, changed)
-        self._inodes.on_name_removed(parent, name)
+        self._inodes.observer.name_removed(parent, name)
         if removed is not None and after is not None:
             self._record_removal(removed, after, parent, name, started)
 
@@ -248,7 +248,7 @@ class Tree:
                 return
             self._record_removal(removed, after, new_parent, new_name, started)
         if not exchange:
-            self._inodes.on_name_removed(parent, name)
+            self._inodes.observer.name_removed(parent, name)
         for found, old, new in (
             (moved, (parent, name), (new_parent, new_name)),
             (other, (new_parent, new_name), (parent, name)),

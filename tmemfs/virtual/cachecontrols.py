@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Awaitable, Callable
 
 import trio
 
 from tmem import Tmem
-from tmemfs.cache.content import Content
 from tmemfs.config import ConfigError, check_cache_bytes, parse_size
+from tmemfs.datapath import DataPath
 from tmemfs.fuse.virtualfiles import InvalidInput
 from tmemfs.inodes.inode import Inode
-from tmemfs.inodes.inodes import InodeTable
 from tmemfs.namespace.tree import Tree
 from tmemfs.virtual.controlfiles import ControlFiles
 
@@ -25,33 +23,23 @@ LOOKUP_SECONDS = 10.0  # a lookup on a backing that hangs is given up after that
 class CacheControls:
     """The control files `cache_size`, `drop_caches`, `freeze` and the query `held_pages` of one guest."""
 
-    def __init__(
-        self,
-        files: ControlFiles,
-        content: Content,
-        inodes: InodeTable,
-        tree: Tree,
-        tmem: Tmem | None,
-        resize: Callable[[int], Awaitable[None]],
-    ) -> None:
-        self._content = content
-        self._inodes = inodes
+    def __init__(self, files: ControlFiles, data: DataPath, tree: Tree, tmem: Tmem | None) -> None:
+        self._data = data
         self._tree = tree
         self._tmem = tmem
-        self._resize = resize
-        files.add_control("cache_size", lambda: str(content.cache.capacity), self._resize_to)
+        files.add_control("cache_size", lambda: str(data.cache.capacity), self._resize)
         files.add_control("drop_caches", None, self._drop)
         files.add_control("freeze", lambda: str(int(tmem is not None and tmem.frozen)), self._freeze)
         files.add_query("held_pages", self._held_pages)
 
-    async def _resize_to(self, data: bytes) -> None:
+    async def _resize(self, data: bytes) -> None:
         """Set the cache's size."""
         try:
             size = parse_size(data.decode(errors="replace"))
             check_cache_bytes(size)
         except ConfigError as error:
             raise InvalidInput(str(error)) from None
-        await self._resize(size)
+        await self._data.resize(size)
 
     async def _freeze(self, data: bytes) -> None:
         """Freeze the pools (`1`) or thaw them (`0`). A frozen pool accepts no new pages."""
@@ -66,17 +54,17 @@ class CacheControls:
         """Drop the clean pages of all files (`1` or an empty line), or of one file by its path in the mount."""
         path = data.removesuffix(b"\n")
         if path == b"1" or path.strip(b"/") in (b"", b"."):
-            for count, inode in enumerate(self._inodes.all(), 1):
-                self._content.renew(inode)
+            for count, inode in enumerate(self._data.inodes.all(), 1):
+                self._data.content.renew(inode)
                 if count % INODES_PER_STEP == 0:
                     await trio.lowlevel.checkpoint()
         else:
             found = await self._find(path)
             if found is None:
                 raise InvalidInput(f"there is no file '{os.fsdecode(path)}'")
-            self._content.renew(found)
-            self._inodes.forget(found.number, 0)  # the kernel may not know it
-        await self._content.precache.discards.finish()
+            self._data.content.renew(found)
+            self._data.inodes.forget(found.number, 0)  # the kernel may not know it
+        await self._data.content.precache.discards.finish()
 
     async def _held_pages(self, data: bytes) -> bytes:
         """Return how many pages of some files are in memory. `data`: their paths in the mount, each ended by a NUL."""
@@ -84,13 +72,13 @@ class CacheControls:
         for path in data.split(b"\0")[:-1]:
             inode = await self._find(path)
             if inode is not None:
-                pages += self._content.held_pages(inode)
-                self._inodes.forget(inode.number, 0)
+                pages += self._data.content.held_pages(inode)
+                self._data.inodes.forget(inode.number, 0)
         return b"%d" % pages
 
     async def _find(self, path: bytes) -> Inode | None:
         """Return the inode of a path in the mount; links are not followed. Raise TimeoutError if the backing hangs."""
-        inode = self._inodes.root
+        inode = self._data.inodes.root
         for name in path.strip(b"/").split(b"/"):
             if name in (b"", b".", b"..") or b"\0" in name:
                 return None

@@ -89,9 +89,6 @@ class Watch:
         self._lanes = trio.CapacityLimiter(LANES)
         self._nursery: trio.Nursery | None = None
         self.overflows = 0
-        inodes.start_watch = self.add
-        inodes.on_removed = self.remove
-        inodes.on_name_removed = self.removed
 
     # -- directories ---------------------------------------------------------------------------------------------
 
@@ -175,7 +172,7 @@ class Watch:
             self._inodes.expire(inode)
             if inode.opens:
                 self._content.renew(inode)
-                self._inodes.invalidate_kernel(inode)
+                self._inodes.observer.invalidate(inode)
             self._kernel.invalidate_attributes(inode.number)
             for directory, name in inode.locations:
                 if directory.watch > 0:

@@ -26,13 +26,21 @@ class Loan:
     """One guest that was welcomed."""
 
     def __init__(self, slabs: int = 256, cap: int = 256) -> None:
+        self.released: list[int] = []  # slabs of hswap that tmemd wants back
         self.source = Borrowed(slabs)
         self.tmem = Tmem(self.source, clock=lambda: 0.0)
         self.pool: Pool = self.tmem.new_pool(name="precache")
         self.kept: Pool = self.tmem.new_pool(persistent=True, name="hswap")
-        self.borrower = Borrower(self.source, self.tmem, "/mnt")
+        self.borrower = Borrower(self.source, self.tmem, "/mnt", persistent_pages=self)
         self.hello = self.borrower.greeting()[0]
         self.borrower.welcome(Welcome(1, cap, cap // 2))
+
+    def request_release(self, slabs: int) -> None:
+        """Note what is asked of hswap."""
+        self.released.append(slabs)
+
+    def note_eviction(self) -> None:
+        """Lose nothing: there is no swap-like file."""
 
     def lend(self, runs: Runs, serial: int = 1, persistent: bool = False) -> None:
         """Make slabs real and lend them."""

@@ -14,7 +14,7 @@ from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.runs import runs_of, slabs_of
 
-Make = Callable[[int], Borrowed]
+Make = Callable[..., Borrowed]
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def make() -> Iterator[Make]:
     """Give a maker of arenas; each is checked and closed at the end."""
     made: list[Borrowed] = []
 
-    def make_one(slabs: int) -> Borrowed:
-        made.append(Borrowed(slabs))
+    def make_one(slabs: int, on_want: Callable[[], None] = lambda: None) -> Borrowed:
+        made.append(Borrowed(slabs, on_want))
         return made[-1]
 
     yield make_one
@@ -35,9 +35,8 @@ def make() -> Iterator[Make]:
 
 
 def test_nothing_is_given_that_was_not_lent(make: Make) -> None:
-    source = make(8)
     wanted: list[bool] = []
-    source.on_want = lambda: wanted.append(source.wanted[Kind.EPHEMERAL])
+    source: Borrowed = make(8, lambda: wanted.append(source.wanted[Kind.EPHEMERAL]))
     assert source.capacity == SLAB_SIZE
     assert source.acquire(False) is None
     assert source.acquire(False) is None

@@ -164,8 +164,6 @@ def test_a_guest_that_has_less_gives_what_it_has_and_says_so(make: Make) -> None
 
 def test_empty_persistent_slabs_are_returned_and_hswap_is_told_the_rest(make: Make) -> None:
     loan = make()
-    told: list[int] = []
-    loan.borrower.on_persistent_revoke = told.append
     loan.lend(((0, 4),), persistent=True)
     for index in range(2 * SLAB_PAGES):
         assert loan.kept.put(1, index, noise(index))
@@ -174,14 +172,12 @@ def test_empty_persistent_slabs_are_returned_and_hswap_is_told_the_rest(make: Ma
     (answer,) = loan.pay()
     assert isinstance(answer, Return)
     assert (len(slabs_of(answer.runs)), answer.persistent, answer.last) == (2, True, True)
-    assert told == [2]
+    assert loan.released == [2]
     assert all(loan.kept.get(1, index) == noise(index) for index in range(2 * SLAB_PAGES))
 
 
 def test_slabs_lent_after_a_lower_cap_do_not_count_towards_the_debt(make: Make) -> None:
     loan = make()
-    told: list[int] = []
-    loan.borrower.on_persistent_revoke = told.append
     loan.lend(((0, 4),), persistent=True)
     for index in range(3 * SLAB_PAGES):
         assert loan.kept.put(1, index, noise(index))
@@ -190,7 +186,7 @@ def test_slabs_lent_after_a_lower_cap_do_not_count_towards_the_debt(make: Make) 
     loan.lend(((4, 3),), persistent=True)
     returned = [message for message in loan.pay() if isinstance(message, Return)]
     assert sum(len(slabs_of(message.runs)) for message in returned) == 4
-    assert told == [3]
+    assert loan.released == [3]
 
 
 def test_a_taken_slab_takes_its_pages_before_it_can_be_lent_again(make: Make) -> None:

@@ -36,6 +36,7 @@ from tmem.lending.protocol.messages import (
 )
 from tmem.lending.protocol.runs import slabs_of
 from tmem.lending.protocol.wire import encode, tmemd_decoder
+from tmemcommon.wakeup import Wakeup
 
 SECONDS = 90.0
 
@@ -84,11 +85,12 @@ class Fixture:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.source = Borrowed(64)
+        wanted = Wakeup()
+        self.source = Borrowed(64, wanted.set)
         self.tmem = Tmem(self.source)
         self.pool = self.tmem.new_pool()
         self.borrower = Borrower(self.source, self.tmem, "/mnt")
-        self.client = Client(os.fspath(path), self.borrower)
+        self.client = Client(os.fspath(path), self.borrower, wanted)
         self._listener: socket.socket | None = None
 
     def listen(self) -> None:

@@ -18,12 +18,13 @@ from tmem.lending.protocol.runs import Run, Runs, end, runs_of, slabs_of
 class Borrowed(SlabSource):
     """A sealed memfd of `slabs` slabs, and those that are lent; pairs are indexed by Kind."""
 
-    def __init__(self, slabs: int) -> None:
+    def __init__(self, slabs: int, on_want: Callable[[], None] = lambda: None) -> None:
+        """Make the memfd; `on_want` is called when tmemd is to be asked for slabs or given some back."""
         self.total = slabs
         self.cap = 0  # slabs; told by the lender
         self.reserve = [0, 0]  # slabs of stock at which more are wanted
         self.wanted = [False, False]
-        self.on_want: Callable[[], None] = lambda: None
+        self._on_want = on_want
         self._stock: tuple[dict[int, None], dict[int, None]] = ({}, {})
         self._unused = [0, 0]  # slabs that were in stock all the time since the last `idle`
         self._out: dict[int, Kind] = {}
@@ -61,7 +62,7 @@ class Borrowed(SlabSource):
         stock = self._stock[kind]
         if len(stock) <= self.reserve[kind] and not self.wanted[kind]:
             self.wanted[kind] = True
-            self.on_want()
+            self._on_want()
         if not stock:
             return None
         slab, _ = stock.popitem()
@@ -77,7 +78,7 @@ class Borrowed(SlabSource):
         del self._out[slab]
         self._held[kind] -= 1
         self._returning[kind][slab] = None
-        self.on_want()
+        self._on_want()
 
     # What the lender does.
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tmem.lending.guest.borrowed import Borrowed
 from tmem.lending.protocol.kind import Kind
@@ -91,17 +91,31 @@ class _Need:
         self.retry = min(2 * self.retry, MOST_RETRY)
 
 
+class PersistentPages(Protocol):
+    """The owner of the persistent pools."""
+
+    def request_release(self, slabs: int) -> None:
+        """Free slabs soon that tmemd wants back and that pages still use."""
+
+    def note_eviction(self) -> None:
+        """Note that the memory of all persistent pools is gone."""
+
+
 class Borrower:
     """One guest's dealings with tmemd. `now` is seconds on any one monotonic clock."""
 
-    def __init__(self, source: Borrowed, tmem: Tmem, name: str, persistent_slabs: int | None = 0) -> None:
+    def __init__(
+        self,
+        source: Borrowed,
+        tmem: Tmem,
+        name: str,
+        persistent_slabs: int | None = 0,
+        persistent_pages: PersistentPages | None = None,
+    ) -> None:
         self.source = source
+        self._persistent_pages = persistent_pages
         self.counters = Counters()
         self.persistent_cap = 0  # slabs
-        # What the owner of persistent pools does about slabs that tmemd wants back and that no page is free to leave.
-        self.on_persistent_revoke: Callable[[int], None] = lambda slabs: None
-        # What the owner of persistent pools does once all of their slabs are gone.
-        self.on_evicted: Callable[[], None] = lambda: None
         self.evicted = False
         self._gone: deque[Runs] = deque()  # ephemeral slabs that the pool has and that are on loan no more
         self._tmem = tmem
@@ -181,7 +195,8 @@ class Borrower:
             self.source.shed(self.source.total, kind)
             self.source.returned(kind)
         self._gone.extend(split_by_slabs(self.source.claims(Kind.EPHEMERAL), LOSE))
-        self.on_evicted()
+        if self._persistent_pages is not None:
+            self._persistent_pages.note_eviction()
 
     def forget(self) -> bool:
         """Lose some of the ephemeral slabs that are gone; False when none was left."""
@@ -248,8 +263,8 @@ class Borrower:
         self._give_back(kind, serial, last)
         if not last:
             self._owed.appendleft((serial, left, kind))
-        elif kind is Kind.PERSISTENT and left:
-            self.on_persistent_revoke(left)
+        elif kind is Kind.PERSISTENT and left and self._persistent_pages is not None:
+            self._persistent_pages.request_release(left)
 
     def _give_back(self, kind: Kind, answer: int = 0, last: bool = True) -> None:
         """Send back what the pool released and the stock shed."""

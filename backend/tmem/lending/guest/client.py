@@ -18,6 +18,7 @@ from tmem.lending.guest.borrower import TICK, Borrower
 from tmem.lending.guest.handshake import CHUNK, Declined, Registered, Unreachable, WasEvicted, register
 from tmem.lending.protocol.messages import Taken, ToGuest
 from tmem.lending.protocol.wire import ProtocolError, encode
+from tmemcommon.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -30,24 +31,23 @@ MOST_PAUSE_DECLINED = 5.0  # it is there and does not want us: that is not forgo
 class Client:
     """The connection of one guest."""
 
-    def __init__(self, path: str, borrower: Borrower, owner: int | None = None) -> None:
-        """Prepare to borrow from the tmemd at `path`, which must be root's, this user's or the owner's."""
+    def __init__(self, path: str, borrower: Borrower, wanted: Wakeup, owner: int | None = None) -> None:
+        """Prepare to borrow from the tmemd at `path`, which must be root's, this user's or the owner's.
+
+        The borrower's source sets `wanted` when there is something to say to tmemd.
+        """
         self.path = path
         self._owner = owner
         self.borrower = borrower
         self.connected = False
         self._first: Registered | None = None
-        self._wake = trio.Event()
+        self._wanted = wanted
         self._limiter = trio.CapacityLimiter(1)  # not trio's: threads that hang in a backing must not stand in the way
-        borrower.source.on_want = self._poke
 
     @property
     def state(self) -> str:
         """How it stands with tmemd, in a word."""
         return "evicted" if self.borrower.evicted else "connected" if self.connected else "disconnected"
-
-    def _poke(self) -> None:
-        self._wake.set()
 
     def connect(self) -> None:
         """Register for the first time; raise Unreachable or Declined."""
@@ -141,7 +141,7 @@ class Client:
             elif self.borrower.evicted:
                 await self._forget()
                 return
-        self._poke()
+        self._wanted.set()
 
     async def _pump(self, stream: trio.SocketStream) -> None:
         """Send what there is to say; a peer that does not read makes nobody else wait."""
@@ -164,8 +164,7 @@ class Client:
                 await trio.lowlevel.checkpoint()
                 continue
             with trio.move_on_at(min(next_tick, borrower.deadline() or next_tick)):
-                await self._wake.wait()
-            self._wake = trio.Event()
+                await self._wanted.wait()
 
 
 def _next_tick() -> float:

@@ -1,0 +1,124 @@
+"""Assemble the parts of one guest that read and write files. Tests use them without a mount.
+
+The object is also the observer of its inode table: what follows from an event there is written down here, in one place.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from tmem import Pool
+from tmemcommon.wakeup import Wakeup
+from tmemfs.backing import Backing
+from tmemfs.cache.content import Content
+from tmemfs.cache.pagecache import PageCache
+from tmemfs.cache.precache import Precache
+from tmemfs.cache.stocking import Stocking
+from tmemfs.inodes.descriptors import Descriptors
+from tmemfs.inodes.inode import Inode
+from tmemfs.inodes.inodes import InodeTable
+from tmemfs.inodes.observer import InodeObserver
+from tmemfs.inodes.stamps import Stamps
+from tmemfs.io.files import OpenFiles
+from tmemfs.io.reader import Reader
+from tmemfs.io.writeback import Writeback
+from tmemfs.io.writer import Writer
+from tmemfs.kernel.kernelcache import KernelCache
+from tmemfs.watching.watch import Watch
+
+READAHEAD_PARTS = 16  # the largest read-ahead window is this part of the cache
+
+
+class DataPath(InodeObserver):
+    """Cache, pool frontend, inodes, reader and writer over a backing directory."""
+
+    def __init__(
+        self,
+        root_fd: int,
+        *,
+        backing: Backing,
+        kernel: KernelCache,
+        pool: Pool | None,
+        stocking: Stocking,
+        cache_bytes: int,
+        cache_limit: int,
+        max_descriptors: int,
+        stamps: Stamps,
+        version_by: str,
+        attr_timeout: float,
+        writeback: bool,
+        watch: bool,
+    ) -> None:
+        """Take over `root_fd`, an O_PATH descriptor."""
+        victims = Wakeup()
+        self.cache = PageCache(cache_bytes, limit=cache_limit, on_victims=victims.set if pool is not None else None)
+        self.precache = Precache(self.cache, pool, stocking, victims)
+        self.content = Content(self.cache, self.precache)
+        self.backing = backing
+        self.kernel = kernel
+        self.watches_directories = watch
+        self.descriptors = Descriptors(max_descriptors)
+        self.inodes = InodeTable(
+            root_fd, self.descriptors, self.content, stamps, self, version_by=version_by, attr_timeout=attr_timeout
+        )
+        self.watch = Watch(self.inodes, self.descriptors, backing, self.content, kernel) if watch else None
+        self.reader = Reader(self.content, backing, self.inodes)
+        self.writeback = Writeback(self.content, backing, self.inodes, self.reader.read) if writeback else None
+        self.writer = Writer(self.content, backing, self.inodes, self.writeback)
+        self.files = OpenFiles(readahead_pages=self.cache.frames // READAHEAD_PARTS)
+
+    # -- events of the inode table -------------------------------------------------------------------------------
+
+    def invalidate(self, inode: Inode) -> None:
+        """Drop the kernel's attributes and pages of a file that others changed."""
+        self.kernel.invalidate(inode.number)
+
+    def orphaned(self, inode: Inode) -> None:
+        """Release the descriptor that would write an orphan back: it would keep the file's disk space."""
+        if self.writeback is not None:
+            self.writeback.forget(inode)
+
+    def evicted(self, directory: Inode) -> None:
+        """Stop watching a directory that left the table."""
+        if self.watch is not None:
+            self.watch.remove(directory)
+
+    async def before_lookup(self, directory: Inode) -> None:
+        """Start to watch a directory before the kernel learns of a name in it."""
+        if self.watch is not None:
+            await self.watch.add(directory)
+
+    def name_removed(self, directory: Inode, name: bytes) -> None:
+        """Tell the watch that the removal of a name is our own."""
+        if self.watch is not None:
+            self.watch.removed(directory, name)
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    async def resize(self, capacity: int) -> None:
+        """Give the cache another size in bytes, one that `check_cache_bytes` accepts."""
+        await self.precache.resize(capacity)
+        self.files.readahead_pages = self.cache.frames // READAHEAD_PARTS
+        if self.writeback is not None and not self.cache.settled:
+            await self.writeback.finish()  # dirty pages block the shrink
+
+    async def run(self) -> None:
+        """Run the background tasks until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.precache.run)
+            nursery.start_soon(self.precache.discards.run)
+            nursery.start_soon(self.reader.run)
+            nursery.start_soon(self.kernel.run)
+            if self.writeback is not None:
+                nursery.start_soon(self.writeback.run)
+            if self.watch is not None:
+                nursery.start_soon(self.watch.run)
+
+    def check(self) -> None:
+        """Raise AssertionError unless every part is consistent."""
+        self.cache.check()
+        self.precache.discards.check()
+        self.inodes.check()
+        self.descriptors.check()
+        if self.watch is not None:
+            self.watch.check()
