@@ -46,11 +46,11 @@ class Setting:
     share: float
 
     def streams(self) -> list[Stream]:
-        """Give the guests."""
+        """Return the guests."""
         return [_stream(path, self.limit, self.share / 2) for path in self.paths]
 
     def slabs(self) -> int:
-        """Give how many slabs there are in sum."""
+        """Return how many slabs there are in sum."""
         return max(len(self.paths), round(sum(one.footprint for one in self.streams()) * self.share / 16))
 
 
@@ -99,7 +99,7 @@ def curve(setting: Setting, name: str) -> dict[int, int]:
 
 
 def with_floors(setting: Setting, division: str) -> float:
-    """Give by how many percent the guest that fares worst misses more than in a pool of its floor alone."""
+    """Return by how many percent the guest that fares worst misses more than in a pool of its floor alone."""
     guests = setting.streams()
     floor = setting.slabs() // (2 * len(guests))
     misses = _lend(setting, division, [floor] * len(guests))
@@ -107,7 +107,7 @@ def with_floors(setting: Setting, division: str) -> float:
 
 
 def turns(guests: Sequence[Stream], seconds: float) -> list[tuple[float, int, int]]:
-    """Give (time, guest, position in its stream) when the guests are busy one after the other."""
+    """Return (time, guest, position in its stream) when the guests are busy one after the other."""
     found, nexts, requests, clock = [], [0] * len(guests), [0] * len(guests), 0.0
     while any(place < len(one.at) for place, one in zip(nexts, guests, strict=True)):
         for guest, one in enumerate(guests):

@@ -97,12 +97,12 @@ def _lending(guests: int, arena: int, size: int) -> Iterator[tuple[Lending, Sequ
 
 
 def _memory(pid: int) -> int:
-    """Give the memory of a tmemd and its workers."""
+    """Return the memory of a tmemd and its workers."""
     return sum(procmem.of(one).pss for one in procmem.family(pid))
 
 
 def _seconds(pid: int) -> float:
-    """Give the processor time of the first threads of a tmemd and its workers, which do all the work."""
+    """Return the processor time of the first threads of a tmemd and its workers, which do all the work."""
     return sum(map(procmem.main_thread_seconds, procmem.family(pid)))
 
 

@@ -80,7 +80,7 @@ def picture(figures: Figures, path: Path) -> None:
 
 
 def _costs(passes: list[Figures]) -> list[float]:
-    """Give what a page costs in each timed part of the passes, in microseconds."""
+    """Return what a page costs in each timed part of the passes, in microseconds."""
     return [
         one["microseconds_a_page"] * seconds * len(one["part_seconds"]) / sum(one["part_seconds"])
         for one in passes
@@ -89,7 +89,7 @@ def _costs(passes: list[Figures]) -> list[float]:
 
 
 def _against(some: list[Figures], other: list[Figures]) -> list[float]:
-    """Give the ratios of the parts of the passes that both have."""
+    """Return the ratios of the parts of the passes that both have."""
     pairs = zip(some, other, strict=False)
     return [ratio for one, two in pairs for ratio in ratios(one["part_seconds"], two["part_seconds"])]
 

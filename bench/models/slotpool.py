@@ -108,7 +108,7 @@ class SlotPool:
             self.evict()
 
     def age(self, now: float) -> float | None:
-        """Give the seconds since the put of the oldest page."""
+        """Return the seconds since the put of the oldest page."""
         oldest = self.queue.oldest()
         return None if oldest is None else max(0.0, now - oldest)
 
@@ -140,7 +140,7 @@ class Borrowing:
         return tuple((slab, 1) for slab in given)
 
     def report(self, now: float) -> FromGuest | None:
-        """Give the report that is due, when a counter moved, and once more when none did."""
+        """Return the report that is due, when a counter moved, and once more when none did."""
         pool = self.pool
         counters = (pool.queue.pages, 0, pool.puts, pool.hits, pool.misses, pool.ghost_hits)
         moved = counters != self.reported

@@ -49,7 +49,7 @@ class Pages:
         self._rounds = array("I", bytes(4 * len(self._order)))
 
     def __len__(self) -> int:
-        """Give the number of pages."""
+        """Return the number of pages."""
         return len(self._order)
 
     def _content(self, page: int) -> bytes:

@@ -65,7 +65,7 @@ class PoolStore:
 
 @contextlib.contextmanager
 def tmem_pool(capacity: int) -> Iterator[PoolStore]:
-    """Give an embedded pool of its own."""
+    """Yield an embedded pool."""
     arena = EmbeddedArena(capacity)
     try:
         yield PoolStore(arena)

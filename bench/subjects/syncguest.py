@@ -128,7 +128,7 @@ class SyncGuest:
             self.give_for(revoke)
 
     def give_for(self, revoke: m.Revoke) -> int:
-        """Give the lowest slabs for a Revoke; tell how many."""
+        """Give up the lowest slabs for a Revoke; return how many."""
         held = self.persistent if revoke.persistent else self.held
         given = set(sorted(held)[: revoke.slabs])
         self.give(given, revoke.serial, revoke.persistent)

@@ -47,7 +47,7 @@ class Mounted:
 
 
 def fast_workspace() -> contextlib.AbstractContextManager[Path]:
-    """Give a temporary directory in memory where there is one with room, so that the disk is not what is measured."""
+    """Return a temporary directory in memory if it has room, so that the disk is not measured."""
     memory = Path("/dev/shm")
     roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _ROOMY
     return workspace(memory if roomy else None)
@@ -55,7 +55,7 @@ def fast_workspace() -> contextlib.AbstractContextManager[Path]:
 
 @contextlib.contextmanager
 def workspace(where: Path | None = None) -> Iterator[Path]:
-    """Give a temporary directory that is removed at the end."""
+    """Yield a temporary directory; remove it at the end."""
     space = tempfile.mkdtemp(prefix="tmemfs-bench-", dir=where)
     try:
         yield Path(space).resolve()
@@ -136,7 +136,7 @@ def tmemd(directory: Path, size: int, *options: str) -> Iterator[Lending]:
 
 
 def is_mounted(mountpoint: Path) -> bool:
-    """Tell whether a FUSE filesystem is there, without asking that filesystem anything."""
+    """Return whether a FUSE filesystem is mounted, without a request to it."""
     entry = top_mount(mountpoint.parent.resolve() / mountpoint.name)
     return entry is not None and entry.fstype.startswith("fuse")
 

@@ -40,7 +40,7 @@ def of(pid: int) -> Memory:
 
 
 def family(pid: int) -> list[int]:
-    """Give a process and the processes that it has started."""
+    """Return a process and the processes that it has started."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):  # a thread that has ended

@@ -79,6 +79,6 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def in_turn(sides: Iterable[T], number: int) -> list[T]:
-    """Give the sides in the order of a round: backwards in every second, so that being first is nobody's advantage."""
+    """Return the order of the sides in a round: reversed in every second one, so that no side gains by being first."""
     order = list(sides)
     return order[::-1] if number % 2 else order

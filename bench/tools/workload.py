@@ -59,7 +59,7 @@ def grep(directory: Path, show: Show, seconds: float) -> Ran:
 
 
 def _output(command: Sequence[str | Path], seconds: float) -> Iterator[bytes]:
-    """Give a program's output as it comes; BenchError when it fails or takes longer than `seconds`."""
+    """Yield a program's output as it comes; BenchError when it fails or takes longer than `seconds`."""
     limit = time.monotonic() + seconds
     environment = os.environ | {"LC_ALL": "C"}
     with tempfile.TemporaryFile() as errors:
