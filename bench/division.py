@@ -1,12 +1,14 @@
-"""How memory is divided between guests: traces as guests of the real lender, against other ways to divide it.
+"""Measure how well tmemd divides memory between guests, by simulation, against other ways to divide it.
 
-Measured: the misses of all guests together, at 5, 10 and 20 % of their distinct pages, each guest with an LRU cache
-of half that share before its pool. The guests take equally long, at a thousand requests a second in sum. Lent by each
-policy of tmem.lending.lender.reclaimpolicy, by the real lender and in the real pool's order (bench/models/lent.py,
-bench/models/slotpool.py), against equal parts, one FIFO and one two-queue pool in common, and the best fixed parts
-that hindsight finds (bench/models/splits.py). Then with a floor of half an equal part for each, against a pool of
-that floor alone; and guests that are busy in turn, for half a second to a minute. Traces that are synthetic are left
-out unless they are named. Everything is exact to the page and nothing is random.
+Traces are the guests of the real lender (bench/models/lent.py), each with an LRU cache before a pool in the real
+pool's order (bench/models/slotpool.py). Measured are the misses of all guests together. The memory is 5, 10 and 20 %
+of the traces' distinct pages; each cache has half of that share of its trace. All guests take equally long, at a
+thousand requests a second in sum. Slabs are lent by each policy of tmemd and of bench/models/reclaimpolicies.py.
+
+Compared with (bench/models/splits.py): equal parts, one common FIFO pool, one common two-queue pool, and the best
+fixed parts, which are known only afterwards. Two more measures: each guest with a floor of half an equal part, against
+a pool of that floor alone; and guests that are busy in turn, for 0.5, 5 and 60 s. Synthetic traces are left out unless
+they are named. Counts are exact; nothing is random.
 
     python -m bench.division --traces DIR [--only NAME …] [--limit REQUESTS] [--out FILE]
 """
@@ -22,12 +24,13 @@ from typing import Any
 
 from bench.models import splits
 from bench.models.lent import LentMemory
+from bench.models.reclaimpolicies import COMPARED
 from bench.models.slotpool import Stream, stream
 from bench.tools import draw, traces
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from bench.tools.verdict import Verdict, judged
 from bench.tools.workers import on_all_cores
-from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
+from tmem.lending.lender.reclaimpolicy import DEFAULT
 
 SHARES = (0.05, 0.10, 0.20)
 SYNTHETIC = ("lirs_loop", "lirs_2_pools")
@@ -69,7 +72,7 @@ def lent(setting: Setting, division: str) -> int:
 
 def _lend(setting: Setting, division: str, floors: Sequence[int]) -> list[int]:
     guests = setting.streams()
-    memory = LentMemory(guests, setting.slabs(), division, floors)
+    memory = LentMemory(guests, setting.slabs(), COMPARED[division], floors)
     seconds = sum(one.requests for one in guests) / RATE
     for guest, place in splits.schedule(guests):
         one = guests[guest]
@@ -130,7 +133,7 @@ def busy_in_turn(setting: Setting, how: str) -> list[int]:
         if how == "one two-queue":
             misses.append(splits.common(guests, [(guest, place) for _, guest, place in order], setting.slabs()))
             continue
-        memory = LentMemory(guests, setting.slabs(), how)
+        memory = LentMemory(guests, setting.slabs(), COMPARED[how])
         for now, guest, place in order:
             memory.pass_to(now)
             memory.request(guest, guests[guest].misses[place], guests[guest].evicted[place])
@@ -167,10 +170,10 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
     settings = [Setting(guests, limit, share) for share in SHARES]
     phased = Setting(guests, min(limit or PHASED_REQUESTS, PHASED_REQUESTS), PHASED_SHARE)
     tasks = [Task(curve, setting, traces.title(path)) for path in reversed(paths) for setting in settings]
-    tasks += [Task(lent, setting, name) for setting in settings for name in RECLAIM_POLICIES]
+    tasks += [Task(lent, setting, name) for setting in settings for name in COMPARED]
     tasks += [Task(in_common, setting, order) for setting in settings for order in ("two-queue", "fifo")]
     tasks += [Task(count, setting, DEFAULT) for setting in settings for count in (with_floors, fixed)]
-    tasks += [Task(busy_in_turn, phased, how) for how in (*RECLAIM_POLICIES, "one two-queue")]
+    tasks += [Task(busy_in_turn, phased, how) for how in (*COMPARED, "one two-queue")]
     say(f"division: {len(tasks)} counts over {len(paths)} guests on {os.cpu_count()} cores")
     found: dict[tuple[str, float, str], Any] = {}
     for task, result in on_all_cores(_work, tasks):
@@ -180,7 +183,7 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
         "guests": [traces.title(path) for path in paths],
         "default": DEFAULT,
         "sizes": [_size(setting, found) for setting in settings],
-        "busy_in_turn": {how: found["busy_in_turn", PHASED_SHARE, how] for how in (*RECLAIM_POLICIES, "one two-queue")},
+        "busy_in_turn": {how: found["busy_in_turn", PHASED_SHARE, how] for how in (*COMPARED, "one two-queue")},
         "turns_seconds": list(PHASES),
     }
     return Outcome(_goals(figures), figures)
@@ -192,7 +195,7 @@ def _size(setting: Setting, found: dict[tuple[str, float, str], Any]) -> Figures
     curves = [found["curve", share, one.name] for one in guests]
     split = splits.best_split(curves, setting.slabs())
     best = sum(splits.alone(one, slabs) for one, slabs in zip(guests, split, strict=True))
-    misses = {f"lent, {name}": found["lent", share, name] for name in RECLAIM_POLICIES}
+    misses = {f"lent, {name}": found["lent", share, name] for name in COMPARED}
     misses |= {
         "equal parts": found["fixed", share, DEFAULT],
         "one FIFO": found["in_common", share, "fifo"],
@@ -251,9 +254,7 @@ def picture(figures: Figures, path: Path) -> None:
     """Draw how many more misses each way to divide has than the best fixed parts."""
     groups = {
         f"memory of {size['share']:.0%}": {
-            how: change
-            for how, change in size["change_percent"].items()
-            if how not in ("best fixed parts", "lent, static")
+            how: change for how, change in size["change_percent"].items() if how != "best fixed parts"
         }
         for size in figures["sizes"]
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from bench.models.slotpool import Borrowing, SlotPool, Stream
 from tmem.lending.lender.actions import Action, Populate, Punch, Send
 from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.reclaimpolicy import ReclaimPolicy
 from tmem.lending.protocol.messages import RETRY, VERSION, Ask, Deny, FromGuest, Hello, Lend, Return, Revoke
 
 TICK = 0.9  # seconds between the reports of a guest
@@ -17,7 +18,9 @@ MOST_RETRY = 1.6  # seconds between the Asks of a guest that is denied again and
 class LentMemory:
     """The guests of some streams, borrowing from one lender. Messages and memory take no time."""
 
-    def __init__(self, streams: Sequence[Stream], slabs: int, policy: str, floors: Sequence[int] = ()) -> None:
+    def __init__(
+        self, streams: Sequence[Stream], slabs: int, policy: type[ReclaimPolicy], floors: Sequence[int] = ()
+    ) -> None:
         self.lender = Lender(slabs, policy=policy)
         self.now = 0.0
         self.streams = streams

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.tools import procmem
 from bench.tools.children import BenchError
-from bench.tools.harness import Mounted, tmemd, tmemfs
+from bench.tools.harness import TMEMD, Mounted, tmemd, tmemfs
 
 ARMS = ("a static", "b balloon", "b quick balloon", "c greedy", "d policy", "e shipped", "f limit")
 _LENDING = {
@@ -88,7 +88,8 @@ def sharing(arm: str, space: Path, sources: Sequence[Path], shape: Shape, thrott
         cache, pool = shape.cache, 0
         if arm in _LENDING:
             policy, compress = _LENDING[arm]
-            socket = stack.enter_context(tmemd(space, shape.pool, "--policy", policy)).socket
+            module = "bench.subjects.greedytmemd" if policy == "greedy" else TMEMD
+            socket = stack.enter_context(tmemd(space, shape.pool, "--policy", policy, module=module)).socket
             options = (*options, "--pool", f"unix:{socket}", compress)
         else:
             cache += shape.pool // len(sources)

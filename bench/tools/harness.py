@@ -19,6 +19,7 @@ from bench.tools.children import BenchError, end, start, undisturbed
 from tmemfs.kernel.mounttable import mount_table, top_mount
 
 MOUNT_SECONDS = 30.0
+TMEMD = "tmem.lending.daemon.tmemd"
 _TRUNCATED_LOG = 800
 _ROOMY = 2 << 30  # bytes
 
@@ -115,10 +116,13 @@ class Lending:
 
 
 @contextlib.contextmanager
-def tmemd(directory: Path, size: int, *options: str) -> Iterator[Lending]:
-    """Start a tmemd that lends `size` bytes on a socket in `directory`; end it afterwards."""
+def tmemd(directory: Path, size: int, *options: str, module: str = TMEMD) -> Iterator[Lending]:
+    """Start a tmemd that lends `size` bytes on a socket in `directory`; end it afterwards.
+
+    `module` is what runs: tmemd, or a launcher of it.
+    """
     path = directory / "tmemd.sock"
-    words: list[str | Path] = [sys.executable, "-m", "tmem.lending.daemon.tmemd", "--size", str(size), "--socket", path]
+    words: list[str | Path] = [sys.executable, "-m", module, "--size", str(size), "--socket", path]
     with tempfile.TemporaryFile() as log:
         child = start([*words, *options], stdout=log, stderr=log)
         try:

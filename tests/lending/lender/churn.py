@@ -8,6 +8,7 @@ from tests.lending.lender.simulation import Guest, Simulation
 from tmem.lending.lender.actions import Refusal
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
+from tmem.lending.lender.reclaimpolicy import AgeUtility, ReclaimPolicy
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.kind import Kind
 
@@ -15,7 +16,7 @@ from tmem.lending.protocol.kind import Kind
 class Churn:
     """One seeded history: `step` does one random thing."""
 
-    def __init__(self, seed: int, guests: int, size: int, policy: str) -> None:
+    def __init__(self, seed: int, guests: int, size: int, policy: type[ReclaimPolicy] = AgeUtility) -> None:
         self.chance = random.Random(seed)
         self.simulation = Simulation(Lender(size, policy=policy, bounds=UserBounds(cap=size // 2)))
         self.most = guests

@@ -12,7 +12,7 @@ from tests.lending.lender.simulation import Guest, Simulation
 from tmem.lending.lender.actions import Holding, Refusal
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
-from tmem.lending.lender.reclaimpolicy import RECLAIM_POLICIES
+from tmem.lending.lender.reclaimpolicy import RECLAIM_POLICIES, ReclaimPolicy
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.kind import Kind
 
@@ -24,8 +24,8 @@ ages = st.none() | st.floats(0.0, 100.0)
 class LenderMachine(RuleBasedStateMachine):
     """Up to four guests around a lender of 24 slabs."""
 
-    @initialize(policy=st.sampled_from(sorted(RECLAIM_POLICIES)))
-    def start(self, policy: str) -> None:
+    @initialize(policy=st.sampled_from([*RECLAIM_POLICIES.values()]))
+    def start(self, policy: type[ReclaimPolicy]) -> None:
         self.lender: Callable[[Sequence[Holding]], Lender] = lambda kept: Lender(
             24, policy=policy, bounds=UserBounds(cap=20), holdings=kept
         )

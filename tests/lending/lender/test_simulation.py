@@ -12,10 +12,11 @@ import pytest
 from bench import division
 from bench.models import splits
 from bench.models.lent import LentMemory
+from bench.models.reclaimpolicies import COMPARED
 from bench.models.slotpool import PAGES_A_SLAB, Borrowing, SlotPool, Stream, stream
 from tests.lending.lender.simulation import Guest, Simulation
 from tmem.lending.lender.lender import Lender
-from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
+from tmem.lending.lender.reclaimpolicy import AgeUtility, ReclaimPolicy
 from tmem.lending.protocol import messages as m
 
 SLAB_MB = 65536 / 1e6
@@ -32,7 +33,7 @@ def scan(name: str, pages: int) -> Stream:
     return stream(name, range(pages), 0.02)
 
 
-def lend(guests: list[Stream], slabs: int, policy: str) -> LentMemory:
+def lend(guests: list[Stream], slabs: int, policy: type[ReclaimPolicy] = AgeUtility) -> LentMemory:
     memory = LentMemory(guests, slabs, policy)
     for guest, place in splits.schedule(guests):
         one = guests[guest]
@@ -77,8 +78,8 @@ def test_hindsight_gives_memory_to_the_guest_it_helps() -> None:
     assert split[0] > 35
 
 
-@pytest.mark.parametrize("policy", RECLAIM_POLICIES)
-def test_lent_memory_never_exceeds_the_size(policy: str) -> None:
+@pytest.mark.parametrize("policy", COMPARED.values())
+def test_lent_memory_never_exceeds_the_size(policy: type[ReclaimPolicy]) -> None:
     guests = [zipf("one", 600, 3000, 1), zipf("two", 900, 3000, 2), scan("scan", 1500)]
     memory = lend(guests, 40, policy)
     assert 0 < sum(len(guest.slabs) for guest in memory.guests) <= 40
@@ -90,7 +91,7 @@ def test_lent_memory_never_exceeds_the_size(policy: str) -> None:
 def test_the_default_is_within_10_percent_of_the_best_fixed_parts() -> None:
     guests = [zipf("small", 300, 8000, 1), zipf("large", 1200, 8000, 2), scan("scan", 3000)]
     slabs = 60
-    misses = sum(guest.pool.misses for guest in lend(guests, slabs, DEFAULT).guests)
+    misses = sum(guest.pool.misses for guest in lend(guests, slabs).guests)
     curves = [{size: splits.alone(one, size) for size in splits.grid(one, slabs)} for one in guests]
     best = sum(splits.alone(one, part) for one, part in zip(guests, splits.best_split(curves, slabs), strict=True))
     equal = sum(splits.alone(one, slabs // 3) for one in guests)
@@ -100,7 +101,7 @@ def test_the_default_is_within_10_percent_of_the_best_fixed_parts() -> None:
 
 def test_a_floor_keeps_the_hits_its_guest_would_have_alone() -> None:
     guests = [zipf("small", 300, 6000, 1), zipf("large", 2400, 20_000, 2)]
-    memory = LentMemory(guests, 40, DEFAULT, [15, 0])
+    memory = LentMemory(guests, 40, AgeUtility, [15, 0])
     for guest, place in splits.schedule(guests):
         one = guests[guest]
         memory.pass_to((one.at[place] + 0.5) / one.requests * 60.0)
@@ -117,7 +118,7 @@ def test_the_measure_counts_every_way_to_divide(tmp_path: Path) -> None:
     outcome = division.measure(tmp_path)
     assert outcome.figures["guests"] == ["one", "two"]
     for size in outcome.figures["sizes"]:
-        assert set(size["misses"]) >= {f"lent, {name}" for name in RECLAIM_POLICIES}
+        assert set(size["misses"]) >= {f"lent, {name}" for name in COMPARED}
         assert size["change_percent"]["best fixed parts"] == 0.0
     assert all(goal.verdict in ("met", "missed") for goal in outcome.goals)
     assert all(goal.verdict == "reported" for goal in division.measure(None).goals)
@@ -153,8 +154,8 @@ class Liar:
 )
 def test_a_lying_user_leaves_honest_guests_the_hits_of_half_the_memory(hits: int, age: float | None) -> None:
     guests, slabs = [zipf("one", 600, 3000, 1), zipf("two", 900, 3000, 2)], 60
-    half = sum(guest.pool.misses for guest in lend(guests, slabs // 2, DEFAULT).guests)
-    memory = LentMemory(guests, slabs, DEFAULT)
+    half = sum(guest.pool.misses for guest in lend(guests, slabs // 2).guests)
+    memory = LentMemory(guests, slabs, AgeUtility)
     liar = Liar(memory, hits, age)
     next_lie = 0.0
     for guest, place in splits.schedule(guests):

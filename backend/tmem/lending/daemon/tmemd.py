@@ -138,7 +138,7 @@ async def serve(listen: Callable[[], SocketFile], size: int, policy: str, bounds
         away = list(_still_there(holdings.load()))
         lender = Lender(
             size,
-            policy=policy,
+            policy=RECLAIM_POLICIES[policy],
             bounds=bounds,
             holdings=[record.holding for record, _ in away],
         )

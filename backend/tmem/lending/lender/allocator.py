@@ -106,12 +106,6 @@ class Allocator:
                 ask.denial = Denial.CAP
             elif ask.kind is Kind.PERSISTENT and account.persistent_cap - account.persistent <= room:
                 ask.denial = Denial.PERSISTENT_CAP
-        if ask.kind is Kind.EPHEMERAL:
-            activities = (other.activity for other in ledger.accounts.values())
-            bound = self.policy.bound(account.activity, activities, ledger.size)
-            if bound is not None and max(bound, account.settings.floor) - account.ephemeral < min(room, ask.missing):
-                ask.denial = Denial.SHARE
-                room = max(0, max(bound, account.settings.floor) - account.ephemeral)
         return room
 
     @staticmethod

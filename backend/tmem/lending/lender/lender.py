@@ -16,7 +16,7 @@ from tmem.lending.lender.allocator import Allocator
 from tmem.lending.lender.ledger import UNBOUNDED, Ledger, UserBounds, as_bytes
 from tmem.lending.lender.reattacher import Reattacher
 from tmem.lending.lender.reclaimer import REVOKE_TIMEOUT, Reclaimer
-from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
+from tmem.lending.lender.reclaimpolicy import AgeUtility, ReclaimPolicy
 from tmem.lending.lender.slabmap import State
 from tmem.lending.lender.stats import Counters, LenderStats, Why
 from tmem.lending.lender.sweeper import Sweeper
@@ -52,7 +52,7 @@ class Lender:
         self,
         size: int,
         *,
-        policy: str = DEFAULT,
+        policy: type[ReclaimPolicy] = AgeUtility,
         bounds: UserBounds = UNBOUNDED,
         holdings: Sequence[Holding] = (),
     ) -> None:
@@ -69,7 +69,7 @@ class Lender:
         self._accounts = self._ledger.accounts
         act = self._actions.append
         self._reclaimer = Reclaimer(self._ledger, self._counters, act)
-        self._allocator = Allocator(self._ledger, self._reclaimer, RECLAIM_POLICIES[policy](), self._counters, act)
+        self._allocator = Allocator(self._ledger, self._reclaimer, policy(), self._counters, act)
         self._reattacher = Reattacher(self._ledger, self._reclaimer, self._counters, act)
         self._sweeper = Sweeper(self._ledger, act)
 

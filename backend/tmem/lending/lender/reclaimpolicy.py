@@ -114,10 +114,6 @@ class ReclaimPolicy:
     def survey(self, activities: Iterable[GuestActivity], now: float) -> None:
         """Gather statistics of all guests before values are compared."""
 
-    def bound(self, activity: GuestActivity, activities: Iterable[GuestActivity], size: int) -> int | None:
-        """Return the most ephemeral slabs that the policy allows a guest; None for no bound."""
-        return None
-
     def value(self, activity: GuestActivity, now: float, given: int = 0) -> SlabValue:
         """Return the value of a slab of this guest after `given` others are given up."""
         return IDLE, -activity.oldest_age(now, given) / activity.weight
@@ -167,51 +163,7 @@ class AgeUtility(ReclaimPolicy):
         return value, value / self._usefulness(activity)
 
 
-class Utility(ReclaimPolicy):
-    """Marginal hits per slab for busy guests, those of the ghosts for the one who asks; age for idle ones."""
-
-    name = "utility"
-
-    def value(self, activity: GuestActivity, now: float, given: int = 0) -> SlabValue:
-        """Give the hits a second that the slab brings."""
-        if activity.idle(now):
-            return super().value(activity, now, given)
-        return BUSY, activity.weight * activity.hits / max(1, activity.slabs)
-
-    def bid(self, activity: GuestActivity, now: float) -> tuple[float, float]:
-        """Give the hits a second that one more slab would bring."""
-        if activity.needs_first_slabs:
-            return inf, inf
-        return super().bid(activity, now)[0], activity.weight * activity.ghost_hits / max(1, activity.slabs)
-
-
-class Greedy(ReclaimPolicy):
-    """First come, first served: nobody gives way to an ephemeral request."""
-
-    name = "greedy"
-
-    def bid(self, activity: GuestActivity, now: float) -> tuple[float, float]:
-        """Give less than any value."""
-        return -inf, -inf
-
-
-class Static(ReclaimPolicy):
-    """Everybody has a share of the size by weight, and no more even while others use nothing."""
-
-    name = "static"
-
-    def bound(self, activity: GuestActivity, activities: Iterable[GuestActivity], size: int) -> int | None:
-        """Give the share."""
-        return int(size * activity.weight / sum(other.weight for other in activities))
-
-    def bid(self, activity: GuestActivity, now: float) -> tuple[float, float]:
-        """Give more than any value: who is within the share gets it."""
-        return inf, inf
-
-
-RECLAIM_POLICIES: dict[str, type[ReclaimPolicy]] = {
-    policy.name: policy for policy in (AgeUtility, ReclaimPolicy, Utility, Greedy, Static)
-}
+RECLAIM_POLICIES: dict[str, type[ReclaimPolicy]] = {policy.name: policy for policy in (AgeUtility, ReclaimPolicy)}
 DEFAULT = AgeUtility.name
 
 

@@ -16,7 +16,6 @@ class Denial(Enum):
     CAP = "the guest holds its cap"
     PERSISTENT_CAP = "the guest holds its persistent cap"
     UID_CAP = "the guests of this user hold the user's cap"
-    SHARE = "the guest holds its share"
     YOUNGER = "nobody's pages are worth less"
     MEMORY = "the machine is short of memory"
 
@@ -73,7 +72,6 @@ class Counters:
     denied_cap: int = 0
     denied_persistent_cap: int = 0
     denied_uid_cap: int = 0
-    denied_share: int = 0
     denied_younger: int = 0
     denied_memory: int = 0
     refused_version: int = 0
