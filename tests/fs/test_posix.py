@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import os
 import stat
@@ -18,30 +16,17 @@ import pytest
 from tests.calls import code_of
 from tests.mounted import Mounted, shell
 from tests.pagebytes import pages_of
+from tmemcommon import libc
 
 pytestmark = pytest.mark.mount
 Options = tuple[str, ...]
 Answers = list[object]
 NOREPLACE, EXCHANGE = 1, 2
-UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
-_AT_FDCWD = -100
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def checked(status: int) -> None:
-    if status:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+AT_FDCWD = -100
 
 
 def renameat2(old: Path, new: Path, flags: int) -> None:
-    checked(_libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags))
-
-
-def utimensat(path: Path, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
-    """Set times, each as seconds and nanoseconds; the nanoseconds may be UTIME_NOW or UTIME_OMIT."""
-    times = (ctypes.c_long * 4)(*atime, *mtime)
-    checked(_libc.utimensat(_AT_FDCWD, os.fsencode(path), ctypes.byref(times), 0))
+    libc.renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags)
 
 
 @pytest.fixture
@@ -95,18 +80,18 @@ def test_times_are_set_left_out_and_taken_from_the_clock(mounted: Mounted, plain
                 ["now" if abs(ns - time.time_ns()) < 10**11 else ns for ns in (st.st_atime_ns, st.st_mtime_ns)]
             )
 
-        utimensat(path, (11, 123_456_789), (22, 999_999_999))
+        libc.utimensat(os.fspath(path), (11, 123_456_789), (22, 999_999_999))
         told()
-        utimensat(path, (0, UTIME_OMIT), (33, 1))
+        libc.utimensat(os.fspath(path), (0, libc.UTIME_OMIT), (33, 1))
         told()
-        utimensat(path, (44, 2), (0, UTIME_OMIT))
+        libc.utimensat(os.fspath(path), (44, 2), (0, libc.UTIME_OMIT))
         told()
         before = path.stat().st_ctime_ns
-        utimensat(path, (0, UTIME_OMIT), (0, UTIME_OMIT))
+        libc.utimensat(os.fspath(path), (0, libc.UTIME_OMIT), (0, libc.UTIME_OMIT))
         found.append(path.stat().st_ctime_ns == before)
-        utimensat(path, (0, UTIME_NOW), (0, UTIME_OMIT))
+        libc.utimensat(os.fspath(path), (0, libc.UTIME_NOW), (0, libc.UTIME_OMIT))
         told()
-        utimensat(path, (55, 3), (0, UTIME_NOW))
+        libc.utimensat(os.fspath(path), (55, 3), (0, libc.UTIME_NOW))
         told()
         return found
 
@@ -286,9 +271,8 @@ def test_unsupported_calls_fail_and_programs_fall_back(mounted: Mounted) -> None
     root = mounted.start()
     (root / "f").write_bytes(pages_of(1, 10))
     with (root / "f").open("r+b") as file, (root / "g").open("w+b") as other:
-        long = ctypes.c_long
-        assert _libc.fallocate(file.fileno(), 3, long(0), long(4096)) == -1
-        assert ctypes.get_errno() in (errno.EOPNOTSUPP, errno.ENOSYS)
+        punch = libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE
+        assert code_of(lambda: libc.fallocate(file.fileno(), punch, 0, 4096)) in ("ENOTSUP", "ENOSYS")
         done = 0
         while done < 10 * 4096:
             done += os.copy_file_range(file.fileno(), other.fileno(), 10 * 4096 - done, done, done)

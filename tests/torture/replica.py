@@ -11,7 +11,6 @@ unaligned O_DIRECT.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
@@ -21,15 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tmemcommon import libc
+
 Op = tuple[Any, ...]
 Outcome = Any
 
 PAGE = 4096
 SECTOR = 4096  # what O_DIRECT aligns to, whatever the disk
 NOTHING = "nothing to do"
-_PUNCH_HOLE_KEEP_SIZE = 3
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def content(tag: int, size: int) -> bytes:
@@ -178,9 +176,7 @@ class Replica:
         slot = self.slots.get(number)
         if slot is None:
             return NOTHING
-        long = ctypes.c_long
-        if _libc.fallocate(slot.fd, _PUNCH_HOLE_KEEP_SIZE, long(offset), long(max(size, 1))):
-            raise OSError(ctypes.get_errno(), "")
+        libc.fallocate(slot.fd, libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE, offset, max(size, 1))
         return 0
 
     # -- mappings ------------------------------------------------------------------------------------------------
