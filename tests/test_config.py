@@ -12,20 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemfs.config import (
-    MIB,
-    ConfigError,
-    MountConfig,
-    PoolChoice,
-    Throttle,
-    parse_balloon,
-    parse_duration,
-    parse_options,
-    parse_pool,
-    parse_size,
-    parse_throttle,
-)
-from tmemfs.options import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY
+from tmemcommon.sizes import MIB, ConfigError, parse_duration, parse_size
+from tmemfs.config import MountConfig, PoolChoice, Throttle, parse_balloon, parse_pool, parse_throttle
+from tmemfs.options import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY, parse_options
 from tmemfs.statefiles import mount_name
 
 PLAIN = MountConfig(Path("/source"), Path("/mnt"))

@@ -18,8 +18,9 @@ from tests.lending.conftest import tmemd  # noqa: F401 (a fixture)
 from tests.lending.tmemd import Tmemd
 from tmem.lending.control.tmemctl import command as tmemctl
 from tmem.lending.daemon.tmemd import command as tmemd_command
+from tmemcommon.sizes import MIB
 from tmemfs.cli import cli as tmemfs
-from tmemfs.config import MIB, BalloonRange, MountConfig
+from tmemfs.config import BalloonRange, MountConfig
 from tmemfs.guest import Guest
 
 ROOT = Path(__file__).parents[1]

@@ -12,21 +12,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from tmem.lending.guest.listener import parse_user
 from tmemcommon.commandline import DURATION, SIZE, Text, run, say
-from tmemcommon.sizes import format_size
+from tmemcommon.sizes import MIB, ConfigError, format_size
 from tmemcommon.texts import printable
 from tmemfs import __version__
-from tmemfs.config import (
-    MIB,
-    BalloonRange,
-    ConfigError,
-    MountConfig,
-    PoolChoice,
-    Throttle,
-    parse_balloon,
-    parse_options,
-    parse_pool,
-    parse_throttle,
-)
+from tmemfs.config import BalloonRange, MountConfig, PoolChoice, Throttle, parse_balloon, parse_pool, parse_throttle
 from tmemfs.kernel.mounttable import resolve_mountpoint
 from tmemfs.lifecycle.controlclient import RemoteError
 from tmemfs.lifecycle.remotemount import RemoteMount
@@ -35,6 +24,7 @@ from tmemfs.lifecycle.top import Watcher
 from tmemfs.lifecycle.topview import show
 from tmemfs.lifecycle.umount import Unwritable, umount
 from tmemfs.lifecycle.warm import held_bytes, read_all, regular_files
+from tmemfs.options import parse_options
 
 USER = Text("USER", parse_user)
 POOL = Text("SIZE|none|unix:PATH", parse_pool)

@@ -13,24 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from tmemcommon.sizes import KIB, MIB, ConfigError, check_ram, parse_duration, parse_size, ram_bytes
-from tmemfs.options import MountOptions, parse_options
-
-__all__ = [
-    "MIB",
-    "BalloonRange",
-    "ConfigError",
-    "MountConfig",
-    "MountOptions",
-    "PoolChoice",
-    "Throttle",
-    "check_cache_bytes",
-    "parse_balloon",
-    "parse_duration",
-    "parse_options",
-    "parse_pool",
-    "parse_size",
-    "parse_throttle",
-]
+from tmemfs.options import MountOptions
 
 MIN_CACHE_BYTES = MIB
 MIN_POOL_BYTES = 64 * KIB  # one slab

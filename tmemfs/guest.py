@@ -18,14 +18,14 @@ from tmem.lending.guest.listener import Untrusted
 from tmem.lending.protocol.messages import MAX_SLABS
 from tmem.resident import ResidentSlabs
 from tmemcommon.headroom import Headroom
-from tmemcommon.sizes import ram_bytes
+from tmemcommon.sizes import MIB, ConfigError, ram_bytes
 from tmemcommon.wakeup import Wakeup
 from tmemfs import processmemory
 from tmemfs.backing import Backing
 from tmemfs.balloon import Balloon
 from tmemfs.cache.pagecache import PAGE_SHIFT
 from tmemfs.cache.stocking import Stocking
-from tmemfs.config import MIB, ConfigError, MountConfig
+from tmemfs.config import MountConfig
 from tmemfs.counters import register
 from tmemfs.datapath import DataPath
 from tmemfs.fuse.directories import Directories

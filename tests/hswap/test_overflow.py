@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.hswap.fakes import raw_page
-from tmemfs.config import ConfigError
+from tmemcommon.sizes import ConfigError
 from tmemfs.hswap import overflow
 from tmemfs.hswap.overflow import HEADER, OverflowFile
 

@@ -10,10 +10,12 @@ import pytest
 
 from tests.conftest import Place, wait_until
 from tests.mounted import Mounted
-from tmemfs.config import MIB, ConfigError, MountConfig, parse_options
+from tmemcommon.sizes import MIB, ConfigError
+from tmemfs.config import MountConfig
 from tmemfs.hswap.overflow import HEADER
 from tmemfs.hswap.swaparea import default_overflow
 from tmemfs.lifecycle import loopswap
+from tmemfs.options import parse_options
 
 PLAIN = MountConfig(Path("/source"), Path("/mnt"))
 

@@ -19,7 +19,7 @@ from tests.conftest import REAL, TINY, Place, run, state_of, wait_until
 from tests.lending.otheruser import as_other
 from tests.pagebytes import pages_of
 from tmemcommon.mountinfo import MountEntry
-from tmemfs.config import ConfigError
+from tmemcommon.sizes import ConfigError
 from tmemfs.fuse.virtualfiles import InvalidInput
 from tmemfs.kernel.mounttable import top_mount
 from tmemfs.lifecycle import controlclient, controlserver

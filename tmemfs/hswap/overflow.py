@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tmem.codec import checksum
-from tmemfs.config import ConfigError
+from tmemcommon.sizes import ConfigError
 from tmemfs.iothreads import BUFFER_BYTES, IoThreads
 
 log = logging.getLogger(__name__)

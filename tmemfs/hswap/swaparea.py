@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from tmem import PAGE_SIZE
-from tmemfs.config import ConfigError, MountConfig
+from tmemcommon.sizes import ConfigError
+from tmemfs.config import MountConfig
 from tmemfs.hswap import overflow
 from tmemfs.hswap.hswap import Hswap
 from tmemfs.statefiles import make_private, mount_name, state_directory

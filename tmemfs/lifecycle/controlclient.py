@@ -14,7 +14,7 @@ import msgspec
 
 from tmemcommon.commandline import CommandError
 from tmemcommon.mountinfo import MountEntry
-from tmemfs.config import ConfigError
+from tmemcommon.sizes import ConfigError
 from tmemfs.lifecycle.controlsocket import MAX_ANSWER, MAX_REQUEST, Answer, Request, directories, peer, socket_name
 
 ANSWER_SECONDS = 30.0  # on a busy machine an answer may take long

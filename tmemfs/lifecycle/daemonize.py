@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tmemcommon.logwriter import LogFile, LogWriter
+from tmemcommon.sizes import ConfigError
 from tmemcommon.texts import LogFormatter
 from tmemfs import processmemory
-from tmemfs.config import ConfigError, MountConfig
+from tmemfs.config import MountConfig
 from tmemfs.statefiles import mount_name, state_directory
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

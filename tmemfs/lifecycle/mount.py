@@ -19,7 +19,8 @@ import trio
 
 from tmemcommon.commandline import EXIT_FAILED, EXIT_USAGE, say
 from tmemcommon.logwriter import LogFile
-from tmemfs.config import ConfigError, MountConfig
+from tmemcommon.sizes import ConfigError
+from tmemfs.config import MountConfig
 from tmemfs.guest import Guest
 from tmemfs.kernel.kernelmount import abort, unmount
 from tmemfs.kernel.mounttable import is_tmemfs, top_mount

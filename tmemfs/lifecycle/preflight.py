@@ -7,7 +7,8 @@ import os
 import threading
 from pathlib import Path
 
-from tmemfs.config import ConfigError, MountConfig
+from tmemcommon.sizes import ConfigError
+from tmemfs.config import MountConfig
 from tmemfs.kernel.kernelmount import DEVICE, helper_path, unmount
 from tmemfs.kernel.mounttable import is_tmemfs, top_mount
 

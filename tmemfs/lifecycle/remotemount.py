@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tmemfs.config import ConfigError
+from tmemcommon.sizes import ConfigError
 from tmemfs.kernel.mounttable import is_tmemfs, resolve_mountpoint, top_mount
 from tmemfs.lifecycle.controlclient import ANSWER_SECONDS, RemoteError, ask, connected
 from tmemfs.lifecycle.controlsocket import peer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tmemfs.config import ConfigError
+from tmemcommon.sizes import ConfigError
 from tmemfs.kernel.mounttable import filesystem_of
 from tmemfs.lifecycle import loopswap
 from tmemfs.lifecycle.controlclient import RemoteError

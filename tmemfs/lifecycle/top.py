@@ -18,7 +18,7 @@ from msgspec import DecodeError, Meta, Struct, json
 
 from tmem.arena import PAGE_SIZE
 from tmemcommon.mountinfo import MountEntry
-from tmemfs.config import ConfigError
+from tmemcommon.sizes import ConfigError
 from tmemfs.kernel.mounttable import is_tmemfs, mount_table
 from tmemfs.lifecycle.controlclient import RemoteError, ask
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tmem import PAGE_SIZE
-from tmemfs.config import ConfigError
+from tmemcommon.sizes import ConfigError
 from tmemfs.lifecycle.controlclient import ask
 from tmemfs.lifecycle.controlsocket import MAX_REQUEST
 from tmemfs.lifecycle.remotemount import RemoteMount

@@ -9,7 +9,8 @@ import os
 import trio
 
 from tmem import Tmem
-from tmemfs.config import ConfigError, check_cache_bytes, parse_size
+from tmemcommon.sizes import ConfigError, parse_size
+from tmemfs.config import check_cache_bytes
 from tmemfs.datapath import DataPath
 from tmemfs.fuse.virtualfiles import InvalidInput
 from tmemfs.inodes.inode import Inode

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import trio
 from inotify_simple import INotify, flags, parse_events  # type: ignore[import-untyped]
 
-from tmemfs.config import ConfigError
+from tmemcommon.sizes import ConfigError
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
 
