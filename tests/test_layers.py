@@ -43,7 +43,7 @@ LENDING_DECIDES = sorted(name for name in LENDING if name.split(".")[2] in ("len
 # Modules that talk to the kernel; `guest` only uses a type of pyfuse3.
 SPEAKS_FUSE = {
     "tmemfs.guest",
-    *(f"tmemfs.fuse.{name}" for name in ("fs", "answer", "directories", "replies")),
+    *(f"tmemfs.fuse.{name}" for name in ("fs", "handler", "directories", "replies")),
     *(f"tmemfs.kernel.{name}" for name in ("session", "kernelcache", "eager")),
 }
 # Modules that know the process and the mount; nothing below may import them.
@@ -151,8 +151,8 @@ def test_only_modules_at_the_kernel_import_pyfuse3(name: str) -> None:
     assert "pyfuse3" not in packages(GUEST[name])
 
 
-@pytest.mark.parametrize("name", sorted(set(GUEST) - {"tmemfs.fuse.answer"}))
-def test_only_answer_uses_fuse_errors(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(set(GUEST) - {"tmemfs.fuse.handler"}))
+def test_only_the_handler_uses_fuse_errors(name: str) -> None:
     names = {node.id for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.Name)}
     attributes = {node.attr for node in ast.walk(ast.parse(GUEST[name].read_text())) if isinstance(node, ast.Attribute)}
     assert "FUSEError" not in names | attributes | {full.split(".")[-1] for full in imported(GUEST[name])}

@@ -22,7 +22,7 @@ from tmemfs.cache.pagecache import PAGE_SHIFT
 from tmemfs.config import BalloonRange
 from tmemfs.datapath import DataPath
 
-PARTS = 64
+DEMAND_DIVISOR = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,11 @@ class Balloon:
         returns = signals.returns - self._returns
         self._returns = signals.returns
         self._requested.append((now, signals.requested))
-        part = max(1, (capacity >> PAGE_SHIFT) // PARTS)
+        threshold = max(1, (capacity >> PAGE_SHIFT) // DEMAND_DIVISOR)
         wanted = capacity
-        if signals.full and returns >= part:
+        if signals.full and returns >= threshold:
             wanted = capacity * 2
-        elif self._is_idle(now, part):
+        elif self._is_idle(now, threshold):
             wanted = capacity // 2
         wanted = self.allowed.clamp(wanted)
         if wanted != capacity:
@@ -62,13 +62,13 @@ class Balloon:
             self._requested = deque([(now, signals.requested)])
         return wanted
 
-    def _is_idle(self, now: float, part: int) -> bool:
-        """Return whether fewer than `part` pages were requested in a whole window."""
+    def _is_idle(self, now: float, threshold: int) -> bool:
+        """Return whether fewer than `threshold` pages were requested in a whole window."""
         begin = now - self.allowed.idle
         requested = self._requested
         while len(requested) > 1 and requested[1][0] <= begin:
             requested.popleft()
-        return requested[0][0] <= begin and requested[-1][1] - requested[0][1] < part
+        return requested[0][0] <= begin and requested[-1][1] - requested[0][1] < threshold
 
     async def run(self, data: DataPath) -> None:
         """Resize the cache of a guest by its signals, until cancelled."""

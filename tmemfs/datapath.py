@@ -26,7 +26,7 @@ from tmemfs.io.writer import Writer
 from tmemfs.kernel.kernelcache import KernelCache
 from tmemfs.watching.watch import Watch
 
-READAHEAD_PARTS = 16  # the largest read-ahead window is this part of the cache
+READAHEAD_DIVISOR = 16  # the largest read-ahead window is this part of the cache
 
 
 class DataPath(InodeObserver):
@@ -65,7 +65,7 @@ class DataPath(InodeObserver):
         self.reader = Reader(self.content, backing, self.inodes)
         self.writeback = Writeback(self.content, backing, self.inodes, self.reader.read) if writeback else None
         self.writer = Writer(self.content, backing, self.inodes, self.writeback)
-        self.files = OpenFiles(readahead_pages=self.cache.frames // READAHEAD_PARTS)
+        self.files = OpenFiles(readahead_pages=self.cache.frames // READAHEAD_DIVISOR)
 
     # -- events of the inode table -------------------------------------------------------------------------------
 
@@ -91,14 +91,14 @@ class DataPath(InodeObserver):
     def name_removed(self, directory: Inode, name: bytes) -> None:
         """Tell the watch that the removal of a name is our own."""
         if self.watch is not None:
-            self.watch.removed(directory, name)
+            self.watch.record_own_removal(directory, name)
 
     # -- running -------------------------------------------------------------------------------------------------
 
     async def resize(self, capacity: int) -> None:
         """Give the cache another size in bytes, one that `check_cache_bytes` accepts."""
         await self.precache.resize(capacity)
-        self.files.readahead_pages = self.cache.frames // READAHEAD_PARTS
+        self.files.readahead_pages = self.cache.frames // READAHEAD_DIVISOR
         if self.writeback is not None and not self.cache.settled:
             await self.writeback.finish()  # dirty pages block the shrink
 

@@ -28,9 +28,7 @@ from tmemfs.cache.stocking import Stocking
 from tmemfs.config import MountConfig
 from tmemfs.counters import register
 from tmemfs.datapath import DataPath
-from tmemfs.fuse.directories import Directories
-from tmemfs.fuse.fs import Operations, Parts
-from tmemfs.fuse.replies import Replies
+from tmemfs.fuse.fs import Operations
 from tmemfs.hswap.swaparea import SwapArea
 from tmemfs.inodes.stamps import Stamps
 from tmemfs.kernel.kernelcache import KernelCache
@@ -46,7 +44,7 @@ from tmemfs.watching.source import SourceMount
 
 log = logging.getLogger(__name__)
 
-REQUESTS_BYTES = 32 * MIB  # buffers of many large requests at once: 25 MiB were seen while a guest was swapped to
+REQUEST_BUFFER_BYTES = 32 * MIB  # buffers of many large requests at once: 25 MiB were seen while a guest was swapped to
 MAX_DESCRIPTORS = 4096  # O_PATH descriptors; at most half of what the process may have
 
 
@@ -88,14 +86,14 @@ class Guest:
         self.swap: SwapArea | None = None
         if config.hswap_bytes and self.tmem is not None:
             own_pool_bytes = config.pool_bytes if config.pool_socket is None else 0
-            self.swap = SwapArea(config, self.tmem, own_pool_bytes, self.stocking.ready)
+            self.swap = SwapArea(config, self.tmem, own_pool_bytes, self.stocking.wait_for_stock)
         self.lender: Client | None = None
         if config.pool_socket is not None and isinstance(self.arena, Borrowed) and self.tmem is not None:
             persistent_slabs = None if self.swap is not None else 0  # None: as many as fit
             borrower = Borrower(self.arena, self.tmem, os.fspath(config.mountpoint), persistent_slabs, self.swap)
             self.lender = Client(config.pool_socket, borrower, slabs_wanted, config.pool_owner)
         self.control = ControlFiles(config.control_name, self.stats, self._describe)
-        self.operations = Operations(self._make_parts(), self.stats)
+        self.operations = self._make_operations()
         register(self.stats, self)
 
     def _make_pool(self) -> tuple[Stocking, Tmem | None]:
@@ -109,25 +107,18 @@ class Guest:
         """Return whether so much more may be locked beside what the cache may still grow. tmemd decides for a loan."""
         cache = self.data.cache
         unfilled = cache.capacity - (cache.resident << PAGE_SHIFT)
-        return self.lender is not None or self._headroom.refusal(size + unfilled + REQUESTS_BYTES) is None
+        return self.lender is not None or self._headroom.refusal(size + unfilled + REQUEST_BUFFER_BYTES) is None
 
-    def _make_parts(self) -> Parts:
-        """Assemble what answers the kernel, and the control files."""
+    def _make_operations(self) -> Operations:
+        """Return the request handlers, and register the control files."""
         config, data = self.config, self.data
         namespace = Namespace(data, synchronous=config.options.synchronous)
-        replies = Replies(data.writeback, attr_timeout=config.attr_timeout, negative_timeout=config.negative_timeout)
         CacheControls(self.control, data, namespace.tree, self.tmem)
         if self.swap is not None:
             SwapControls(self.control, self.swap, data.kernel)
         if data.writeback is not None:
             WritebackControl(self.control, data.writeback)
-        return Parts(
-            data=data,
-            namespace=namespace,
-            virtual=self.control,
-            directories=Directories(data.inodes, namespace, replies),
-            replies=replies,
-        )
+        return Operations(data, namespace, self.control, self.stats, negative_timeout=config.negative_timeout)
 
     def connect(self) -> None:
         """Register with tmemd, if the pool is borrowed. Raise ConfigError if that fails."""

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmemfs.io.readahead import MAX_PAGES, MIN_PAGES, NEVER, Readahead
+from tmemfs.io.readahead import MAX_PAGES, MIN_PAGES, NO_MARKER, Readahead
 
 
 def test_a_read_at_the_start_of_a_file_begins_a_stream() -> None:
@@ -31,7 +31,7 @@ def test_random_reads_cause_no_readahead() -> None:
     for _ in range(1000):
         page = generator.randrange(1 << 20)
         assert stream.miss(page, page) == 0
-        assert stream.marker == NEVER
+        assert stream.marker == NO_MARKER
         stream.next_page = page + 1 << 21  # the next read never continues here
 
 
@@ -50,10 +50,10 @@ def test_a_jump_ends_the_stream_and_the_next_one_starts_small() -> None:
 def test_a_read_in_the_page_where_the_last_one_ended_is_sequential() -> None:
     stream = Readahead()
     stream.next_page = 11
-    assert stream.continues(10)
-    assert stream.continues(11)
-    assert not stream.continues(9)
-    assert not stream.continues(12)
+    assert stream.is_sequential(10)
+    assert stream.is_sequential(11)
+    assert not stream.is_sequential(9)
+    assert not stream.is_sequential(12)
 
 
 def test_passing_the_marker_reads_the_window_after_the_last() -> None:
@@ -71,7 +71,7 @@ def test_a_jump_past_the_marker_reads_nothing_ahead() -> None:
     stream.miss(0, 0)
     stream.next_page = 1
     assert stream.reached_marker(20) == (0, 0)
-    assert stream.marker == NEVER
+    assert stream.marker == NO_MARKER
 
 
 def test_a_cache_smaller_than_a_window_has_no_readahead() -> None:

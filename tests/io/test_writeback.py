@@ -223,7 +223,7 @@ async def test_write_back_sets_the_time_of_the_last_write(make_parts: MakeParts)
     file = parts.make("f", bytes(9000))
     await parts.writer.write(file, 10, b"one")
     assert parts.writeback is not None
-    shown = parts.writeback.touched_ns[file.inode]
+    shown = parts.writeback.dirty_mtime_ns[file.inode]
     await flush(parts, file)
     assert os.fstat(file.fd).st_mtime_ns == shown
 

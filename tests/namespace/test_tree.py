@@ -160,7 +160,7 @@ async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakePar
     """Beside many busy processes, a caller gets no processor for a while after it was told to look again."""
     parts = make_parts()
     namespace = Namespace(parts)
-    tree, names, opener, caller = namespace.tree, namespace.names, namespace.opener, Caller(pid=7)
+    tree, names, opener, caller = namespace.tree, namespace.revalidator, namespace.opener, Caller(pid=7)
     (parts.directory / "f").touch()
     for number in range(MAX_LOCATIONS + 1):  # more names than are known, so it is looked up again at each open
         os.link(parts.directory / "f", parts.directory / f"n{number}")

@@ -14,7 +14,7 @@ from bench.tools.memcg import join, limited, set_limit
 from tests.conftest import wait_until
 from tests.swap.swapped import LIMIT, MIB, PAGES, ROUND_SECONDS, WORKING_SET, SwappedMount
 from tmemcommon.headroom import CGROUP_RESERVE
-from tmemfs.guest import REQUESTS_BYTES
+from tmemfs.guest import REQUEST_BUFFER_BYTES
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -89,7 +89,7 @@ def test_a_guest_at_its_cgroup_limit_overflows_the_rest(swapped: SwappedMount, c
     swapped.start("--pool", "64M")
     process = swapped.mounted.process
     assert process is not None
-    with limited(LIMIT + CGROUP_RESERVE + REQUESTS_BYTES, cgroup_version) as own:
+    with limited(LIMIT + CGROUP_RESERVE + REQUEST_BUFFER_BYTES, cgroup_version) as own:
         join(own, process.pid)
         try:
             with limited(LIMIT, cgroup_version) as cgroup, pager(cgroup, WORKING_SET) as paging:

@@ -96,7 +96,7 @@ class Precache:
             await self._victims.wait()
             while self._cache.victims:
                 count = max(BATCH, len(self._cache.victims) // 4)
-                await self._stocking.ready(count)
+                await self._stocking.wait_for_stock(count)
                 self.drain(count)
                 await trio.lowlevel.checkpoint()
 
@@ -122,7 +122,7 @@ class Precache:
         """Move some of so many pages into the pool; False when there was none to move."""
         if surplus <= 0 or not self._cache.queue_victims(min(STEP, surplus)):
             return False
-        await self._stocking.ready(len(self._cache.victims))
+        await self._stocking.wait_for_stock(len(self._cache.victims))
         self.drain(len(self._cache.victims))
         await trio.lowlevel.checkpoint()
         return True

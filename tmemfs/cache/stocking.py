@@ -1,7 +1,7 @@
 """Keep the stock of slabs filled from a thread, and let those who put many pages wait for it a moment.
 
 The thread is there from the start: a guest that is swapped to may need slabs when the machine has no memory left to
-start one. Nobody waits for longer than PATIENCE, since the memory that the thread waits for may be what a page that is
+start one. Nobody waits for longer than MAX_WAIT, since the memory that the thread waits for may be what a page that is
 being swapped out here is to free; the page then goes where it goes when the pool is full.
 """
 
@@ -14,7 +14,7 @@ from tmem.stock import Stock
 from tmemcommon.wakeup import Wakeup
 from tmemfs.iothreads import IoThreads
 
-PATIENCE = 0.05  # seconds; 128 slabs are made real in 3 ms while there is memory
+MAX_WAIT = 0.05  # seconds; 128 slabs are made real in 3 ms while there is memory
 
 
 class Stocking:
@@ -35,10 +35,10 @@ class Stocking:
         """Memory that is ready for the pool."""
         return self._stock.stocked * SLAB_SIZE if self._stock is not None else 0
 
-    async def ready(self, pages: int) -> None:
+    async def wait_for_stock(self, pages: int) -> None:
         """Wait, but not for long, until the pool could take so many pages, or has all the slabs that it may have."""
         if self._stock is not None and self._stock.is_short(pages):
-            with trio.move_on_after(PATIENCE):
+            with trio.move_on_after(MAX_WAIT):
                 await self._filled.wait()
 
     async def run(self) -> None:

@@ -1,1 +1,1 @@
-"""Operations: what the kernel asks, what it is answered, and the virtual files."""
+"""The FUSE request handlers, and the replies to the kernel."""

@@ -13,7 +13,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes
 
-from tmemfs.fuse.replies import Replies
+from tmemfs.fuse.replies import ReplyBuilder
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.namespace.listing import Listing
@@ -33,10 +33,10 @@ class OpenDirectory:
         self.listing: Listing | None = None  # until it is read
 
 
-class Directories:
+class OpenDirectories:
     """The open directories of one guest."""
 
-    def __init__(self, inodes: InodeTable, namespace: Namespace, replies: Replies) -> None:
+    def __init__(self, inodes: InodeTable, namespace: Namespace, replies: ReplyBuilder) -> None:
         self._inodes = inodes
         self._attributes = namespace.attributes
         self._opener = namespace.opener

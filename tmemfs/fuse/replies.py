@@ -13,7 +13,7 @@ from tmemfs.inodes.inode import Inode
 from tmemfs.io.writeback import Writeback
 
 
-class Replies:
+class ReplyBuilder:
     """Describe inodes and virtual nodes to the kernel, and say how long it may believe it."""
 
     def __init__(self, writeback: Writeback | None, *, attr_timeout: float, negative_timeout: float) -> None:
@@ -29,20 +29,20 @@ class Replies:
         entry.generation = inode.generation
         entry.entry_timeout = entry.attr_timeout = self._attr_timeout
         # Not `inode.dirty`: that is empty before a write-back ends, and until then the attributes are those of before.
-        touched_ns = self._writeback.touched_ns.get(inode) if self._writeback is not None else None
-        if touched_ns is not None:
+        dirty_mtime_ns = self._writeback.dirty_mtime_ns.get(inode) if self._writeback is not None else None
+        if dirty_mtime_ns is not None:
             entry.st_size = inode.size
-            entry.st_mtime_ns = entry.st_ctime_ns = touched_ns
+            entry.st_mtime_ns = entry.st_ctime_ns = dirty_mtime_ns
             entry.attr_timeout = 0  # the write-back changes the ctime: whoever wants to know has to ask
         return entry
 
-    def virtual(self, node: VirtualNode) -> EntryAttributes:
+    def virtual_entry(self, node: VirtualNode) -> EntryAttributes:
         """Describe a virtual node. The kernel has to ask for it each time."""
         entry = _attributes(node.stat(), node.number)
         entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
-    def missing(self) -> EntryAttributes:
+    def negative_entry(self) -> EntryAttributes:
         """Say that there is no such name, and how long that may be believed: not at all, if the time-out is 0."""
         entry = EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(0)
@@ -50,12 +50,12 @@ class Replies:
         return entry
 
 
-def direct(number: int) -> FileInfo:
+def direct_io_reply(number: int) -> FileInfo:
     """Describe an open file: its reads come here, and nothing that was mapped earlier is kept."""
     return FileInfo(fh=pyfuse3.FileHandleT(number), direct_io=True, keep_cache=False)
 
 
-def free_space(found: os.statvfs_result) -> StatvfsData:
+def statvfs_reply(found: os.statvfs_result) -> StatvfsData:
     """Describe the backing's size and free space."""
     reply = StatvfsData()
     for field in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):

@@ -78,6 +78,7 @@ class Hswap:
         self.counters = HswapCounters()
         self.pagemap = PageMap(size // PAGE_SIZE)
         self.opens = 0
+        self._unused = trio.Event()  # set by the last close
         self._tmem = tmem
         self._pool = tmem.new_pool(persistent=True, name="hswap")
         self._overflow = overflow
@@ -95,6 +96,14 @@ class Hswap:
     def closed(self) -> None:
         """Count a close."""
         self.opens -= 1
+        if not self.opens:
+            self._unused.set()
+
+    async def wait_until_closed(self) -> None:
+        """Wait until the file is not open."""
+        while self.opens:
+            self._unused = trio.Event()
+            await self._unused.wait()
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return bytes, fewer only at the end of the file. Raises OSError for a page that is lost or unreadable."""

@@ -51,7 +51,6 @@ class SwapArea:
         self._check_size(size, self.overflow_path)
         self._overflow = overflow.create(self.overflow_path)
         self.hswap = Hswap(tmem, self._overflow, size, time.monotonic, wait_for_stock)
-        self._unused = trio.Event()
         self._wake = trio.Event()
         self._slabs_to_release = 0
         self._evicted = False
@@ -88,14 +87,6 @@ class SwapArea:
                 f"overflow file ({free}) together: give a smaller --hswap, or --hswap-overflow on a larger disk"
             )
 
-    def closed(self) -> bool:
-        """Count a close of the file; return True after the last one."""
-        self.hswap.closed()
-        if self.hswap.opens:
-            return False
-        self._unused.set()
-        return True
-
     async def reserve(self) -> None:
         """Reserve disk space for all pages, before the file is used for swap."""
         try:
@@ -111,9 +102,7 @@ class SwapArea:
         """Make every page a hole, after swapoff. Raises OSError if the file is still open."""
         # The kernel may report a close only after close(2) has returned.
         with trio.move_on_after(CLOSE_SECONDS):
-            while self.hswap.opens:
-                self._unused = trio.Event()
-                await self._unused.wait()
+            await self.hswap.wait_until_closed()
         await self.hswap.clear()
 
     def request_release(self, slabs: int) -> None:

@@ -1,4 +1,4 @@
-"""Keep the open files: a backing descriptor each, closed when the last call that uses it is done."""
+"""The open files: each has a descriptor of the backing, which is closed after the last call that uses it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tmemfs.io.readahead import Readahead
 
 
 class OpenFile:
-    """One open of a file, with its stream of reads."""
+    """One open of a file, with its read-ahead state."""
 
     __slots__ = (
-        "appends",
+        "append_to_eof",
         "closing",
         "errors_known",
         "fd",
@@ -31,34 +31,35 @@ class OpenFile:
         "writable",
     )
 
-    def __init__(self, number: int, inode: Inode, fd: int, flags: int, readahead_pages: int) -> None:
+    def __init__(self, number: int, inode: Inode, fd: int, flags: int, uid: int, readahead_pages: int) -> None:
         self.number = number
         self.inode = inode
         self.fd = fd
         self.readable = flags & os.O_ACCMODE != os.O_WRONLY
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self.appends = bool(flags & os.O_APPEND)  # its writes go to the end that the backing has, whatever their offset
-        self.sync = bool(flags & os.O_DSYNC)  # O_SYNC includes its bit
-        self.strips_privileges = False  # its writes take set-user-ID and set-group-ID away
+        # O_APPEND: the backing appends, so the offset that the kernel sends does not count.
+        self.append_to_eof = bool(flags & os.O_APPEND)
+        self.sync = bool(flags & os.O_DSYNC)  # O_SYNC includes this bit
+        self.strips_privileges = uid != 0  # a write clears set-user-ID and set-group-ID
         self.stream = Readahead(readahead_pages)
-        self.errors_known = inode.errors.told  # of those of write-backs
+        self.errors_known = inode.errors.told  # write-back errors up to this number need no report
         self.users = 0
         self.closing = False
 
     def acquire(self) -> None:
-        """Keep the descriptor open: its number must not be given to another file while it is in use."""
+        """Keep the descriptor open: its number must not be reused while a call uses it."""
         self.users += 1
 
     def release(self) -> None:
-        """End one use; the last one of a closing file closes the descriptor."""
+        """End one use. The last one closes the descriptor if the file is closing."""
         self.users -= 1
         if self.closing and not self.users:
-            # In a thread, with nobody to wait for it: on a network filesystem close(2) can hang.
+            # In a thread, without waiting: close(2) can hang on a network filesystem.
             trio.lowlevel.start_thread_soon(partial(os.close, self.fd), lambda outcome: None)
 
     @contextmanager
     def borrowed(self) -> Iterator[int]:
-        """Keep the descriptor open for the block."""
+        """Keep the descriptor open within the block."""
         self.acquire()
         try:
             yield self.fd
@@ -71,13 +72,12 @@ class OpenFiles:
 
     def __init__(self, readahead_pages: int) -> None:
         self.by_number: dict[int, OpenFile] = {}
-        self._next = 1
+        self._last_number = 1
         self.readahead_pages = readahead_pages
 
     def add(self, inode: Inode, fd: int, flags: int, uid: int) -> OpenFile:
-        """Register a descriptor as a user's open file of an inode."""
-        file = OpenFile(self.new_number(), inode, fd, flags, self.readahead_pages)
-        file.strips_privileges = uid != 0
+        """Register a descriptor as an open file of an inode. `uid` is the caller's."""
+        file = OpenFile(self.new_number(), inode, fd, flags, uid, self.readahead_pages)
         self.by_number[file.number] = file
         inode.opens += 1
         inode.open_descriptors.append(fd)
@@ -86,12 +86,12 @@ class OpenFiles:
         return file
 
     def new_number(self) -> int:
-        """Return a handle number that is in use nowhere."""
-        self._next += 1
-        return self._next
+        """Return a handle number that was never used."""
+        self._last_number += 1
+        return self._last_number
 
     def remove(self, number: int) -> OpenFile:
-        """Forget an open file; its last user closes the descriptor, or the caller when there is none."""
+        """Forget an open file. Its last user closes the descriptor; without users, the caller has to."""
         file = self.by_number.pop(number)
         file.inode.opens -= 1
         file.inode.open_descriptors.remove(file.fd)

@@ -65,7 +65,7 @@ class Filler:
             self._content.detach(inode, fill)
             fill.done.set()
 
-    async def look_again(self, file: OpenFile, *, force: bool = False) -> None:
+    async def revalidate_size(self, file: OpenFile, *, force: bool = False) -> None:
         """Ask the backing where the file ends, unless that was asked within the attribute time-out."""
         inode = file.inode
         if not force and trio.current_time() < inode.attr_until:

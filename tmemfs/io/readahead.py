@@ -9,7 +9,7 @@ from __future__ import annotations
 
 MIN_PAGES = 32  # 128 KiB
 MAX_PAGES = 512  # 2 MiB
-NEVER = 1 << 62
+NO_MARKER = 1 << 62
 
 
 class Readahead:
@@ -21,17 +21,17 @@ class Readahead:
         self.max_pages = min(MAX_PAGES, max_pages)
         self.next_page = 0  # a first read at the start of a file is taken for a stream, as Linux does
         self.window = 0
-        self.marker = NEVER  # the hit path compares with it and does nothing else
+        self.marker = NO_MARKER  # the hit path compares with it and does nothing else
         self.edge = 0  # first page that was not read ahead
 
-    def continues(self, first: int) -> bool:
+    def is_sequential(self, first: int) -> bool:
         """Tell whether a read from page `first` on continues the stream (the last page may be read on in)."""
         return first == self.next_page or first + 1 == self.next_page
 
     def miss(self, first: int, last: int) -> int:
         """Return how many pages to read beyond `last` together with the missing pages first..last."""
-        if not self.continues(first):
-            self.window, self.marker = 0, NEVER
+        if not self.is_sequential(first):
+            self.window, self.marker = 0, NO_MARKER
             return 0
         self.window = min(self.max_pages, max(MIN_PAGES, 2 * self.window, last - first + 1))
         if self.window < MIN_PAGES:
@@ -42,8 +42,8 @@ class Readahead:
 
     def reached_marker(self, first: int) -> tuple[int, int]:
         """Return the pages (first, count) to read now that the marker was passed; count 0 for none."""
-        if not self.continues(first):
-            self.marker = NEVER
+        if not self.is_sequential(first):
+            self.marker = NO_MARKER
             return 0, 0
         start = self.edge
         self.window = min(self.max_pages, 2 * self.window)

@@ -66,7 +66,7 @@ class Reader:
             if frame is None:
                 return self._exchange(file, first, offset & _OFFSET, size)
             self._ref[frame] = USED
-            if not stream.continues(first):
+            if not stream.is_sequential(first):
                 self._passing[frame] = 0  # used apart from the stream that brought it
             self.hits += 1
             if self._unread[frame]:
@@ -149,7 +149,7 @@ class Reader:
         """Return up to `size` bytes, fewer only at the end of the file. Raise the backing's OSError."""
         inode = file.inode
         if offset + size > inode.size:
-            await self._filler.look_again(file)
+            await self._filler.revalidate_size(file)
             if not inode.size and inode.true_size is None:
                 await self._filler.find_end(file)
             size = min(size, inode.size - offset)
@@ -173,7 +173,7 @@ class Reader:
                 if frame is not None:
                     self._unread[frame] = 0
             limit = min(limit, self._copy(fill, run, first, out, inode))
-        ahead = stream.miss(first, last) if missing and stream.continues(first) else 0
+        ahead = stream.miss(first, last) if missing and stream.is_sequential(first) else 0
         if len(missing) == 1:
             fill = await self._fetch(file, missing[0], ahead)
             limit = min(limit, self._copy(fill, missing[0], first, out, inode))
@@ -185,7 +185,7 @@ class Reader:
         limit = max(limit, offset)
         found = memoryview(out)[offset & _OFFSET : limit - (first << PAGE_SHIFT)]
         if limit < offset + size:
-            await self._filler.look_again(file, force=True)
+            await self._filler.revalidate_size(file, force=True)
             if inode.size > limit and not again:  # it grew while a read that began before was under way
                 rest = await self.read(file, limit, offset + size - limit, again=True)
                 return b"".join((found, rest))

@@ -42,13 +42,13 @@ class Writeback:
         self._backing = backing
         self._inodes = inodes
         self._read = read
-        self._since: dict[Inode, float] = {}  # when the oldest dirty page became so
-        self._file: dict[Inode, OpenFile] = {}  # whose descriptor writes back; kept open until the inode is clean
-        self._pressed = trio.Event()  # too many pages are dirty, or none may be from now on
+        self._dirty_since: dict[Inode, float] = {}  # when the oldest dirty page became so
+        self._files: dict[Inode, OpenFile] = {}  # whose descriptor writes back; kept open until the inode is clean
+        self._flush_requested = trio.Event()  # too many pages are dirty, or none may be from now on
         self._untried: set[Inode] = set()  # dirty files that have not been tried since `suspend`
         self.suspended = False
         self._given_up = False  # what is dirty at the end is not written back
-        self.touched_ns: dict[Inode, int] = {}  # the mtime that a dirty file shows
+        self.dirty_mtime_ns: dict[Inode, int] = {}  # the mtime that a dirty file shows
 
     @property
     def limit(self) -> int:
@@ -63,19 +63,19 @@ class Writeback:
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
         if self.suspended or last - first + 1 > self.limit or not _can_write_back(file):
             return False
-        await self._doubt_edges(file, offset, offset + len(data))
-        for edge in self._missing_edges(inode, offset, offset + len(data)):
+        await self._revalidate_partial_pages(file, offset, offset + len(data))
+        for edge in self._missing_partial_pages(inode, offset, offset + len(data)):
             start = edge << PAGE_SHIFT
             await self._read(file, start, min(PAGE_SIZE, inode.size - start))
         if inode.virtual:
             return False  # a page would be written back whole
         if not self._fits(last - first + 1):  # asked after the reads: others may have become dirty meanwhile
             await self._make_room(inode)
-        if not self._fits(last - first + 1) or self._missing_edges(inode, offset, offset + len(data)):
+        if not self._fits(last - first + 1) or self._missing_partial_pages(inode, offset, offset + len(data)):
             return False  # in a cache under pressure a page that was just read may have gone again
-        if not self._place(inode, first, last):
+        if not self._allocate_frames(inode, first, last):
             return False
-        self._mark(file, first, last)
+        self._record_write(file, first, last)
         self._content.overwrite(inode, offset, data)
         inode.size = max(inode.size, offset + len(data))
         return True
@@ -83,35 +83,35 @@ class Writeback:
     def _fits(self, pages: int) -> bool:
         return not self.suspended and self._cache.dirty_pages + pages <= self.limit
 
-    async def _doubt_edges(self, file: OpenFile, start: int, end: int) -> None:
+    async def _revalidate_partial_pages(self, file: OpenFile, start: int, end: int) -> None:
         """Drop clean pages that a write keeps bytes of if others may have changed them: they are written back whole."""
         inode = file.inode
-        if not any(self._held_clean(inode, index) for index in _edges(inode, start, end)):
+        if not any(self._has_clean_copy(inode, index) for index in _partial_pages(inode, start, end)):
             return
         started = self._inodes.start()
         with file.borrowed() as fd:
             st = await self._backing.meta(os.fstat, fd)
         self._inodes.observe(inode, st, started)
         if inode.provisional:
-            for index in _edges(inode, start, end):
+            for index in _partial_pages(inode, start, end):
                 if index not in inode.dirty:
                     self._content.drop(inode, index, index)
 
-    def _held_clean(self, inode: Inode, index: int) -> bool:
+    def _has_clean_copy(self, inode: Inode, index: int) -> bool:
         if index in inode.pages:
             return index not in inode.dirty
         return index in inode.fills or self._content.precache.holds(inode, index)
 
     @staticmethod
-    def _missing_edges(inode: Inode, start: int, end: int) -> list[int]:
+    def _missing_partial_pages(inode: Inode, start: int, end: int) -> list[int]:
         """Return the pages that a write of the bytes start..end keeps bytes of and that are not in the cache."""
-        return [index for index in _edges(inode, start, end) if index not in inode.pages]
+        return [index for index in _partial_pages(inode, start, end) if index not in inode.pages]
 
-    def _place(self, inode: Inode, first: int, last: int) -> bool:
+    def _allocate_frames(self, inode: Inode, first: int, last: int) -> bool:
         """Give every page of the range a dirty frame; False, and nothing placed, when there are not enough."""
         fresh = [index for index in range(first, last + 1) if index not in inode.pages]
         soiled = [index for index in range(first, last + 1) if index in inode.pages and index not in inode.dirty]
-        self._soil(inode, soiled)  # before the others are inserted, which could evict them
+        self._mark_dirty(inode, soiled)  # before the others are inserted, which could evict them
         for position, index in enumerate(fresh):
             self._content.precache.flush(inode, index, index)
             if not self._cache.insert(inode, index, bytes(PAGE_SIZE)):
@@ -121,21 +121,21 @@ class Writeback:
                     inode.dirty.discard(unchanged)
                     self._cache.clean(inode.pages[unchanged])
                 return False
-            self._soil(inode, [index])
+            self._mark_dirty(inode, [index])
         return True
 
-    def _soil(self, inode: Inode, pages: list[int]) -> None:
+    def _mark_dirty(self, inode: Inode, pages: list[int]) -> None:
         for index in pages:
             self._cache.soil(inode.pages[index])
         inode.dirty.update(pages)
 
-    def _mark(self, file: OpenFile, first: int, last: int) -> None:
+    def _record_write(self, file: OpenFile, first: int, last: int) -> None:
         inode = file.inode
-        self._since.setdefault(inode, trio.current_time())
-        if inode not in self._file:
+        self._dirty_since.setdefault(inode, trio.current_time())
+        if inode not in self._files:
             file.acquire()
-            self._file[inode] = file
-        self.touched_ns[inode] = time.time_ns()
+            self._files[inode] = file
+        self.dirty_mtime_ns[inode] = time.time_ns()
         self._inodes.touch(inode)
 
     async def _make_room(self, inode: Inode) -> None:
@@ -143,7 +143,7 @@ class Writeback:
         if inode.dirty:
             await self.flush(inode)
         else:
-            self._pressed.set()
+            self._flush_requested.set()
 
     # -- writing back --------------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class Writeback:
         if not inode.dirty:
             self.forget(inode)
             return None
-        file, touched_ns = self._file[inode], self.touched_ns[inode]
+        file, dirty_mtime_ns = self._files[inode], self.dirty_mtime_ns[inode]
         stats: list[os.stat_result] = []  # of just before each call and of just after it
         started = self._inodes.start()
         inode.writers += 1
@@ -161,11 +161,11 @@ class Writeback:
                 for first, last in list(_runs(inode.dirty)):
                     if inode.dirty.issuperset((first, last)):  # else forgotten: the last name and user are gone
                         stats += await self._write_run(inode, fd, first, last)
-                stats += await self._backing.data(inode, 0, _finish, fd, touched_ns)
+                stats += await self._backing.data(inode, 0, _set_mtime, fd, dirty_mtime_ns)
         except OSError as error:
             if inode.errors.record_failure(error):
                 log.warning("%s: write-back failed: %s; it will be tried again", inode.display_path, error.strerror)
-            self._since[inode] = trio.current_time()
+            self._dirty_since[inode] = trio.current_time()
             self._untried.discard(inode)
             return error
         finally:
@@ -199,9 +199,9 @@ class Writeback:
         """Take a clean (or dropped) inode off the books."""
         inode.errors.record_success()
         self._untried.discard(inode)
-        self._since.pop(inode, None)
-        self.touched_ns.pop(inode, None)
-        file = self._file.pop(inode, None)
+        self._dirty_since.pop(inode, None)
+        self.dirty_mtime_ns.pop(inode, None)
+        file = self._files.pop(inode, None)
         if file is not None:
             file.release()
 
@@ -225,10 +225,10 @@ class Writeback:
         async with trio.open_nursery() as nursery:
             while True:
                 with trio.move_on_after(MAX_AGE / 5):
-                    await self._pressed.wait()
-                old = trio.current_time() - (0 if self._pressed.is_set() else MAX_AGE)
-                self._pressed = trio.Event()
-                for inode, since in self._since.items():
+                    await self._flush_requested.wait()
+                old = trio.current_time() - (0 if self._flush_requested.is_set() else MAX_AGE)
+                self._flush_requested = trio.Event()
+                for inode, since in self._dirty_since.items():
                     if since <= old and inode not in busy:
                         busy.add(inode)
                         nursery.start_soon(self._flush_alone, inode, busy)
@@ -241,9 +241,9 @@ class Writeback:
     async def finish(self) -> list[Inode]:
         """Write back everything; return the inodes for which that failed, or was given up before."""
         async with trio.open_nursery() as nursery:
-            for inode in () if self._given_up else self._since:
+            for inode in () if self._given_up else self._dirty_since:
                 nursery.start_soon(self._flush_alone, inode, set())
-        return list(self._since)
+        return list(self._dirty_since)
 
     # -- before the end ------------------------------------------------------------------------------------------
 
@@ -254,8 +254,8 @@ class Writeback:
         at the end is not tried again.
         """
         self.suspended, self._given_up = True, give_up
-        self._untried = set(self._since)
-        self._pressed.set()
+        self._untried = set(self._dirty_since)
+        self._flush_requested.set()
 
     def resume(self) -> None:
         """Take dirty pages again."""
@@ -263,16 +263,16 @@ class Writeback:
 
     def unwritten(self) -> Iterator[tuple[Inode, OSError | None]]:
         """Tell the dirty files, and why each could not be written back; None as long as it has not been tried."""
-        for inode in self._since:
+        for inode in self._dirty_since:
             yield inode, None if inode in self._untried else inode.errors.last
 
 
 def _can_write_back(file: OpenFile) -> bool:
     """Tell whether a descriptor can fill pages and write them back; what O_SYNC and O_APPEND ask for needs another."""
-    return file.readable and file.writable and not file.sync and not file.appends
+    return file.readable and file.writable and not file.sync and not file.append_to_eof
 
 
-def _edges(inode: Inode, start: int, end: int) -> list[int]:
+def _partial_pages(inode: Inode, start: int, end: int) -> list[int]:
     """Return the pages that a write of the bytes start..end keeps bytes of."""
     edges = []
     for index in {start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT}:
@@ -304,12 +304,12 @@ def _write_all(fd: int, data: bytes, offset: int) -> tuple[os.stat_result, os.st
     return before, os.fstat(fd)
 
 
-def _finish(fd: int, touched_ns: int) -> tuple[os.stat_result, os.stat_result]:
+def _set_mtime(fd: int, dirty_mtime_ns: int) -> tuple[os.stat_result, os.stat_result]:
     """Give the file the time of its last write, not that of its write-back, where we may: it may be another user's.
 
     Return the stats of just before and just after.
     """
     before = os.fstat(fd)
     with contextlib.suppress(PermissionError):
-        os.utime(fd, ns=(before.st_atime_ns, touched_ns))
+        os.utime(fd, ns=(before.st_atime_ns, dirty_mtime_ns))
     return before, os.fstat(fd)

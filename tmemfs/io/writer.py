@@ -48,7 +48,7 @@ class Writer:
         async with inode.lock():
             if inode.virtual:
                 self._inodes.mark_virtual(inode)
-            if file.appends and not _is_of_mapping(file, offset, len(data)):
+            if file.append_to_eof and not _is_of_mapping(file, offset, len(data)):
                 return await self._append(file, offset, data)
             if self.writeback is not None:
                 privileged = file.strips_privileges and inode.attr is not None and privileges_of(inode.attr.st_mode)
@@ -72,7 +72,7 @@ class Writer:
 
     async def _write_through(self, file: OpenFile, offset: int, data: bytes, *, append: bool = False) -> int:
         inode, content = file.inode, self._content
-        call = _overwrite_between_stats if file.appends and not append else _write_between_stats
+        call = _overwrite_between_stats if file.append_to_eof and not append else _write_between_stats
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
         content.precache.flush(inode, first, last)
         started = self._inodes.start()
@@ -146,7 +146,7 @@ class Writer:
 
     async def settle(self, inode: Inode) -> None:
         """Write back before a stat: a write-back changes the ctime, and what was told must still be so after it."""
-        if self.writeback is not None and inode in self.writeback.touched_ns:
+        if self.writeback is not None and inode in self.writeback.dirty_mtime_ns:
             async with inode.lock():
                 await self.writeback.flush(inode)
 

@@ -15,7 +15,7 @@ class Namespace:
 
     def __init__(self, data: DataPath, *, synchronous: bool = False) -> None:
         self.tree = Tree(data.backing, data.inodes)
-        self.names = Revalidator(data.backing, data.inodes)
+        self.revalidator = Revalidator(data.backing, data.inodes)
         self.attributes = Attributes(data.backing, data.inodes, data.writer)
-        self.opener = Opener(data, self.attributes, self.tree, self.names, synchronous=synchronous)
+        self.opener = Opener(data, self.attributes, self.tree, self.revalidator, synchronous=synchronous)
         self.listings = Listings(data.backing, data.inodes)

@@ -26,18 +26,18 @@ class Opener:
     """The opens and closes of one guest."""
 
     def __init__(
-        self, data: DataPath, attributes: Attributes, tree: Tree, names: Revalidator, *, synchronous: bool
+        self, data: DataPath, attributes: Attributes, tree: Tree, revalidator: Revalidator, *, synchronous: bool
     ) -> None:
         self._data = data
         self._attributes = attributes
         self._tree = tree
-        self._names = names
-        self._always = os.O_SYNC if synchronous else 0  # flags of every open
+        self._revalidator = revalidator
+        self._extra_flags = os.O_SYNC if synchronous else 0  # flags of every open
 
     async def open(self, inode: Inode, flags: int, caller: Caller) -> OpenFile:
         """Open a file of the backing; truncate it for O_TRUNC. Raise ESTALE where no name leads to it any more."""
         data = self._data
-        fd, opened = await self._open_backing(inode, flags | self._always, caller.pid)
+        fd, opened = await self._open_backing(inode, flags | self._extra_flags, caller.pid)
         file = data.files.add(inode, fd, opened, caller.uid)
         try:
             with file.borrowed():
@@ -73,7 +73,7 @@ class Opener:
             return fd, wanted, stat_or_close(fd)
 
         started = data.inodes.start()
-        fd, opened, st = await self._names.run(inode, thread, call)
+        fd, opened, st = await self._revalidator.run(inode, thread, call)
         if inode.writers and data.inodes.changed_since_recorded(inode, st):
             try:
                 async with inode.lock():  # our change in progress detects changes that others made before it
@@ -90,7 +90,7 @@ class Opener:
         """Return the current attributes of a directory. ESTALE if a known name no longer leads to it."""
         inodes = self._data.inodes
         started = inodes.start()
-        st = await self._names.run(inode, thread, lambda: self._attributes.stat_in_thread(inode))
+        st = await self._revalidator.run(inode, thread, lambda: self._attributes.stat_in_thread(inode))
         inodes.observe(inode, st, started)
         if inodes.links_are_counted and not st.st_nlink and not inode.unlinked:
             # If only the first readdir failed, glibc would show an empty directory.
@@ -103,7 +103,7 @@ class Opener:
         def call() -> bytes:
             return self._data.descriptors.call(inode, lambda fd: os.readlink(b"", dir_fd=fd))
 
-        return await self._names.run(inode, thread, call, ends_walk=False)
+        return await self._revalidator.run(inode, thread, call, ends_walk=False)
 
     async def update_kernel_size(self, inode: Inode) -> None:
         """Tell the kernel the size of a file that others made larger, before it is used."""
@@ -132,7 +132,7 @@ class Opener:
         """Make and open a file."""
         if self._data.writeback is not None and flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # pages written in part have to be filled
-        flags = flags & ~(os.O_DIRECT | os.O_NOCTTY) | self._always
+        flags = flags & ~(os.O_DIRECT | os.O_NOCTTY) | self._extra_flags
         inode, fd = await self._tree.create(parent, name, mode, flags, caller)
         _disable_readahead(fd)
         return self._data.files.add(inode, fd, flags, caller.uid)

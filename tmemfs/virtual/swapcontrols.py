@@ -1,4 +1,4 @@
-"""Show the swap-like file among the virtual files, and the controls that `tmemfs swapon` and `swapoff` use."""
+"""The virtual file `hswap`, and the controls that `tmemfs swapon` and `tmemfs swapoff` use."""
 
 from __future__ import annotations
 
@@ -16,25 +16,20 @@ class SwapControls:
 
     def __init__(self, files: ControlFiles, area: SwapArea, kernel: KernelCache) -> None:
         self._area = area
+        self._hswap = area.hswap
         self._kernel = kernel
+        self.size = area.hswap.size
+        self.read = area.hswap.read
+        self.write = area.hswap.write
+        self.opened = area.hswap.opened
         self._number = files.add_file(NAME, self)
         files.add_control(RESERVE, None, self._reserve)
         files.add_control(CLEAR, None, self._clear)
-        self.read = area.hswap.read
-        self.write = area.hswap.write
-
-    @property
-    def size(self) -> int:
-        """The size of the file in bytes."""
-        return self._area.hswap.size
-
-    def opened(self) -> None:
-        """Count an open."""
-        self._area.hswap.opened()
 
     def closed(self) -> None:
-        """Count a close; after the last one the kernel keeps no pages of the file's mappings."""
-        if self._area.closed():
+        """Count a close. After the last one, drop the pages that the kernel keeps of mappings of the file."""
+        self._hswap.closed()
+        if not self._hswap.opens:
             self._kernel.invalidate_pages(self._number)
 
     async def _reserve(self, data: bytes) -> None:
@@ -43,7 +38,7 @@ class SwapControls:
         await self._area.reserve()
 
     async def _clear(self, data: bytes) -> None:
-        """Forget all pages of a file that nobody has open, as after swapoff (`1`)."""
+        """Forget all pages, after swapoff (`1`). Raise OSError while the file is open."""
         _expect_one(data)
         await self._area.clear()
 

@@ -18,13 +18,13 @@ from tmemfs.inodes.inode import Inode
 
 log = logging.getLogger(__name__)
 
-GONE: int = flags.DELETE | flags.MOVED_FROM
-NAMES: int = flags.CREATE | flags.MOVED_TO | GONE
+NAME_REMOVED: int = flags.DELETE | flags.MOVED_FROM
+NAME_CHANGED: int = flags.CREATE | flags.MOVED_TO | NAME_REMOVED
 MODIFIED: int = flags.MODIFY
-CONTENT: int = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE
-ITSELF = b""  # the name of an event that is about the watched directory itself
+FILE_CHANGED: int = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE
+SELF = b""  # the name of an event that is about the watched directory itself
 
-_MASK: int = NAMES | CONTENT | flags.ONLYDIR | flags.EXCL_UNLINK
+_MASK: int = NAME_CHANGED | FILE_CHANGED | flags.ONLYDIR | flags.EXCL_UNLINK
 _READ_BYTES = 1 << 16  # of events at once: about 2000, 5 ms
 _LARGEST_EVENT = 16 + 256  # bytes, with its name
 _RETRY = 60.0  # seconds without new watches after the limit was hit
@@ -69,12 +69,12 @@ class Watches:
         """True unless the system's limit was hit a short time ago."""
         return trio.current_time() >= self._refused_until
 
-    def ask(self, directory: Inode) -> tuple[int, os.stat_result]:
+    def add_watch(self, directory: Inode) -> tuple[int, os.stat_result]:
         """Have a directory watched (blocks); return its number, for `enter`, and its stat of just after that."""
         with self._descriptors.use(directory) as fd:
             return self._inotify.add_watch(f"/proc/self/fd/{fd}", _MASK), os.fstat(fd)
 
-    def enter(self, number: int, directory: Inode) -> None:
+    def record_watch(self, number: int, directory: Inode) -> None:
         """Take in that a directory is watched."""
         former = self._by_number.get(number)
         if former is not None and former is not directory:
@@ -82,7 +82,7 @@ class Watches:
         directory.watch = number
         self._by_number[number] = directory
 
-    def refuse(self, directory: Inode, error: OSError) -> None:
+    def record_failure(self, directory: Inode, error: OSError) -> None:
         """Take in that a directory cannot be watched: say so, and what to do, and go on."""
         self.refusals += 1
         if error.errno == errno.ENOSPC:
@@ -106,7 +106,7 @@ class Watches:
         if directory is not None:
             self._end(directory)
 
-    def holds(self, number: int) -> bool:
+    def is_watched(self, number: int) -> bool:
         """Tell whether a directory is watched under a number."""
         return number in self._by_number
 
@@ -125,9 +125,9 @@ class Watches:
         if len(found) < _READ_BYTES - _LARGEST_EVENT:
             self._emptied_at = now
         events = parse_events(found)
-        return self.take_in([(number, mask, os.fsencode(name)) for number, mask, _, name in events])
+        return self.resolve([(number, mask, os.fsencode(name)) for number, mask, _, name in events])
 
-    def take_in(self, raw: list[RawEvent]) -> tuple[list[Event], bool]:
+    def resolve(self, raw: list[RawEvent]) -> tuple[list[Event], bool]:
         """Find the directories of events."""
         self.events += len(raw)
         events: list[Event] = []
@@ -142,7 +142,7 @@ class Watches:
                 del self._by_number[number]
                 self._end(directory)
             else:
-                events.append(Event(directory, name, mask & (NAMES | CONTENT)))
+                events.append(Event(directory, name, mask & (NAME_CHANGED | FILE_CHANGED)))
         return events, lost
 
     def check(self) -> None:

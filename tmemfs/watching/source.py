@@ -19,8 +19,8 @@ from tmemfs.kernel.mounttable import is_tmemfs, mount_table
 
 log = logging.getLogger(__name__)
 
-PACE = 0.5  # seconds between two looks: a machine may mount many things at once
-PATIENCE = 60.0  # seconds that a thread waits for a change
+CHECK_SECONDS = 0.5  # seconds between two looks: a machine may mount many things at once
+POLL_SECONDS = 60.0  # seconds that a thread waits for a change
 _READ_BYTES = 1 << 16
 
 
@@ -73,13 +73,13 @@ class SourceMount:
         fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         while True:
             self.look(await trio.to_thread.run_sync(_next_table, fd, limiter=threads, abandon_on_cancel=True))
-            await trio.sleep(PACE)
+            await trio.sleep(CHECK_SECONDS)
 
 
 def _next_table(fd: int) -> list[MountEntry]:
     """Wait until the mount table changes, for a bounded time, and read it. This needs no other descriptor."""
     changed = select.poll()
     changed.register(fd, select.POLLPRI | select.POLLERR)
-    changed.poll(PATIENCE * 1000)
+    changed.poll(POLL_SECONDS * 1000)
     os.lseek(fd, 0, os.SEEK_SET)
     return parse_mountinfo(b"".join(iter(lambda: os.read(fd, _READ_BYTES), b"")))

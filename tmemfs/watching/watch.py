@@ -45,24 +45,24 @@ from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.kernel.kernelcache import KernelCache
-from tmemfs.watching.inotify import CONTENT, GONE, ITSELF, MODIFIED, NAMES, Watches
+from tmemfs.watching.inotify import FILE_CHANGED, MODIFIED, NAME_CHANGED, NAME_REMOVED, SELF, Watches
 
 log = logging.getLogger(__name__)
 
-PACE = 0.01  # seconds between two reads of events: a file that is being written costs one stat in that time
+READ_SECONDS = 0.01  # seconds between two reads of events: a file that is being written costs one stat in that time
 BATCH = 256  # names in one call on the backing
-LANES = 4  # threads that may wait for the kernel's directory locks: half of those that Backing has for control
+LOCK_THREADS = 4  # threads that may wait for the kernel's directory locks: half of those that Backing has for control
 
 
-class News(NamedTuple):
+class NameEvents(NamedTuple):
     """What events told of a name: their kinds, how often it went, and when at the earliest they happened."""
 
     mask: int
-    gone: int
+    removals: int
     since: float
 
 
-NO_NEWS = News(0, 0, 0.0)
+NO_EVENTS = NameEvents(0, 0, 0.0)
 
 
 class Watch:
@@ -81,12 +81,12 @@ class Watch:
         self._backing = backing
         self._content = content
         self._kernel = kernel
-        self.watches = Watches(descriptors, self._ended)
-        self._pending: dict[Inode, dict[bytes, News]] = {}  # by directory: names with events
+        self.watches = Watches(descriptors, self._forget_events)
+        self._pending: dict[Inode, dict[bytes, NameEvents]] = {}  # by directory: names with events
         self._busy: set[Inode] = set()  # directories with a task
-        self._waiting: set[tuple[Inode, bytes]] = set()  # names to be looked at again after a writer
+        self._rechecks: set[tuple[Inode, bytes]] = set()  # names to be looked at again after a writer
         self._removed: dict[Inode, Counter[bytes]] = {}  # by directory: removals through this mount without event yet
-        self._lanes = trio.CapacityLimiter(LANES)
+        self._lock_threads = trio.CapacityLimiter(LOCK_THREADS)
         self._nursery: trio.Nursery | None = None
         self.overflows = 0
 
@@ -99,26 +99,26 @@ class Watch:
             return
         started = self._inodes.start()
         try:
-            number, st = await self._backing.meta(watches.ask, directory)
+            number, st = await self._backing.meta(watches.add_watch, directory)
         except OSError as error:
-            watches.refuse(directory, error)
+            watches.record_failure(directory, error)
             return
         if self._inodes.get(directory.number) is directory:
-            watches.enter(number, directory)
-            self._compare(directory, st, started, NO_NEWS)  # it may have changed since the kernel was told of it
-        elif not watches.holds(number):  # forgotten meanwhile
+            watches.record_watch(number, directory)
+            self._compare(directory, st, started, NO_EVENTS)  # it may have changed since the kernel was told of it
+        elif not watches.is_watched(number):  # forgotten meanwhile
             watches.remove(number)
 
     def remove(self, directory: Inode) -> None:
         """Stop watching a directory that the kernel has forgotten."""
         self.watches.remove(directory.watch)
 
-    def _ended(self, directory: Inode) -> None:
+    def _forget_events(self, directory: Inode) -> None:
         self._pending.pop(directory, None)
         self._removed.pop(directory, None)
 
-    def removed(self, directory: Inode, name: bytes) -> None:
-        """Take in that this mount removed a name: the event that will tell so is no news."""
+    def record_own_removal(self, directory: Inode, name: bytes) -> None:
+        """Take in that this mount removed a name: the event that will tell so is no events."""
         if directory.watch > 0:
             self._removed.setdefault(directory, Counter())[name] += 1
 
@@ -132,32 +132,32 @@ class Watch:
                 events, lost = await self.watches.read()
                 for directory, name, mask in events:
                     directory.listing = None  # it holds attributes too
-                    self._note(directory, name, mask)
+                    self._request_check(directory, name, mask)
                 if lost:
-                    await self._look_everywhere()
-                await trio.sleep(PACE)
+                    await self._recover_lost_events()
+                await trio.sleep(READ_SECONDS)
 
-    def _note(self, directory: Inode, name: bytes, mask: int) -> None:
+    def _request_check(self, directory: Inode, name: bytes, mask: int) -> None:
         """Have a name of a directory looked at."""
         names = self._pending.setdefault(directory, {})
-        before = names.get(name, News(0, 0, self.watches.since))
-        names[name] = News(before.mask | mask, before.gone + bool(mask & GONE), before.since)
+        before = names.get(name, NameEvents(0, 0, self.watches.since))
+        names[name] = NameEvents(before.mask | mask, before.removals + bool(mask & NAME_REMOVED), before.since)
         if directory not in self._busy and self._nursery is not None:
             self._busy.add(directory)
-            self._nursery.start_soon(self._work, directory)
+            self._nursery.start_soon(self._check_directory, directory)
 
-    async def _work(self, directory: Inode) -> None:
+    async def _check_directory(self, directory: Inode) -> None:
         """Look at the names of a directory until no more come."""
         try:
             while names := self._pending.pop(directory, None):
                 todo = list(names.items())
                 for start in range(0, len(todo), BATCH):
-                    await self._examine(directory, dict(todo[start : start + BATCH]))
+                    await self._check_names(directory, dict(todo[start : start + BATCH]))
                     await trio.lowlevel.checkpoint()
         finally:
             self._busy.discard(directory)
 
-    async def _look_everywhere(self) -> None:
+    async def _recover_lost_events(self) -> None:
         """Make up for lost events: anything may have changed.
 
         Only open files are read without a comparison, so only theirs is the content that must go; a closed one is
@@ -176,19 +176,19 @@ class Watch:
             self._kernel.invalidate_attributes(inode.number)
             for directory, name in inode.locations:
                 if directory.watch > 0:
-                    self._note(directory, name, NAMES | CONTENT & ~MODIFIED)
+                    self._request_check(directory, name, NAME_CHANGED | FILE_CHANGED & ~MODIFIED)
             if count % BATCH == 0:
                 await trio.lowlevel.checkpoint()
 
     # -- one directory -------------------------------------------------------------------------------------------
 
-    async def _examine(self, directory: Inode, news: Mapping[bytes, News]) -> None:
+    async def _check_names(self, directory: Inode, events: Mapping[bytes, NameEvents]) -> None:
         """Compare what names lead to with what is known of them."""
-        names_changed = any(item.mask & NAMES for item in news.values())
+        names_changed = any(item.mask & NAME_CHANGED for item in events.values())
         if names_changed:
-            await self._own_changes(directory)
-        own = self._own_removals(directory, news)
-        names = [name for name, item in news.items() if name not in own or item.mask & ~GONE]
+            await self._wait_for_own_changes(directory)
+        own = self._take_own_removals(directory, events)
+        names = [name for name, item in events.items() if name not in own or item.mask & ~NAME_REMOVED]
         if not names:
             return
         started = self._inodes.start()
@@ -198,53 +198,53 @@ class Watch:
             self._forget_attributes(directory)
             return
         if names_changed:
-            await self._own_changes(directory)  # those that the stats have seen
+            await self._wait_for_own_changes(directory)  # those that the stats have seen
         removed = self._removed.get(directory, Counter())  # of these, an event is under way
         wrong: dict[bytes, os.stat_result | None] = {}
         for name, st in found.items():
-            inode = directory if name == ITSELF else self._known(st)
-            if inode is not None and st is not None and not self._compare(inode, st, started, news[name]):
-                self._again(directory, name, inode)
+            inode = directory if name == SELF else self._find_inode(st)
+            if inode is not None and st is not None and not self._compare(inode, st, started, events[name]):
+                self._recheck_after_writer(directory, name, inode)
             if name in removed or (st is None and name in own):
                 continue
-            if news[name].mask & NAMES and (inode is None or (directory, name) not in inode.locations):
+            if events[name].mask & NAME_CHANGED and (inode is None or (directory, name) not in inode.locations):
                 wrong[name] = st
         if wrong:
             self._forget_attributes(directory)
-            async with self._lanes:
+            async with self._lock_threads:
                 await self._backing.control(self._forget_names, directory, wrong)
             for name, st in wrong.items():
-                inode = self._known(st)
+                inode = self._find_inode(st)
                 if st is None or inode is None:
                     continue
                 if st.st_nlink == 1 or stat.S_ISDIR(st.st_mode):  # it was moved: this is its only name
                     inode.locations.clear()
                 inode.add_location(directory, name)
 
-    async def _own_changes(self, directory: Inode) -> None:
+    async def _wait_for_own_changes(self, directory: Inode) -> None:
         """Wait until what this mount has changed of a directory's names by now is in the table."""
-        async with self._lanes:
+        async with self._lock_threads:
             await self._backing.control(self._kernel.invalidate_name, directory.number, b"/")
 
-    def _own_removals(self, directory: Inode, news: Mapping[bytes, News]) -> set[bytes]:
+    def _take_own_removals(self, directory: Inode, events: Mapping[bytes, NameEvents]) -> set[bytes]:
         """Use up the removals of our own that events tell of; return the names that nobody else removed."""
         removed = self._removed.get(directory, Counter())
         own: set[bytes] = set()
-        for name, item in news.items():
-            ours = min(removed.get(name, 0), item.gone)
+        for name, item in events.items():
+            ours = min(removed.get(name, 0), item.removals)
             if ours:
                 removed[name] -= ours
                 if not removed[name]:
                     del removed[name]
-                if ours == item.gone:
+                if ours == item.removals:
                     own.add(name)
         return own
 
     def _stat_all(self, directory: Inode, names: Iterable[bytes]) -> dict[bytes, os.stat_result | None]:
         with self._descriptors.use(directory) as fd:
-            return {name: os.fstat(fd) if name == ITSELF else _stat_or_none(fd, name) for name in names}
+            return {name: os.fstat(fd) if name == SELF else _stat_or_none(fd, name) for name in names}
 
-    def _known(self, st: os.stat_result | None) -> Inode | None:
+    def _find_inode(self, st: os.stat_result | None) -> Inode | None:
         """Return the inode of a stat, unless it is one that is gone and whose number has been given away again."""
         inode = self._inodes.find(st) if st is not None else None
         if st is None or inode is None or inode.unlinked:
@@ -261,16 +261,16 @@ class Watch:
 
     # -- one inode -----------------------------------------------------------------------------------------------
 
-    def _compare(self, inode: Inode, st: os.stat_result, started: int, news: News) -> bool:
+    def _compare(self, inode: Inode, st: os.stat_result, started: int, events: NameEvents) -> bool:
         """Take in a stat that followed an event; False when a change of our own makes it worthless."""
         if self._inodes.is_worthless(inode, started):
             return False
         before = inode.attr
         if self._inodes.observe(inode, st, started):
             return True
-        if news.mask & MODIFIED and inode.touched_at < news.since:
+        if events.mask & MODIFIED and inode.touched_at < events.since:
             self._inodes.invalidate(inode)
-        elif before is not None and _shown(before) != _shown(st):
+        elif before is not None and _visible_attributes(before) != _visible_attributes(st):
             self._kernel.invalidate_attributes(inode.number)
         return True
 
@@ -279,19 +279,19 @@ class Watch:
         self._inodes.expire(inode)
         self._kernel.invalidate_attributes(inode.number)
 
-    def _again(self, directory: Inode, name: bytes, inode: Inode) -> None:
+    def _recheck_after_writer(self, directory: Inode, name: bytes, inode: Inode) -> None:
         """Look at a file again when its writer is done."""
-        if (directory, name) not in self._waiting and self._nursery is not None:
-            self._waiting.add((directory, name))
+        if (directory, name) not in self._rechecks and self._nursery is not None:
+            self._rechecks.add((directory, name))
             self._nursery.start_soon(self._wait_for_writer, directory, name, inode)
 
     async def _wait_for_writer(self, directory: Inode, name: bytes, inode: Inode) -> None:
         async with inode.lock():
             pass
-        await trio.sleep(PACE)  # a busy writer is not to cost a stat for every write
-        self._waiting.discard((directory, name))
+        await trio.sleep(READ_SECONDS)  # a busy writer is not to cost a stat for every write
+        self._rechecks.discard((directory, name))
         if directory.watch > 0:
-            self._note(directory, name, CONTENT & ~MODIFIED)
+            self._request_check(directory, name, FILE_CHANGED & ~MODIFIED)
 
     def check(self) -> None:
         """Raise AssertionError unless every directory with events has a task."""
@@ -311,7 +311,7 @@ def _identity(st: os.stat_result | None) -> tuple[int, int] | None:
     return None if st is None else (st.st_dev, st.st_ino)
 
 
-def _shown(st: os.stat_result) -> tuple[int, ...]:
+def _visible_attributes(st: os.stat_result) -> tuple[int, ...]:
     """Return what users see of attributes, without the time of the last access: reading is no change."""
     owner = (st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev)
     return (*owner, st.st_size, st.st_mtime_ns, st.st_ctime_ns)

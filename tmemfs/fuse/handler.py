@@ -1,7 +1,7 @@
-"""Turn whatever a handler raises into a reply, and measure how long each operation takes.
+"""The decorator of all FUSE request handlers: errors become replies, and latencies are measured.
 
-The only file that knows FUSEError. An exception that leaves a handler ends pyfuse3's main loop and with it the mount,
-so an OSError becomes its errno, and anything unforeseen a logged EIO.
+No other module uses FUSEError. Any other exception that leaves a handler ends pyfuse3's main loop, and with it the
+mount. So an OSError becomes its errno, and any other exception is logged and becomes EIO.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Measured(Protocol):
-    """Operations with counters."""
+class HasStats(Protocol):
+    """An object with counters."""
 
     stats: Stats
 
 
-S = TypeVar("S", bound=Measured)
+S = TypeVar("S", bound=HasStats)
 Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, R]]
 
 
-def answered(handler: Handler[S, P, R]) -> Handler[S, P, R]:
-    """Let a handler end in a reply whatever happens; its latency is counted under its name."""
+def fuse_handler(handler: Handler[S, P, R]) -> Handler[S, P, R]:
+    """Return the handler with its exceptions as FUSEError and its latency counted under its name."""
     name = handler.__name__.lstrip("_")
 
     @functools.wraps(handler)
