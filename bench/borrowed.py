@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.tools import draw, pages, procmem
+from bench.tools import pages, procmem
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import Mounted, tmemd, tmemfs, workspace
@@ -89,15 +89,9 @@ def _round(sides: dict[str, Mounted], order: list[int], number: int) -> Figures:
     }
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Draw a read on both sides."""
-    values = {f"{side} slabs": spread(figures["best_microseconds"][side]) for side in SIDES}
-    draw.bars(path, "4-KiB reads of pages in the pool by one reader", {"a read": values}, "µs")
-
-
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--mounts", type=int, default=7, help="how often both are mounted")
     command.add_argument("--size", type=int, default=16, help="MiB of the file")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.mounts, asked.size * MIB), picture)
+    main(asked, lambda: measure(asked.mounts, asked.size * MIB))

@@ -42,12 +42,7 @@ CATALOGUE = (
         traces=True,
     ),
     Measure(
-        "policies",
-        "Which page goes first",
-        whole="--limit 150000",
-        quick="--limit 4000",
-        bound=240,
-        needs=("traces",),
+        "policies", "Which page goes first", whole="--limit 150000", quick="--limit 4000", bound=240, needs=("traces",)
     ),
     Measure(
         "division",
@@ -66,11 +61,7 @@ CATALOGUE = (
         needs=(),
     ),
     Measure(
-        "cost",
-        "What the pool costs where it cannot help",
-        whole="--pairs 11",
-        quick="--pairs 1 --cache 8",
-        bound=300,
+        "cost", "What the pool costs where it cannot help", whole="--pairs 11", quick="--pairs 1 --cache 8", bound=300
     ),
     Measure(
         "peers",
@@ -80,11 +71,7 @@ CATALOGUE = (
         bound=300,
         needs=("fuse", "fio"),
     ),
-    Measure(
-        "poolhit",
-        "What a page from the pool costs more than one from the cache",
-        quick="--pairs 2 --size 4",
-    ),
+    Measure("poolhit", "What a page from the pool costs more than one from the cache", quick="--pairs 2 --size 4"),
     Measure(
         "borrowed",
         "What a hit on borrowed memory costs against one on the mount's own",

@@ -26,10 +26,9 @@ from bench.models import splits
 from bench.models.lent import LentMemory
 from bench.models.reclaimpolicies import COMPARED
 from bench.models.slotpool import Stream, stream
-from bench.tools import draw, traces
+from bench.tools import traces
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from bench.tools.verdict import Verdict, judged
-from bench.tools.workers import on_all_cores
 from tmem.lending.lender.reclaimpolicy import DEFAULT
 
 SHARES = (0.05, 0.10, 0.20)
@@ -176,7 +175,7 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
     tasks += [Task(busy_in_turn, phased, how) for how in (*COMPARED, "one two-queue")]
     say(f"division: {len(tasks)} counts over {len(paths)} guests on {os.cpu_count()} cores")
     found: dict[tuple[str, float, str], Any] = {}
-    for task, result in on_all_cores(_work, tasks):
+    for task, result in traces.on_all_cores(_work, tasks):
         found[task.count.__name__, task.setting.share, task.how] = result
         say(f"  {task.count.__name__:<13} {task.setting.share:4.0%}  {task.how}")
     figures: Figures = {
@@ -250,20 +249,8 @@ def _at_most(what: str, goal: float, percent: float | None) -> Goal:
     return Goal(what, f"≤ {goal:+.0f} %", result, Verdict.REPORTED if percent is None else judged(percent <= goal))
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Draw how many more misses each way to divide has than the best fixed parts."""
-    groups = {
-        f"memory of {size['share']:.0%}": {
-            how: change for how, change in size["change_percent"].items() if how != "best fixed parts"
-        }
-        for size in figures["sizes"]
-    }
-    title = "Misses of guests that share memory, against the best fixed parts that hindsight finds"
-    draw.bars(path, title, groups, "% more misses (less is better)", form="{:+.1f} %")
-
-
 if __name__ == "__main__":
     command = parser(__doc__)
     traces.arguments(command)
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.traces, asked.only, asked.limit), picture)
+    main(asked, lambda: measure(asked.traces, asked.only, asked.limit))

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.tools import draw, fio, pages, procmem
+from bench.tools import fio, pages, procmem
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_random
 from bench.tools.harness import Mounted, nullfs, tmemfs, workspace
@@ -127,21 +127,10 @@ def _fill_scattered(path: Path) -> None:
     pages.in_order(path, shuffled(count, seed=3))
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Draw both loads as shares of the stronger null."""
-    names = {"null view": "null", "eager null": "null, eager", "ordered": "tmemfs", "scattered": "tmemfs, scattered"}
-    groups = {}
-    for load, found in figures.items():
-        null = found["values"][found["stronger_null"]]
-        values = {name: spread(ratios(values, null)) for name, values in found["values"].items()}
-        groups[load] = {shown: values[name] for name, shown in names.items()}
-    draw.bars(path, "All pages in the cache: reads against a null filesystem (1 = null)", groups, "× null")
-
-
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--pairs", type=int, default=7)
     command.add_argument("--seconds", type=float, default=1.0, help="of each side in each round")
     command.add_argument("--size", type=int, default=64, help="MiB a file")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.pairs, asked.seconds, asked.size * MIB), picture)
+    main(asked, lambda: measure(asked.pairs, asked.seconds, asked.size * MIB))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from bench.tools import draw, pages, procmem
+from bench.tools import pages, procmem
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import Mounted, tmemfs, workspace
@@ -147,24 +147,10 @@ def _plain(memory: Memory) -> dict[str, int]:
     return {"pss_bytes": memory.pss, "memfd_bytes": memory.memfd, "total_bytes": memory.total}
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Draw what the counters say beside what is taken."""
-    groups = {
-        name: {side: value / MIB for side, value in sides.items()} for name, sides in figures["full"]["honesty"].items()
-    }
-    groups["a mapped file in the kernel's page cache"] = {
-        "counters": 0.0,
-        "measured": figures["full"]["mapped_bytes"] / MIB,
-    }
-    resize = figures["resize"]
-    groups["cache resized to a fraction"] = {when: resize[when]["total_bytes"] / MIB for when in ("before", "after")}
-    draw.bars(path, "Memory: what the counters say and what is really taken", groups, "MiB")
-
-
 if __name__ == "__main__":
     command = parser(__doc__)
     for name, default in (("cache", 64), ("pool", 256), ("big", 256), ("small", 16)):
         command.add_argument(f"--{name}", type=int, default=default, help="MiB")
     asked = command.parse_args()
     sizes = [value * MIB for value in (asked.cache, asked.pool, asked.big, asked.small)]
-    main(asked, lambda: measure(*sizes), picture)
+    main(asked, lambda: measure(*sizes))

@@ -17,15 +17,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.tools import draw, procmem
+from bench.tools import procmem
 from bench.tools.content import MIB
 from bench.tools.harness import nullfs, tmemfs, workspace
 from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
-from bench.tools.verdict import in_turn, judged, spread
+from bench.tools.verdict import in_turn, spread
 
 GOAL = 0.80
 NAMES = 1000
-LISTED = 10_000
 Rate = Callable[[Path, float], tuple[int, float]]
 
 
@@ -61,11 +60,7 @@ def _repeat(work: Callable[[], object], calls: int, seconds: float) -> tuple[int
     return done, spent
 
 
-LOADS: dict[str, Rate] = {
-    "stat of a cached name": stat_cached,
-    "readdir": readdir,
-    "create and unlink": create_unlink,
-}
+LOADS: dict[str, Rate] = {"stat of a cached name": stat_cached, "readdir": readdir, "create and unlink": create_unlink}
 
 
 def measure(pairs: int = 7, seconds: float = 0.5) -> Outcome:
@@ -87,9 +82,6 @@ def measure(pairs: int = 7, seconds: float = 0.5) -> Outcome:
                 ratio = spread(figures[name]["ratios"])
                 what = f"{name}, against a null filesystem"
                 goals.append(Goal(what, f"≥ {GOAL:.2f}×", ratio.text(".2f", "×"), ratio.at_least(GOAL)))
-        figures["second_listing"] = calls = _second_listing(space)
-    what = f"backing calls of a second ls -l of {LISTED:,} entries"
-    goals.append(Goal(what, "none an entry", f"{calls} in all", judged(calls < LISTED / 100)))
     return Outcome(goals, figures)
 
 
@@ -107,38 +99,7 @@ def _in_turn(name: str, load: Rate, sides: dict[str, tuple[Path, int]], pairs: i
     costs = ", ".join(f"{spent:.1f} {side}" for side, spent in spent_on.items())
     say(f"{name}: {spread(found).text('.2f', '×')}, processor µs a call: {costs}")
     say(bars({side: median(values) for side, values in rates.items()}, "/s"))
-    return {
-        "calls_a_second": rates,
-        "ratios": found,
-        "processor_microseconds_a_call": spent_on,
-    }
-
-
-def _second_listing(space: Path) -> int:
-    """Count the backing calls of listing a large directory with attributes for the second time."""
-    source = space / "many"
-    source.mkdir()
-    for number in range(LISTED):
-        (source / f"{number:06d}").touch()
-    # A time-out that both listings fit into however slow the machine is: what is counted is calls, not time.
-    with tmemfs(source, space / "many-mount", "--attr-timeout", "120s", cache=16 * MIB, pool=0) as mount:
-        _list_with_attributes(mount.path)
-        before = mount.stats()
-        _list_with_attributes(mount.path)
-        return mount.since(before, "backing_calls")["backing_calls"]
-
-
-def _list_with_attributes(root: Path) -> None:
-    with os.scandir(root) as entries:
-        assert sum(entry.stat(follow_symlinks=False).st_nlink for entry in entries) == LISTED
-
-
-def picture(figures: Figures, path: Path) -> None:
-    """Draw the rates of both sides."""
-    groups = {name: {side: spread(rates) for side, rates in figures[name]["calls_a_second"].items()} for name in LOADS}
-    draw.bars(
-        path, "Names and attributes: tmemfs over a local directory, and a null filesystem", groups, "calls/s", log=True
-    )
+    return {"calls_a_second": rates, "ratios": found, "processor_microseconds_a_call": spent_on}
 
 
 if __name__ == "__main__":
@@ -146,4 +107,4 @@ if __name__ == "__main__":
     command.add_argument("--pairs", type=int, default=7)
     command.add_argument("--seconds", type=float, default=0.5, help="of each side in each round")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.pairs, asked.seconds), picture)
+    main(asked, lambda: measure(asked.pairs, asked.seconds))

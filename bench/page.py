@@ -1,7 +1,4 @@
-"""Write the page that a person reads: what was measured, how, on what, and what came out, whether it wins or loses.
-
-python -m bench.page [DIRECTORY]        write index.html from the JSON and PNG files of a directory again
-"""
+"""Write index.html: what was measured, how, on which machine, and each result with its verdict."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import html
 import importlib
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -175,7 +171,3 @@ def _marked(text: str) -> str:
 
 def _text(value: object) -> str:
     return html.escape(str(value))
-
-
-if __name__ == "__main__":
-    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS))

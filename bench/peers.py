@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.tools import draw, fio, pages
+from bench.tools import fio, pages
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import fast_workspace, nullfs, served, tmemfs
@@ -161,18 +161,6 @@ def _goals(figures: Figures) -> list[Goal]:
     return goals
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Draw all rates, those of the same unit together."""
-    loads = {load: {peer: spread(rates) for peer, rates in found.items()} for load, found in figures["loads"].items()}
-    for word, unit, name in (
-        ("random", "reads/s", path),
-        ("sequential", "MiB/s", path.with_name(path.stem + "-sequential.png")),
-        ("stat", "calls/s", path.with_name(path.stem + "-stat.png")),
-    ):
-        groups = {load: found for load, found in loads.items() if word in load}
-        draw.bars(name, "tmemfs and its peers over one slow directory: more is better", groups, unit, log=True)
-
-
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--rounds", type=int, default=3)
@@ -180,4 +168,4 @@ if __name__ == "__main__":
     command.add_argument("--latency", default="2ms", help="of the slow directory")
     command.add_argument("--size", type=int, default=8, help="MiB of each file")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.rounds, asked.seconds, asked.latency, asked.size * MIB), picture)
+    main(asked, lambda: measure(asked.rounds, asked.seconds, asked.latency, asked.size * MIB))

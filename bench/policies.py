@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.models import classic
-from bench.models.replay import Sizes, replay_baseline, replay_real
+from bench.models.replay import Sizes, replay_real
 from bench.tools import draw, traces
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from bench.tools.verdict import Verdict, judged
-from bench.tools.workers import on_all_cores
 
 SHARES = ((0.01, 0.02), (0.025, 0.05), (0.05, 0.10), (0.10, 0.20))
 OURS, BASELINE = "ours", "LRU + FIFO"
@@ -60,7 +59,7 @@ def replay(task: Task) -> Result:
     pages = traces.read(task.path, task.limit)
     footprint = len(set(pages))
     sizes = Sizes.of(footprint, *task.shares)
-    misses = {OURS: replay_real(pages, sizes), BASELINE: replay_baseline(pages, sizes)}
+    misses = {OURS: replay_real(pages, sizes), BASELINE: classic.lru_over_fifo(pages, sizes.cache, sizes.pool)}
     misses |= {name: count(pages, sizes.cache + sizes.pool) for name, count in classic.POLICIES.items()}
     return Result(traces.title(task.path), task.shares, sizes, len(pages), footprint, misses)
 
@@ -76,7 +75,7 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
     tasks = [Task(path, shares, limit) for path in reversed(paths) for shares in reversed(SHARES)]
     say(f"policies: {len(tasks)} replays of {len(paths)} traces on {os.cpu_count()} cores")
     results: list[Result] = []
-    for result in on_all_cores(replay, tasks):  # the longest first, so that the cores end together
+    for result in traces.on_all_cores(replay, tasks):  # the longest first, so that the cores end together
         results.append(result)
         cache, pool = result.shares
         say(

@@ -19,15 +19,12 @@ import random
 import struct
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from bench.subjects.stores import Lz4Store, PoolStore, Store, memcached, redis, tmem_pool, zram
-from bench.tools import draw
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, half_compressible, shuffled
 from bench.tools.harness import workspace
 from bench.tools.report import Figures, Goal, Outcome, main, median, parser, say
-from bench.tools.verdict import spread
 
 OURS = "tmem pool"
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000, 5_000_000)
@@ -161,33 +158,10 @@ def _goals(figures: Figures) -> list[Goal]:
     return goals
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Draw rates, beside them memory, and the growth."""
-    stores = figures["stores"]
-    rates = {
-        f"{verb}s": {name: spread(found["rounds"][verb]) for name, found in stores.items()} for verb in ("put", "get")
-    }
-    draw.bars(path, "2:1 pages, one at a time: more is better", rates, "pages/s", log=True)
-    memory = {"a page": {name: found["bytes_a_page"] for name, found in stores.items()}}
-    draw.bars(path.with_name(path.stem + "-memory.png"), "Memory for a 2:1 page: less is better", memory, "bytes")
-    costs = {
-        name: [(found["pages"], spread(found["parts"][key])) for found in figures["growth"]]
-        for name, key in (("put", "put"), ("get", "get"), ("failed get", "failed_get"))
-    }
-    labels = "pages in the pool", "µs"
-    draw.curves(
-        path.with_name(path.stem + "-growth.png"),
-        "What a verb costs as the pool grows",
-        costs,
-        labels,
-        log=(True, False),
-    )
-
-
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--pages", type=int, default=8000)
     command.add_argument("--rounds", type=int, default=3)
     command.add_argument("--most", type=int, default=5_000_000, help="pages at the end of the growth")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.pages, asked.rounds, asked.most), picture)
+    main(asked, lambda: measure(asked.pages, asked.rounds, asked.most))

@@ -13,9 +13,7 @@ with less noise where others use the machine, and what of it is not waiting.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from bench.tools import draw, pages, procmem
+from bench.tools import pages, procmem
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import Mounted, tmemfs, workspace
@@ -95,17 +93,9 @@ def _round(cached: Mounted, pooled: Mounted, order: list[int], pair: int) -> Fig
     }
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Draw a read on both sides."""
-    rounds = figures["rounds"]
-    sides = {"from the cache": "cache_microseconds", "from the pool": "pool_microseconds"}
-    values = {side: spread([found[key] for found in rounds]) for side, key in sides.items()}
-    draw.bars(path, "4-KiB reads by one reader: a page in the pool instead of in the cache", {"a read": values}, "µs")
-
-
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--pairs", type=int, default=9)
     command.add_argument("--size", type=int, default=32, help="MiB of the file")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.pairs, asked.size * MIB), picture)
+    main(asked, lambda: measure(asked.pairs, asked.size * MIB))

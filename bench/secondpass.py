@@ -16,9 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from bench.tools import draw, pages
+from bench.tools import pages
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import Mounted, tmemfs, workspace
 from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, say
@@ -78,18 +77,6 @@ def _passes(name: str, mount: Mounted, read: Callable[[], pages.Pass], rounds: i
     return {"rounds": found}
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Draw both passes in both orders."""
-    groups = {
-        f"{order}, cache {found['cache_bytes'] // MIB}M": {
-            f"{which} pass": spread([one[f"{which}_seconds"] for one in found["rounds"]])
-            for which in ("first", "second")
-        }
-        for order, found in figures.items()
-    }
-    draw.bars(path, "Reading four times the cache twice, on a slow backing", groups, "seconds", log=True)
-
-
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--rounds", type=int, default=6)
@@ -97,4 +84,4 @@ if __name__ == "__main__":
     command.add_argument("--large", type=int, default=64, help="MiB of the cache, sequential")
     command.add_argument("--latency", default="5ms", help="of the backing, a request")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.rounds, asked.cache * MIB, asked.large * MIB, asked.latency), picture)
+    main(asked, lambda: measure(asked.rounds, asked.cache * MIB, asked.large * MIB, asked.latency))

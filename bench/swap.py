@@ -23,7 +23,6 @@ from pathlib import Path
 from bench.subjects import swapareas
 from bench.subjects.paging import pager, vmstat
 from bench.subjects.swapareas import Area
-from bench.tools import draw
 from bench.tools.children import BenchError
 from bench.tools.content import PAGE_SIZE
 from bench.tools.harness import workspace
@@ -71,23 +70,6 @@ def measure(rounds: int = 3, limit: int = 16 * MIB, slow_rounds: int = 1) -> Out
     return Outcome(goals, figures)
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Draw what a page costs."""
-    names = {"slow": "slow file"}
-    costs = {names.get(name, name): spread(_costs(passes)) for name, passes in figures["passes"].items() if passes}
-    title = f"Paging {TIMES_LIMIT} × the memory of a process: a page in and out"
-    draw.bars(path, title, {"swap to": costs}, "µs a page", log=True)
-
-
-def _costs(passes: list[Figures]) -> list[float]:
-    """Return what a page costs in each timed part of the passes, in microseconds."""
-    return [
-        one["microseconds_a_page"] * seconds * len(one["part_seconds"]) / sum(one["part_seconds"])
-        for one in passes
-        for seconds in one["part_seconds"]
-    ]
-
-
 def _against(some: list[Figures], other: list[Figures]) -> list[float]:
     """Return the ratios of the parts of the passes that both have."""
     pairs = zip(some, other, strict=False)
@@ -133,4 +115,4 @@ if __name__ == "__main__":
     command.add_argument("--limit", type=int, default=16, help="MiB that the process may have")
     command.add_argument("--slow-rounds", type=int, default=1, help="rounds in which the slow file takes part")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.rounds, asked.limit * MIB, asked.slow_rounds), picture)
+    main(asked, lambda: measure(asked.rounds, asked.limit * MIB, asked.slow_rounds))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 NEVER = 1 << 60
 MOST_HITS = 3
@@ -103,6 +103,28 @@ def belady(trace: Sequence[int], pages: int) -> int:
                         break
         cache[page] = following[place]
         heapq.heappush(latest, (-following[place], page))
+    return misses
+
+
+def lru_over_fifo(trace: Iterable[int], cache_pages: int, pool_pages: int) -> int:
+    """Return the misses of an LRU cache whose evicted pages go through an exclusive FIFO pool."""
+    cache: OrderedDict[int, None] = OrderedDict()
+    pool: OrderedDict[int, None] = OrderedDict()
+    misses = 0
+    for page in trace:
+        if page in cache:
+            cache.move_to_end(page)
+            continue
+        if page in pool:
+            del pool[page]
+        else:
+            misses += 1
+        cache[page] = None
+        if len(cache) > cache_pages:
+            evicted, _ = cache.popitem(last=False)
+            pool[evicted] = None
+            if len(pool) > pool_pages:
+                pool.popitem(last=False)
     return misses
 
 

@@ -4,15 +4,55 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from bench.models.slotpool import Borrowing, SlotPool, Stream
+from bench.models.slotpool import PAGES_A_SLAB, SlotPool, Stream
 from tmem.lending.lender.actions import Action, Populate, Punch, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.reclaimpolicy import ReclaimPolicy
-from tmem.lending.protocol.messages import RETRY, VERSION, Ask, Deny, FromGuest, Hello, Lend, Return, Revoke
+from tmem.lending.protocol.messages import RETRY, VERSION, Ask, Deny, FromGuest, Hello, Lend, Report, Return, Revoke
+from tmem.lending.protocol.runs import Runs, slabs_of
 
 TICK = 0.9  # seconds between the reports of a guest
 MOST_RETRY = 1.6  # seconds between the Asks of a guest that is denied again and again
+
+
+@dataclass(slots=True)
+class Borrowing:
+    """A guest whose pool is lent its slots: it asks when the pool is full, as tmem.lending.guest.borrower does."""
+
+    number: int
+    pool: SlotPool
+    most: int  # slabs in one Ask
+    slabs: list[int] = field(default_factory=list)
+    not_before: float = 0.0
+    retry: float = 0.0
+    batch: int = 1
+    reported: Sequence[int] = ()
+    quiet: bool = False
+
+    def lend(self, runs: Runs) -> None:
+        """Take slabs in."""
+        self.slabs.extend(slabs_of(runs))
+        self.pool.resize(len(self.slabs) * PAGES_A_SLAB)
+
+    def give(self, slabs: int) -> Runs:
+        """Give slabs up for the coldest pages."""
+        given = sorted(self.slabs[max(0, len(self.slabs) - slabs) :])
+        del self.slabs[len(self.slabs) - len(given) :]
+        self.pool.resize(len(self.slabs) * PAGES_A_SLAB)
+        return tuple((slab, 1) for slab in given)
+
+    def report(self, now: float) -> FromGuest | None:
+        """Return the report that is due, when a counter moved, and once more when none did."""
+        pool = self.pool
+        counters = (pool.queue.pages, 0, pool.puts, pool.hits, pool.misses, pool.ghost_hits)
+        moved = counters != self.reported
+        if not moved and self.quiet:
+            return None
+        self.quiet = not moved
+        self.reported = counters
+        return Report(pool.age(now), *counters)
 
 
 class LentMemory:

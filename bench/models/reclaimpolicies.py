@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from tmem.lending.lender.reclaimpolicy import (
-    BUSY,
-    RECLAIM_POLICIES,
-    GuestActivity,
-    ReclaimPolicy,
-    SlabValue,
-)
+from tmem.lending.lender.reclaimpolicy import BUSY, RECLAIM_POLICIES, GuestActivity, ReclaimPolicy, SlabValue
 
 
 class Utility(ReclaimPolicy):

@@ -9,7 +9,6 @@ of pages. The victim queue is drained after each request, as it is behind the re
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -76,26 +75,4 @@ def replay_real(trace: Iterable[int], sizes: Sizes) -> int:
     finally:
         cache.close()
         arena.close()
-    return misses
-
-
-def replay_baseline(trace: Iterable[int], sizes: Sizes) -> int:
-    """Return the misses of an LRU cache whose evicted pages go through an exclusive FIFO pool."""
-    cache: OrderedDict[int, None] = OrderedDict()
-    pool: OrderedDict[int, None] = OrderedDict()
-    misses = 0
-    for page in trace:
-        if page in cache:
-            cache.move_to_end(page)
-            continue
-        if page in pool:
-            del pool[page]
-        else:
-            misses += 1
-        cache[page] = None
-        if len(cache) > sizes.cache:
-            evicted, _ = cache.popitem(last=False)
-            pool[evicted] = None
-            if len(pool) > sizes.pool:
-                pool.popitem(last=False)
     return misses

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from tmem.arena import PAGE_SIZE, SLAB_SIZE
 from tmem.ghosts import tag_of
-from tmem.lending.protocol.messages import FromGuest, Report
-from tmem.lending.protocol.runs import Runs, slabs_of
 from tmem.policy import FIRST, MAIN, NOWHERE, PROBATION, TwoQueue
 
 PAGES_A_SLAB = SLAB_SIZE // PAGE_SIZE
@@ -111,41 +109,3 @@ class SlotPool:
         """Return the seconds since the put of the oldest page."""
         oldest = self.queue.oldest()
         return None if oldest is None else max(0.0, now - oldest)
-
-
-@dataclass(slots=True)
-class Borrowing:
-    """A guest whose pool is lent its slots: it asks when the pool is full, as tmem.lending.guest.borrower does."""
-
-    number: int
-    pool: SlotPool
-    most: int  # slabs in one Ask
-    slabs: list[int] = field(default_factory=list)
-    not_before: float = 0.0
-    retry: float = 0.0
-    batch: int = 1
-    reported: Sequence[int] = ()
-    quiet: bool = False
-
-    def lend(self, runs: Runs) -> None:
-        """Take slabs in."""
-        self.slabs.extend(slabs_of(runs))
-        self.pool.resize(len(self.slabs) * PAGES_A_SLAB)
-
-    def give(self, slabs: int) -> Runs:
-        """Give slabs up for the coldest pages."""
-        given = sorted(self.slabs[max(0, len(self.slabs) - slabs) :])
-        del self.slabs[len(self.slabs) - len(given) :]
-        self.pool.resize(len(self.slabs) * PAGES_A_SLAB)
-        return tuple((slab, 1) for slab in given)
-
-    def report(self, now: float) -> FromGuest | None:
-        """Return the report that is due, when a counter moved, and once more when none did."""
-        pool = self.pool
-        counters = (pool.queue.pages, 0, pool.puts, pool.hits, pool.misses, pool.ghost_hits)
-        moved = counters != self.reported
-        if not moved and self.quiet:
-            return None
-        self.quiet = not moved
-        self.reported = counters
-        return Report(pool.age(now), *counters)

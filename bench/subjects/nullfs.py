@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import mmap
 import os
 import random
 import signal
@@ -22,9 +23,10 @@ import stat
 import pyfuse3
 import trio
 
+from tmemfs import processmemory
 from tmemfs.kernel import eager
 
-VIEW, BYTES, FIRST_NAME = 2, 3, 16
+VIEW, BYTES, SWAP, FIRST_NAME = 2, 3, 4, 16
 SEED = 1
 
 
@@ -126,6 +128,35 @@ class NullOperations(pyfuse3.Operations):
         """Forget nothing: there is no table."""
 
 
+class NullSwap(NullOperations):
+    """Answer from a mapping, and write into it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(0, 0, 0.0)
+        self._memory = mmap.mmap(-1, size)
+        self._size = size
+        self._numbers[b"swap"] = SWAP
+
+    def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
+        entry = super()._entry(inode)
+        if inode == SWAP:
+            entry.st_size = self._size
+            entry.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o600)
+        return entry
+
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        """Answer with a slice."""
+        return self._memory[off : off + size]
+
+    async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
+        """Copy."""
+        self._memory[off : off + len(buf)] = buf
+        return len(buf)
+
+    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """Hold nothing back."""
+
+
 async def serve() -> None:
     """Serve until a signal asks for the end or somebody unmounts."""
     async with trio.open_nursery() as nursery:
@@ -148,11 +179,17 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64 << 20)
     parser.add_argument("--names", type=int, default=0)
     parser.add_argument("--attr-timeout", type=float, default=1.0)
+    parser.add_argument("--swap", type=int, default=0, metavar="BYTES", help="serve one file to swap to")
     parser.add_argument("--eager", action="store_true", help="read requests as tmemfs does")
     arguments = parser.parse_args()
-    if arguments.eager:
+    if arguments.eager or arguments.swap:
         eager.install()
-    operations = NullOperations(arguments.size, arguments.names, arguments.attr_timeout)
+    if arguments.swap:
+        processmemory.lock_process_memory()
+        os.umask(0)
+        operations: NullOperations = NullSwap(arguments.swap)
+    else:
+        operations = NullOperations(arguments.size, arguments.names, arguments.attr_timeout)
     pyfuse3.init(operations, arguments.mountpoint, {"fsname=nullfs", "default_permissions"})
     try:
         trio.run(serve)

@@ -59,7 +59,7 @@ def hswap(space: Path, size: int) -> Iterator[None]:
 def null(space: Path, size: int) -> Iterator[None]:
     """Swap to a null filesystem the same way."""
     mountpoint = space / "null"
-    command = [sys.executable, "-m", "bench.subjects.nullswap", os.fspath(mountpoint), str(size)]
+    command: list[str | Path] = [sys.executable, "-m", "bench.subjects.nullfs", mountpoint, "--swap", str(size)]
     with served(command, mountpoint), _swapped_to(mountpoint / "swap"):
         yield
 

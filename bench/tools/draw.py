@@ -68,14 +68,12 @@ def bars(
     groups: Mapping[str, Mapping[str, float | Spread]],
     unit: str,
     *,
-    log: bool = False,
     goal: float | None = None,
     form: str = "",
 ) -> None:
     """Draw horizontal bars of one unit: a group for each key, in it a bar for each arm, its value written at its end.
 
-    A Spread is drawn as its median, with a line from end to end of its interval. A logarithmic axis has no zero for a
-    bar to begin at: there each value is a point.
+    A Spread is drawn as its median, with a line from end to end of its interval.
     """
     arms = list(dict.fromkeys(arm for group in groups.values() for arm in group))
     height = sum(len(group) for group in groups.values()) * 0.27 + len(groups) * 0.35 + 1.3
@@ -88,17 +86,14 @@ def bars(
             label = "_" if arm in shown else arm
             shown.add(arm)
             value, low, high = _ends(given)
-            if log:
-                axes.plot(value, place, color=colour(arm, arms.index(arm)), label=label, marker="o", linestyle="none")
-            else:
-                axes.barh(place, value, height=0.85, color=colour(arm, arms.index(arm)), label=label)
+            axes.barh(place, value, height=0.85, color=colour(arm, arms.index(arm)), label=label)
             if low < high:
                 label = "_" if INTERVAL in shown else INTERVAL
                 shown.add(INTERVAL)
                 axes.plot(
                     (low, high), (place, place), color="#3a3a3a", linewidth=1.2, marker="|", markersize=6, label=label
                 )
-            beyond = value < 0 and not log
+            beyond = value < 0
             axes.annotate(
                 (form.format(value) if form else _short(value)).replace("-", "−"),
                 (min(value, low) if beyond else max(value, high), place),
@@ -115,10 +110,7 @@ def bars(
     axes.set_ylim(place - 0.7, -0.8)
     axes.set_xlabel(unit)
     axes.margins(x=0.2)
-    if log:
-        axes.set_xscale("log")
-    else:
-        axes.axvline(0, color="#3a3a3a", linewidth=0.8)
+    axes.axvline(0, color="#3a3a3a", linewidth=0.8)
     if goal is not None:
         axes.axvline(goal, color="#b5473c", linestyle="--", linewidth=1.2, label=f"goal: {goal:g}")
     axes.grid(axis="x", alpha=0.3)
@@ -135,42 +127,6 @@ def _ends(given: float | Spread) -> tuple[float, float, float]:
 def _short(value: float) -> str:
     """Write a number with about three digits, and no powers of ten."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def curves(
-    path: Path,
-    title: str,
-    series: Mapping[str, Sequence[tuple[float, float | Spread]]],
-    labels: tuple[str, str],
-    *,
-    log: tuple[bool, bool] = (False, False),
-) -> None:
-    """Draw lines through points, each with its interval if it is a Spread; `labels` and `log` are those of x and y."""
-    figure, axes = _axes(title, (9.0, 4.6))
-    for number, (name, points) in enumerate(series.items()):
-        ordered = sorted(points, key=lambda point: point[0])
-        values = [_ends(given) for _, given in ordered]
-        errors = [[value - low for value, low, _ in values], [high - value for value, _, high in values]]
-        axes.errorbar(
-            [at for at, _ in ordered],
-            [value for value, _, _ in values],
-            yerr=errors,
-            marker="o",
-            markersize=4,
-            capsize=3,
-            color=colour(name, number),
-            label=name,
-        )
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
-    for logarithmic, scale in zip(log, (axes.set_xscale, axes.set_yscale), strict=True):
-        if logarithmic:
-            scale("log")
-    if not log[1]:
-        axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    _save(figure, path)
 
 
 def panels(

@@ -10,13 +10,19 @@ from __future__ import annotations
 import argparse
 import gzip
 import importlib
+import multiprocessing
+import os
 import shutil
+import signal
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.tools.children import BenchError, run
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # In P3 a page is 8 blocks of 512 bytes; in OLTP, as the literature replays it, a block is a page.
 _BLOCKS_A_PAGE = {"P3": 8}
@@ -91,3 +97,14 @@ def _unzstd(path: Path) -> bytes:
     with open(path, "rb") as file:
         data: bytes = zstandard.ZstdDecompressor().stream_reader(file).read()
     return data
+
+
+def on_all_cores(work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    """Work on tasks in their order, as many at a time as there are cores; give each result as soon as it is there."""
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _ignore_interrupts) as workers:
+        yield from workers.imap_unordered(work, tasks)
+
+
+def _ignore_interrupts() -> None:
+    """Leave a Ctrl-C to the parent, which terminates its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

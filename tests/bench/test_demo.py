@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from bench import demo
-from bench.tools.workload import Ran
+from bench.demo import Ran
 
 
 @pytest.mark.parametrize(

@@ -54,15 +54,3 @@ def test_intervals_are_lines_and_the_legend_says_what_they_are(drawn: list[Any],
     assert (-12.0, -2.0) in lines
     assert (-30.0, 38.0) in lines
     assert [text.get_text() for text in drawn[0].get_legend().get_texts()].count(draw.INTERVAL) == 1
-
-
-def test_a_logarithmic_axis_has_points_and_no_bars(drawn: list[Any], tmp_path: Path) -> None:
-    draw.bars(
-        tmp_path / "a.png", "title", {"a": {"x": 10.0, "y": spread([900.0, 1000.0, 1100.0])}}, "reads/s", log=True
-    )
-    (axes,) = drawn
-    assert axes.get_xscale() == "log"
-    assert not axes.patches
-    points = {tuple(line.get_xdata()) for line in axes.lines}
-    assert {(10.0,), (1000.0,), (900.0, 1100.0)} <= points
-    assert axes.get_legend_handles_labels()[1] == ["x", "y", draw.INTERVAL]

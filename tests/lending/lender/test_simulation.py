@@ -11,9 +11,9 @@ import pytest
 
 from bench import division
 from bench.models import splits
-from bench.models.lent import LentMemory
+from bench.models.lent import Borrowing, LentMemory
 from bench.models.reclaimpolicies import COMPARED
-from bench.models.slotpool import PAGES_A_SLAB, Borrowing, SlotPool, Stream, stream
+from bench.models.slotpool import PAGES_A_SLAB, SlotPool, Stream, stream
 from tests.lending.lender.simulation import Guest, Simulation
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.reclaimpolicy import AgeUtility, ReclaimPolicy
