@@ -16,7 +16,7 @@ from tmemfs.kernel.kernelmount import unmount
 def interrupt(command: Sequence[str], space: Path, number: signal.Signals) -> None:
     """Send a command a signal once it has mounted below `space`; see that it ends as it should and leaves nothing."""
     child = subprocess.Popen(
-        command,
+        ["env", "--default-signal=INT", *command],  # a run in the background ignores SIGINT, and so would its children
         env=environment() | {"TMPDIR": str(space)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
