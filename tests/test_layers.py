@@ -35,7 +35,7 @@ FLOORS = {
 }
 # Thin trio adapters over pure logic; all other modules of the backend are plain calls.
 LENDING_ADAPTERS = {
-    *(f"tmem.lending.daemon.{name}" for name in ("server", "broker", "executor", "lane", "waiting", "tmemd")),
+    *(f"tmem.lending.daemon.{name}" for name in ("server", "broker", "connection", "executor", "workerqueue", "tmemd")),
     "tmem.lending.guest.client",
 }
 # The decisions of lending, and the protocol: messages and the time are arguments.

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from tmem.lending.guest.listener import parse_user
+from tmem.lending.guest.trustedsocket import parse_user
 from tmemcommon.commandline import DURATION, SIZE, Text, run, say
 from tmemcommon.sizes import MIB, ConfigError, format_size
 from tmemcommon.texts import printable

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import trio
 
 from tmem import SLAB_SIZE, EmbeddedArena, SlabSource, Tmem
-from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.guest.borrowedarena import BorrowedArena
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.guest.client import Client
 from tmem.lending.guest.handshake import Declined, Unreachable
-from tmem.lending.guest.listener import Untrusted
+from tmem.lending.guest.trustedsocket import Untrusted
 from tmem.lending.protocol.messages import MAX_SLABS
 from tmem.resident import ResidentSlabs
 from tmemcommon.headroom import Headroom
@@ -88,7 +88,7 @@ class Guest:
             own_pool_bytes = config.pool_bytes if config.pool_socket is None else 0
             self.swap = SwapArea(config, self.tmem, own_pool_bytes, self.stocking.wait_for_stock)
         self.lender: Client | None = None
-        if config.pool_socket is not None and isinstance(self.arena, Borrowed) and self.tmem is not None:
+        if config.pool_socket is not None and isinstance(self.arena, BorrowedArena) and self.tmem is not None:
             persistent_slabs = None if self.swap is not None else 0  # None: as many as fit
             borrower = Borrower(self.arena, self.tmem, os.fspath(config.mountpoint), persistent_slabs, self.swap)
             self.lender = Client(config.pool_socket, borrower, slabs_wanted, config.pool_owner)
@@ -216,10 +216,10 @@ class Guest:
             self.lender.borrower.check()
 
 
-def _make_arena(config: MountConfig, slabs_wanted: Wakeup) -> EmbeddedArena | Borrowed | None:
+def _make_arena(config: MountConfig, slabs_wanted: Wakeup) -> EmbeddedArena | BorrowedArena | None:
     """Return where the pool gets its slabs from; None without a pool."""
     if not config.pool_bytes:
         return None
     if config.pool_socket is not None:
-        return Borrowed(min(config.pool_bytes // SLAB_SIZE, MAX_SLABS), slabs_wanted.set)
+        return BorrowedArena(min(config.pool_bytes // SLAB_SIZE, MAX_SLABS), slabs_wanted.set)
     return EmbeddedArena(config.pool_bytes)

@@ -14,7 +14,7 @@ from tmem.lending.protocol.messages import RETRY, VERSION, Ask, Deny, FromGuest,
 from tmem.lending.protocol.runs import Runs, slabs_of
 
 TICK = 0.9  # seconds between the reports of a guest
-MOST_RETRY = 1.6  # seconds between the Asks of a guest that is denied again and again
+MAX_RETRY = 1.6  # seconds between the Asks of a guest that is denied again and again
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ class LentMemory:
         elif isinstance(message, Deny):
             guest.batch = 1
             guest.not_before = self.now + guest.retry
-            guest.retry = min(2 * guest.retry, MOST_RETRY)
+            guest.retry = min(2 * guest.retry, MAX_RETRY)
         elif isinstance(message, Revoke):
             runs = guest.give(message.slabs)
             answer = Return(runs, False, message.serial, True, guest.pool.age(self.now))

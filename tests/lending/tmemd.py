@@ -15,7 +15,7 @@ from typing import Any, cast
 from bench.tools.memcg import join
 from tests.conftest import REPOSITORY, SECONDS, environment, wait_until
 from tmem.lending.control import tmemctl
-from tmem.lending.control.control import Control
+from tmem.lending.control.adminconnection import AdminConnection
 from tmem.lending.control.tables import as_json
 
 CHECKED = (sys.executable, os.fspath(REPOSITORY / "tests" / "lending" / "checkedtmemd.py"))
@@ -87,12 +87,12 @@ class Tmemd:
 
     def rows(self) -> list[dict[str, Any]]:
         """List the guests, as tmemctl list --json does."""
-        with Control(self.socket) as control:
+        with AdminConnection(self.socket) as control:
             return [as_json(row) for row in control.rows()]
 
     def totals(self) -> dict[str, float]:
         """Give the sums and counters."""
-        with Control(self.socket) as control:
+        with AdminConnection(self.socket) as control:
             return dict(control.totals())
 
     def log_text(self) -> str:

@@ -11,11 +11,11 @@ import random
 from collections import deque
 from collections.abc import Iterable
 
-from tests.lending.guest.loans import noise
+from tests.lending.guest.pooledguest import noise
 from tmem import SLAB_SIZE, Tmem
 from tmem.arena import punch
-from tmem.lending.daemon.memfds import is_whole
-from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.daemon.arenas import is_populated
+from tmem.lending.guest.borrowedarena import BorrowedArena
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.lender.actions import Action, Close, DrainSocket, FindHoles, HangUp, Populate, Punch, Refusal, Send
 from tmem.lending.lender.lender import Lender
@@ -33,7 +33,7 @@ class Guest:
     """A guest with its two pools, and what must be in them."""
 
     def __init__(self, name: str) -> None:
-        self.source = Borrowed(ARENA)
+        self.source = BorrowedArena(ARENA)
         self.tmem = Tmem(self.source, clock=lambda: 0.0)
         self.pool = self.tmem.new_pool()
         self.kept = self.tmem.new_pool(persistent=True)
@@ -131,7 +131,7 @@ class Together:
                     if freed:
                         self.perform(self.lender.on_punched(self.now, number, freed))
                 case FindHoles(number, runs):
-                    holes = runs_of(slab for slab in slabs_of(runs) if not is_whole(guest.source.fd, slab))
+                    holes = runs_of(slab for slab in slabs_of(runs) if not is_populated(guest.source.fd, slab))
                     self.perform(self.lender.on_holes_found(self.now, number, holes))
                 case Close():
                     raise AssertionError("nobody ended")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lending.fakeguest import make_arena
-from tmem.lending.daemon import budget
 from tmem.lending.daemon import connection as limits
+from tmem.lending.daemon import ratelimits
 from tmem.lending.daemon.connection import Connection, CutOff, Ended
 from tmem.lending.protocol import messages as m
 from tmem.lending.protocol.wire import encode
@@ -138,18 +138,18 @@ def flood(pair: Pair, message: m.FromGuest | m.Verb, count: int, now: float) -> 
 
 
 def test_too_many_frames_at_once_are_flooding(pair: Pair) -> None:
-    flood(pair, m.Ask(1, 1), int(budget.FRAMES_AT_ONCE), now=0.0)
+    flood(pair, m.Ask(1, 1), int(ratelimits.FRAMES_BURST), now=0.0)
     pair.peer.send(encode(m.Ask(1, 1)))
     assert cut(pair) == "flooding"
 
 
 def test_as_many_frames_as_are_allowed_go_on_for_ever(pair: Pair) -> None:
     for second in range(10):
-        flood(pair, m.Ask(1, 1), int(budget.FRAMES_A_SECOND), now=float(second))
+        flood(pair, m.Ask(1, 1), int(ratelimits.FRAMES_PER_SECOND), now=float(second))
 
 
 def test_verbs_count_for_more(pair: Pair) -> None:
-    flood(pair, m.List(), int(budget.FRAMES_AT_ONCE) // limits.VERB_FRAMES, now=0.0)
+    flood(pair, m.List(), int(ratelimits.FRAMES_BURST) // limits.VERB_FRAMES, now=0.0)
     pair.peer.send(encode(m.List()))
     assert cut(pair) == "flooding"
 

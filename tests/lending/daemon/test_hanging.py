@@ -21,7 +21,7 @@ from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd
 from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon.executor import MAX_HANGING
-from tmem.lending.daemon.server import MAX_CLOSING_OF_ONE_USER
+from tmem.lending.daemon.server import MAX_CLOSING_PER_USER
 from tmem.lending.protocol.messages import VERSION, Hello
 from tmem.lending.protocol.wire import encode
 
@@ -193,7 +193,7 @@ def test_a_user_whose_descriptors_hang_in_close_cannot_connect(
                     return client.recv(100)
                 return b""
 
-        answers = [send() for _ in range(MAX_CLOSING_OF_ONE_USER + 1)]
+        answers = [send() for _ in range(MAX_CLOSING_PER_USER + 1)]
         guest().join().ask(1)
         backing.fail()
     assert all(b"not a memfd" in answer for answer in answers[:-1])

@@ -17,16 +17,16 @@ import pytest
 
 from tests.conftest import SECONDS, wait_until
 from tests.lending.conftest import MakeGuest
-from tests.lending.daemon.test_memfds import KINDS
+from tests.lending.daemon.test_arenas import KINDS
 from tests.lending.fakeguest import SEALS, Denied, FakeGuest, GuestRefused, make_arena
 from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd
 from tmem.arena import SLAB_SIZE
-from tmem.lending.daemon.budget import FRAMES_A_SECOND, FRAMES_AT_ONCE
-from tmem.lending.daemon.connection import READ, VERB_FRAMES
+from tmem.lending.daemon.connection import READ_BYTES, VERB_FRAMES
+from tmem.lending.daemon.ratelimits import FRAMES_BURST, FRAMES_PER_SECOND
 from tmem.lending.daemon.server import (
     MAX_CONNECTIONS,
-    MAX_CONNECTIONS_OF_ONE_USER,
+    MAX_CONNECTIONS_PER_USER,
     RESERVED_CONNECTIONS,
     RESERVED_DESCRIPTORS,
 )
@@ -267,7 +267,7 @@ def test_flooding_is_cut_off_and_counted(tmemd: Tmemd, guest: MakeGuest) -> None
     honest, flooding = guest().join(), guest().join()
     # So short that one look at the socket finds more than are allowed: a slow tmemd would never see a flood else.
     nothing = encode(m.Return(()))
-    assert READ // len(nothing) > FRAMES_AT_ONCE
+    assert READ_BYTES // len(nothing) > FRAMES_BURST
     with pytest.raises(ConnectionError):
         send_for_ever(flooding.socket, nothing * 1000)
     undisturbed(honest)
@@ -314,12 +314,12 @@ def crowd(tmemd: Tmemd, users: int, connections: int) -> Iterator[list[Client]]:
 def test_connections_are_bounded_per_user_and_root_can_always_connect(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start("4M", "--mode", "0666")
     most = MAX_CONNECTIONS - RESERVED_CONNECTIONS
-    users = most // MAX_CONNECTIONS_OF_ONE_USER + 2
-    with crowd(tmemd, users, MAX_CONNECTIONS_OF_ONE_USER + 2) as clients:
+    users = most // MAX_CONNECTIONS_PER_USER + 2
+    with crowd(tmemd, users, MAX_CONNECTIONS_PER_USER + 2) as clients:
         for client in clients:
             with contextlib.suppress(ConnectionError):
                 client.socket.sendall(encode(m.List()))  # who has asked something may then be silent for a minute
-        assert all(client.ends() for client in clients[MAX_CONNECTIONS_OF_ONE_USER : MAX_CONNECTIONS_OF_ONE_USER + 2])
+        assert all(client.ends() for client in clients[MAX_CONNECTIONS_PER_USER : MAX_CONNECTIONS_PER_USER + 2])
         assert clients[-1].ends()
         undisturbed(guest().join())
         assert tmemd.totals()["connections_refused"] >= len(clients) - most
@@ -340,7 +340,7 @@ def test_a_user_with_many_connections_is_answered_no_more_than_its_budget(tmemd:
             for client in clients:
                 with contextlib.suppress(BlockingIOError):
                     answered += len(client.socket.recv(1 << 16)) // len(encode(m.Table((), True)))
-        frames = FRAMES_AT_ONCE + FRAMES_A_SECOND * (time.monotonic() - began)
+        frames = FRAMES_BURST + FRAMES_PER_SECOND * (time.monotonic() - began)
         assert answered <= frames / VERB_FRAMES + verbs < len(clients) * verbs
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import environment
-from tmem.lending.daemon.notify import notify
 from tmem.lending.daemon.socketfile import SocketFile, default_path, likely_path, parse_mode
+from tmem.lending.daemon.tmemd import notify
 from tmemcommon.sizes import ConfigError
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import SECONDS, environment, wait_until
 from tests.lending.conftest import MakeGuest
-from tests.lending.daemon.borrowers import Borrower
+from tests.lending.daemon.randomguest import RandomGuest
 from tests.lending.fakeguest import Denied, FakeGuest
 from tests.lending.tmemd import Tmemd
 
@@ -36,7 +36,7 @@ def agree(tmemd: Tmemd, *guests: FakeGuest) -> None:
     wait_until(said, "ledger, guests and memory agree")
 
 
-def get_on(borrowers: list[Borrower], killed: int) -> bool:
+def get_on(borrowers: list[RandomGuest], killed: int) -> bool:
     """Tell whether everybody has noticed each kill, and borrowed since the last; who has failed says so at the end."""
     return all(borrower.lives == killed + 1 or not borrower.is_alive() for borrower in borrowers)
 
@@ -44,7 +44,7 @@ def get_on(borrowers: list[Borrower], killed: int) -> bool:
 def kill_again_and_again(tmemd: Tmemd, times: int, seed: int) -> None:
     """Kill tmemd under guests that borrow, so many times; nothing persistent may be lost, the ledger must be right."""
     rng = random.Random(seed)
-    borrowers = [Borrower(tmemd.socket, number, seed) for number in range(3)]
+    borrowers = [RandomGuest(tmemd.socket, number, seed) for number in range(3)]
     tmemd.start(SIZE)
     try:
         for borrower in borrowers:

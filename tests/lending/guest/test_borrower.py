@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.lending.guest.loans import SLAB_PAGES, Loan, noise
+from tests.lending.guest.pooledguest import SLAB_PAGES, PooledGuest, noise
 from tmem.arena import punch
-from tmem.lending.guest.borrower import FIRST_ASK, MOST_RETRY, STEP
+from tmem.lending.guest.borrower import FIRST_ASK, MAX_RETRY, STEP
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import (
     BATCH_SLABS,
@@ -30,16 +30,16 @@ from tmem.lending.protocol.messages import (
 from tmem.lending.protocol.runs import MAX_RUNS, slabs_of
 from tmem.lending.protocol.wire import ProtocolError
 
-Make = Callable[..., Loan]
+Make = Callable[..., PooledGuest]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Give a maker of guests; each is checked at the end."""
-    made: list[Loan] = []
+    made: list[PooledGuest] = []
 
-    def make_one(slabs: int = 256, cap: int = 256) -> Loan:
-        made.append(Loan(slabs, cap))
+    def make_one(slabs: int = 256, cap: int = 256) -> PooledGuest:
+        made.append(PooledGuest(slabs, cap))
         return made[-1]
 
     yield make_one
@@ -113,7 +113,7 @@ def test_a_denied_guest_asks_again_later_and_later(make: Make) -> None:
         assert loan.sent(Ask, now) == []
         due = loan.borrower.deadline()
         assert due == now + wait
-        now, wait = due, min(2 * wait, MOST_RETRY)
+        now, wait = due, min(2 * wait, MAX_RETRY)
     assert loan.borrower.counters.denies == 8
 
 

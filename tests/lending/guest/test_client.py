@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.lending.guest.loans import SLAB_PAGES, noise
+from tests.lending.guest.pooledguest import SLAB_PAGES, noise
 from tmem import SLAB_SIZE, Tmem
-from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.guest.borrowedarena import BorrowedArena
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.guest.client import Client
 from tmem.lending.guest.handshake import Declined, Unreachable, register
@@ -86,7 +86,7 @@ class Fixture:
     def __init__(self, path: Path) -> None:
         self.path = path
         wanted = Wakeup()
-        self.source = Borrowed(64, wanted.set)
+        self.source = BorrowedArena(64, wanted.set)
         self.tmem = Tmem(self.source)
         self.pool = self.tmem.new_pool()
         self.borrower = Borrower(self.source, self.tmem, "/mnt")

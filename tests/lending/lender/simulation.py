@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tmem.arena import SLAB_SIZE
-from tmem.lending.daemon.holdings import Record
+from tmem.lending.daemon.holdingsfile import Record
 from tmem.lending.daemon.processes import Process
 from tmem.lending.lender.actions import (
     Action,

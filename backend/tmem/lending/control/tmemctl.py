@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.live import Live
 
 from tmem.arena import SLAB_SIZE
-from tmem.lending.control.control import Control
+from tmem.lending.control.adminconnection import AdminConnection
 from tmem.lending.control.tables import as_json, view
 from tmem.lending.daemon.socketfile import likely_path
-from tmem.lending.guest.listener import parse_user
+from tmem.lending.guest.trustedsocket import parse_user
 from tmem.lending.protocol.messages import (
     MAX_SLABS,
     MAX_WEIGHT,
@@ -95,10 +95,12 @@ json_option = click.option("--json", "as_text", is_flag=True, help="Print JSON."
 @click.pass_context
 def command(context: click.Context, path: str | None, owner: int | None) -> None:
     """See what tmemd lends to whom, and change it. A GUEST is a number or a mountpoint of the list."""
-    context.obj = lambda: context.with_resource(Control(Path(path) if path is not None else likely_path(), owner))
+    context.obj = lambda: context.with_resource(
+        AdminConnection(Path(path) if path is not None else likely_path(), owner)
+    )
 
 
-Connect = Callable[[], Control]
+Connect = Callable[[], AdminConnection]
 
 
 @command.command("list")

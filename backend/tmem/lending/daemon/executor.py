@@ -1,8 +1,8 @@
-"""Has decisions carried out by worker processes: in order for each guest, and nobody waits for one that hangs.
+"""Carries out the lender's actions on arenas in worker processes: in order for each guest, past one that hangs.
 
-All guests share one worker, as long as their calls return. When one does not, its guest is set aside until it does, and
-from then on the guests of its user have a worker of their own: whoever makes a worker hang does so once for others. A
-user of whom several workers hang gets no more of them.
+All guests share one worker as long as its calls return. If a call hangs, its guest is suspended until the call returns,
+and from then on the guests of its user have a worker of their own, so a user can make a shared worker hang only once.
+A user with MAX_HANGING hanging workers gets no more.
 """
 
 from __future__ import annotations
@@ -15,148 +15,160 @@ from functools import partial
 import trio
 
 from tmem.lending.daemon.arenas import Arenas
-from tmem.lending.daemon.jobs import Job, Kind, Result
-from tmem.lending.daemon.lane import Lane, Task, WorkerProcess
-from tmem.lending.daemon.loglines import about
+from tmem.lending.daemon.ratelimits import about_user
+from tmem.lending.daemon.worker import Job, Operation, Result
+from tmem.lending.daemon.workerqueue import Task, WorkerProcess, WorkerQueue
 from tmem.lending.lender.actions import Close, CountPopulated, FindHoles, Populate, Punch
 from tmem.lending.protocol.runs import count, split_for_messages
 
 log = logging.getLogger(__name__)
 
-Work = Populate | Punch | FindHoles | CountPopulated | Close
+ArenaAction = Populate | Punch | FindHoles | CountPopulated | Close
 
 MAX_HANGING = 4  # workers of one user
-CLOSE_SLABS = 4096  # 256 MiB: what is freed of a guest that ended before others are served
+CLOSE_SLABS = 4096  # 256 MiB: punched of an arena that is being closed before other guests have their turn
 
 
 class Executor:
-    """Hands decisions to workers. `done` is told what came of each, `hangs` when a guest's calls stop and return."""
+    """Passes actions to workers.
+
+    `on_result` is called with the result of each action, `on_hang` when a guest's calls start to hang and when they
+    return.
+    """
 
     def __init__(
-        self, arenas: Arenas, reserve: int, done: Callable[[Work, Result], None], hangs: Callable[[int, bool], None]
+        self,
+        arenas: Arenas,
+        reserve: int,
+        on_result: Callable[[ArenaAction, Result], None],
+        on_hang: Callable[[int, bool], None],
     ) -> None:
         self._arenas = arenas
         self._reserve = reserve
-        self._done = done
-        self._hangs = hangs
-        self._lanes: dict[int | None, Lane] = {None: Lane(reserve, self._hung)}
-        self._aside: dict[int, deque[Task]] = {}  # tasks of guests whose calls do not return
-        self._hanging: dict[int, int] = {}  # guests for which a worker hangs, and their users
-        self._counting: set[int] = set()
+        self._on_result = on_result
+        self._on_hang = on_hang
+        self._queues: dict[int | None, WorkerQueue] = {None: WorkerQueue(reserve, self._on_worker_hang)}  # by uid
+        self._suspended: dict[int, deque[Task]] = {}  # tasks of guests whose calls hang
+        self._hanging: dict[int, int] = {}  # guests with a hanging worker, and their uids
+        self._counting: set[int] = set()  # guests with a CountPopulated that is not done
         self._closing: dict[int, list[Close]] = {}
         self._pending: Counter[int] = Counter()  # tasks that are not done, by guest
-        self._shortage = ""  # why memory is short now, empty while it is not
+        self._shortage = ""  # why memory is short now; empty if it is not
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
         """Carry out what is submitted, until cancelled."""
         async with trio.open_nursery() as self._nursery:
-            for lane in self._lanes.values():
-                self._nursery.start_soon(lane.run)
+            for queue in self._queues.values():
+                self._nursery.start_soon(queue.run)
             await trio.sleep_forever()
 
-    def submit(self, work: Work) -> None:
-        """Have a decision carried out, after all earlier ones on the same guest."""
-        guest, arena = work.guest, self._arenas.get(work.guest)
-        if arena is None:  # a guest of the tmemd before that did not come yet: there is nothing that could be done
-            self._done(work, Result(work.runs if isinstance(work, FindHoles) else ()))
-        elif isinstance(work, Populate):
-            self._put(guest, Job(Kind.MAKE_REAL, work.runs), partial(self._made, work))
-        elif isinstance(work, Punch):
-            for part, last in split_for_messages(work.runs):
-                self._put(guest, Job(Kind.PUNCH, part), partial(self._done, work) if last else _nothing)
-        elif isinstance(work, FindHoles):
-            for part, _ in split_for_messages(work.runs):
-                part_of = FindHoles(guest, part)
-                self._put(guest, Job(Kind.FIND_HOLES, part, count(work.runs)), partial(self._done, part_of))
-        elif isinstance(work, CountPopulated):
+    def submit(self, action: ArenaAction) -> None:
+        """Carry out an action after all earlier ones on the same guest."""
+        guest, arena = action.guest, self._arenas.get(action.guest)
+        if arena is None:  # a guest of an earlier tmemd that has not come back: there is no memfd
+            self._on_result(action, Result(action.runs if isinstance(action, FindHoles) else ()))
+        elif isinstance(action, Populate):
+            self._put(guest, Job(Operation.POPULATE, action.runs), partial(self._on_populated, action))
+        elif isinstance(action, Punch):
+            for part, last in split_for_messages(action.runs):
+                self._put(guest, Job(Operation.PUNCH, part), partial(self._on_result, action) if last else _ignore)
+        elif isinstance(action, FindHoles):
+            for part, _ in split_for_messages(action.runs):
+                job = Job(Operation.FIND_HOLES, part, count(action.runs))
+                self._put(guest, job, partial(self._on_result, FindHoles(guest, part)))
+        elif isinstance(action, CountPopulated):
             if guest not in self._counting:
                 self._counting.add(guest)
-                self._put(guest, Job(Kind.COUNT_REAL), partial(self._counted, work))
-        elif guest in self._closing:  # it was evicted, and now it has ended
-            self._closing[guest].append(work)
+                self._put(guest, Job(Operation.COUNT_POPULATED), partial(self._on_counted, action))
+        elif guest in self._closing:  # the guest was evicted, and then its process ended
+            self._closing[guest].append(action)
         else:
-            self._closing[guest] = [work]
-            self._close(guest, 0, Result())
+            self._closing[guest] = [action]
+            self._close_from(guest, 0, Result())
 
     def _put(self, guest: int, job: Job, done: Callable[[Result], None]) -> None:
         arena = self._arenas.get(guest)
         assert arena is not None
         self._pending[guest] += 1
-        self._submit(Task(guest, arena.uid, arena.fd, job, partial(self._finish, guest, done)))
+        self._dispatch(Task(guest, arena.uid, arena.fd, job, partial(self._finish, guest, done)))
 
     def _finish(self, guest: int, done: Callable[[Result], None], result: Result) -> None:
         self._pending[guest] -= 1
         done(result)
 
-    def _submit(self, task: Task) -> None:
-        """Give a task to the worker that it is for, or set it aside."""
-        if task.guest in self._aside:
-            self._aside[task.guest].append(task)
-        elif self._waits(task.guest, task.uid):
-            self._aside[task.guest] = deque([task])
-            self._hangs(task.guest, True)
+    def _dispatch(self, task: Task) -> None:
+        """Queue a task for the worker of its user, or suspend it."""
+        if task.guest in self._suspended:
+            self._suspended[task.guest].append(task)
+        elif self._must_wait(task.guest, task.uid):
+            self._suspended[task.guest] = deque([task])
+            self._on_hang(task.guest, True)
         else:
-            self._lanes.get(task.uid, self._lanes[None]).submit(task)
+            self._queues.get(task.uid, self._queues[None]).submit(task)
 
-    def _waits(self, guest: int, uid: int) -> bool:
-        """Tell whether a guest has to wait for a worker that hangs."""
+    def _must_wait(self, guest: int, uid: int) -> bool:
+        """Return whether a worker hangs for this guest, or too many for its user."""
         return guest in self._hanging or list(self._hanging.values()).count(uid) >= MAX_HANGING
 
-    def _hung(self, worker: WorkerProcess, tasks: list[Task]) -> None:
-        """Set a guest aside whose call does not return, and its user apart; give all other tasks to other workers."""
+    def _on_worker_hang(self, worker: WorkerProcess, tasks: list[Task]) -> None:
+        """Suspend the guest of the first task, give its user an own worker, and dispatch all tasks again."""
         guest, uid = tasks[0].guest, tasks[0].uid
-        words = "guest %d (uid %d): a call on its arena does not return; it waits alone"
-        log.warning(words, guest, uid, extra=about(uid))
+        log.warning(
+            "guest %d (uid %d): a call on its arena hangs; suspended until it returns",
+            guest,
+            uid,
+            extra=about_user(uid),
+        )
         assert self._nursery is not None
-        if uid not in self._lanes:
-            self._lanes[uid] = Lane(self._reserve, self._hung)
-            self._nursery.start_soon(self._lanes[uid].run)
+        if uid not in self._queues:
+            self._queues[uid] = WorkerQueue(self._reserve, self._on_worker_hang)
+            self._nursery.start_soon(self._queues[uid].run)
         self._hanging[guest] = uid
-        self._nursery.start_soon(self._go_on, worker, guest, uid)
+        self._nursery.start_soon(self._resume_after_hang, worker, guest, uid)
         for task in tasks:
-            self._submit(task)
+            self._dispatch(task)
 
-    async def _go_on(self, worker: WorkerProcess, guest: int, uid: int) -> None:
-        """Wait until a call has returned, and make it anew: the worker that made it is gone."""
-        await worker.end()
+    async def _resume_after_hang(self, worker: WorkerProcess, guest: int, uid: int) -> None:
+        """Wait until the hanging call has returned, then repeat it: the result was lost with the killed worker."""
+        await worker.wait_ended()
         del self._hanging[guest]
-        log.info("guest %d: the call on its arena has returned", guest, extra=about(uid))
-        for waiting in [*self._aside]:
-            if self._aside[waiting][0].uid == uid and not self._waits(waiting, uid):
-                self._hangs(waiting, False)
-                for task in self._aside.pop(waiting):
-                    self._submit(task)
+        log.info("guest %d: the call on its arena has returned", guest, extra=about_user(uid))
+        for suspended in [*self._suspended]:
+            if self._suspended[suspended][0].uid == uid and not self._must_wait(suspended, uid):
+                self._on_hang(suspended, False)
+                for task in self._suspended.pop(suspended):
+                    self._dispatch(task)
 
-    def _made(self, work: Populate, result: Result) -> None:
+    def _on_populated(self, action: Populate, result: Result) -> None:
         if result.shortage and not self._shortage:
             log.warning("slabs are not lent: %s", result.shortage)
         self._shortage = result.shortage
-        self._done(work, result)
+        self._on_result(action, result)
 
-    def _counted(self, work: CountPopulated, result: Result) -> None:
-        self._counting.discard(work.guest)
-        self._done(work, result)
+    def _on_counted(self, action: CountPopulated, result: Result) -> None:
+        self._counting.discard(action.guest)
+        self._on_result(action, result)
 
-    def _close(self, guest: int, start: int, _: Result) -> None:
-        """Free the arena of a guest that ended from a slab on, step by step, and close it.
+    def _close_from(self, guest: int, start: int, _: Result) -> None:
+        """Punch the arena of an ended guest from a slab on, step by step, then close it.
 
-        Closing alone frees nothing as long as a child of the dead guest still has the memfd.
+        Closing alone does not free the memory if a child of the guest's process has inherited the memfd.
         """
         arena = self._arenas.get(guest)
         assert arena is not None
         if start < arena.slabs:
             step = min(CLOSE_SLABS, arena.slabs - start)
-            job = Job(Kind.PUNCH, ((start, step),))
-            self._put(guest, job, partial(self._close, guest, start + step))
-        elif self._pending[guest]:  # what came of an earlier decision made another one
-            self._put(guest, Job(Kind.PUNCH), partial(self._close, guest, start))
+            job = Job(Operation.PUNCH, ((start, step),))
+            self._put(guest, job, partial(self._close_from, guest, start + step))
+        elif self._pending[guest]:  # the result of an earlier action led to another one
+            self._put(guest, Job(Operation.PUNCH), partial(self._close_from, guest, start))
         else:
             del self._pending[guest]
             self._arenas.release(guest)
-            for work in self._closing.pop(guest):
-                self._done(work, Result())
+            for action in self._closing.pop(guest):
+                self._on_result(action, Result())
 
 
-def _nothing(_: Result) -> None:
-    """Ignore what came of all parts of a Punch but the last."""
+def _ignore(_: Result) -> None:
+    """Ignore the results of all parts of a Punch but the last."""

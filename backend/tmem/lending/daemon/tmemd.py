@@ -1,4 +1,4 @@
-"""tmemd, the lending daemon: its command line, its process, its end."""
+"""tmemd, the lending daemon: its command line, its process, and what it tells systemd."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import logging
 import os
 import resource
 import signal
+import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,26 +20,27 @@ from tmem.arena import SLAB_SIZE
 from tmem.lending.daemon import processes
 from tmem.lending.daemon.arenas import Arenas
 from tmem.lending.daemon.broker import Broker
-from tmem.lending.daemon.holdings import Holdings, Record
-from tmem.lending.daemon.loglines import LineFilter
-from tmem.lending.daemon.notify import READY, STOPPING, notify
+from tmem.lending.daemon.holdingsfile import HoldingsFile, Record
+from tmem.lending.daemon.ratelimits import LogLimiter
 from tmem.lending.daemon.server import Server
 from tmem.lending.daemon.socketfile import SocketFile, default_path, parse_mode
-from tmem.lending.guest.listener import is_open_to_others
+from tmem.lending.guest.trustedsocket import is_open_to_others
 from tmem.lending.lender.ledger import UserBounds
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.reclaimpolicy import DEFAULT, RECLAIM_POLICIES
 from tmemcommon.commandline import SIZE, Text, run
 from tmemcommon.logwriter import LogWriter
-from tmemcommon.sizes import MIB, ConfigError, check_ram, ram_bytes
+from tmemcommon.sizes import ConfigError, check_ram, format_size, ram_bytes
 from tmemcommon.texts import LogFormatter
 
 log = logging.getLogger(__name__)
 
 MODE = Text("MODE", parse_mode)
 _WHERE = "Where to listen. [default: /run/tmemd.sock for root, tmemd.sock in XDG_RUNTIME_DIR for others]"
-_CREDITS = 256  # parts of the size: what the holdings file may say too much of each guest
-_LEAST_CREDIT = 64  # slabs: one batch
+_CREDIT_DIVISOR = 256  # the holdings file has a credit of size / 256 for each guest
+_MIN_CREDIT = 64  # slabs: one batch
+READY = "READY=1"
+STOPPING = "STOPPING=1"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,54 +90,54 @@ def command(
     def listen() -> SocketFile:
         return SocketFile.passed() or SocketFile.create(path or default_path(), mode, group)
 
-    spared = ram_bytes() // 50 if reserve is None else reserve
+    free = ram_bytes() // 50 if reserve is None else reserve
     bounds = UserBounds(
         cap=None if uid_cap is None else uid_cap // SLAB_SIZE,
         persistent=None if uid_persistent is None else uid_persistent // SLAB_SIZE,
         trusted=trusted(),
     )
-    trio.run(serve, listen, size // SLAB_SIZE, policy, bounds, spared)
+    trio.run(serve, listen, size // SLAB_SIZE, policy, bounds, free)
     return 0
 
 
 def trusted() -> frozenset[int]:
-    """Give the users who may have all, and change anything: root and the one who runs this tmemd."""
+    """Return the users without bounds, who may also change settings: root and the user that runs this tmemd."""
     return frozenset((0, os.geteuid()))
 
 
 def prepare_process() -> None:
-    """Take many descriptors, let nobody of the same user at those of the guests, and go on without a terminal."""
+    """Raise the limit of descriptors, protect them from processes of the same user, and ignore SIGHUP."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     processes.make_undumpable()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reopen; workers inherit this
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # tmemd survives its terminal; workers inherit this
 
 
 def start_log(debug: bool) -> None:
-    """Log to stderr; the journal has clocks of its own."""
+    """Log to stderr, with the time unless the journal adds it."""
     clock = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
     handler = LogWriter.to_stderr()
     handler.setFormatter(LogFormatter(f"{clock}%(levelname)s %(name)s: %(message)s"))
-    handler.addFilter(LineFilter())
+    handler.addFilter(LogLimiter())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
 
 
 def holdings_path(socket_path: Path) -> Path:
-    """Choose where what guests hold is kept: in the directory that systemd made for it, else beside the socket."""
+    """Return the path of the holdings file: in the directory that systemd made for it, else beside the socket."""
     directory = os.environ.get("RUNTIME_DIRECTORY")
     return Path(directory, "holdings") if directory else socket_path.with_name(socket_path.name + ".holdings")
 
 
 async def serve(listen: Callable[[], SocketFile], size: int, policy: str, bounds: UserBounds, reserve: int) -> None:
-    """Lend until SIGTERM or SIGINT. Guests keep what they hold, and come back to the next tmemd."""
+    """Lend until SIGTERM or SIGINT. Guests keep what they hold and reconnect to the next tmemd."""
     with (
-        # Before anybody sees the socket: from then on we may be ended, and are to take it with us.
+        # Before the socket exists, so that a signal always removes it.
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
         contextlib.closing(listen()) as socket_file,
     ):
-        credit = max(_LEAST_CREDIT, size // _CREDITS)
-        holdings = Holdings(holdings_path(socket_file.path), credit)
-        away = list(_still_there(holdings.load()))
+        credit = max(_MIN_CREDIT, size // _CREDIT_DIVISOR)
+        holdings = HoldingsFile(holdings_path(socket_file.path), credit)
+        away = list(_still_running(holdings.load()))
         lender = Lender(
             size,
             policy=RECLAIM_POLICIES[policy],
@@ -148,14 +150,14 @@ async def serve(listen: Callable[[], SocketFile], size: int, policy: str, bounds
         async with trio.open_nursery() as nursery:
             await nursery.start(broker.run, away)
             nursery.start_soon(server.run)
-            mib = size * SLAB_SIZE // MIB
-            log.info("lending %d MiB on '%s', pid %d, policy %s", mib, socket_file.path, os.getpid(), policy)
+            lent = format_size(size * SLAB_SIZE)
+            log.info("lending %s on '%s', pid %d, policy %s", lent, socket_file.path, os.getpid(), policy)
             directory = socket_file.path.parent
             if is_open_to_others(directory.stat().st_mode):
-                log.warning("no guest uses this socket: others may write to '%s' and take its place", directory)
-            notify(READY, f"STATUS=lending {mib} MiB")
+                log.warning("guests refuse this socket, as others can replace it: chmod go-w '%s'", directory)
+            notify(READY, f"STATUS=lending {lent}")
             async for number in signals:
-                log.info("%s: ending; guests keep what they hold", signal.Signals(number).name)
+                log.info("%s: exiting; guests keep what they hold", signal.Signals(number).name)
                 break
             notify(STOPPING)
             nursery.cancel_scope.cancel()
@@ -163,12 +165,26 @@ async def serve(listen: Callable[[], SocketFile], size: int, policy: str, bounds
         arenas.close()
 
 
-def _still_there(records: list[Record]) -> Iterator[tuple[Record, int]]:
-    """Give the records of guests whose process runs, each with a pidfd."""
+def _still_running(records: list[Record]) -> Iterator[tuple[Record, int]]:
+    """Yield the records of guests whose process still runs, each with a pidfd."""
     for record in records:
         pidfd = processes.reopen(record.process)
         if pidfd is not None:
             yield record, pidfd
+
+
+def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Send assignments such as READY=1 to the socket in NOTIFY_SOCKET (sd_notify); return whether that worked."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # an abstract socket
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.connect(address)
+        sender.send("\n".join(lines).encode())
+        return True
+    return False  # tmemd lends also without a service manager
 
 
 def main() -> NoReturn:

@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.guest.borrowedarena import BorrowedArena
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import (
     BATCH_SLABS,
@@ -50,7 +50,7 @@ from tmem.pool import Tmem
 TICK = 0.9  # seconds between reports
 UNASKED = 0  # in the place of a Revoke's serial: what a lower persistent cap does not allow any more
 FIRST_ASK = BATCH_SLABS // 4
-MOST_RETRY = 1.6  # seconds
+MAX_RETRY = 1.6  # seconds
 LOSE = 32  # slabs forgotten between two looks at the requests
 STEP = 8  # slabs given up between two looks at the requests: about 5 ms
 
@@ -88,7 +88,7 @@ class _Need:
         self.open = 0
         self.batch = FIRST_ASK
         self.not_before = now + self.retry
-        self.retry = min(2 * self.retry, MOST_RETRY)
+        self.retry = min(2 * self.retry, MAX_RETRY)
 
 
 class PersistentPages(Protocol):
@@ -106,7 +106,7 @@ class Borrower:
 
     def __init__(
         self,
-        source: Borrowed,
+        source: BorrowedArena,
         tmem: Tmem,
         name: str,
         persistent_slabs: int | None = 0,

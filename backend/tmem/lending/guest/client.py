@@ -23,9 +23,9 @@ from tmemcommon.wakeup import Wakeup
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.1  # seconds between attempts to find tmemd again
-MOST_PAUSE = 0.5
+MAX_PAUSE = 0.5
 SHORT = 0.5  # seconds of a connection that was none
-MOST_PAUSE_DECLINED = 5.0  # it is there and does not want us: that is not forgotten soon
+MAX_PAUSE_DECLINED = 5.0  # it is there and does not want us: that is not forgotten soon
 
 
 class Client:
@@ -82,7 +82,7 @@ class Client:
                 break
             # One that takes us in and throws us out again is not asked many times a second.
             short = trio.current_time() - began < SHORT
-            pause = min(max(2 * pause, FIRST_PAUSE), MOST_PAUSE_DECLINED) if short else 0.0
+            pause = min(max(2 * pause, FIRST_PAUSE), MAX_PAUSE_DECLINED) if short else 0.0
             await trio.sleep(pause)
         log.error("tmemd at %s has evicted this mount: it goes on without a pool until it is mounted anew", self.path)
         await self._forget()
@@ -112,7 +112,7 @@ class Client:
                 raise
             except (Unreachable, Declined) as error:
                 final = isinstance(error, Declined) and not error.retry
-                most = MOST_PAUSE_DECLINED if final else MOST_PAUSE
+                most = MAX_PAUSE_DECLINED if final else MAX_PAUSE
                 if str(error) != told:
                     told = str(error)
                     log.warning("tmemd at %s: %s; what is held stays in use", self.path, told)

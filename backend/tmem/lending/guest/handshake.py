@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-from tmem.lending.guest.listener import connect
+from tmem.lending.guest.trustedsocket import connect
 from tmem.lending.protocol.messages import Evicted, FromGuest, Refused, ToGuest, Welcome
 from tmem.lending.protocol.wire import Decoder, ProtocolError, encode, guest_decoder
 

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
-from tmem.lending.guest.listener import Untrusted, connect
+from tmem.lending.guest.trustedsocket import Untrusted, connect
 from tmem.lending.protocol.messages import Answer, AskTotals, Done, Failed, List, Row, Table, Totals, Verb
 from tmem.lending.protocol.wire import ProtocolError, encode, tmemctl_decoder
 from tmemcommon.commandline import CommandError
@@ -22,7 +22,7 @@ _NEEDED = {
 }
 
 
-class Control:
+class AdminConnection:
     """A connection to tmemd. Raises ConfigError when there is none to be had, CommandError when tmemd refuses."""
 
     def __init__(self, path: Path, owner: int | None = None) -> None:
@@ -48,7 +48,7 @@ class Control:
             reason = "you may not use it" if isinstance(error, PermissionError) else error.strerror or str(error)
             raise ConfigError(f"socket '{path}' cannot be connected to: {reason}; name another with --socket") from None
 
-    def __enter__(self) -> Control:
+    def __enter__(self) -> AdminConnection:
         return self
 
     def __exit__(

@@ -11,10 +11,10 @@ import pytest
 
 from tests.conftest import SECONDS
 from tests.lending.otheruser import OTHER_UID
-from tmem.lending.control.control import Control
-from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.control.adminconnection import AdminConnection
+from tmem.lending.guest.borrowedarena import BorrowedArena
 from tmem.lending.guest.handshake import Unreachable, register
-from tmem.lending.guest.listener import Untrusted, connect, parse_user
+from tmem.lending.guest.trustedsocket import Untrusted, connect, parse_user
 from tmem.lending.protocol.messages import VERSION, Hello
 from tmemcommon.sizes import ConfigError
 
@@ -53,7 +53,7 @@ def impostor(tmp_path: Path) -> Iterator[Impostor]:
 
 @pytest.fixture
 def arena() -> Iterator[int]:
-    source = Borrowed(64)
+    source = BorrowedArena(64)
     yield source.fd
     source.close()
 
@@ -68,9 +68,9 @@ def test_a_guest_sends_nothing_to_another_users_listener(impostor: Impostor, are
 @pytest.mark.root
 def test_tmemctl_sends_nothing_to_another_users_listener(impostor: Impostor) -> None:
     with pytest.raises(ConfigError, match=f"--owner {OTHER_UID} if that user is meant"):
-        Control(impostor.path)
+        AdminConnection(impostor.path)
     assert impostor.hears() == b""
-    with Control(impostor.path, OTHER_UID):
+    with AdminConnection(impostor.path, OTHER_UID):
         pass
 
 

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tmem import SLAB_SIZE
-from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.guest.borrowedarena import BorrowedArena
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.runs import runs_of, slabs_of
 
-Make = Callable[..., Borrowed]
+Make = Callable[..., BorrowedArena]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Give a maker of arenas; each is checked and closed at the end."""
-    made: list[Borrowed] = []
+    made: list[BorrowedArena] = []
 
-    def make_one(slabs: int, on_want: Callable[[], None] = lambda: None) -> Borrowed:
-        made.append(Borrowed(slabs, on_want))
+    def make_one(slabs: int, on_want: Callable[[], None] = lambda: None) -> BorrowedArena:
+        made.append(BorrowedArena(slabs, on_want))
         return made[-1]
 
     yield make_one
@@ -36,7 +36,7 @@ def make() -> Iterator[Make]:
 
 def test_nothing_is_given_that_was_not_lent(make: Make) -> None:
     wanted: list[bool] = []
-    source: Borrowed = make(8, lambda: wanted.append(source.wanted[Kind.EPHEMERAL]))
+    source: BorrowedArena = make(8, lambda: wanted.append(source.wanted[Kind.EPHEMERAL]))
     assert source.capacity == SLAB_SIZE
     assert source.acquire(False) is None
     assert source.acquire(False) is None
@@ -116,7 +116,7 @@ class Places(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.source = Borrowed(24)
+        self.source = BorrowedArena(24)
         self.lent: dict[int, Kind] = {}
         self.out: dict[int, Kind] = {}
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tmem.lending.daemon import processes
-from tmem.lending.daemon.holdings import Holdings, Record
+from tmem.lending.daemon.holdingsfile import HoldingsFile, Record
 from tmem.lending.daemon.processes import Process
 from tmem.lending.lender.actions import Holding
 from tmem.lending.lender.settings import GuestSettings
@@ -39,11 +39,11 @@ def records(ephemeral: int, persistent: int = 0) -> list[Record]:
 
 
 @pytest.fixture
-def holdings(tmp_path: Path) -> Holdings:
-    return Holdings(tmp_path / "holdings", CREDIT)
+def holdings(tmp_path: Path) -> HoldingsFile:
+    return HoldingsFile(tmp_path / "holdings", CREDIT)
 
 
-def test_what_was_written_is_read_and_booked_again(holdings: Holdings) -> None:
+def test_what_was_written_is_read_and_booked_again(holdings: HoldingsFile) -> None:
     holdings.write([Record.of(holding(100, 20), PROCESS, CREDIT)])
     (record,) = holdings.load()
     assert record.process == PROCESS
@@ -53,21 +53,21 @@ def test_what_was_written_is_read_and_booked_again(holdings: Holdings) -> None:
     assert again.settings == holding(100, 20).settings
 
 
-def test_no_more_is_put_down_than_the_guest_may_hold(holdings: Holdings) -> None:
+def test_no_more_is_put_down_than_the_guest_may_hold(holdings: HoldingsFile) -> None:
     record = Record.of(holding(690, 290), PROCESS, CREDIT)
     assert record.holding.persistent == 300, "its persistent cap"
     assert record.holding.ephemeral == 700, "the rest of its arena"
     assert Record.of(holding(0, 0, persistent_cap=0), PROCESS, CREDIT).holding.persistent == 0
 
 
-def test_the_file_is_ahead_of_every_lend_and_written_for_few(holdings: Holdings, tmp_path: Path) -> None:
+def test_the_file_is_ahead_of_every_lend_and_written_for_few(holdings: HoldingsFile, tmp_path: Path) -> None:
     for held in range(1, 501):
         holdings.cover(TOKEN, Kind.EPHEMERAL, 1, partial(records, held))
         assert holdings.load()[0].holding.ephemeral >= held
     assert holdings.writes <= 500 // CREDIT + 1
 
 
-def test_the_kinds_have_credits_of_their_own(holdings: Holdings) -> None:
+def test_the_kinds_have_credits_of_their_own(holdings: HoldingsFile) -> None:
     held = dict.fromkeys(Kind, 0)
     for turn in range(300):
         kind = Kind(turn % 2)
@@ -78,13 +78,13 @@ def test_the_kinds_have_credits_of_their_own(holdings: Holdings) -> None:
         assert record.holding.persistent >= held[Kind.PERSISTENT]
 
 
-def test_nothing_there_is_nothing_held(holdings: Holdings) -> None:
+def test_nothing_there_is_nothing_held(holdings: HoldingsFile) -> None:
     assert holdings.load() == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'[{"token": "AA=="}]', b"\xff" * 100])
 def test_a_file_of_somebody_else_is_nothing_held(
-    holdings: Holdings, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+    holdings: HoldingsFile, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "holdings").write_bytes(content)
     assert holdings.load() == []
@@ -93,7 +93,7 @@ def test_a_file_of_somebody_else_is_nothing_held(
 
 @pytest.mark.parametrize("kind", ["link", "fifo", pytest.param("other", marks=pytest.mark.root)])
 def test_what_is_no_file_of_this_users_is_not_read(
-    holdings: Holdings, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+    holdings: HoldingsFile, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     holdings.write(records(10))
     path = tmp_path / "holdings"
@@ -107,13 +107,13 @@ def test_what_is_no_file_of_this_users_is_not_read(
 
 
 def test_a_file_that_cannot_be_written_is_counted_and_stops_nothing(tmp_path: Path) -> None:
-    holdings = Holdings(tmp_path / "missing" / "holdings", CREDIT)
+    holdings = HoldingsFile(tmp_path / "missing" / "holdings", CREDIT)
     for held in range(1, 200):
         holdings.cover(TOKEN, Kind.EPHEMERAL, 1, partial(records, 1))
         assert holdings.failures <= held // CREDIT + 1
 
 
-def test_a_kill_between_writing_and_renaming_leaves_the_old_file(holdings: Holdings, tmp_path: Path) -> None:
+def test_a_kill_between_writing_and_renaming_leaves_the_old_file(holdings: HoldingsFile, tmp_path: Path) -> None:
     holdings.write([Record.of(holding(5), PROCESS, CREDIT)])
     (tmp_path / "holdings.new").write_bytes(b'[{"tok')
     assert len(holdings.load()) == 1
@@ -122,7 +122,7 @@ def test_a_kill_between_writing_and_renaming_leaves_the_old_file(holdings: Holdi
     assert (tmp_path / "holdings").stat().st_mode & 0o077 == 0
 
 
-def test_a_record_says_what_a_reader_of_the_file_needs(holdings: Holdings, tmp_path: Path) -> None:
+def test_a_record_says_what_a_reader_of_the_file_needs(holdings: HoldingsFile, tmp_path: Path) -> None:
     holdings.write([Record.of(holding(1), PROCESS, CREDIT)])
     (raw,) = msgspec.json.decode((tmp_path / "holdings").read_bytes())
     assert raw["pid"] == 17

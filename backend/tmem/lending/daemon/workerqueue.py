@@ -1,7 +1,7 @@
-"""One worker process at a time, and the tasks that it does in order; a worker that stands still is abandoned.
+"""A queue of tasks for one worker process, which is killed and replaced if it hangs.
 
-A worker is killed then, and dies once its call returns; nothing that it was told to do and had not begun is done by it.
-So all of its unanswered tasks may be given to another. The one whose call hangs is the first of them.
+A killed worker exits when its current call returns, and starts no other job. So its unanswered tasks can be given to
+another worker. The first of them is the one that hangs.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ import msgspec
 import trio
 
 from tmem.lending.daemon import processes
-from tmem.lending.daemon.jobs import Job, Result
-from tmem.lending.daemon.worker import LARGEST
+from tmem.lending.daemon.worker import MAX_MESSAGE, Job, Result
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 0.5  # seconds without a sign of life after which a worker that does not run is abandoned
-_LOOKS = 2  # within these: one that waits for a core is no worse for it
-_AHEAD = 16  # tasks that a worker has at once, so that it need not wait for the next one
-_RESTART = 0.2  # seconds between two workers that end by themselves
+HANG_SECONDS = 0.5  # without a sign of life, after which a worker that does not run is killed
+_CHECKS = 2  # of the worker's state within this time: a worker that waits for a core in one of them is not killed
+_MAX_SENT = 16  # tasks that a worker has at a time, so that it need not wait for the next one
+_RESTART_SECONDS = 0.2  # between two workers that end by themselves
 
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """A job on a guest's memfd, and who is told what came of it."""
+    """A job on a guest's memfd; `done` is called with its result."""
 
     guest: int
     uid: int
@@ -47,16 +46,16 @@ class Task:
 
 
 class WorkerProcess:
-    """A worker and our end of its socket."""
+    """A worker and tmemd's end of its socket."""
 
     def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
         self._process = process
         self.socket = connection
-        self.ready = False  # it said that it has started
+        self.ready = False  # it has reported that it started
 
     @classmethod
     def start(cls, reserve: int) -> Self:
-        """Start a worker that has nothing of ours but its socket."""
+        """Start a worker that inherits no descriptor but its socket."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             ours.setblocking(False)
@@ -64,22 +63,22 @@ class WorkerProcess:
             return cls(subprocess.Popen(words, stdin=subprocess.DEVNULL, pass_fds=[its.fileno()]), ours)
 
     def send(self, task: Task) -> bool:
-        """Hand over a task; False when the worker's queue is full."""
+        """Send a task; return False if the worker's socket is full."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [task.fd]))]
-        with contextlib.suppress(OSError):  # that it has ended is seen by who reads
+        with contextlib.suppress(OSError):  # if the worker has ended, the reader notices it
             return self.socket.sendmsg([msgspec.msgpack.encode(task.job)], rights, socket.MSG_NOSIGNAL) > 0
         return False
 
-    def waits(self) -> bool:
-        """Tell whether it waits for something other than a core."""
+    def is_blocked(self) -> bool:
+        """Return whether it waits for something other than a core."""
         return processes.state(self._process.pid) not in ("R", None)
 
     def kill(self) -> None:
-        """Kill it: it ends when the call that it is in returns."""
+        """Send SIGKILL: it ends when its current call returns."""
         self._process.send_signal(signal.SIGKILL)
         self.socket.close()
 
-    async def end(self) -> None:
+    async def wait_ended(self) -> None:
         """Wait until it has ended."""
         pidfd = os.pidfd_open(self._process.pid)
         try:
@@ -89,32 +88,35 @@ class WorkerProcess:
         self._process.wait()
 
 
-class Lane:
-    """Does tasks in order. `hung` takes a killed worker and all tasks that are not done, the hanging one first."""
+class WorkerQueue:
+    """Does tasks in order.
 
-    def __init__(self, reserve: int, hung: Callable[[WorkerProcess, list[Task]], None]) -> None:
+    `on_hang` is called with a killed worker and all tasks that are not done; the first one hangs.
+    """
+
+    def __init__(self, reserve: int, on_hang: Callable[[WorkerProcess, list[Task]], None]) -> None:
         self._reserve = reserve
-        self._hung = hung
+        self._on_hang = on_hang
         self._waiting: deque[Task] = deque()
         self._sent: deque[Task] = deque()
         self._worker: WorkerProcess | None = None
-        self._wanted = trio.Event()
-        self._patience = trio.CancelScope()
-        self._looks = 0
+        self._submitted = trio.Event()
+        self._check_scope = trio.CancelScope()  # cancelled when the worker is to be checked
+        self._blocked_checks = 0
         self._results = msgspec.msgpack.Decoder(Result)
 
     def submit(self, task: Task) -> None:
-        """Queue a task, and hand it over if the worker has room for it."""
+        """Queue a task; send it at once if the worker has room."""
         self._waiting.append(task)
-        self._wanted.set()
+        self._submitted.set()
         self._send()
 
     async def run(self) -> None:
         """Do what is submitted, until cancelled."""
         while True:
-            await self._wanted.wait()
+            await self._submitted.wait()
             try:
-                # In a thread: starting a program may wait for a disk.
+                # In a thread, because starting a program may wait for a disk.
                 self._worker = worker = await trio.to_thread.run_sync(WorkerProcess.start, self._reserve)
                 with worker.socket:
                     await self._serve(worker)
@@ -124,50 +126,50 @@ class Lane:
             self._waiting.extendleft(reversed(self._sent))
             self._sent.clear()
             if not self._waiting:
-                self._wanted = trio.Event()
-            await trio.sleep(0 if self._looks >= _LOOKS else _RESTART)
+                self._submitted = trio.Event()
+            await trio.sleep(0 if self._blocked_checks >= _CHECKS else _RESTART_SECONDS)
 
     async def _serve(self, worker: WorkerProcess) -> None:
-        """Exchange tasks for results until the worker hangs or ends."""
-        self._looks = 0
+        """Send tasks and receive results until the worker hangs or ends."""
+        self._blocked_checks = 0
         while True:
-            with trio.CancelScope(deadline=self._deadline()) as self._patience:
+            with trio.CancelScope(deadline=self._next_check()) as self._check_scope:
                 await trio.lowlevel.wait_readable(worker.socket)
                 if not self._receive(worker):
-                    log.error("a worker has ended")
-                    await worker.end()
+                    log.error("a worker has ended unexpectedly; it is started again")
+                    await worker.wait_ended()
                     return
-            if self._patience.cancelled_caught and worker.ready and self._sent:
-                self._looks = self._looks + 1 if worker.waits() else 0
-                if self._looks >= _LOOKS:
+            if self._check_scope.cancelled_caught and worker.ready and self._sent:
+                self._blocked_checks = self._blocked_checks + 1 if worker.is_blocked() else 0
+                if self._blocked_checks >= _CHECKS:
                     self._abandon(worker)
                     return
             self._send()
 
-    def _deadline(self) -> float:
-        """Give the time of the next look at the worker: none while it has nothing to do."""
-        return trio.current_time() + PATIENCE / _LOOKS if self._sent or self._waiting else math.inf
+    def _next_check(self) -> float:
+        """Return the time of the next check of the worker; infinity while it has nothing to do."""
+        return trio.current_time() + HANG_SECONDS / _CHECKS if self._sent or self._waiting else math.inf
 
     def _send(self) -> None:
         if self._worker is None:
             return
-        while self._waiting and len(self._sent) < _AHEAD and self._worker.send(self._waiting[0]):
+        while self._waiting and len(self._sent) < _MAX_SENT and self._worker.send(self._waiting[0]):
             self._sent.append(self._waiting.popleft())
-        if self._patience.deadline == math.inf:
-            self._patience.deadline = self._deadline()
+        if self._check_scope.deadline == math.inf:
+            self._check_scope.deadline = self._next_check()
 
     def _receive(self, worker: WorkerProcess) -> bool:
-        """Take in what the worker says; False at its end."""
+        """Handle what the worker has sent; return False if it has ended."""
         while True:
             try:
-                data = worker.socket.recv(LARGEST)
+                data = worker.socket.recv(MAX_MESSAGE)
             except BlockingIOError:
                 return True
             except OSError:
                 return False
             if not data:
                 return False
-            self._looks, worker.ready = 0, True
+            self._blocked_checks, worker.ready = 0, True
             result = self._results.decode(data)
             if result.finished:
                 self._sent.popleft().done(result)
@@ -178,4 +180,4 @@ class Lane:
         self._waiting.clear()
         worker.kill()
         self._worker = None
-        self._hung(worker, tasks)
+        self._on_hang(worker, tasks)

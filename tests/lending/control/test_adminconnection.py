@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tmem.lending.control.control import Control
+from tmem.lending.control.adminconnection import AdminConnection
 from tmem.lending.protocol.messages import Done, Failed, Freeze, Totals
 from tmem.lending.protocol.wire import encode
 from tmemcommon.commandline import CommandError
@@ -23,9 +23,9 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
         yield made
 
 
-def hung_up(listener: socket.socket, path: Path, said: bytes) -> Control:
+def hung_up(listener: socket.socket, path: Path, said: bytes) -> AdminConnection:
     """Give a connection whose other side has said something and is gone."""
-    control = Control(path)
+    control = AdminConnection(path)
     connection, _ = listener.accept()
     with connection:
         connection.send(said)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tmem import PAGE_SIZE, SLAB_SIZE, Pool, Tmem
 from tmem.arena import punch
-from tmem.lending.guest.borrowed import Borrowed
+from tmem.lending.guest.borrowedarena import BorrowedArena
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.protocol.messages import FromGuest, Lend, Taken, Welcome
 from tmem.lending.protocol.runs import Runs
@@ -22,12 +22,12 @@ def noise(seed: int) -> bytes:
     return random.Random(seed).randbytes(PAGE_SIZE)
 
 
-class Loan:
+class PooledGuest:
     """One guest that was welcomed."""
 
     def __init__(self, slabs: int = 256, cap: int = 256) -> None:
         self.released: list[int] = []  # slabs of hswap that tmemd wants back
-        self.source = Borrowed(slabs)
+        self.source = BorrowedArena(slabs)
         self.tmem = Tmem(self.source, clock=lambda: 0.0)
         self.pool: Pool = self.tmem.new_pool(name="precache")
         self.kept: Pool = self.tmem.new_pool(persistent=True, name="hswap")

@@ -15,7 +15,7 @@ from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.runs import Run, Runs, end, runs_of, slabs_of
 
 
-class Borrowed(SlabSource):
+class BorrowedArena(SlabSource):
     """A sealed memfd of `slabs` slabs, and those that are lent; pairs are indexed by Kind."""
 
     def __init__(self, slabs: int, on_want: Callable[[], None] = lambda: None) -> None:

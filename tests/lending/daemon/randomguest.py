@@ -10,7 +10,7 @@ from tests.conftest import SECONDS
 from tests.lending.fakeguest import Denied, FakeGuest, GuestRefused
 
 
-class Borrower(threading.Thread):
+class RandomGuest(threading.Thread):
     """One guest that never stops, whatever happens to tmemd. Its persistent slabs have contents; they must stay.
 
     It writes to no ephemeral slab: a late write to one that was just taken would make memory real that nobody lent,
