@@ -31,7 +31,7 @@ class Driven:
         self.now = self.asked = self.returns = 0.0
 
     def pass_time(self, seconds: float, *, asked: float = 0.0, returns: float = 0.0, full: bool = True) -> int:
-        """Let time pass at these rates; give how often the size changed."""
+        """Advance the clock at these rates; return how often the size changed."""
         changes = 0
         for _ in range(round(seconds / ALLOWED.tick)):
             self.now += ALLOWED.tick

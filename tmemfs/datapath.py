@@ -96,7 +96,7 @@ class DataPath(InodeObserver):
     # -- running -------------------------------------------------------------------------------------------------
 
     async def resize(self, capacity: int) -> None:
-        """Give the cache another size in bytes, one that `check_cache_bytes` accepts."""
+        """Set the cache's size in bytes, to one that `check_cache_bytes` accepts."""
         await self.precache.resize(capacity)
         self.files.readahead_pages = self.cache.frames // READAHEAD_DIVISOR
         if self.writeback is not None and not self.cache.settled:

@@ -57,7 +57,7 @@ class LogWriter(logging.Handler):
         done.wait(FLUSH_SECONDS)
 
     def close(self) -> None:
-        """Let the thread end once all queued lines are written."""
+        """Stop the thread after all queued lines are written."""
         with contextlib.suppress(queue.Full):  # it hangs; the thread ends with the process
             self._queue.put_nowait(None)
         super().close()

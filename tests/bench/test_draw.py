@@ -21,7 +21,7 @@ GROUPS: Mapping[str, Mapping[str, float | Spread]] = {
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Give the axes of what is drawn."""
+    """Return the axes of a drawing."""
     made: list[Any] = []
     save = draw._save
 

@@ -36,7 +36,7 @@ assert sorted(os.listdir(".")) == ["leased", "warm"] and not os.path.exists("mis
 
 @contextmanager
 def holding(path: str) -> Iterator[subprocess.Popen[str]]:
-    """Let a process hold a lease on a file inside the block."""
+    """Run a process that holds a lease on a file, inside the block."""
     words = (sys.executable, "-uc", HOLDER, path)
     process = subprocess.Popen(words, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:

@@ -49,7 +49,7 @@ class Tree:
 
 
 def open_paths() -> list[str]:
-    """Tell what this process has open."""
+    """Return the paths that this process has open."""
     found = []
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the listing's own

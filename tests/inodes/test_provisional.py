@@ -26,14 +26,14 @@ OLD, NEW = pages_of(1, 4), pages_of(2, 4)
 
 @contextmanager
 def same_stamps(path: Path) -> Iterator[None]:
-    """Have others change a file so that its mtime stays: a version here is size and mtime."""
+    """Change a file as others do, but keep its mtime: a version here is size and mtime."""
     st = path.stat()
     yield
     os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
 def coarse(make_parts: MakeParts, stamp: int = STAMP, **more: object) -> tuple[Parts, OpenFile, Path]:
-    """Make the parts of a guest whose backing shows whole seconds, with a file that was just made."""
+    """Return the parts of a guest whose backing shows whole seconds, and a file that was just made."""
     parts = make_parts(version_by="size,mtime", stamps=Stamps(own_clock=None), **more)
     path = parts.directory / "f"
     path.write_bytes(OLD)
@@ -42,7 +42,7 @@ def coarse(make_parts: MakeParts, stamp: int = STAMP, **more: object) -> tuple[P
 
 
 def rewrite(path: Path, data: bytes = NEW) -> None:
-    """Have others write over a file within the grain of its stamp."""
+    """Overwrite a file as others do, within the grain of its stamp."""
     with same_stamps(path), path.open("r+b") as theirs:
         theirs.write(data)
 

@@ -32,7 +32,7 @@ async def fsync_fails(parts: Parts, file: OpenFile) -> bool:
 
 
 async def fail_once(parts: Parts, file: OpenFile) -> None:
-    """Let write-back by age fail for a while, then succeed."""
+    """Make write-back by age fail for a while, then succeed."""
     await parts.writer.write(file, 0, b"new")
     async with parts.running():
         parts.backing.data_error = FULL

@@ -25,7 +25,7 @@ def other_swap() -> bool:
 
 @pytest.fixture
 def lock() -> Iterator[None]:
-    """Let only one test of the machine swap at a time, across processes."""
+    """Hold the lock under which one test of the machine swaps at a time, across processes."""
     control = Path("/dev/loop-control")
     with open(control if os.access(control, os.R_OK) else __file__, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -52,7 +52,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> str | None:
 
 @pytest.fixture
 def alone(lock: None, request: pytest.FixtureRequest) -> None:
-    """Be the only test that swaps; skip where swapping is not possible."""
+    """Run as the only test that swaps; skip where swapping is not possible."""
     lacking: str | None = request.getfixturevalue("tried")  # not before the lock is held
     if lacking is None and other_swap():
         lacking = OTHER_SWAP

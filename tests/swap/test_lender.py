@@ -81,7 +81,7 @@ def take_what_is_lent(other: FakeGuest) -> None:
 
 
 def finish_under_pressure(process: Pager, other: FakeGuest) -> Round:
-    """Let another guest borrow repeatedly until the round is over."""
+    """Borrow as another guest, repeatedly, until the round is over."""
     deadline = time.monotonic() + ROUND_SECONDS
     while not process.has_answered(0.1) and time.monotonic() < deadline:
         take_what_is_lent(other)

@@ -180,7 +180,7 @@ def _wait_for_end(entry: MountEntry, pidfd: int, process: str, timeout: float | 
 
 
 def _locations_of(copies: list[MountCopy]) -> str:
-    """Say where the copies of a mount are, and how to unmount each."""
+    """Return where the copies of a mount are and how to unmount each, as text."""
     locations = [
         f"'{copy.mountpoint}' (tmemfs umount {copy.mountpoint})"
         if copy.pid == os.getpid()

@@ -129,7 +129,7 @@ class Opener:
         return await self._data.backing.meta(call)
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> OpenFile:
-        """Make and open a file."""
+        """Create and open a file."""
         if self._data.writeback is not None and flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # pages written in part have to be filled
         flags = flags & ~(os.O_DIRECT | os.O_NOCTTY) | self._extra_flags
@@ -138,7 +138,7 @@ class Opener:
         return self._data.files.add(inode, fd, flags, caller.uid)
 
     async def flush(self, file: OpenFile) -> None:
-        """Do what a close(2) waits for; raise what a write-back owes."""
+        """Do what close(2) waits for. Raise the OSError of a failed write-back."""
         if not file.writable:
             return
         if self._data.writeback is not None:
@@ -174,7 +174,7 @@ class Opener:
 
 
 def _close_copy(fd: int) -> None:
-    """Have the filesystem report what it could not write, by closing a copy of a descriptor."""
+    """Close a copy of a descriptor: the filesystem then reports what it could not write."""
     try:
         copy = os.dup(fd)
     except OSError:

@@ -59,7 +59,7 @@ class Churn:
             simulation.join(guest, again=True)
 
     def come(self) -> None:
-        """Let a guest join."""
+        """Add a guest that joins."""
         guest = Guest(self.chance.randbytes(16), self.chance.choice((8, 64, 500)), self.chance.choice((0, 1, 2, 3)))
         try:
             self.simulation.join(guest, self.chance.choice((0, 0, 4, 40, None)))
@@ -68,16 +68,16 @@ class Churn:
         self.everybody.append(guest)
 
     def ask(self, guest: Guest) -> None:
-        """Let a guest ask for memory."""
+        """Send an Ask of a guest."""
         age = self.chance.choice((None, self.chance.expovariate(0.1)))
         guest.ask(self.chance.choice((1, 5, 16, 64, 150)), self.chance.random() < 0.2, age)
 
     def give(self, guest: Guest) -> None:
-        """Let a guest return memory."""
+        """Send a Return of a guest."""
         guest.give(self.chance.randint(1, 20), self.chance.random() < 0.3)
 
     def report(self, guest: Guest) -> None:
-        """Let a guest report."""
+        """Send a Report of a guest."""
         age = self.chance.choice((None, self.chance.expovariate(0.1))) if not guest.ephemeral else 1.0
         counts = [self.chance.randrange(1000) for _ in range(6)]
         guest.say(m.Report(age, *counts))

@@ -161,12 +161,12 @@ class Simulation:
                 self.do(action)
 
     def hang(self, guest: Guest) -> None:
-        """Let calls on a guest's arena not return from now on; that has been noticed."""
+        """Make calls on a guest's arena hang from now on; the lender has been told."""
         self.hanging[guest.number] = deque()
         self.perform(self.lender.on_hang(self.now, guest.number, True))
 
     def go_on(self, guest: Guest) -> None:
-        """Let calls on a guest's arena return."""
+        """Make calls on a guest's arena return again."""
         for action in self.hanging.pop(guest.number):
             self.do(action)
         self.perform(self.lender.on_hang(self.now, guest.number, False))
@@ -213,19 +213,19 @@ class Simulation:
             self.claim(guest)
 
     def claim(self, guest: Guest) -> None:
-        """Say what a guest holds."""
+        """Claim what a guest holds."""
         for part, _ in split_for_messages(runs_of(guest.persistent), 8):
             guest.say(m.Claim(part, True, False))
         for part, last in split_for_messages(runs_of(guest.ephemeral), 8):
             guest.say(m.Claim(part, False, last))
 
     def hear(self, guest: Guest) -> None:
-        """Let the lender read all that a guest sent."""
+        """Deliver all messages of a guest to the lender."""
         while guest.outbox and guest.connected:
             self.perform(self.lender.on_message(self.now, guest.number, guest.outbox.popleft()))
 
     def audit(self) -> None:
-        """Have what is real counted, once all that waits is done."""
+        """Run an audit after all pending actions."""
         self.perform(self.lender.audit())
 
     def restart(self, lender: Callable[[Sequence[Holding]], Lender], forget: bool = False) -> None:
@@ -268,14 +268,14 @@ class Simulation:
         self.perform(self.lender.on_process_ended(self.now, guest.number))
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass; the lender is woken when it wanted to be."""
+        """Advance the clock; the lender is woken at its deadlines."""
         self.now += seconds
         deadline = self.lender.deadline()
         if deadline is not None and deadline <= self.now:
             self.perform(self.lender.wake(self.now))
 
     def settle(self) -> None:
-        """Let everybody act until nothing is left to do."""
+        """Run guests, executor and lender until nothing is left to do."""
         for _ in range(10_000):
             self.work()
             for guest in [*self.guests.values()]:
@@ -320,12 +320,12 @@ class Simulation:
 
 
 def simulation(size: int = 100, **options: object) -> Simulation:
-    """Make a simulation around a lender of so many slabs."""
+    """Return a simulation around a lender of so many slabs."""
     return Simulation(Lender(size, **options))  # type: ignore[arg-type]
 
 
 def add(here: Simulation, slabs: int = 1000, persistent: int | None = 0, uid: int = 1000) -> Guest:
-    """Let one more guest join."""
+    """Add a guest that joins."""
     guest = Guest(len(here.guests).to_bytes(16, "big"), slabs, uid)
     here.join(guest, persistent)
     here.settle()
@@ -333,18 +333,18 @@ def add(here: Simulation, slabs: int = 1000, persistent: int | None = 0, uid: in
 
 
 def hold(here: Simulation, guest: Guest, slabs: int, persistent: bool = False, age: float | None = None) -> None:
-    """Let a guest ask, and all be done that comes of it."""
+    """Send an Ask and run until nothing is left to do."""
     assert guest.ask(slabs, persistent, age)
     here.settle()
 
 
 def report(here: Simulation, guest: Guest, age: float | None, **counters: int) -> None:
-    """Let a guest report."""
+    """Send a Report."""
     fields = {"pages": 0, "used_bytes": 0, "puts": 0, "hits": 0, "misses": 0, "ghost_hits": 0}
     guest.say(m.Report(age, **(fields | counters)))
     here.hear(guest)
 
 
 def counters(here: Simulation) -> dict[str, int]:
-    """Give what the lender has counted."""
+    """Return the lender's counters."""
     return here.lender.stats().counters

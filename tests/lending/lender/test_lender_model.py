@@ -34,7 +34,7 @@ class LenderMachine(RuleBasedStateMachine):
         self.tokens = 0
 
     def guest(self, place: int) -> Guest | None:
-        """Give a guest whose connection stands."""
+        """Return a connected guest."""
         guest = self.known[place] if place < len(self.known) else None
         return guest if guest is not None and guest.connected else None
 

@@ -359,7 +359,7 @@ def test_takens_are_sent_no_faster_than_the_guest_confirms_them() -> None:
 
 
 def put_off(here: Simulation, slabs: int) -> Guest:
-    """Give a guest that says that it was here before, has real slabs, and does not claim them."""
+    """Return a guest that joins again with populated slabs and does not claim them."""
     guest = guest_of(number=7)
     guest.real = set(range(slabs))
     here.join(guest, 20, again=True)

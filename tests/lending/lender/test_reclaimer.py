@@ -176,7 +176,7 @@ def test_a_large_target_is_taken_in_chunks_with_messages_in_between() -> None:
 
 
 def busy(here: Simulation, guest: Guest, age: float, hits: int) -> None:
-    """Let a guest report that it does something, and how well."""
+    """Send Reports of a busy guest with so many hits."""
     for times in (1, 2):
         report(here, guest, age, hits=hits * times, puts=times, misses=times)
 

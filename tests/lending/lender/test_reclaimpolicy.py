@@ -24,7 +24,7 @@ def report(age: float | None, hits: int = 0, ghost_hits: int = 0, misses: int = 
 
 
 def activity(slabs: int, age: float | None, hits: int = 0, ghosts: int = 0, weight: float = 1.0) -> GuestActivity:
-    """Give a guest that is busy at time 100 and has had so many hits a second for a minute."""
+    """Return a guest that is busy at time 100 and has had so many hits a second for a minute."""
     made = GuestActivity(weight, slabs)
     for second in range(41, 101):
         made.on_report(second, report(age, hits * second, ghosts * second, second))
@@ -32,7 +32,7 @@ def activity(slabs: int, age: float | None, hits: int = 0, ghosts: int = 0, weig
 
 
 def idle(slabs: int, age: float) -> GuestActivity:
-    """Give a guest that last did something at time 90."""
+    """Return a guest that was last busy at time 90."""
     made = GuestActivity(1.0, slabs)
     for second in range(41, 91):
         made.on_report(second, report(age, 1000 * second))
