@@ -1,11 +1,11 @@
-"""Run the measures one after the other, each as a process of its own that ends in bounded time.
+"""Run the measures one after the other, each as a child process with a time limit.
 
     python -m bench [--quick] [--traces DIR] [--only NAME …] [--out DIRECTORY]
 
-Writes for each measure NAME.json and NAME.png, and index.html over all of them, into bench/results/; the page is
-written again after every measure, so that a run that is interrupted leaves what it has. Each measure is also a program
-by itself (`python -m bench.cost` …) that says in its docstring what it measures. `--quick` makes all of them small: it
-shows that they work, its figures mean little, and no goal is judged.
+Writes NAME.json for each measure, its picture if it has one, and index.html into bench/results/. index.html is written
+again after each measure, so an interrupted run keeps its results. Each measure is a program as well (`python -m
+bench.cost` …); its docstring says what it measures. `--quick` makes all of them small: it shows that they run, and
+judges no goal.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from bench.tools.children import BenchError, end, interruptible, start, undistur
 from bench.tools.report import Figures, Goal, machine, write
 
 _LOOK_SECONDS = 0.25
-_SAID = 600  # bytes of what a failed measure said last
+_SAID = 600  # bytes of a failed measure's last output
 
 
 class Run:
-    """One run over the catalogue: where the results go, and what is shown meanwhile."""
+    """One run of measures: its results and its progress."""
 
     def __init__(self, asked: Namespace, progress: Progress) -> None:
         self._quick: bool = asked.quick
@@ -52,7 +52,7 @@ class Run:
         self.results: dict[str, Figures] = {}
 
     def measure(self, measure: Measure, task: int) -> None:
-        """Run one measure, or say why not."""
+        """Run one measure, or print why it is skipped."""
         command = measure.words(self._quick, self._traces)
         head: Figures = {"command": shlex.join(["python", "-m", *command])}
         reason = missing(measure.needs, self._traces)
@@ -72,7 +72,7 @@ class Run:
         self.save()
 
     def _child(self, name: str, command: list[str], bound: float, task: int) -> Figures:
-        """Run a measure as a child and return what it wrote, or how it failed."""
+        """Run a measure as a child; return its result, or why it failed."""
         target = self._out / f"{name}.json"
         child = start([*command, "--out", target], stderr=subprocess.PIPE)
         try:
@@ -89,7 +89,7 @@ class Run:
         return found
 
     def _watch(self, child: subprocess.Popen[bytes], limit: float, task: int) -> tuple[bytes, bool]:
-        """Show what a child says until it ends; return the last of it, and False when it took too long."""
+        """Print a child's output until it ends; return the last of it, and False if it took too long."""
         assert child.stderr is not None
         said, line = b"", b""
         with child.stderr as stream, selectors.DefaultSelector() as selector:
@@ -111,7 +111,7 @@ class Run:
         return said, False
 
     def save(self) -> Path:
-        """Write the page over everything so far."""
+        """Write index.html with the results so far."""
         seconds = int(time.monotonic() - self._began)
         self.about["took"] = f"{seconds // 60} min {seconds % 60:02} s"
         write(self._out / page.RUN, self.about)
@@ -119,13 +119,13 @@ class Run:
 
 
 def _processor_seconds() -> float:
-    """Return the processor time of all children that have ended, and of theirs."""
+    """Return the processor time of all ended children and their children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def run(asked: Namespace) -> int:
-    """Run what was asked for; return 1 when a measure failed, 130 when interrupted."""
+    """Run the chosen measures; return 1 when one failed, 130 when interrupted."""
     known = {measure.name: measure for measure in CATALOGUE}
     unknown = set(asked.only) - set(known)
     if unknown:
@@ -136,10 +136,10 @@ def run(asked: Namespace) -> int:
             old.unlink(missing_ok=True)
     console = Console(highlight=False)
     if asked.quick:
-        console.print("a quick run: everything is small, no goal is judged")
+        console.print("quick run: everything is small, no goal is judged")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     interrupted = False
-    # No refreshing in a thread of its own: children are started while the bar is shown.
+    # No refresh thread: children are forked while the bar is shown.
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
         task = progress.add_task("measures", total=len(chosen))
         whole = Run(asked, progress)
@@ -161,7 +161,7 @@ def run(asked: Namespace) -> int:
 
 
 def _summarize(results: dict[str, Figures]) -> None:
-    """Print all goals as a Markdown table, and what was left out."""
+    """Print all goals as a Markdown table, and the skipped and failed measures."""
     print("| what | goal | result | verdict |\n|---|---|---|---|")
     for name, result in results.items():
         for goal in result.get("goals", []):

@@ -1,14 +1,14 @@
-"""What a hit in a pool on borrowed slabs costs against one in a pool of the mount's own.
+"""Measure what a hit in a pool on borrowed slabs costs, against a hit in a pool of the mount's own.
 
-Measured: 4-KiB reads by one reader over the same file of 2:1 compressible pages in the same seeded random order,
-through a mount with `--pool SIZE` and through one that borrows from a tmemd, both with a cache of 1 MiB, so that nearly
-every page comes from the pool and every read sends a page back there. Both are mounted at the same time and read in
-turn, after passes that bring them to the steady state; then both are mounted anew. A pass's median read takes one of
-two times, on either side, by where the kernel runs the serving process beside its reader (23 or 43 us where this was
-written). So the fastest pass of each side is compared, for each time that both were mounted, and the figure is the
-median of these ratios, with the interval of bench/tools/verdict.py; that of the processor time of the serving processes
-over all passes is given, too. The counters prove where the pages came from (at most one in fifty from
-the backing), and that the borrower still talks to tmemd.
+One reader reads a file of 2:1 compressible pages, 4 KiB at a time, in the same seeded random order, through a mount
+with `--pool SIZE` and through one that borrows from a tmemd. Both have a cache of 1 MiB, so nearly every page comes
+from the pool, and every read puts another page there. Both are mounted at the same time and read in turn in the
+steady state; then both are mounted anew.
+
+A pass has one of two median times (23 or 43 µs on the machine of docs/benchmarks.md), depending on the core on which
+the kernel runs the server. So the fastest pass of each side is compared, once for each pair of mounts. The figure is
+the median of these ratios with its interval (bench/tools/verdict.py). The ratio of the servers' processor times over
+all passes is reported, too. A pass fails when more than one page in fifty came from the backing.
 
     python -m bench.borrowed [--mounts 7] [--size 16] [--out FILE]
 """

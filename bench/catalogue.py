@@ -1,4 +1,4 @@
-"""What `python -m bench` runs, in this order: each measure with the words that make it whole or quick."""
+"""The measures that `python -m bench` runs, in this order, with their command lines for whole and quick runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUICK_BOUND = 120.0  # seconds for one measure
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A module of this package; `bound` is how many seconds the whole measure may take, `needs` what it needs."""
+    """A module of this package. `bound` is the time limit of the whole measure in seconds."""
 
     name: str
     title: str
@@ -20,10 +20,10 @@ class Measure:
     quick: str = ""
     bound: float = 120.0
     needs: tuple[str, ...] = ("fuse",)
-    traces: bool = False  # it can use them, but does without
+    traces: bool = False  # uses traces if there are any
 
     def words(self, quick: bool, traces: Path | None) -> list[str]:
-        """Return the words of its command line behind `python -m`."""
+        """Return its command line after `python -m`."""
         words = [f"bench.{self.name}", *(self.quick if quick else self.whole).split()]
         if quick:
             words.append("--unjudged")
@@ -56,7 +56,7 @@ CATALOGUE = (
         "poolalone",
         "The pool alone: puts, gets, memory, growth",
         whole="--pages 6000",
-        quick="--pages 500 --rounds 1 --most 30000",
+        quick="--pages 500 --rounds 1 --max-pages 30000",
         bound=240,
         needs=(),
     ),
@@ -123,7 +123,7 @@ CATALOGUE = (
 
 
 def missing(needs: tuple[str, ...], traces: Path | None) -> str:
-    """Say which needs are not met here; the empty text when all are."""
+    """Return which needs are not met here; an empty text if all are."""
     reasons = {
         "fuse": "" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "/dev/fuse is missing or may not be opened",
         "fio": "" if shutil.which("fio") else "the program fio is missing: make setup installs it",

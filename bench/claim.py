@@ -1,21 +1,26 @@
-"""The claim: memory of the pool is there for any guest at once.
+"""Measure whether memory that one guest does not use is there for the others at once.
 
-Six guests, real mounts, share one machine's memory in several ways (bench/subjects/guests.py), each with the same total
-of six times X and once Y: (a) a static split, each X + Y/6 and no pool; (b) ballooning, a controller that looks every
-5 s and moves the total between the guests with the hysteresis of Linux's xen-selfballoon (what lacks at once, an
-eighth of what is too much), and (b quick) one that looks every 0.5 s and moves all of a surplus at once, for the phases
-here are short; (c) tmemd lending greedily, pages uncompressed; (d) tmemd by its default policy, uncompressed; (e) tmemd
-as shipped, compressed; (f) the limit, one cache of all the memory in one process.
+Six guests, each a real mount, share the same total memory: six times X and once Y (bench/subjects/guests.py).
 
-Measured, in every arm with the same seeded work: *zipf*, fio reading 16-KiB blocks of a working set of eight times X,
-in steps; in each two of the guests are busy and the others idle, and the next step begins when both are done. In the
-last step the first two are busy again: who gives up at once all that an idle guest had pays for it there. *programs*,
-one step with C builds, grep, sqlite queries and python imports, each twice. *traces*, six traces replayed as file reads
-by all guests at the same time. The backings take 5 ms or 0.5 ms a request. Reported: pages read from the backings, the
-time of each step (fio's own, without its start) and its ratio to the other arm's same step (lowest to highest), the
-processor time of the mounts, p50 and p99 of fio's requests, and for the steps after the first how long the busy guests
-take until they hold half of their working set in memory. The arms run one after the other: pages are what is judged,
-times of single steps vary by a quarter on a shared machine.
+a   static: each has X + Y/6 of cache, and no pool
+b   balloon: every 5 s a controller moves memory between the caches with the hysteresis of Linux's xen-selfballoon:
+    what lacks at once, an eighth of a surplus. Quick balloon: every 0.5 s, all of a surplus
+c   tmemd with the policy greedy, pages uncompressed
+d   tmemd with its default policy, pages uncompressed
+e   tmemd as shipped, pages compressed
+f   limit: one cache of all the memory, in one process
+
+Loads, seeded and the same in every arm, on backings of 5 ms and 0.5 ms a request:
+
+*zipf*: fio reads 16-KiB blocks of a working set of eight times X. In each step two guests are busy. The first two are
+busy again in the last step, so an arm that takes everything from an idle guest pays for it there.
+*programs*: C builds, grep, sqlite queries and Python imports, each twice.
+*traces*: six traces, replayed as file reads by all guests at the same time.
+
+Reported are the pages read from the backings; the time of each step (fio's own, without its start) and its ratio to the
+same step of another arm, lowest to highest; the mounts' processor time; fio's p50 and p99; and how long busy guests
+take until half of their working set is in memory. The arms run one after the other, so only pages are judged: times of
+single steps vary by a quarter on a shared machine.
 
     python -m bench.claim [--requests 2400] [--steps 4] [--cache 2] [--traces DIR] [--only LOAD …] [--out FILE]
 """
@@ -92,7 +97,7 @@ def measure(
 
 
 def _sources(directory: Path, count: int, make: Callable[[Path, int], None]) -> list[Path]:
-    """Make a directory for each guest."""
+    """Return a new directory for each guest, filled by `make`."""
     sources = []
     for number in range(count):
         source = directory / f"guest{number}"
@@ -112,7 +117,7 @@ def _stepped(
     size: int,
     arms: Sequence[str],
 ) -> Figures:
-    """Let pairs of guests be busy one after the other, in each arm."""
+    """Run the steps of a load in each arm."""
     found: Figures = {}
     for arm in arms:
         with sharing(arm, space, sources, shape, BACKINGS[backing]) as guests:
@@ -124,16 +129,16 @@ def _stepped(
 def _steps(guests: Guests, step: Step, steps: int, size: int) -> Figures:
     done: list[Done] = []
     until: list[float | None] = []
-    most: list[int] = []
+    held: list[int] = []
     taken = [_taken(guests)]
     for number in range(steps):
         busy = [(number * BUSY + place) % len(guests.paths) for place in range(BUSY)]
         with Watching(guests, busy) as watching:
             done.append(step([guests.paths[guest] for guest in busy], number + 1))
         taken.append(_taken(guests))
-        if number and size:  # in the first one all memory is free
+        if number and size:  # in the first step all memory is free
             until += watching.seconds_until(int(HAS * size))
-            most += watching.most()
+            held += watching.max_held()
     figures = _figures(taken, done)
     if done[0].p50:
         figures["p50_seconds"] = median([value for one in done for value in one.p50])
@@ -141,17 +146,17 @@ def _steps(guests: Guests, step: Step, steps: int, size: int) -> Figures:
     if size and len(guests.mounts) > 1:
         reached = [value for value in until if value is not None]
         figures["seconds_until_memory"] = median(reached) if 2 * len(reached) > len(until) else None
-        figures["most_held_share"] = median([held / size for held in most]) if most else None
+        figures["most_held_share"] = median([each / size for each in held]) if held else None
     return figures
 
 
 def _taken(guests: Guests) -> tuple[int, float]:
-    """Tell the pages read from the backings and the processor time so far."""
+    """Return the pages read from the backings and the processor time so far."""
     return guests.backing_pages(), guests.processor_seconds()
 
 
 def _figures(taken: Sequence[tuple[int, float]], done: Sequence[Done]) -> Figures:
-    """Tell what every load tells: in all, and in each step; `taken` is what was before each step and after the last."""
+    """Return the figures of a load, in total and by step; `taken` is from before each step and after the last."""
     steps: dict[str, list[float]] = {
         "backing_pages": [after - before for (before, _), (after, _) in pairwise(taken)],
         "seconds": [one.seconds for one in done],
@@ -172,7 +177,7 @@ def _traces(space: Path, paths: Sequence[Path], requests: int) -> Figures:
         lambda source, seed: counts.append(guestloads.make_replay(source, paths[seed - 1], requests, seed)),
     )
     total = 4096 * sum(counts)
-    # At least 2 MiB: a smaller cache reads nothing ahead, and the arms would differ in that.
+    # At least 2 MiB: a smaller cache reads nothing ahead, and the arms would differ.
     shape = Shape(max(2 * MIB, int(total * TRACE_SHARES[0] / GUESTS)), int(total * TRACE_SHARES[1]))
     loads: Figures = {}
     for backing, throttle in BACKINGS.items():
@@ -193,14 +198,14 @@ def _tell(load: str, arm: str, found: Figures) -> None:
     if "p50_seconds" in found:
         text += f"  p50 {1e3 * found['p50_seconds']:6.2f} ms  p99 {1e3 * found['p99_seconds']:6.2f} ms"
     if "most_held_share" in found:
-        until, most = found["seconds_until_memory"], found["most_held_share"]
+        until, share = found["seconds_until_memory"], found["most_held_share"]
         text += f"  has its memory after {'never' if until is None else f'{until:.1f} s'}"
-        text += "" if most is None else f", at most {most:.0%} of the working set"
+        text += "" if share is None else f", at most {share:.0%} of the working set"
     say(text)
 
 
 def _goals(figures: Figures) -> list[Goal]:
-    """Compare lending with the other ways to share, in backing pages, which are judged, and in time."""
+    """Return goals that compare tmemd as shipped with the other arms: pages are judged, times reported."""
     goals = []
     for load, arms in figures["loads"].items():
         for other, word in OTHERS.items():
@@ -233,7 +238,7 @@ def picture(figures: Figures, path: Path) -> None:
 
 
 def _share(key: str, found: Figures, other: Figures) -> Spread:
-    """Return the ratio of two arms in all, with the interval of their steps."""
+    """Return the ratio of two arms in total, with the interval of their steps."""
     steps = zip(found[f"step_{key}"], other[f"step_{key}"], strict=True)
     interval = spread([one / max(two, 0.01) for one, two in steps])
     return replace(interval, median=found[key] / max(other[key], 0.01))

@@ -1,15 +1,13 @@
-"""What the pool costs where it cannot help: a scan that is used once, and a working set that fits the cache.
+"""Measure what the pool costs where it cannot help: scans that are read once, and a working set that fits the cache.
 
-Measured: the same reads through a mount with a pool and one with `--pool none`, both over the same backing, in turn
-and in the other order in every second pair; the figure is the median of the ratios of the pairs, with the interval of
-bench/tools/verdict.py. On backings with
-5 ms and 0.5 ms a request and an unthrottled one. Two scans read a file of several times the cache from start to end,
-1 MiB and 128 KiB at a time; a third reads pages in a seeded random order, 4 KiB at a time, each once, through a small
-cache that is full before. Before each, both sides drop what they hold, so nothing is ever read twice. The working set
-is read at random, 4 KiB at a time, from the cache, three quarters of which it takes. The source is in memory where the
-machine has a tmpfs: what is slow is the throttle, and it is equally slow on both sides. The processor time of the
-serving processes is compared in the same way: it says what the pool costs with less noise where others use the machine,
-and where most of the time is waiting for the backing.
+The same reads go through a mount with a pool and through one with `--pool none`, over the same backing, in turn. The
+backings take 5 ms, 0.5 ms, and no extra time a request. Two scans read a file of several times the cache from start to
+end, 1 MiB and 128 KiB at a time. A third scan reads each page once, 4 KiB at a time, in a seeded random order, through
+a small cache that is already full. Before each scan both sides drop all pages, so none is read twice. The working set
+takes three quarters of the cache and is read at random, 4 KiB at a time.
+
+The figures are the medians of the pairs' ratios of time and of the servers' processor time, with their intervals
+(bench/tools/verdict.py). Files are in memory where the machine has a tmpfs, so that only the throttle is slow.
 
     python -m bench.cost [--pairs 15] [--cache 32] [--times 4] [--only LOAD …] [--out FILE]
 """
@@ -30,13 +28,13 @@ GOAL = 3.0  # percent
 BACKINGS = {"5 ms": "latency=5ms", "0.5 ms": "latency=0.5ms", "unthrottled": ""}
 JUDGED = ("5 ms", "0.5 ms")
 RANDOM_CACHE = MIB
-RANDOM_PAGES = {"5 ms": 100, "0.5 ms": 600, "unthrottled": 2000}  # beyond those that fill the cache
+RANDOM_PAGES = {"5 ms": 100, "0.5 ms": 600, "unthrottled": 2000}  # read after the cache is full
 COUNTED = ("precache_puts", "precache_passed", "precache_dropped", "precache_succ_gets", "backing_pages")
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One way of reading `file`, once for each pair; `prepare` runs before and is not timed."""
+    """One way to read `file`, once a pair; `prepare` runs before and is not timed."""
 
     file: str
     prepare: Callable[[Mounted, Path, int], None]
@@ -69,13 +67,13 @@ def measure(pairs: int = 15, cache: int = 32 * MIB, times: int = 4, only: Sequen
 
 
 def _loads(random_pages: int) -> dict[str, Load]:
-    """Return how the files are read, by name."""
+    """Return the loads by name."""
 
     def drop(mount: Mounted, path: Path, pair: int) -> None:
         mount.control("drop_caches", "1")
 
     def fill(mount: Mounted, path: Path, pair: int) -> None:
-        # From other pages than are measured, at random, so that none of them passes as a stream's does.
+        # With other pages than the measured ones, at random, so that no scan is detected.
         mount.control("drop_caches", "1")
         mount.control("cache_size", str(RANDOM_CACHE))
         pages.in_order(path, shuffled(path.stat().st_size // (16 * PAGE_SIZE), seed=pair)[:24], 16 * PAGE_SIZE)
@@ -123,7 +121,7 @@ def _in_turn(sides: dict[str, Mounted], load: Load, pairs: int) -> Figures:
 
 
 def _percent(sides: dict[str, list[float]]) -> list[float]:
-    """Tell for each pair how many percent more the side with a pool took."""
+    """Return for each pair how many percent more the side with a pool took."""
     return [100.0 * (ratio - 1.0) for ratio in ratios(sides["with a pool"], sides["no pool"])]
 
 

@@ -1,12 +1,12 @@
-"""Show what the cache does, and what the pool does for it: real programs, twice, over real files on a slow directory.
+"""Show what cache and pool do: tar and grep read real files on a slow directory, twice.
 
-Copies parts of the Python standard library, the C headers and /usr/lib into a temporary directory (files of
-32 KiB to 2 MiB: what small files cost is their open, which asks the backing every time), and lets tar and grep read
-everything, twice. Each has a mount of its own, so nothing that it reads was warmed by the other, and each has another
-one without a pool. The backing is as slow as a share behind a 70 Mbit/s link (2 ms a request, 8 MiB/s), attributes
-are kept for a minute (so that the second pass shows what data costs, not names), the cache is a quarter of the files.
-Shows the times of all passes and where the pages of the second came from, checks that tar and grep gave through the
-mounts what they give on the files themselves, unmounts, and leaves nothing behind, after a Ctrl-C neither.
+The files (32 KiB to 2 MiB) are copies from the Python standard library, the C headers and /usr/lib. Smaller ones would
+show the cost of an open, which always asks the backing. Each program has a mount of its own with a pool, and one
+without. The backing is as slow as a share behind a 70 Mbit/s link (2 ms a request, 8 MiB/s). Attributes are kept for a
+minute, so that the second pass shows what data costs. The cache is a quarter of the files.
+
+Prints the times of all passes and where the pages of the second came from, and compares the programs' output with that
+on the files themselves. Unmounts and removes everything at the end, also after a Ctrl-C.
 
     python -m bench.demo
 """
@@ -38,7 +38,7 @@ CACHE, POOL = 4 * MIB, 64 * MIB
 THROTTLE = "latency=2ms,bandwidth=8M"
 SMALLEST, LARGEST = MIB // 32, 2 * MIB
 SECONDS = 300.0  # for one program
-SAME = 0.05  # times that differ by less are the same
+SAME = 0.05  # smaller differences count as equal
 COUNTERS = ("precache_succ_gets", "backing_pages")
 
 
@@ -49,17 +49,17 @@ _PATTERN = "import|include"
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How long a program took, and the SHA-256 of what it gave."""
+    """The time of a program, and the SHA-256 of its output."""
 
     seconds: float
     digest: str
 
 
 def tar(directory: Path, show: Show, seconds: float) -> Ran:
-    """Pack everything in the order of the names; `show` is told the bytes so far."""
+    """Pack all files in order of their names; call `show` with the bytes so far."""
     began = time.monotonic()
     digest, done, shown = hashlib.sha256(), 0, began
-    # Owner and mode are in the archive too, so one checksum compares them with the content.
+    # The archive has owner and mode, too, so the checksum compares them as well.
     for data in _output(["tar", "--sort=name", "-C", directory, "-cf", "-", "."], seconds):
         digest.update(data)
         done += len(data)
@@ -70,7 +70,7 @@ def tar(directory: Path, show: Show, seconds: float) -> Ran:
 
 
 def grep(directory: Path, show: Show, seconds: float) -> Ran:
-    """Count the matching lines of every file; `show` is told the files so far."""
+    """Count the matching lines of each file; call `show` with the files so far."""
     began = time.monotonic()
     parts, done, shown = [], 0, began
     for data in _output(["grep", "-r", "-c", "-a", "-E", _PATTERN, directory], seconds):
@@ -80,7 +80,7 @@ def grep(directory: Path, show: Show, seconds: float) -> Ran:
             show(done)
             shown = time.monotonic()
     took = time.monotonic() - began
-    # Directories are walked in their own order, which is not the same on every filesystem.
+    # The order of directory entries differs between filesystems.
     prefix = os.fsencode(directory)
     lines = sorted(line.removeprefix(prefix) for line in b"".join(parts).splitlines())
     return Ran(took, hashlib.sha256(b"\n".join(lines)).hexdigest())
@@ -117,7 +117,7 @@ PROGRAMS = {"tar": tar, "grep": grep}
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Two passes of one program through one mount, and where the second's pages came from."""
+    """Two passes of one program through one mount, and the source of the second's pages."""
 
     first: Ran
     second: Ran
@@ -151,7 +151,7 @@ def _run(console: Console) -> int:
         columns = TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
         found: dict[str, tuple[Passes, Passes]] = {}
         wrong = []
-        # No refreshing in a thread of its own: children are started while the bar is shown.
+        # No refresh thread: children are forked while the bar is shown.
         with Progress(*columns, console=console, auto_refresh=False) as progress:
             for program in PROGRAMS:
                 total = {"tar": size, "grep": files}[program]
@@ -173,7 +173,7 @@ def _run(console: Console) -> int:
 
 
 def _copy(target: Path) -> list[str]:
-    """Copy real files; return what they are."""
+    """Copy real files; return the names of their origins."""
     places = (
         ("the Python standard library", sysconfig.get_path("stdlib"), 4 * MIB),
         ("/usr/include", "/usr/include", 2 * MIB),
@@ -197,7 +197,7 @@ def _copy(target: Path) -> list[str]:
 
 
 def _files(place: Path) -> Iterator[Path]:
-    """Walk regular files in the order of their names."""
+    """Yield readable regular files in order of their names."""
     for directory, names, files in os.walk(place):
         names[:] = sorted(name for name in names if name != "site-packages")
         for name in sorted(files):
@@ -225,7 +225,7 @@ def _twice(progress: Progress, program: str, source: Path, mountpoint: Path, tot
 
 
 def _read(progress: Progress, name: str, program: str, place: Path, total: int) -> Ran:
-    """Let a program read everything."""
+    """Let a program read all files; show its progress."""
     task = progress.add_task(name, total=total)
 
     def show(done: int) -> None:
@@ -240,14 +240,14 @@ def _read(progress: Progress, name: str, program: str, place: Path, total: int) 
 
 
 def compared(before: float, now: float) -> str:
-    """Say how much faster or slower something is now."""
+    """Return how much faster or slower something is now, as text."""
     if abs(now - before) <= SAME * before:
         return "as fast"
     return f"{before / now:.1f} × faster" if now < before else f"{now / before:.1f} × slower"
 
 
 def _table(found: Mapping[str, tuple[Passes, Passes]]) -> Table:
-    """Show each program in a column, and its passes with a pool and without."""
+    """Return a table with a column for each program, and its passes with and without a pool."""
     table = Table("", *found, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -263,7 +263,7 @@ def _table(found: Mapping[str, tuple[Passes, Passes]]) -> Table:
 
 
 def _conclusion(found: Mapping[str, tuple[Passes, Passes]]) -> str:
-    """Say what the pool does for the second passes."""
+    """Return a sentence about what the pool did for the second passes."""
     ours, theirs = (sum(both[number].second.seconds for both in found.values()) for number in (0, 1))
     pages = sum(both[0].pool_pages for both in found.values())
     held = max(both[0].compression for both in found.values())

@@ -61,7 +61,7 @@ def _stream(path: Path, limit: int, cache_share: float) -> Stream:
     return stream(traces.title(path), traces.read(path, limit), cache_share)
 
 
-# What workers do; each gives its figure.
+# Each runs in a worker and returns its figure.
 
 
 def lent(setting: Setting, division: str) -> int:
@@ -142,7 +142,7 @@ def busy_in_turn(setting: Setting, how: str) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One thing for a worker to count."""
+    """One count for a worker."""
 
     count: Callable[[Setting, str], Any]
     setting: Setting
@@ -189,7 +189,7 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
 
 
 def _size(setting: Setting, found: dict[tuple[str, float, str], Any]) -> Figures:
-    """Put together what was counted at one size, and find the best fixed parts."""
+    """Return the figures of one size, with the best fixed parts."""
     share, guests = setting.share, setting.streams()
     curves = [found["curve", share, one.name] for one in guests]
     split = splits.best_split(curves, setting.slabs())

@@ -1,14 +1,13 @@
-"""What a hit costs: all pages in the cache, against a filesystem that does nothing.
+"""Measure what a hit in the cache costs, against a filesystem that does nothing.
 
-Measured: 4-KiB random reads by four readers (IOPS) and 1-MiB sequential reads by one (bytes a second), through tmemfs
-with every page in its cache, against `bench.subjects.nullfs` (the faster of its two files). Both sides are mounted at
-the same time, read through once before, and measured in turn, backwards in every second round; the figure is the
-median of the ratios of the rounds, with the interval of bench/tools/verdict.py.
-Two files are read through tmemfs: one that was filled in order, so that its pages lie side by side in the cache (the
-goals are on this one), and one that was filled in random order, the worst case for large reads. tmemfs has pyfuse3 read
-requests in a faster way (`tmemfs.kernel.eager`); a null filesystem that does so too is the stricter floor. The
-processor time of the serving process a read is given as well: it says the same with less noise where others use the
-machine.
+4-KiB random reads by four readers and 1-MiB sequential reads by one, through tmemfs with every page in its cache and
+through `bench.subjects.nullfs` (the faster of its two files). Both are mounted at the same time, read through once, and
+measured in turn. The figure is the median of the ratios of the rounds with its interval (bench/tools/verdict.py).
+
+The goals are on a file that was filled in order, so that its pages lie side by side in the cache. A file that was
+filled in random order is the worst case for large reads. tmemfs makes pyfuse3 read requests in a faster way
+(`tmemfs.kernel.eager`), so a null filesystem that does the same is measured, too. The server's processor time a read
+varies less on a shared machine, and is reported.
 
     python -m bench.hits [--pairs 7] [--seconds 1] [--size 64] [--out FILE]
 """
@@ -30,7 +29,7 @@ RANDOM_GOAL, SEQUENTIAL_GOAL = 0.80, 0.70
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one side did in one round."""
+    """The result of one side in one round."""
 
     rate: float  # reads a second for the small block, MiB a second for the large one
     processor: float  # microseconds of the serving process a read
@@ -65,7 +64,7 @@ def measure(pairs: int = 7, seconds: float = 1.0, size: int = 64 * MIB) -> Outco
         source.mkdir()
         write_random(source / "ordered", size)
         write_random(source / "scattered", size, seed=2)
-        cache = 2 * size + max(16 * MIB, size // 4)  # all fits with room to spare: nothing is ever evicted
+        cache = 2 * size + max(16 * MIB, size // 4)  # everything fits: nothing is evicted
         with (
             nullfs(space / "null", size) as null,
             nullfs(space / "eager", size, eager=True) as eager,
@@ -112,11 +111,11 @@ def _in_turn(load: Load, sides: dict[str, tuple[Path, int]], mount: Mounted, pai
 
 def _goals(figures: Figures) -> list[Goal]:
     goals = []
-    for load, least in ((RANDOM, RANDOM_GOAL), (SEQUENTIAL, SEQUENTIAL_GOAL)):
+    for load, goal in ((RANDOM, RANDOM_GOAL), (SEQUENTIAL, SEQUENTIAL_GOAL)):
         found = figures[load.name]["ratios"]
         ratio, eager = spread(found["ordered"]), spread(found["ordered, to the eager null"])
         what = f"all pages in the cache, {load.name}, against a null filesystem"
-        goals.append(Goal(what, f"≥ {least:.2f}×", ratio.text(".2f", "×"), ratio.at_least(least)))
+        goals.append(Goal(what, f"≥ {goal:.2f}×", ratio.text(".2f", "×"), ratio.at_least(goal)))
         goals.append(Goal(f"{what} that reads requests as tmemfs does", "–", eager.text(".2f", "×")))
     return goals
 

@@ -1,9 +1,9 @@
-"""How fast memory that idle guests hold reaches a guest that begins to miss.
+"""Measure how fast memory of idle guests reaches a guest that begins to miss, against fixed goals.
 
-Everything that a tmemd has is lent to idle guests, which answer a Revoke (as a mount does) or do not (as one that was
-stopped). Then another guest asks, in batches of 64 slabs as a mount does that misses. Measured: the time from its first
-Ask to its first slabs, and the bytes a second from there until it holds half of everything. Each round starts a
-tmemd of its own; the figures are medians of the rounds, with the interval of bench/tools/verdict.py.
+All of tmemd's memory is lent to idle guests. They answer a Revoke as a mount does, or do not, as a stopped one. Then
+another guest asks in batches of 64 slabs, as a mount that misses. Measured are the time from its first Ask to its first
+slabs, and the bytes a second from there until it holds half of the memory. Each round starts a new tmemd. The figures
+are medians of the rounds with their intervals (bench/tools/verdict.py).
 
     python -m bench.lendspeed [--size 512] [--guests 8] [--rounds 7] [--out FILE]
 """
@@ -54,7 +54,7 @@ def measure(size: int = 512 * MIB, guests: int = 8, rounds: int = 7) -> Outcome:
 
 
 def _round(size: int, guests: int, answering: bool) -> tuple[float, float]:
-    """Lend everything to idle guests, then borrow half of it; give the latency and the speed."""
+    """Lend everything to idle guests, then borrow half of it; return latency and speed."""
     slabs = size // SLAB_SIZE
     with workspace() as space, tmemd(space, size) as lending, _idle(lending.socket, guests, slabs, answering):
         busy = SyncGuest(lending.socket, slabs, "/busy").join()
@@ -73,7 +73,7 @@ def _round(size: int, guests: int, answering: bool) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def _idle(path: Path, guests: int, slabs: int, answering: bool) -> Iterator[None]:
-    """Have idle guests hold everything; a thread answers for them, or nobody does."""
+    """Lend everything to idle guests; a thread answers their Revokes if `answering`."""
     idle = [SyncGuest(path, slabs, f"/idle/{number}").join() for number in range(guests)]
     for guest in idle:
         while len(guest.held) < slabs // guests:
@@ -97,7 +97,7 @@ def _idle(path: Path, guests: int, slabs: int, answering: bool) -> Iterator[None
 
 
 def _answer(guests: list[SyncGuest], ended: threading.Event) -> None:
-    """Give what is asked for, until the measurement is over."""
+    """Answer Revokes until `ended` is set."""
     by_number = {guest.socket.fileno(): guest for guest in guests}
     while not ended.is_set():
         for number in select.select(list(by_number), [], [], 0.05)[0]:

@@ -1,11 +1,12 @@
-"""What memory it takes, against what it may take and against what its counters say.
+"""Measure the memory that a mount takes, against its capacity and against its own counters.
 
-Measured: the proportional set size of the process plus the blocks of its arena (bench/tools/procmem.py), over that of
-an idle mount with the same options, divided by the capacity of cache and pool, when both are full of 2:1 compressible
-pages; the same against what the counters say (`pool_lent_bytes` against the arena's blocks, and that, the cache and
-`pool_index_bytes` together against the growth of the process); the pages of a mapped file in the kernel's page cache
-while it is mapped (mincore), which no counter tells; and how far the sum falls when the cache is resized from 256M to
-16M. There the pool is full as well, so that the pages that leave the cache cannot hide in it.
+Memory is the proportional set size of the process plus the blocks of its arena (bench/tools/procmem.py), less that of
+an idle mount with the same options. Cache and pool are full of 2:1 compressible pages. It is divided by their
+capacity. The counters are compared with it: `pool_lent_bytes` with the arena's blocks; `pool_lent_bytes`, the cache and
+`pool_index_bytes` together with the growth of the process. The pages of a mapped file in the kernel's page cache
+(mincore) are reported; no counter shows them.
+
+Then the cache is resized from 256M to 16M, with a full pool, so that the pages cannot move there.
 
     python -m bench.memory [--cache 64] [--pool 256] [--big 256] [--small 16] [--out FILE]
 """
@@ -25,7 +26,7 @@ from bench.tools.verdict import judged
 
 SLABS_GOAL, WHOLE_GOAL = 2.0, 10.0  # percent
 FULL_GOAL, FALL_GOAL = 1.25, 200 * MIB
-FALL_SHARE = FALL_GOAL / (240 * MIB)  # of what the cache gives up, for other sizes
+FALL_SHARE = FALL_GOAL / (240 * MIB)  # of the cache's fall, for other sizes
 FILL_PASSES, FILL_BLOCK = 6, 16 * PAGE_SIZE
 SETTLE_SECONDS = 20.0
 
@@ -77,10 +78,10 @@ def _full(source: Path, mountpoint: Path, cache: int, pool: int) -> tuple[Figure
     }
     what = "process memory (PSS and arena) over an idle mount's, cache and pool full of 2:1 pages"
     goals = [Goal(what, f"≤ {FULL_GOAL} × capacity", f"{ratio:.2f} × capacity", judged(ratio <= FULL_GOAL))]
-    for (name, sides), most in zip(honesty.items(), (SLABS_GOAL, WHOLE_GOAL), strict=True):
+    for (name, sides), limit in zip(honesty.items(), (SLABS_GOAL, WHOLE_GOAL), strict=True):
         off = 100.0 * (sides["measured"] / sides["counters"] - 1.0)
         text = f"memory that is really taken against what the counters say: {name}"
-        goals.append(Goal(text, f"within {most:.0f} %", f"{off:+.1f} %", judged(abs(off) <= most)))
+        goals.append(Goal(text, f"within {limit:.0f} %", f"{off:+.1f} %", judged(abs(off) <= limit)))
     return figures, goals
 
 
@@ -108,22 +109,22 @@ def _resize(source: Path, mountpoint: Path, big: int, small: int, pool: int) -> 
         "after": _plain(after),
         "fall_bytes": fall,
     }
-    least = FALL_SHARE * (big - small)
+    goal_fall = FALL_SHARE * (big - small)
     what = f"memory after resize from {big // MIB}M to {small // MIB}M, the pool full before"
-    goal = Goal(what, f"falls ≥ {least / MIB:.0f} MiB", f"falls {fall / MIB:.0f} MiB", judged(fall >= least))
+    goal = Goal(what, f"falls ≥ {goal_fall / MIB:.0f} MiB", f"falls {fall / MIB:.0f} MiB", judged(fall >= goal_fall))
     return figures, goal
 
 
 def _use_a_little(mount: Mounted) -> None:
-    """Have an idle mount that has opened and read something once."""
+    """Read one page, so that an idle mount has opened a file."""
     with open(mount.path / "file", "rb", buffering=0) as file:
         file.read(PAGE_SIZE)
 
 
 def _fill(mount: Mounted) -> None:
-    """Read until the cache is full and the pool gives way.
+    """Read until the cache is full and the pool evicts.
 
-    In blocks in random order: a stream is read ahead faster than its pages are compressed, and then they are dropped.
+    In blocks in random order: pages of a scan arrive faster than they are compressed, and are dropped.
     """
     file = mount.path / "file"
     order = shuffled(file.stat().st_size // FILL_BLOCK, seed=7)

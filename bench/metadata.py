@@ -1,11 +1,9 @@
-"""What names and attributes cost, against a filesystem that does nothing.
+"""Measure what names and attributes cost, against a filesystem that does nothing.
 
-Measured, in calls a second, through tmemfs over a local directory and through `bench.subjects.nullfs`, in turn: `stat`
-of a name that the kernel has cached; listing a directory of NAMES entries again and again (`readdir`, with attributes);
-create and unlink of an empty file. Both sides answer with an attribute time-out of one second, and both are asked once
-before; the figure is the median of the ratios of the rounds, with the interval of bench/tools/verdict.py. The processor
-time of the serving process a call is given as well: it says the same with less noise. A count at the end: how many
-calls on the backing a second `ls -l` of 10,000 entries makes within the time-out.
+Calls a second through tmemfs over a local directory and through `bench.subjects.nullfs`, in turn: `stat` of a name that
+the kernel has cached; listing a directory of 1,000 entries with attributes; create and unlink of an empty file. Both
+sides have an attribute time-out of one second, and answer once before. The figure is the median of the ratios of the
+rounds with its interval (bench/tools/verdict.py). The server's processor time a call varies less, and is reported.
 
     python -m bench.metadata [--pairs 7] [--seconds 0.5] [--out FILE]
 """
@@ -29,7 +27,7 @@ Rate = Callable[[Path, float], tuple[int, float]]
 
 
 def stat_cached(root: Path, seconds: float) -> tuple[int, float]:
-    """Ask for the attributes of one name; return calls and the time they took."""
+    """Call `stat` on one name; return the calls and their time."""
     path = os.fspath(root / "000001")
     return _repeat(lambda: [os.stat(path) for _ in range(1000)], 1000, seconds)
 
@@ -40,7 +38,7 @@ def readdir(root: Path, seconds: float) -> tuple[int, float]:
 
 
 def create_unlink(root: Path, seconds: float) -> tuple[int, float]:
-    """Make and remove files; a call is one pair."""
+    """Create and unlink a file; a call is one pair."""
     path = os.fspath(root / "made")
 
     def pairs() -> None:
@@ -52,7 +50,7 @@ def create_unlink(root: Path, seconds: float) -> tuple[int, float]:
 
 
 def _repeat(work: Callable[[], object], calls: int, seconds: float) -> tuple[int, float]:
-    work()  # the first time asks the filesystem, which is another measure
+    work()  # the first call is not answered by the kernel's cache
     began, done = time.perf_counter(), 0
     while (spent := time.perf_counter() - began) < seconds:
         work()

@@ -43,7 +43,7 @@ nav { columns: 2; } td:last-child { white-space: nowrap; }
 
 
 def build(directory: Path) -> Path:
-    """Write index.html from what is in a directory; measures that are not there are named as not run."""
+    """Write index.html from the results in a directory; name the measures that were not run."""
     run = _read(directory / RUN) or {}
     found = {measure.name: _read(directory / f"{measure.name}.json") for measure in CATALOGUE}
     parts = [
@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _about(run: dict[str, Any]) -> Iterable[str]:
-    """Describe machine and run."""
+    """Yield a table about the machine and the run."""
     if run.get("quick"):
         yield (
             "<p class=note>This was a quick run: everything is small. It shows that the measures work; "
@@ -99,7 +99,7 @@ def _about(run: dict[str, Any]) -> Iterable[str]:
 
 
 def _judged(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
-    """Show what has a goal, and how many of these are met."""
+    """Yield the results that have a goal, and how many are met."""
     found = [goal for goal in goals if goal["verdict"] != Verdict.REPORTED]
     counts = Counter(goal["verdict"] for goal in found)
     yield "<p>" + ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict]) + ".</p>"
@@ -107,7 +107,7 @@ def _judged(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
 
 
 def _goals(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
-    """Show goals as a table; what is missed has the size of what is met."""
+    """Yield goals as a table."""
     yield "<table><tr><th>what<th>goal<th>result<th>"
     for goal in goals:
         what = _text(goal["what"])
@@ -120,7 +120,7 @@ def _goals(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
 
 
 def _contents(found: dict[str, dict[str, Any] | None]) -> Iterable[str]:
-    """Link to all measures."""
+    """Yield links to all measures."""
     yield "<h2>All measures</h2><nav>"
     for measure in CATALOGUE:
         state = next((why for why in ("skipped", "failed") if why in (found[measure.name] or {})), "")
@@ -164,7 +164,7 @@ def _section(measure: Measure, result: dict[str, Any] | None, drawn: list[Path])
 
 
 def _marked(text: str) -> str:
-    """Show what a docstring marks: *words* and `code`."""
+    """Return a docstring as HTML: *words* and `code`."""
     shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
     return re.sub(r"\*([^*\n]+)\*", r"<em>\1</em>", shown)
 

@@ -1,17 +1,15 @@
-"""tmemfs beside its peers, over one and the same slow directory, in turn in one run.
+"""Measure tmemfs against other filesystems over one slow directory.
 
-Measured through the slow directory itself; bindfs and rclone mount (with its vfs cache) from the distribution;
-libfuse's passthrough_hp where it is on the PATH; a null pyfuse3 filesystem, which reads nothing and is the floor; and
-tmemfs: 4-KiB random reads with 1 and 4 readers (fio, reads a second), 128-KiB and 1-MiB sequential reads (MiB a second)
-and stat of names (calls a second). *Cold* is the first time that a file is read, *warm* the time after it was read
-whole. All are mounted at the same time and measured in turn, backwards in every second round, with new files in each
-round; the figures are medians of the rounds, the ratios medians of the ratios of the rounds (lowest to highest). The
-slow directory is a tmemfs mount with a throttle, the smallest cache, no pool and nothing believed for longer than a
-moment, so that all the others meet the same delays.
+The peers are the slow directory itself; bindfs; rclone mount with its vfs cache; libfuse's passthrough_hp, if it is on
+the PATH; and a null pyfuse3 filesystem, which reads nothing. The loads are 4-KiB random reads with 1 and 4 readers
+(reads a second), 128-KiB and 1-MiB sequential reads (MiB a second), and `stat` (calls a second). *Cold* is the first
+read of a file, *warm* a read after the whole file was read. All are mounted at the same time and measured in turn, with
+new files in each round. The figures are medians of the rounds' ratios (lowest to highest).
 
-bindfs, rclone and passthrough_hp have the kernel's page cache, as large as the machine's free memory, and rclone a
-directory on disk; tmemfs keeps to its `--cache` and `--pool`, and its warm pages come from both. rclone believes
-names for five minutes by default, tmemfs is told to believe them for one.
+The slow directory is a tmemfs mount with a throttle, the smallest cache, no pool and no attribute time-out, so all
+peers meet the same delays. bindfs, rclone and passthrough_hp use the kernel's page cache, as large as free memory, and
+rclone a directory on disk; tmemfs keeps to its `--cache` and `--pool`. rclone caches names for five minutes, tmemfs
+here for one.
 
     python -m bench.peers [--rounds 3] [--seconds 0.3] [--latency 2ms] [--size 8] [--out FILE]
 """
@@ -35,7 +33,7 @@ from bench.tools.verdict import in_turn, spread
 OURS = "tmemfs"
 PEERS = ("plain, throttled", "bindfs", "rclone", "passthrough_hp", "null", OURS)
 NAMES = 100
-# Each has a file of its own in every round; a number of readers, or bytes a read.
+# Each has its own file in each round: number of readers, or bytes a read.
 LOADS = {
     "4-KiB random, 1 reader": ("random", 1),
     "4-KiB random, 4 readers": ("random", 4),
@@ -49,7 +47,7 @@ CACHE_SHARE = 4  # the cache holds a quarter of a file, the pool all of them
 
 @contextlib.contextmanager
 def _program(name: str, place: Path, *words: str | Path) -> Iterator[Path]:
-    """Mount by a program in the foreground."""
+    """Mount with a program that stays in the foreground."""
     if shutil.which(name) is None:
         raise BenchError(f"{name} is not on the PATH")
     with served([name, *words], place) as mount:
@@ -58,7 +56,7 @@ def _program(name: str, place: Path, *words: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _peer(name: str, space: Path, slow: Path, size: int) -> Iterator[Path]:
-    """Mount one of the PEERS over the slow directory, and give the directory to read."""
+    """Mount one of the PEERS over the slow directory; yield the directory to read."""
     place = space / name
     with contextlib.ExitStack() as stack:
         if name == "plain, throttled":
@@ -114,7 +112,7 @@ def measure(
 
 
 def _make_files(directory: Path, size: int, seed: int) -> None:
-    """Make what is read in a round."""
+    """Write the files of a round."""
     directory.mkdir(parents=True)
     for number, name in enumerate(LOADS):
         write_half_compressible(directory / name, size // PAGE_SIZE, seed=seed + number)
@@ -144,7 +142,7 @@ def _measure_one(loads: Figures, peer: str, mount: Path, number: int, seconds: f
 
 
 def _stats(place: Path) -> float:
-    """Ask for the attributes of every name once."""
+    """Return the rate of one `stat` of each name."""
     began = time.perf_counter()
     for number in range(NAMES):
         os.stat(place / f"{number:06d}")

@@ -1,12 +1,12 @@
-"""Which page goes first: traces replayed through the real cache and pool, against the policies that others use.
+"""Measure the misses of cache and pool on traces, against the policies that others use.
 
-Measured: misses at four size pairs (cache 1, 2.5, 5 and 10 %, pool 2, 5, 10 and 20 % of the distinct pages of the
-trace). The real objects and an LRU cache over an exclusive FIFO pool have exactly the same number of pages in each
-part (bench/models/replay.py); LRU, FIFO, S3-FIFO and Belady's limit are one cache of both sizes together, so that
-they can use all of it as they like (bench/models/classic.py). LRU + FIFO misses what LRU does, so the picture shows
-only that. The figure is the change of the misses in percent against LRU + FIFO: for each trace its mean over the
-sizes, and the mean of the traces. Replays share nothing, so they run on all cores. Nothing is random but the content
-of the pages, which is seeded.
+Traces are replayed at four sizes: a cache of 1, 2.5, 5 and 10 % and a pool of 2, 5, 10 and 20 % of the trace's distinct
+pages. The real cache and pool (bench/models/replay.py) and an LRU cache over an exclusive FIFO pool have the same
+number of pages in each part. LRU, FIFO, S3-FIFO and Belady's optimum have one cache of both sizes together
+(bench/models/classic.py). LRU over FIFO has exactly the misses of LRU, so the picture shows only LRU.
+
+The figure is the change of misses against LRU over FIFO: for each trace the mean of its sizes, then the mean of the
+traces. Counts are exact; only the pages' content is random, and seeded.
 
     python -m bench.policies --traces DIR [--only NAME …] [--limit REQUESTS] [--out FILE]
 """
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a replay counted."""
+    """The misses of one replay."""
 
     trace: str
     shares: tuple[float, float]
@@ -75,7 +75,7 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
     tasks = [Task(path, shares, limit) for path in reversed(paths) for shares in reversed(SHARES)]
     say(f"policies: {len(tasks)} replays of {len(paths)} traces on {os.cpu_count()} cores")
     results: list[Result] = []
-    for result in traces.on_all_cores(replay, tasks):  # the longest first, so that the cores end together
+    for result in traces.on_all_cores(replay, tasks):  # longest first, so that all cores end together
         results.append(result)
         cache, pool = result.shares
         say(
@@ -126,12 +126,12 @@ def _plain(result: Result) -> Figures:
 
 def _goals(figures: Figures) -> list[Goal]:
     goals = []
-    for what, key, most in (("in the mean", "mean", MEAN_GOAL), ("of the worst trace", "worst", WORST_GOAL)):
+    for what, key, limit in (("in the mean", "mean", MEAN_GOAL), ("of the worst trace", "worst", WORST_GOAL)):
         text = f"traces through the real objects, misses {what} against {BASELINE}"
         value = figures.get(key)
         result = "skipped: no traces" if value is None else f"{value:+.1f} %"
-        verdict = Verdict.REPORTED if value is None else judged(value <= most)
-        goals.append(Goal(text, f"≤ {most:+.0f} %", result, verdict))
+        verdict = Verdict.REPORTED if value is None else judged(value <= limit)
+        goals.append(Goal(text, f"≤ {limit:+.0f} %", result, verdict))
     return goals
 
 

@@ -1,15 +1,14 @@
-"""The pool alone, without a filesystem: puts and gets a second, and bytes of memory a page.
+"""Measure the pool without a filesystem, against zram, redis, memcached and bare lz4: speed and memory.
 
-Measured: the same seeded 2:1 compressible pages put into the pool and got back in random order, one at a time, against
-zram with lz4 (O_DIRECT on its block device), redis and memcached on a Unix socket (4-KiB values, uncompressed, as they
-keep them), and bare lz4 in a loop, which keeps nothing in order and is the limit. All arms in turn in each round;
-medians over the rounds. Memory is what the serving process takes more than when it was empty, or what the device
-says, for each page. A get out of the pool removes the page, in the others it stays.
+Every store gets the same seeded 2:1 compressible pages, one at a time, and gives them back in random order. zram uses
+lz4 and O_DIRECT; redis and memcached keep 4-KiB values uncompressed and are asked on a Unix socket; bare lz4 in a loop
+is the limit. All run in turn in each round; the figures are medians of the rounds. Memory a page is what the serving
+process, or the device, takes more than when it was empty. A get removes the page from the pool; the others keep it.
 
-Then the growth: the pool filled with up to five million small pages (8:1, so that they fit), and at each size the cost
-of a put, of a get and of a get that fails, in microseconds: a cost that grew with the pool would show here.
+Then the pool is filled with up to five million small pages (8:1). At each size the cost of a put, a get and a get that
+fails is measured: it shows whether costs grow with the pool.
 
-    python -m bench.poolalone [--pages 8000] [--rounds 3] [--most 5000000] [--out FILE]
+    python -m bench.poolalone [--pages 8000] [--rounds 3] [--max-pages 5000000] [--out FILE]
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from bench.tools.report import Figures, Goal, Outcome, main, median, parser, say
 OURS = "tmem pool"
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000, 5_000_000)
 SAMPLE = 5000
-_SMALL_PAGE = 640  # bytes of memory that an 8:1 page may take at most
+_SMALL_PAGE = 640  # bytes: upper bound for an 8:1 page
 
 
-def measure(count: int = 8000, rounds: int = 3, most: int = 5_000_000) -> Outcome:
+def measure(count: int = 8000, rounds: int = 3, max_pages: int = 5_000_000) -> Outcome:
     """Measure all stores, then the growth."""
     figures: Figures = {"pages": count, "stores": {}, "skipped_stores": {}, "notes": []}
     with workspace() as space, contextlib.ExitStack() as stack:
@@ -53,12 +52,12 @@ def measure(count: int = 8000, rounds: int = 3, most: int = 5_000_000) -> Outcom
                 figures["notes"].append(f"{name} was skipped: {error}")
                 say(f"  {name}: skipped: {error}")
         figures["stores"] = _in_turn(stores, content, rounds)
-    figures["growth"] = _growth(most)
+    figures["growth"] = _growth(max_pages)
     return Outcome(_goals(figures), figures)
 
 
 def _in_turn(stores: dict[str, Store], content: Sequence[bytes], rounds: int) -> Figures:
-    """Put and get everything in every store, round by round."""
+    """Put all pages into each store and get them back, in each round."""
     found: dict[str, dict[str, list[float]]] = {name: {"put": [], "get": []} for name in stores}
     memory: dict[str, float] = {}
     order = shuffled(len(content), seed=9)
@@ -72,7 +71,7 @@ def _in_turn(stores: dict[str, Store], content: Sequence[bytes], rounds: int) ->
             if number == 0:
                 memory[name] = (store.memory() - empty) / len(content)
                 between = time.perf_counter()
-                began = between  # the first puts of a round that also grows tables and processes are not counted
+                began = between  # not counted: the first puts, which grow tables and processes
                 for place, page in enumerate(content):
                     store.put(place, page)
                 between = time.perf_counter()
@@ -90,10 +89,10 @@ def _in_turn(stores: dict[str, Store], content: Sequence[bytes], rounds: int) ->
     return result
 
 
-def _growth(most: int) -> list[Figures]:
+def _growth(max_pages: int) -> list[Figures]:
     """Fill a pool step by step and measure at each size."""
     found: list[Figures] = []
-    sizes = [size for size in SIZES if size <= most] or [most]
+    sizes = [size for size in SIZES if size <= max_pages] or [max_pages]
     with tmem_pool(max(64 * MIB, sizes[-1] * _SMALL_PAGE)) as store:
         empty, filled = store.memory(), 0
         for size in sizes:
@@ -112,7 +111,7 @@ def _growth(most: int) -> list[Figures]:
 
 
 def _costs(store: PoolStore, size: int) -> dict[str, list[float]]:
-    """Take pages out and put them back; microseconds in each of ten parts of the sample."""
+    """Return the microseconds of get, put and failed get, in each of ten parts of a sample of pages."""
     chosen = random.Random(size).sample(range(size), min(SAMPLE, size))
     costs: dict[str, list[float]] = {"get": [], "put": [], "failed_get": []}
     step = max(1, len(chosen) // 10)
@@ -124,7 +123,7 @@ def _costs(store: PoolStore, size: int) -> dict[str, list[float]]:
             store.get(number)
         clock.append(time.perf_counter())
         for number in part:
-            store.pool.get(1, number)  # it is not there any more
+            store.pool.get(1, number)  # fails
         clock.append(time.perf_counter())
         for number, page in pages:
             store.put(number, page)
@@ -135,7 +134,7 @@ def _costs(store: PoolStore, size: int) -> dict[str, list[float]]:
 
 
 def small_page(number: int) -> bytes:
-    """Make a page that lz4 compresses about 8:1, and like no other."""
+    """Return a page that lz4 compresses about 8:1; all numbers give different pages."""
     return _NUMBER.pack(number) + _REST
 
 
@@ -162,6 +161,6 @@ if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--pages", type=int, default=8000)
     command.add_argument("--rounds", type=int, default=3)
-    command.add_argument("--most", type=int, default=5_000_000, help="pages at the end of the growth")
+    command.add_argument("--max-pages", type=int, default=5_000_000, help="pages at the end of the growth")
     asked = command.parse_args()
-    main(asked, lambda: measure(asked.pages, asked.rounds, asked.most))
+    main(asked, lambda: measure(asked.pages, asked.rounds, asked.max_pages))

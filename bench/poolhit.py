@@ -1,12 +1,11 @@
-"""What a page from the pool costs more than one from the cache.
+"""Measure what a page from the pool costs more than one from the cache.
 
-Measured: 4-KiB reads by one reader over the same file of 2:1 compressible pages in the same seeded random order,
-through a mount whose cache holds all of it and through one whose cache holds 1 MiB, so that nearly every page comes
-from the pool and every read also sends a page back there. Both are mounted at the same time and read in turn, after
-passes that bring them to the steady state. The figure is the difference of the mean time a read, divided by the share
-of the pages that came from the pool: the median over the pairs, with the interval of bench/tools/verdict.py. The
-counters prove where the pages came from (backing reads: 0). The processor time of the serving process says the same
-with less noise where others use the machine, and what of it is not waiting.
+One reader reads a file of 2:1 compressible pages, 4 KiB at a time, in the same seeded random order, through a mount
+whose cache holds all of it and through one with a cache of 1 MiB, where nearly every page comes from the pool and every
+read puts another page there. Both are mounted at the same time and read in turn in the steady state. The figure is the
+difference of the mean times a read, divided by the share of pages that came from the pool: the median of the pairs with
+its interval (bench/tools/verdict.py). A read of the backing fails the measure. The difference of the server's processor
+time varies less on a shared machine, and is reported.
 
     python -m bench.poolhit [--pairs 9] [--size 32] [--out FILE]
 """

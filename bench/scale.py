@@ -1,10 +1,10 @@
-"""What tmemd costs: processor and memory for each guest and each slab, from one guest to 64, and while all is quiet.
+"""Measure what tmemd costs for each guest and each slab, and while 64 guests hit, against a goal for the last.
 
-Guests are bare (bench/subjects/syncguest.py): only tmemd is measured. For each number of guests and size of arena:
-its memory and its workers' (proportional set size) before the guests, with them, and with everything lent in pieces;
-their processor time for slabs that are lent and returned again and again. And their share of a core while 64 guests
-send the report that a busy mount sends each 0.9 s, and nothing else: all hit (the median of these periods, with the
-interval of bench/tools/verdict.py).
+Guests have no pool (bench/subjects/syncguest.py), so only tmemd is measured. For 1 to 64 guests and arenas of 64 MiB to
+16 GiB: the memory (proportional set size) of tmemd and its workers before the guests join, with them, and with
+everything lent in scattered slabs; and their processor time a slab that is lent and returned. Then their share of a
+core while 64 guests only send a Report each 0.9 s, as busy mounts do: the median of these periods with its interval
+(bench/tools/verdict.py).
 
     python -m bench.scale [--slabs 20000] [--quiet 20] [--out FILE]
 """
@@ -35,7 +35,7 @@ ASK = 16
 def measure(
     slabs: int = 20000, quiet: float = 20.0, guests: Sequence[int] = GUESTS, arenas: Sequence[int] = ARENAS
 ) -> Outcome:
-    """Measure how costs grow with guests and with arenas, and what remains when nothing happens."""
+    """Measure the costs by number of guests and by arena, and the load of guests that only report."""
     by_guests = [_costs(number, 256 * MIB, slabs) for number in guests]
     by_arena = [_costs(4, arena, slabs) for arena in arenas]
     shares = _quiet(quiet)
@@ -53,7 +53,7 @@ def measure(
 
 
 def _costs(guests: int, arena: int, slabs: int) -> dict[str, float]:
-    """Measure one tmemd with so many guests of such an arena; about `slabs` slabs are lent and returned."""
+    """Measure one tmemd with `guests` guests of `arena` bytes; about `slabs` slabs are lent and returned."""
     with _lending(guests, arena, LENT) as (lending, borrowers, before):
         joined = _memory(lending.pid)
         for guest in borrowers:
@@ -83,9 +83,9 @@ def _costs(guests: int, arena: int, slabs: int) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _lending(guests: int, arena: int, size: int) -> Iterator[tuple[Lending, Sequence[SyncGuest], int]]:
-    """Start a tmemd with guests; give its memory before they came, too."""
+    """Yield a tmemd, its guests, and its memory before they joined."""
     with workspace() as space, tmemd(space, size) as lending:
-        # The first guest makes Python load and allocate what no further one does.
+        # The first guest makes Python load modules and allocate; no later guest does.
         _warm(lending.socket)
         before = _memory(lending.pid)
         borrowers = [SyncGuest(lending.socket, arena // SLAB_SIZE, f"/mnt/{number}").join() for number in range(guests)]
@@ -114,20 +114,20 @@ def _warm(path: Path) -> None:
 
 
 def _lend_in_pieces(guest: SyncGuest, slabs: int) -> None:
-    """Lend a guest so many slabs and take every other one back: no two lie together, as after a long life."""
+    """Lend a guest `slabs` slabs, then return every other one, so that no two are adjacent."""
     while len(guest.held) < slabs:
         guest.ask(min(ASK, slabs - len(guest.held)))
     guest.give({slab for slab in guest.held if slab % 2})
 
 
 def _turn_over(guest: SyncGuest) -> int:
-    """Return a batch and borrow one; tell how many slabs were lent."""
+    """Return a batch of slabs, borrow one, and return how many slabs were lent."""
     guest.give(set(sorted(guest.held)[:ASK]))
     return len(guest.ask(ASK))
 
 
 def _quiet(seconds: float) -> list[float]:
-    """Measure the share of a core that tmemd takes while guests only report, period by period."""
+    """Return the share of a core that tmemd takes in each period while guests only report."""
     with _lending(QUIET_GUESTS, 256 * MIB, LENT) as (lending, borrowers, _):
         for guest in borrowers:
             guest.ask(ASK)
@@ -136,9 +136,9 @@ def _quiet(seconds: float) -> list[float]:
             began, spent = time.monotonic(), _seconds(lending.pid)
             for number, guest in enumerate(borrowers):
                 guest.send(m.Report(1.0, 100, 1 << 20, 100 * turn, 90 * turn, 10 * turn, number))
-            time.sleep(REPORT_SECONDS - time.monotonic() % REPORT_SECONDS)  # mounts tick in step, too
+            time.sleep(REPORT_SECONDS - time.monotonic() % REPORT_SECONDS)  # the ticks of mounts are in step, too
             shares.append((_seconds(lending.pid) - spent) / (time.monotonic() - began))
-        return shares[1:] or shares  # the first began anywhere between two ticks
+        return shares[1:] or shares  # the first period began between two ticks
 
 
 if __name__ == "__main__":

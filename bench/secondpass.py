@@ -1,13 +1,11 @@
-"""What the pool is for: the second pass over more than the cache holds, on a backing that is slow.
+"""Measure how much faster the second pass over a file of four times the cache is than the first.
 
-Measured: the time of the first and of the second pass over a file four times as large as the cache, which fits cache
-and pool together; its pages are 2:1 compressible and the backing takes 5 ms a request. Twice: in a seeded random order,
-each page once, 4 KiB at a time (this pass is bound by the latency and the goal is on it), and sequentially, 1 MiB at a
-time with readahead, which hides most of the latency in the first pass already (with a cache of the default size: a
-random pass over four times that would take minutes). Before each round everything is dropped from cache and pool; the
-figure is the median of the ratios of the rounds, with the interval of bench/tools/verdict.py. Pages that the second
-pass had to get from the backing are reported. Sequentially these are most of them: a stream that is seen for the first
-time is not put into the pool (tmemfs/cache/admission.py), and its second pass is what tells that it comes again.
+The file is 2:1 compressible and fits cache and pool together; the backing takes 5 ms a request. Read in a seeded random
+order, 4 KiB at a time: the goal is on this one, which waits for the backing at each page. Read sequentially, 1 MiB at a
+time: read-ahead hides most of the latency in the first pass already, and pages of a first scan are not pooled, so most
+pages of the second pass come from the backing again. The sequential cache is larger, because a random pass over four
+times its size would take minutes. Cache and pool are dropped before each round. The figure is the median of the ratios
+of the rounds with its interval (bench/tools/verdict.py).
 
     python -m bench.secondpass [--rounds 6] [--cache 1] [--large 64] [--latency 5ms] [--out FILE]
 """

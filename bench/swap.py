@@ -1,18 +1,17 @@
-"""What it costs to page to a mount: a process that works on four times the memory it may have.
+"""Measure what it costs to page to a mount, against zram, a slow file and a null filesystem.
 
-Measured: the time a page, over a random quarter of all pages, of writing them anew: for most of them a page comes in
-and another goes out. In the same run, with the same process, the same content (2:1 compressible) and the same limit, it
-swaps in turn to a mount's hswap file whose pool holds everything, to a null pyfuse3 filesystem that keeps the bytes and
-does nothing else, to zram with lz4, and to a file on a mount whose directory takes 5 ms a request. Every page is
-written before and every byte of a quarter compared afterwards. The timed quarter is six parts; the figures are medians
-of the ratios of these parts in neighbouring passes, with the interval of bench/tools/verdict.py. The slow file takes
-part in the first round alone, and with an advantage: much of what it writes in the timed parts was under way before.
-
-The goal is on the slow file. zram is in the kernel: its ratio says what the way through FUSE and Python costs.
+A process writes pages of four times the memory that it may have, in random order. For most of them one page comes in
+and another goes out. The same process with the same content (2:1 compressible) and the same limit swaps in turn to the
+hswap file of a mount whose pool holds everything, to a null pyfuse3 filesystem that keeps the bytes, to zram with lz4,
+and to a file of a mount whose directory takes 5 ms a request. Every page is written before. A quarter of the pages is
+timed, in six parts, and every byte of a quarter is compared afterwards. The figures are medians of the parts' ratios
+with their intervals (bench/tools/verdict.py). The goal is on the slow file. It takes part in the first round only, and
+with an advantage: part of its writes began before the timed parts. zram is in the kernel, so its ratio shows what FUSE
+and Python cost.
 
     python -m bench.swap [--rounds 3] [--limit 16] [--slow-rounds 1] [--out FILE]
 
-Needs root, loop devices and a memory cgroup; nothing else may be swapped to meanwhile.
+Needs root, loop devices and a memory cgroup. No other swap may be on.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from bench.tools.verdict import in_turn, spread
 GOAL = 20.0
 MIB = 1 << 20
 TIMES_LIMIT = 4
-SHARE = 4  # one in so many of all pages is timed: the slow file takes minutes for all of them
-PARTS = 6  # in which they are timed: fewer pairs decide nothing
+SHARE = 4  # 1/SHARE of all pages is timed: the slow file takes minutes for all
+PARTS = 6  # parts of the timed pages: fewer pairs decide nothing
 _SECONDS = 600.0
 _AREAS: Mapping[str, Area] = {"hswap": swapareas.hswap, "null": swapareas.null, "zram": swapareas.zram}
 
@@ -71,13 +70,13 @@ def measure(rounds: int = 3, limit: int = 16 * MIB, slow_rounds: int = 1) -> Out
 
 
 def _against(some: list[Figures], other: list[Figures]) -> list[float]:
-    """Return the ratios of the parts of the passes that both have."""
+    """Return the ratios of corresponding parts."""
     pairs = zip(some, other, strict=False)
     return [ratio for one, two in pairs for ratio in ratios(one["part_seconds"], two["part_seconds"])]
 
 
 def _try(found: dict[str, list[Figures]], name: str, area: Area, space: Path, limit: int) -> None:
-    """Make one pass; what this machine does not have is said and left out."""
+    """Make one pass; report and skip an area that this machine does not have."""
     say(f"paging to {name}")
     try:
         found[name].append(_pass(area, space, limit))

@@ -1,8 +1,8 @@
-"""Count the misses of a trace under the policies that everybody compares with: one cache, every page copied once.
+"""Count the misses of a trace under well-known policies, in one cache.
 
-LRU and FIFO need no source. S3-FIFO is Yang et al., SOSP 2023: a small FIFO of a tenth, a main FIFO, a ghost FIFO of
-as many entries as main holds; two bits count hits. Belady's MIN (1966) evicts what is needed latest, which nobody can
-know: it is the limit.
+LRU and FIFO need no source. S3-FIFO is Yang et al., SOSP 2023: a small FIFO of a tenth, a main FIFO, a ghost FIFO of as
+many entries as main holds; two bits count hits. Belady's MIN (1966) evicts the page whose next use is latest: it is the
+optimum and needs to know the future.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 NEVER = 1 << 60
-MOST_HITS = 3
+MAX_HITS = 3
 
 
 def lru(trace: Sequence[int], pages: int) -> int:
-    """Evict what was used longest ago."""
+    """Return the misses of LRU: the least recently used page is evicted."""
     cache: OrderedDict[int, None] = OrderedDict()
     misses = 0
     for page in trace:
@@ -32,7 +32,7 @@ def lru(trace: Sequence[int], pages: int) -> int:
 
 
 def fifo(trace: Sequence[int], pages: int) -> int:
-    """Evict what came longest ago."""
+    """Return the misses of FIFO: the page inserted first is evicted."""
     cache: set[int] = set()
     queue: deque[int] = deque()
     misses = 0
@@ -48,7 +48,7 @@ def fifo(trace: Sequence[int], pages: int) -> int:
 
 
 def s3fifo(trace: Sequence[int], pages: int) -> int:
-    """Let pages that are hit in the small queue, or come back from the ghosts, into main."""
+    """Return the misses of S3-FIFO: pages enter main that were hit twice in the small queue, or had a ghost."""
     small: OrderedDict[int, int] = OrderedDict()  # page -> hits
     main: OrderedDict[int, int] = OrderedDict()
     ghosts: OrderedDict[int, None] = OrderedDict()
@@ -58,7 +58,7 @@ def s3fifo(trace: Sequence[int], pages: int) -> int:
     for page in trace:
         queue = small if page in small else main
         if page in queue:
-            queue[page] = min(MOST_HITS, queue[page] + 1)
+            queue[page] = min(MAX_HITS, queue[page] + 1)
             continue
         misses += 1
         while len(small) + len(main) >= pages:
@@ -83,14 +83,14 @@ def s3fifo(trace: Sequence[int], pages: int) -> int:
 
 
 def belady(trace: Sequence[int], pages: int) -> int:
-    """Evict what is needed latest."""
+    """Return the misses of Belady's MIN: the page whose next use is latest is evicted."""
     following = array("q", bytes(8 * len(trace)))
     seen: dict[int, int] = {}
     for place in range(len(trace) - 1, -1, -1):
         following[place] = seen.get(trace[place], NEVER)
         seen[trace[place]] = place
     cache: dict[int, int] = {}  # page -> its next use
-    latest: list[tuple[int, int]] = []  # (-next use, page); entries that are no longer true are skipped
+    latest: list[tuple[int, int]] = []  # (-next use, page); stale entries are skipped
     misses = 0
     for place, page in enumerate(trace):
         if page not in cache:

@@ -1,4 +1,4 @@
-"""Simulated guests around the real lender: what tmemd would decide, message by message, in simulated time."""
+"""Simulate guests that borrow from the real lender, message by message, in simulated time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tmem.lending.protocol.messages import RETRY, VERSION, Ask, Deny, FromGuest,
 from tmem.lending.protocol.runs import Runs, slabs_of
 
 TICK = 0.9  # seconds between the reports of a guest
-MAX_RETRY = 1.6  # seconds between the Asks of a guest that is denied again and again
+MAX_RETRY = 1.6  # seconds between the Asks of a guest that is denied repeatedly
 
 
 @dataclass(slots=True)
 class Borrowing:
-    """A guest whose pool is lent its slots: it asks when the pool is full, as tmem.lending.guest.borrower does."""
+    """A guest whose pool uses lent slabs. It asks when the pool is full, as tmem.lending.guest.borrower does."""
 
     number: int
     pool: SlotPool
-    most: int  # slabs in one Ask
+    max_batch: int  # slabs in one Ask
     slabs: list[int] = field(default_factory=list)
     not_before: float = 0.0
     retry: float = 0.0
@@ -32,19 +32,19 @@ class Borrowing:
     quiet: bool = False
 
     def lend(self, runs: Runs) -> None:
-        """Take slabs in."""
+        """Add lent slabs to the pool."""
         self.slabs.extend(slabs_of(runs))
         self.pool.resize(len(self.slabs) * PAGES_A_SLAB)
 
     def give(self, slabs: int) -> Runs:
-        """Give slabs up for the coldest pages."""
+        """Remove slabs from the pool, evict what no longer fits, and return them."""
         given = sorted(self.slabs[max(0, len(self.slabs) - slabs) :])
         del self.slabs[len(self.slabs) - len(given) :]
         self.pool.resize(len(self.slabs) * PAGES_A_SLAB)
         return tuple((slab, 1) for slab in given)
 
     def report(self, now: float) -> FromGuest | None:
-        """Return the report that is due, when a counter moved, and once more when none did."""
+        """Return a Report if a counter moved since the last one, and once more after that; else None."""
         pool = self.pool
         counters = (pool.queue.pages, 0, pool.puts, pool.hits, pool.misses, pool.ghost_hits)
         moved = counters != self.reported
@@ -56,7 +56,7 @@ class Borrowing:
 
 
 class LentMemory:
-    """The guests of some streams, borrowing from one lender. Messages and memory take no time."""
+    """The guests of some streams and their lender. Messages and populating take no time."""
 
     def __init__(
         self, streams: Sequence[Stream], slabs: int, policy: type[ReclaimPolicy], floors: Sequence[int] = ()
@@ -74,11 +74,11 @@ class LentMemory:
     def _join(self, place: int, one: Stream, slabs: int) -> Borrowing:
         hello = Hello(VERSION, place.to_bytes(16, "big"), one.name, slabs, 0)
         number, _ = self.lender.join(0.0, hello, 0, 0)
-        # An Ask is for as much of the memory as one of a few MiB is of a few GiB.
-        return Borrowing(number, SlotPool(one.footprint, 0, place), most=max(1, slabs // 256))
+        # An Ask is the same share of the memory as a few MiB are of a few GiB.
+        return Borrowing(number, SlotPool(one.footprint, 0, place), max_batch=max(1, slabs // 256))
 
     def request(self, place: int, page: int, evicted: int) -> None:
-        """Let a guest miss a page in its cache, and evict another."""
+        """Replay one miss of a guest's cache: get `page` from its pool, put `evicted` there if it is not -1."""
         guest = self.guests[place]
         pool = guest.pool
         pool.get(page)
@@ -89,7 +89,7 @@ class LentMemory:
         pool.put(evicted, self.now)
 
     def pass_to(self, now: float) -> None:
-        """Let time pass: guests report."""
+        """Advance the clock; guests report."""
         self.now = now
         for place, guest in enumerate(self.guests):
             if self._ticks[place] <= now:
@@ -118,10 +118,10 @@ class LentMemory:
                 self._act(self.guests[action.guest - 1], action.message)
 
     def _act(self, guest: Borrowing, message: object) -> None:
-        """Do what a guest does about a message."""
+        """Handle a message as a guest does."""
         if isinstance(message, Lend):
             guest.lend(message.runs)
-            guest.batch = min(2 * guest.batch, guest.most)
+            guest.batch = min(2 * guest.batch, guest.max_batch)
             guest.retry = RETRY
         elif isinstance(message, Deny):
             guest.batch = 1

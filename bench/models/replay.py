@@ -1,9 +1,7 @@
-"""Count the misses of a trace, page by page, under two ways of keeping pages.
+"""Count the misses of a trace in the objects that serve a mount: PageCache, Precache, and a pool over an EmbeddedArena.
 
-`replay_real` drives the objects that serve a mount: PageCache, Precache, and a pool over an EmbeddedArena. Every page
-has the same incompressible content, so each takes one raw slot, sixteen a slab, and both sides hold the same number
-of pages. The victim queue is drained after each request, as it is behind the replies when reads are not rushed.
-`replay_baseline` is an LRU cache over an exclusive FIFO pool.
+All pages have the same incompressible content, so each takes one raw slot, sixteen a slab: the pool holds an exact
+number of pages. The victim queue is drained after each request, as a mount does when reads leave it time.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ class Sizes:
 
     @classmethod
     def of(cls, footprint: int, cache_share: float, pool_share: float) -> Sizes:
-        """Take shares of the distinct pages of a trace."""
+        """Return the sizes for shares of a trace's distinct pages."""
         slabs = max(1, round(footprint * pool_share / PAGES_A_SLAB))
         return cls(max(1, round(footprint * cache_share)), slabs * PAGES_A_SLAB)
 
 
 class _File:
-    """The one file whose pages the trace asks for."""
+    """The file that the trace reads."""
 
     def __init__(self) -> None:
         self.pages = PageTable()

@@ -1,8 +1,8 @@
-"""Guests that are simulated page by page: a trace, an LRU cache in front of it, and the pool's own policy behind.
+"""Simulate a guest page by page: a trace, an LRU cache, and a pool in the real pool's order.
 
-A pool of the real code's order (tmem.policy with its ghosts), without the bytes: every page takes one of the sixteen
-slots of a slab. What an LRU cache misses and evicts does not depend on the pool behind it, so it is worked out once
-for a trace and a cache size (`Stream`); from then on only the misses are replayed.
+The pool uses tmem.policy and its ghosts, without bytes: every page takes one of the sixteen slots of a slab. What an
+LRU cache misses and evicts does not depend on the pool behind it. So it is computed once for a trace and a cache size
+(`Stream`), and only the misses are replayed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAGES_A_SLAB = SLAB_SIZE // PAGE_SIZE
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What comes out of a guest's cache: pages that it missed, and for each the page that it evicted, -1 for none.
+    """The misses of a guest's cache, and for each the page that it evicted, -1 for none.
 
     Pages are numbered from 0 on. `at` is the number of the request that missed, of `requests`.
     """
@@ -36,7 +36,7 @@ class Stream:
 
 
 def stream(name: str, trace: Iterable[int], cache_share: float) -> Stream:
-    """Send a trace through an LRU cache of a share of its distinct pages."""
+    """Return what an LRU cache misses and evicts; its size is a share of the trace's distinct pages."""
     numbers: dict[int, int] = {}
     pages = array("i", (numbers.setdefault(page, len(numbers)) for page in trace))
     size = max(1, round(len(numbers) * cache_share))
@@ -54,7 +54,7 @@ def stream(name: str, trace: Iterable[int], cache_share: float) -> Stream:
 
 
 class SlotPool:
-    """An exclusive pool of so many slots in the order of tmem.policy, of pages numbered 0 to `footprint`."""
+    """An exclusive pool of `slots` slots in the order of tmem.policy, for pages 0 to `footprint`."""
 
     def __init__(self, footprint: int, slots: int, number: int = 0) -> None:
         self.slots = slots
@@ -65,7 +65,7 @@ class SlotPool:
         self._pool_bit = bytearray(footprint)
 
     def get(self, page: int) -> None:
-        """Look for a page that the cache missed."""
+        """Remove a page that the cache missed, or count a miss."""
         queue = self.queue
         if queue.where[page + FIRST] != NOWHERE:
             queue.remove(page + FIRST)
@@ -78,7 +78,7 @@ class SlotPool:
             self.ghost_hits += 1
 
     def put(self, page: int, now: float) -> None:
-        """Take in a page that the cache evicted."""
+        """Insert a page that the cache evicted."""
         queue, tag = self.queue, self._tags[page]
         self.puts += 1
         if not self.slots:
@@ -92,7 +92,7 @@ class SlotPool:
         queue.insert(page + FIRST, MAIN if hot else PROBATION, now)
 
     def evict(self) -> None:
-        """Drop the next victim, and remember its ghost."""
+        """Drop the next victim and keep its ghost."""
         queue = self.queue
         victim = queue.victim()
         assert victim is not None
@@ -100,7 +100,7 @@ class SlotPool:
         queue.remove(victim)
 
     def resize(self, slots: int) -> None:
-        """Change the number of slots; what no longer fits is evicted."""
+        """Change the number of slots; evict the pages that no longer fit."""
         self.slots = slots
         while self.queue.pages > slots:
             self.evict()

@@ -1,4 +1,4 @@
-"""Ways to divide memory between guests that are known to compare with: fixed, in common, and with hindsight."""
+"""Divide memory between guests in ways to compare with: fixed parts, one common pool, and the best fixed parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRID = (0, 1 / 64, 1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 5 / 16, 3 / 8, 
 
 
 def schedule(streams: Sequence[Stream]) -> list[tuple[int, int]]:
-    """Return (guest, position in its stream) in the order of time, when all guests take equally long."""
+    """Return (guest, position in its stream) in order of time; all guests take equally long."""
     times = np.concatenate([(np.asarray(one.at) + 0.5) / one.requests for one in streams])
     guests = np.concatenate([np.full(len(one.at), guest, dtype=np.int64) for guest, one in enumerate(streams)])
     places = np.concatenate([np.arange(len(one.at), dtype=np.int64) for one in streams])
@@ -64,13 +64,13 @@ def common(streams: Sequence[Stream], order: Sequence[tuple[int, int]], slabs: i
 
 
 def grid(one: Stream, slabs: int) -> list[int]:
-    """Return the sizes at which the misses of a guest are counted; more than its distinct pages are of no use."""
+    """Return the sizes at which a guest's misses are counted; none is larger than its distinct pages."""
     useful = -(-one.footprint // PAGES_A_SLAB)
     return sorted({min(round(share * slabs), useful) for share in GRID})
 
 
 def best_split(curves: Sequence[dict[int, int]], slabs: int) -> list[int]:
-    """Return the sizes, in sum at most `slabs`, with the fewest misses by the curves, straight between their points."""
+    """Return the sizes, in sum at most `slabs`, with the fewest misses; the curves are interpolated linearly."""
     step = max(1, slabs // 256)
     places = np.arange(0, slabs // step + 1) * step
     best = np.zeros(len(places))

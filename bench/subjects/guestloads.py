@@ -1,4 +1,4 @@
-"""What busy guests do: zipf reads by fio, replayed traces as file reads, and real programs. All of it seeded."""
+"""Run the loads of busy guests: zipf reads by fio, traces replayed as file reads, and programs. All are seeded."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from bench.tools.content import PAGE_SIZE, write_half_compressible
 BLOCK = 16 << 10
 JOBS = 3
 SKEW = 0.7
-SECONDS = 240.0  # for anything that a guest does in one step
+SECONDS = 240.0  # limit for one step of a guest
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How long a step took, and the latencies of its requests where they were measured."""
+    """The time of a step, and the latencies of its requests if they were measured."""
 
     seconds: float
     p50: list[float] = field(default_factory=list)
@@ -41,7 +41,7 @@ def make_blocks(source: Path, size: int, seed: int) -> None:
 
 
 def zipf(places: Sequence[Path], requests: int, seed: int) -> Done:
-    """Read blocks of all places at the same time, popular ones more often."""
+    """Read blocks of all places at the same time, with a zipf distribution."""
     children = []
     try:
         for number, place in enumerate(places):
@@ -51,7 +51,7 @@ def zipf(places: Sequence[Path], requests: int, seed: int) -> Done:
         for child in children:
             end(child, patience=1.0)
     reads = [fio.parse(output) for output in outputs]
-    # fio's own time of the reads: its start and its end took a third of a step's time, the same in every arm.
+    # fio's own time of the reads: its start and end take a third of a step, the same in every arm.
     seconds = max(read.seconds for read in reads)
     return Done(seconds, [read.latency_p50 for read in reads], [read.latency_p99 for read in reads])
 
@@ -93,7 +93,7 @@ def make_replay(source: Path, trace: Path, limit: int, seed: int) -> int:
 
 
 def replays(sources: Sequence[Path], places: Sequence[Path]) -> Done:
-    """Let all guests replay at the same time."""
+    """Replay in all guests at the same time."""
     return _programs(
         [
             [sys.executable, "-m", "bench.subjects.guestloads", str(source / "order"), str(place / "pages")]
@@ -103,7 +103,7 @@ def replays(sources: Sequence[Path], places: Sequence[Path]) -> Done:
 
 
 def _replay(order: Path, file: Path) -> None:
-    """Read the pages of a file in an order; what the child process does."""
+    """Read the pages of a file in an order; the child process runs this."""
     with open(file, "rb", buffering=0) as pages:
         for line in order.read_text().split():
             pages.seek(int(line) * PAGE_SIZE)
@@ -119,11 +119,11 @@ _HEADERS = 300
 _SOURCES = 1
 _ROWS = 24_000
 _QUERIES = 80
-_PASSES = 2  # of everything, in a step: people build, search and query again
+_PASSES = 2  # in a step
 
 
 def make_programs(source: Path, seed: int) -> None:
-    """Copy a part of the standard library and of the C headers, make C sources and a database with an index."""
+    """Copy parts of the standard library and of the C headers; write C sources and a database with an index."""
     library = Path(sysconfig.get_path("stdlib"))
     for package in _PACKAGES:
         skipped = shutil.ignore_patterns("test*", "__pycache__")

@@ -1,7 +1,7 @@
-"""Six guests on one machine, and the ways in which they can share its memory.
+"""Mount six guests that share one machine's memory in different ways.
 
-Every arm has the same total: six times `cache` and once `pool`. The guests are real mounts, each a process of its own,
-over a directory each; the limit is one mount over all the directories with one cache of all the memory.
+Every arm has the same total: six times `cache` and once `pool`. Each guest is a mount in a process of its own, over a
+directory of its own. The limit is one mount over all the directories, with one cache of all the memory.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ _LENDING = {
 
 @dataclass(frozen=True, slots=True)
 class Hysteresis:
-    """How a balloon follows its goal: looks every `interval` seconds, goes one `up`th or one `down`th of the way."""
+    """How a balloon follows its target: every `interval` seconds, 1/`up` or 1/`down` of the way."""
 
     interval: float
     up: int
     down: int
 
 
-# The defaults of Linux's drivers/xen/xen-selfballoon.c; and as quick as it makes sense, for phases that are as short as
-# those of a bench: the best that moving memory by balloon can do.
+# The defaults of Linux's drivers/xen/xen-selfballoon.c, and the best that a balloon can do for short phases.
 BALLOONS = {"b balloon": Hysteresis(5.0, 1, 8), "b quick balloon": Hysteresis(0.5, 1, 1)}
 
 
@@ -47,7 +46,7 @@ class Shape:
     pool: int  # of all together, the Y
 
     def total(self, guests: int) -> int:
-        """Add up what all of them have."""
+        """Return the bytes of all guests together."""
         return guests * self.cache + self.pool
 
 
@@ -59,18 +58,18 @@ class Guests:
     paths: Sequence[Path]
 
     def held(self, guest: int) -> int | None:
-        """Tell how many bytes of files a guest has in memory; None where the guests share one cache."""
+        """Return the bytes of files that a guest has in memory; None if the guests share one cache."""
         if len(self.mounts) == 1:
             return None
         stats = self.mounts[guest].stats()
         return int(stats["cache_resident_bytes"] + stats["pool_original_bytes"])
 
     def backing_pages(self) -> int:
-        """Add up the pages that were read from the slow directories."""
+        """Return the pages read from the slow directories."""
         return int(sum(mount.stats()["backing_pages"] for mount in self.mounts))
 
     def processor_seconds(self) -> float:
-        """Add up the processor time of the mounts."""
+        """Return the processor time of the mounts."""
         return sum(procmem.run_seconds(mount.pid) for mount in self.mounts)
 
 
@@ -104,18 +103,18 @@ def sharing(arm: str, space: Path, sources: Sequence[Path], shape: Shape, thrott
 
 @contextlib.contextmanager
 def _ballooned(mounts: Sequence[Mounted], shape: Shape, hysteresis: Hysteresis) -> Iterator[None]:
-    """Move memory between the caches, as a controller in the host would with a balloon in each guest."""
+    """Run a controller that moves memory between the caches, as a host does with a balloon in each guest."""
     over = threading.Event()
-    least, total = shape.cache, shape.total(len(mounts))
+    minimum, total = shape.cache, shape.total(len(mounts))
 
     def control() -> None:
         sizes = [total // len(mounts)] * len(mounts)
         before = [mount.stats() for mount in mounts]
         while not over.wait(hysteresis.interval):
             now = [mount.stats() for mount in mounts]
-            needs = [need(one, other, least) for one, other in zip(before, now, strict=True)]
+            needs = [need(one, other, minimum) for one, other in zip(before, now, strict=True)]
             after = rebalanced(sizes, needs, total, hysteresis)
-            # Those that shrink first, so that the total is never more than it may be.
+            # Shrink before growing, so that the total is never exceeded.
             for number in sorted(range(len(mounts)), key=lambda each: after[each] - sizes[each]):
                 if after[number] != sizes[number]:
                     mounts[number].control("cache_size", str(after[number]))
@@ -136,19 +135,19 @@ def _ballooned(mounts: Sequence[Mounted], shape: Shape, hysteresis: Hysteresis) 
     finally:
         over.set()
         thread.join(30.0)
-    if failed:  # without it the arm would have been a static split
+    if failed:  # without the controller, the arm is a static split
         raise BenchError(f"the balloon's controller failed: {failed[0]}")
 
 
-def need(before: dict[str, float], now: dict[str, float], least: int) -> int:
-    """Tell what a guest wants: what it holds and what it missed since the last look; the least, too, when it idled."""
+def need(before: dict[str, float], now: dict[str, float], minimum: int) -> int:
+    """Return the bytes that a guest needs: what it holds and what it missed since the last look."""
     missed = now["cache_misses"] - before["cache_misses"]
     used = now["demand_pages"] - before["demand_pages"]
-    return max(least, int(now["cache_resident_bytes"] + 4096 * missed)) if used > 100 else least
+    return max(minimum, int(now["cache_resident_bytes"] + 4096 * missed)) if used > 100 else minimum
 
 
 def rebalanced(sizes: Sequence[int], needs: Sequence[int], total: int, hysteresis: Hysteresis) -> list[int]:
-    """Return the sizes after one look: a part of each surplus is given up, lacks share what is free."""
+    """Return the sizes after one look: a part of each surplus is given up; guests that lack share what is free."""
     after = [size - max(0, size - wanted) // hysteresis.down for size, wanted in zip(sizes, needs, strict=True)]
     lacks = [max(0, wanted - size) // hysteresis.up for size, wanted in zip(after, needs, strict=True)]
     free = total - sum(after)
@@ -157,7 +156,7 @@ def rebalanced(sizes: Sequence[int], needs: Sequence[int], total: int, hysteresi
 
 
 class Watching:
-    """Look at what some guests hold while they are busy; a context manager."""
+    """A context manager that samples what busy guests hold in memory."""
 
     def __init__(self, guests: Guests, busy: Sequence[int], every: float = 0.2) -> None:
         self._guests, self._busy, self._every = guests, busy, every
@@ -166,12 +165,12 @@ class Watching:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Watching:
-        """Begin."""
+        """Start sampling."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End."""
+        """Stop sampling."""
         self._over.set()
         self._thread.join(30.0)
 
@@ -184,9 +183,9 @@ class Watching:
                     self.seen[guest].append((time.monotonic() - began, held))
 
     def seconds_until(self, size: int) -> list[float | None]:
-        """Tell for each guest when it first held that much, None when never."""
+        """Return for each guest the seconds until it held `size` bytes; None if it never did."""
         return [next((at for at, held in self.seen[guest] if held >= size), None) for guest in self._busy]
 
-    def most(self) -> list[int]:
-        """Tell the most that each guest held."""
+    def max_held(self) -> list[int]:
+        """Return the most bytes that each guest held."""
         return [max((held for _, held in self.seen[guest]), default=0) for guest in self._busy]

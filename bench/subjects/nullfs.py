@@ -1,13 +1,12 @@
-"""The floor: a pyfuse3 filesystem that does nothing but answer, for the others to be measured against.
+"""Serve a null filesystem: pyfuse3 answers from memory, and nothing else is done. Measures compare with it.
 
-Two files with the same bytes in one buffer that is never copied before the reply: `view` answers a read with a slice
-of a memoryview (no copy at all), `bytes` with a slice of the bytes object (one copy). Benches measure both and
-compare with whichever was faster. Opened with direct I/O, as tmemfs opens its files. For metadata, the root lists
-`--names` further empty files, and attributes may be cached for `--attr-timeout` seconds.
+Two files have the same bytes: `view` answers a read with a slice of a memoryview (no copy), `bytes` with a slice of the
+bytes object (one copy). They are opened with direct I/O, as in tmemfs. The root lists `--names` further empty files;
+attributes may be cached for `--attr-timeout` seconds. `--eager` reads requests as tmemfs does (`tmemfs.kernel.eager`).
+`--swap` serves one file in memory, to swap to, instead.
 
     python -m bench.subjects.nullfs MOUNTPOINT [--size BYTES] [--names N] [--attr-timeout SECONDS] [--eager]
-
-`--eager` reads requests as tmemfs does (`tmemfs.kernel.eager`): the floor below the floor.
+    python -m bench.subjects.nullfs MOUNTPOINT --swap BYTES
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ SEED = 1
 
 
 class NullOperations(pyfuse3.Operations):
-    """Answer every request from memory, without a table or a lookup where none is needed."""
+    """Answer every request from memory."""
 
     enable_acl = True
 
@@ -42,7 +41,7 @@ class NullOperations(pyfuse3.Operations):
         self._attr_timeout = attr_timeout
         self._numbers = {b"view": VIEW, b"bytes": BYTES}
         self._numbers |= {b"%06d" % number: FIRST_NAME + number for number in range(names)}
-        self._made = 1 << 40  # node number of the newest file that was made
+        self._created = 1 << 40  # inode number of the newest created file
         self._listing = [(name, self._entry(number)) for name, number in self._numbers.items()]
 
     def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
@@ -59,13 +58,13 @@ class NullOperations(pyfuse3.Operations):
     async def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None
     ) -> pyfuse3.EntryAttributes:
-        """Describe an inode."""
+        """Return the attributes of an inode."""
         return self._entry(inode)
 
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """Find a name in the root."""
+        """Return the attributes of a name in the root."""
         number = self._numbers.get(name)
         if number is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
@@ -76,7 +75,7 @@ class NullOperations(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=True, keep_cache=False)
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Answer with a slice."""
+        """Return a slice."""
         if fh == VIEW:
             return self._view[off : off + size]  # type: ignore[return-value]  # pyfuse3 takes any buffer
         return self._bytes[off : off + size]
@@ -93,7 +92,7 @@ class NullOperations(pyfuse3.Operations):
                 return
 
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
-        """Have none."""
+        """Return no attribute: there are none."""
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
     async def create(
@@ -104,32 +103,32 @@ class NullOperations(pyfuse3.Operations):
         flags: pyfuse3.FlagT,
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        """Make an empty file."""
-        self._made += 1
-        self._numbers[name] = self._made
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._made), direct_io=True, keep_cache=False), self._entry(
-            self._made
+        """Create an empty file."""
+        self._created += 1
+        self._numbers[name] = self._created
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._created), direct_io=True, keep_cache=False), self._entry(
+            self._created
         )
 
     async def unlink(self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext) -> None:
-        """Forget a file that was made."""
+        """Remove a created file."""
         del self._numbers[name]
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
-        """Hold nothing back."""
+        """Do nothing: there is no buffer."""
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
-        """Hold nothing open."""
+        """Do nothing: a handle has no state."""
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
-        """Hold nothing open."""
+        """Do nothing: a handle has no state."""
 
     async def forget(self, inode_list: object) -> None:
-        """Forget nothing: there is no table."""
+        """Do nothing: there is no table of inodes."""
 
 
 class NullSwap(NullOperations):
-    """Answer from a mapping, and write into it."""
+    """Serve one file that is a private mapping."""
 
     def __init__(self, size: int) -> None:
         super().__init__(0, 0, 0.0)
@@ -145,16 +144,16 @@ class NullSwap(NullOperations):
         return entry
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Answer with a slice."""
+        """Return a slice."""
         return self._memory[off : off + size]
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
-        """Copy."""
+        """Copy into the mapping."""
         self._memory[off : off + len(buf)] = buf
         return len(buf)
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        """Hold nothing back."""
+        """Do nothing: there is no buffer."""
 
 
 async def serve() -> None:

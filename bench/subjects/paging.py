@@ -1,12 +1,12 @@
-"""A process that works on more memory than it may have, and knows every byte of it.
+"""Run a process that works on more memory than it may have, and checks every byte of it.
 
-It joins a memory cgroup after its imports, so that the limit is for its pages, and obeys one line at a time:
+The process joins a memory cgroup after its imports, so that the limit is for its pages. It reads commands, one a line:
 
-    write [COUNT]    give all pages, or so many, a new content, in a new random order
-    check [COUNT]    compare all pages, or so many, with what they should be, in another order
+    write [COUNT]    write new content to all pages, or to COUNT, in a new random order
+    check [COUNT]    compare all pages, or COUNT, with what was written, in another order
 
-Each answer is a line of JSON: seconds, pages, how many were wrong, and the major faults. No two pages are alike, all
-compress 2:1. An end of the input ends it.
+It answers each with a line of JSON: seconds, pages, how many were wrong, major faults. No two pages are alike; all
+compress 2:1. It ends at the end of its input.
 
     python -m bench.subjects.paging DIRECTORY BYTES [--seed N]
 """
@@ -41,7 +41,7 @@ _NOISE = 2000
 
 
 class Pages:
-    """The memory, and what should be in it."""
+    """The memory, and its expected content."""
 
     def __init__(self, size: int, seed: int) -> None:
         self._random = random.Random(seed)
@@ -66,7 +66,7 @@ class Pages:
         return _HEADER.pack(self._seed, number, page) + self._blocks[(page + number) % _BLOCKS]
 
     def write(self, count: int) -> int:
-        """Write so many pages anew."""
+        """Write new content to `count` pages."""
         self._random.shuffle(self._order)
         memory = self._memory
         for page in self._order[:count]:
@@ -75,7 +75,7 @@ class Pages:
         return 0
 
     def check(self, count: int) -> int:
-        """Compare so many pages; return how many are wrong."""
+        """Compare `count` pages; return how many are wrong."""
         self._random.shuffle(self._order)
         memory, wrong = self._memory, 0
         for page in self._order[:count]:
@@ -85,7 +85,7 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one pass over all pages was like."""
+    """The answer to one command."""
 
     seconds: float
     pages: int
@@ -94,13 +94,13 @@ class Round:
 
 
 class Pager:
-    """A running pager."""
+    """The running process, seen from outside."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
 
     def begin(self, verb: str) -> None:
-        """Have it start `write` or `check`, or `write 100`."""
+        """Send a command."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(verb.encode() + b"\n")
@@ -109,13 +109,13 @@ class Pager:
             raise BenchError(f"the pager is gone: {self._end()}") from None
 
     def has_answered(self, seconds: float) -> bool:
-        """Wait for the answer, and tell whether it is there."""
+        """Wait up to `seconds` for the answer; return whether it is there."""
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], seconds)
         return bool(ready)
 
     def finish(self, seconds: float) -> Round:
-        """Wait for the answer; BenchError when it takes longer, or when the process is gone."""
+        """Return the answer; BenchError when it takes longer than `seconds` or the process is gone."""
         if not self.has_answered(seconds):
             raise BenchError(f"the pager did not answer within {seconds:g} s")
         assert self.process.stdout is not None
@@ -125,7 +125,7 @@ class Pager:
         return Round(**json.loads(line))
 
     def run(self, verb: str, seconds: float) -> Round:
-        """Do one pass."""
+        """Send a command and return its answer."""
         self.begin(verb)
         return self.finish(seconds)
 
@@ -138,7 +138,7 @@ class Pager:
 
 @contextlib.contextmanager
 def pager(cgroup: Path, size: int, *, seed: int = 1) -> Iterator[Pager]:
-    """Start a pager; it is ended afterwards, killed if need be."""
+    """Start the process in a cgroup; kill it afterwards."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.subjects.paging", os.fspath(cgroup), str(size), "--seed", str(seed)],
         stdin=subprocess.PIPE,
@@ -150,7 +150,7 @@ def pager(cgroup: Path, size: int, *, seed: int = 1) -> Iterator[Pager]:
     try:
         yield Pager(process)
     finally:
-        process.kill()  # what it holds in swap is of no use to anybody
+        process.kill()  # nothing in its memory is needed
         end(process, patience=_END_SECONDS)
         for stream in (process.stdin, process.stdout):
             if stream is not None:
@@ -168,7 +168,7 @@ def vmstat() -> dict[str, int]:
 
 
 def main() -> None:
-    """Obey."""
+    """Read commands and answer them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cgroup", type=Path)
     parser.add_argument("size", type=int)

@@ -1,6 +1,6 @@
-"""Things that keep 4-KiB pages, all with the same two verbs, for benches to compare.
+"""Stores of 4-KiB pages with the same two operations, for `bench.poolalone`.
 
-Each is a context manager that gives a Store and takes away what it started. BenchError says what is missing.
+Each is a context manager that starts a store and removes it afterwards. BenchError says what is missing.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _ZRAM = Path("/sys/class/zram-control")
 
 
 class Store(Protocol):
-    """Keep pages by number."""
+    """A store of pages by number."""
 
     def put(self, number: int, page: bytes) -> None:
-        """Keep a page."""
+        """Store a page."""
 
     def get(self, number: int) -> bytes:
-        """Give a page back."""
+        """Return a page."""
 
     def memory(self) -> int:
-        """Tell the bytes that everything kept takes, with what describes it."""
+        """Return the bytes that all pages and their metadata take."""
 
 
 class PoolStore:
@@ -47,19 +47,19 @@ class PoolStore:
         self.pool = self.tmem.new_pool(name="bench")
 
     def put(self, number: int, page: bytes) -> None:
-        """Put; BenchError when the pool refuses."""
+        """Put a page; BenchError when the pool refuses it."""
         if not self.pool.put(1, number, page):
             raise BenchError("the pool refused a page")
 
     def get(self, number: int) -> bytes:
-        """Get, which removes the page."""
+        """Return a page and remove it."""
         page = self.pool.get(1, number)
         if page is None:
             raise BenchError(f"the pool lost page {number}")
         return page
 
     def memory(self) -> int:
-        """Measure this process and its arena."""
+        """Return the memory of this process and its arena."""
         return procmem.of(os.getpid()).total
 
 
@@ -74,27 +74,27 @@ def tmem_pool(capacity: int) -> Iterator[PoolStore]:
 
 
 class Lz4Store:
-    """The limit: compress and decompress, and keep the bytes in a list."""
+    """The limit: lz4 and a list."""
 
     def __init__(self, pages: int) -> None:
         self._kept: list[bytes] = [b""] * pages
 
     def put(self, number: int, page: bytes) -> None:
-        """Compress."""
+        """Compress a page."""
         self._kept[number] = lz4.block.compress(page, store_size=False)
 
     def get(self, number: int) -> bytes:
-        """Decompress."""
+        """Decompress a page."""
         page: bytes = lz4.block.decompress(self._kept[number], uncompressed_size=PAGE_SIZE)
         return page
 
     def memory(self) -> int:
-        """Add up the compressed bytes alone."""
+        """Return the compressed bytes, without the list."""
         return sum(map(len, self._kept))
 
 
 class ZramStore:
-    """A zram device with lz4, read and written past the kernel's page cache."""
+    """A zram device with lz4, read and written with O_DIRECT."""
 
     def __init__(self, device: int, number: int) -> None:
         self._device = device
@@ -112,13 +112,13 @@ class ZramStore:
         return self._buffer[:]
 
     def memory(self) -> int:
-        """Ask the device (its table of pages is not in this figure: 16 bytes a page of the disk's size)."""
+        """Return what the device says; its table of pages (16 bytes a page of the disk's size) is not included."""
         return int(self._state.read_text().split()[2])
 
 
 @contextlib.contextmanager
 def zram(pages: int) -> Iterator[ZramStore]:
-    """Add a zram device, and remove it afterwards."""
+    """Yield a new zram device; remove it afterwards."""
     if os.geteuid() != 0 or not (_ZRAM / "hot_add").exists():
         raise BenchError("zram needs root and the kernel's zram module")
     number = int((_ZRAM / "hot_add").read_text())
@@ -139,7 +139,7 @@ def zram(pages: int) -> Iterator[ZramStore]:
 
 
 def _remove_zram(number: int) -> None:
-    """Remove a device; somebody (udev) may be looking at it for a moment."""
+    """Remove a device; udev may hold it open for a moment."""
     for _ in range(50):
         with contextlib.suppress(OSError):
             Path(f"/sys/block/zram{number}/reset").write_text("1")
@@ -149,29 +149,29 @@ def _remove_zram(number: int) -> None:
 
 
 class ServerStore:
-    """A server on a Unix socket, one request at a time, as somebody who misses a page asks."""
+    """A server on a Unix socket, asked for one page at a time."""
 
     def __init__(self, client: Any, pid: int) -> None:
         self._client = client
         self._pid = pid
 
     def put(self, number: int, page: bytes) -> None:
-        """Set a value."""
+        """Store a page."""
         self._client.set(b"%d" % number, page)
 
     def get(self, number: int) -> bytes:
-        """Get a value."""
+        """Return a page."""
         page: bytes = self._client.get(b"%d" % number)
         return page
 
     def memory(self) -> int:
-        """Measure the server's process."""
+        """Return the memory of the server's process."""
         return procmem.of(self._pid).total
 
 
 @contextlib.contextmanager
 def redis(space: Path) -> Iterator[ServerStore]:
-    """Start a redis that saves nothing."""
+    """Start a redis without persistence."""
     socket = space / "redis.sock"
     command: list[str | Path] = [
         "redis-server",
@@ -196,7 +196,7 @@ def redis(space: Path) -> Iterator[ServerStore]:
 
 @contextlib.contextmanager
 def memcached(space: Path, megabytes: int) -> Iterator[ServerStore]:
-    """Start a memcached that has room for everything."""
+    """Start a memcached with `megabytes` of memory."""
     socket = space / "memcached.sock"
     command: list[str | Path] = ["memcached", "-s", socket, "-m", str(megabytes)]
     if os.geteuid() == 0:

@@ -1,4 +1,4 @@
-"""Things to swap to, one at a time: a mount's hswap file, zram, a file on a slow mount, a null filesystem."""
+"""Swap to one of: a mount's hswap file, zram, a file on a slow mount, a null filesystem."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Area = Callable[[Path, int], contextlib.AbstractContextManager[None]]
 
 
 def lacks() -> str | None:
-    """Say why nothing can be measured here; None if it can."""
+    """Return why nothing can be measured here; None if it can."""
     lacking = loopswap.obstacle()
     if lacking is None and len(Path("/proc/swaps").read_text().splitlines()) > 1:
         return "other swap is on, and pages would go there: swapoff -a"
@@ -57,7 +57,7 @@ def hswap(space: Path, size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def null(space: Path, size: int) -> Iterator[None]:
-    """Swap to a null filesystem the same way."""
+    """Swap to a null filesystem."""
     mountpoint = space / "null"
     command: list[str | Path] = [sys.executable, "-m", "bench.subjects.nullfs", mountpoint, "--swap", str(size)]
     with served(command, mountpoint), _swapped_to(mountpoint / "swap"):
@@ -66,9 +66,9 @@ def null(space: Path, size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def slow(space: Path, size: int) -> Iterator[None]:
-    """Swap to a file of a directory that takes 5 ms a request, through a mount without a pool to speak of.
+    """Swap to a file of a directory that takes 5 ms a request, through a mount with the smallest pool.
 
-    The smallest hswap file is there because the guest keeps itself in memory only with one.
+    The mount has an hswap file of the smallest size, because only then does it lock its memory.
     """
     source, mountpoint = space / "slow", space / "slowmount"
     source.mkdir(exist_ok=True)

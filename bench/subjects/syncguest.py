@@ -1,4 +1,4 @@
-"""A guest of tmemd without a pool: it speaks the protocol, one call after the other, and does nothing by itself."""
+"""A guest of tmemd without a pool: it speaks the protocol synchronously and does nothing by itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ N = TypeVar("N")
 
 
 def make_arena(slabs: int, seals: int = SEALS) -> int:
-    """Make a sealed memfd of so many slabs."""
+    """Return a sealed memfd of `slabs` slabs."""
     fd = os.memfd_create("tmem-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, slabs * SLAB_SIZE)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
@@ -39,7 +39,7 @@ class GuestRefused(Exception):
 
 
 class SyncGuest:
-    """A connection, an arena, and what was lent of it. It answers a Revoke only when it is told to."""
+    """A connection, an arena, and its lent slabs. It answers a Revoke only when the caller says so."""
 
     def __init__(self, path: Path, slabs: int = 256, name: str = "/mnt/fake", persistent: int | None = 0) -> None:
         self.path, self.slabs, self.name, self.persistent_cap = path, slabs, name, persistent
@@ -83,7 +83,7 @@ class SyncGuest:
         self.socket.sendall(encode(message))
 
     def ask(self, slabs: int, persistent: bool = False) -> set[int]:
-        """Ask once and give what was lent. Raises Denied when nothing was."""
+        """Ask once and return the lent slabs. Raises Denied when there are none."""
         self._serial += 1
         self.send(m.Ask(self._serial, slabs, persistent))
         got: set[int] = set()
@@ -98,7 +98,7 @@ class SyncGuest:
                 return got
 
     def give(self, slabs: set[int], answer: int = 0, persistent: bool = False) -> None:
-        """Give slabs back."""
+        """Return slabs to tmemd."""
         held = self.persistent if persistent else self.held
         assert slabs <= held
         held -= slabs
@@ -111,7 +111,7 @@ class SyncGuest:
     def expect(self, kind: type[M], other: type[N], /) -> M | N: ...
 
     def expect(self, *kinds: type[object]) -> object:
-        """Wait for a message of one of these kinds; what is Taken meanwhile is given up and confirmed."""
+        """Return the next message of one of these kinds; confirm each Taken meanwhile."""
         while True:
             for number, message in enumerate(self.messages):
                 if isinstance(message, kinds):
@@ -120,7 +120,7 @@ class SyncGuest:
             self._receive()
 
     def answer_revokes(self) -> None:
-        """Give what the Revokes ask for that have arrived."""
+        """Answer the Revokes that have arrived."""
         self.settle()
         revokes = [message for message in self.messages if isinstance(message, m.Revoke)]
         self.messages = [message for message in self.messages if not isinstance(message, m.Revoke)]
@@ -128,14 +128,14 @@ class SyncGuest:
             self.give_for(revoke)
 
     def give_for(self, revoke: m.Revoke) -> int:
-        """Give up the lowest slabs for a Revoke; return how many."""
+        """Answer a Revoke with the lowest slabs; return how many."""
         held = self.persistent if revoke.persistent else self.held
         given = set(sorted(held)[: revoke.slabs])
         self.give(given, revoke.serial, revoke.persistent)
         return len(given)
 
     def settle(self) -> None:
-        """Take in what has arrived, without waiting."""
+        """Handle what has arrived, without waiting."""
         self.socket.setblocking(False)
         try:
             while True:
@@ -146,18 +146,18 @@ class SyncGuest:
             self.socket.settimeout(SECONDS)
 
     def leave(self) -> None:
-        """Hang up; the arena and what is held stay."""
+        """Close the connection; keep the arena and the slabs."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def close(self) -> None:
-        """Hang up and close the arena."""
+        """Close the connection and the arena."""
         self.leave()
         os.close(self.fd)
 
     def real_slabs(self) -> float:
-        """Tell how much of the arena has memory behind it."""
+        """Return how many slabs of the arena are populated."""
         return os.fstat(self.fd).st_blocks * 512 / SLAB_SIZE
 
     def _receive(self) -> None:
@@ -165,7 +165,7 @@ class SyncGuest:
         if not data:
             raise ConnectionResetError("tmemd hung up")
         for message in self._decoder.feed(data):
-            if isinstance(message, m.Lend):  # at once: what is lent may be taken by the very next message
+            if isinstance(message, m.Lend):  # at once: the next message may take it
                 new = set(slabs_of(message.runs))
                 assert not new & (self.held | self.persistent), "a slab was lent twice"
                 (self.persistent if message.persistent else self.held).update(new)

@@ -1,7 +1,7 @@
 """Start child processes that never outlive the bench, and end them in bounded time.
 
-A child gets a session of its own, so that a Ctrl-C at the terminal reaches only the bench, which then ends its
-children in order; and a death signal, so that they end even when the bench is killed.
+A child gets a session of its own: a Ctrl-C reaches only the bench, which then ends its children in order. It also gets
+a death signal, so that it ends when the bench is killed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class BenchError(Exception):
-    """A measurement that could not be carried out; the text says what to do."""
+    """A measure cannot be carried out; the text says what to do."""
 
 
 def environment() -> dict[str, str]:
@@ -42,7 +42,7 @@ def start(
     stderr: int | IO[bytes] = subprocess.DEVNULL,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a child; whoever calls this owes it an `end`."""
+    """Start a child; the caller must call `end`."""
     return subprocess.Popen(
         [os.fspath(word) for word in command],
         stdin=subprocess.DEVNULL,
@@ -55,7 +55,7 @@ def start(
 
 
 def end(child: subprocess.Popen[bytes], *, patience: float = 15.0) -> None:
-    """Ask a child to end, and kill it and its group when it does not within `patience` seconds."""
+    """Terminate a child; kill it and its group after `patience` seconds."""
     with undisturbed():
         _end(child, patience)
 
@@ -65,7 +65,7 @@ def _end(child: subprocess.Popen[bytes], patience: float) -> None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(patience)
-    with contextlib.suppress(ProcessLookupError):  # the group is the child's own session: nobody else is in it
+    with contextlib.suppress(ProcessLookupError):  # the group is the child's own session
         os.killpg(child.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(5.0)
@@ -90,7 +90,7 @@ def run(command: Sequence[str | Path], *, seconds: float) -> bytes:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the bench as Ctrl-C does, so that every cleanup runs."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP, too, so that every cleanup runs."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -105,7 +105,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore signals that ask for the end: what runs in here is the end, and takes bounded time."""
+    """Ignore SIGINT, SIGTERM and SIGHUP during a cleanup, which takes bounded time."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Make the files that the measurements read: seeded, and of a known compressibility."""
+"""Write the files that the measures read: seeded, with a known compressibility."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 
 def half_compressible(pages: int, *, seed: int = 1) -> Iterator[bytes]:
-    """Make pages that lz4 compresses 2:1: the first half of each is random, the rest repeats 64 bytes of it.
+    """Yield pages that lz4 compresses 2:1: the first half of each is random, the rest repeats 64 bytes of it.
 
     No two pages are alike and none is same-filled, so that every page costs the pool a slot.
     """

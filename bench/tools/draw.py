@@ -1,4 +1,4 @@
-"""Draw what was measured: readable without the text beside it, the same arm in the same colour everywhere."""
+"""Draw bars and lines. The same arm has the same colour in every picture."""
 
 from __future__ import annotations
 
@@ -8,49 +8,22 @@ from typing import Any
 
 from bench.tools.verdict import Spread
 
-# By the arm's name. What is ours is blue or green, what it is compared with is not.
 COLOURS = {
-    "tmemfs": "#1f5fa8",
-    "tmemfs, warm": "#1f5fa8",
-    "tmemfs, cold": "#8ab4e0",
-    "with a pool": "#1f5fa8",
-    "no pool": "#8c8c8c",
     "ours": "#1f5fa8",
-    "tmem pool": "#1f5fa8",
     "LRU": "#c9702c",
     "FIFO": "#e0b04a",
-    "LRU + FIFO": "#c9702c",
     "S3-FIFO": "#7b4ea3",
     "Belady": "#3a3a3a",
-    "null": "#3a3a3a",
-    "null, eager": "#6a6a6a",
-    "plain, throttled": "#8c8c8c",
-    "bindfs": "#c9702c",
-    "rclone": "#7b4ea3",
-    "passthrough_hp": "#b5473c",
-    "zram": "#7b4ea3",
-    "hswap": "#1f5fa8",
-    "slow file": "#c9702c",
-    "redis": "#b5473c",
-    "memcached": "#e0b04a",
-    "bare lz4": "#3a3a3a",
-    "counters": "#8c8c8c",
-    "measured": "#1f5fa8",
     "a static": "#8c8c8c",
     "b balloon": "#c9702c",
     "b quick balloon": "#e0b04a",
     "c greedy": "#8ab4e0",
-    "5 ms": "#1f5fa8",
-    "0.5 ms": "#8ab4e0",
-    "unthrottled": "#b0b0b0",
-    "first pass": "#8c8c8c",
-    "second pass": "#1f5fa8",
-    "from the cache": "#8c8c8c",
-    "from the pool": "#1f5fa8",
-    "tmemfs, scattered": "#8ab4e0",
     "d policy": "#3f8fc9",
     "e shipped": "#1f5fa8",
     "f limit": "#3a3a3a",
+    "5 ms": "#1f5fa8",
+    "0.5 ms": "#8ab4e0",
+    "unthrottled": "#b0b0b0",
 }
 _SPARE = ("#1f5fa8", "#c9702c", "#7b4ea3", "#e0b04a", "#4f8f4f", "#b5473c", "#8c8c8c", "#3a3a3a")
 _DPI = 110
@@ -58,7 +31,7 @@ INTERVAL = "95-% interval\n(range, of fewer than six)"
 
 
 def colour(name: str, number: int = 0) -> str:
-    """Return the colour of an arm; one that has none of its own gets one by its number."""
+    """Return the colour of an arm; by its number if it has none."""
     return COLOURS.get(name, _SPARE[number % len(_SPARE)])
 
 
@@ -71,7 +44,7 @@ def bars(
     goal: float | None = None,
     form: str = "",
 ) -> None:
-    """Draw horizontal bars of one unit: a group for each key, in it a bar for each arm, its value written at its end.
+    """Draw horizontal bars of one unit: a group for each key, with a bar and its value for each arm.
 
     A Spread is drawn as its median, with a line from end to end of its interval.
     """
@@ -120,7 +93,7 @@ def bars(
 
 
 def _ends(given: float | Spread) -> tuple[float, float, float]:
-    """Return a value and the ends of its interval, which are itself where there is none."""
+    """Return a value and the ends of its interval; the value itself if there is none."""
     return (given.median, given.low, given.high) if isinstance(given, Spread) else (given, given, given)
 
 
@@ -136,7 +109,7 @@ def panels(
     labels: tuple[str, str],
     columns: int = 4,
 ) -> None:
-    """Draw one small picture of lines a part, all with the same arms."""
+    """Draw a small picture of lines for each part, all with the same arms."""
     rows = -(-len(parts) // columns)
     figure, grid = _plots(title, rows, columns, (3.0 * columns, 2.5 * rows + 0.8))
     places = [axes for row in grid for axes in row]
@@ -164,7 +137,7 @@ def _axes(title: str, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _plots(title: str, rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    # Imported here: half a second, and no figure needs it.
+    # Imported here: it takes half a second, and most runs draw nothing.
     import matplotlib
 
     matplotlib.use("Agg")

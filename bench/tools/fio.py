@@ -1,4 +1,4 @@
-"""Run fio and read what it measured."""
+"""Run fio and parse its output."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bench.tools.children import BenchError, run
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What one run of fio read."""
+    """The result of one run of fio."""
 
     iops: float
     bytes_per_second: float
     latency_p50: float  # seconds, of a whole read call
     latency_p99: float
     reads: int
-    seconds: float  # of the reads alone, without what fio needs to start and to end
+    seconds: float  # of the reads alone
 
 
-# What every run has: figures as JSON, and nothing that makes its start and its end longer (0.7 s otherwise).
+# JSON output, and nothing that makes start and end longer (0.7 s otherwise).
 COMMAND = (
     "fio",
     "--output-format=json",
@@ -31,7 +31,7 @@ COMMAND = (
     "--eta=never",
     "--readonly",
     "--ioengine=psync",
-    "--norandommap",  # a map of blocks costs fio's processor time, and the same on both sides
+    "--norandommap",  # a map of blocks costs processor time
     "--invalidate=0",
     "--group_reporting",
 )
@@ -58,7 +58,7 @@ def read(path: Path, *, pattern: str, block: int, jobs: int = 1, seconds: float,
 
 
 def parse(output: bytes) -> Reads:
-    """Read fio's JSON, before which it may have put warnings."""
+    """Parse fio's JSON; warnings may precede it."""
     report: dict[str, Any] = json.loads(output[output.index(b"{") :])
     job = report["jobs"][0]
     if job["error"]:

@@ -1,4 +1,4 @@
-"""Mount for a measurement and take the mount away again, whatever happens in between."""
+"""Mount and start tmemd for a measure; unmount and end them afterwards in every case."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Mounted:
 
 
 def fast_workspace() -> contextlib.AbstractContextManager[Path]:
-    """Return a temporary directory in memory if it has room, so that the disk is not measured."""
+    """Return a temporary directory in memory if it has room, so that disk speed does not matter."""
     memory = Path("/dev/shm")
     roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _ROOMY
     return workspace(memory if roomy else None)
@@ -155,7 +155,7 @@ def _wait_until_mounted(child: subprocess.Popen[bytes], mountpoint: Path, log: i
     while time.monotonic() < limit:
         if child.poll() is not None:
             break
-        # Mounted is not served yet: the handshake answers first, then a look at the root does not hang.
+        # A mount is not served before its handshake, so its root is asked as well.
         if is_mounted(mountpoint) and _answers(mountpoint):
             return
         time.sleep(0.02)
@@ -164,7 +164,7 @@ def _wait_until_mounted(child: subprocess.Popen[bytes], mountpoint: Path, log: i
 
 
 def _answers(mountpoint: Path) -> bool:
-    """Ask the root for its attributes in a child, which may hang without hanging us."""
+    """Return whether a `stat` of the root succeeds; in a child, because it may hang."""
     probe = start(["stat", mountpoint])
     try:
         return probe.wait(5.0) == 0
@@ -175,7 +175,7 @@ def _answers(mountpoint: Path) -> bool:
 
 
 def _detach(mountpoint: Path) -> None:
-    """Take away a mount whose process did not."""
+    """Unmount lazily what its process left mounted."""
     command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
     helper = start([*command, mountpoint])
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""A memory cgroup with a limit, of version 1 or 2, that is removed at the end."""
+"""A memory cgroup (version 1 or 2) with a limit, removed at the end."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PATIENCE_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """Where memory cgroups are made, and under which names their values are found."""
+    """Where memory cgroups are made, and the name of their limit."""
 
     root: Path
     limit: str
 
     def lacks(self) -> str | None:
-        """Say why no cgroup can be made here; None if one can."""
+        """Return why no cgroup can be made here; None if one can."""
         if os.geteuid() != 0:
             return "needs root"
         if not self.root.is_dir():
@@ -35,7 +35,7 @@ class Hierarchy:
 
 
 def _unified() -> Path:
-    """Find the hierarchy of version 2, which older systems keep below that of version 1."""
+    """Return the hierarchy of version 2, which older systems mount below that of version 1."""
     roots = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")
     return next((root for root in roots if (root / "cgroup.controllers").exists()), roots[0])
 
@@ -48,7 +48,7 @@ VERSIONS = {
 
 @contextlib.contextmanager
 def limited(size: int, version: int | None = None) -> Iterator[Path]:
-    """Make a cgroup whose processes together get `size` bytes; its directory. Its processes have to have ended."""
+    """Yield the directory of a new cgroup with a limit of `size` bytes. Its processes must end before it does."""
     hierarchy = VERSIONS[version] if version is not None else _any()
     lacking = hierarchy.lacks()
     if lacking is not None:
@@ -66,23 +66,23 @@ def limited(size: int, version: int | None = None) -> Iterator[Path]:
 
 
 def set_limit(directory: Path, hierarchy: Hierarchy | int, size: int) -> None:
-    """Change the bytes that a cgroup gets."""
+    """Change the limit of a cgroup."""
     found = VERSIONS[hierarchy] if isinstance(hierarchy, int) else hierarchy
     (directory / found.limit).write_text(str(size))
 
 
 def join(directory: Path, pid: int) -> None:
-    """Put a process into a cgroup: what it takes from now on counts there."""
+    """Move a process into a cgroup; only memory that it takes afterwards is counted there."""
     (directory / "cgroup.procs").write_text(str(pid))
 
 
 def _any() -> Hierarchy:
-    """Choose the version that this machine has."""
+    """Return the version that works on this machine."""
     return next((one for one in VERSIONS.values() if one.lacks() is None), VERSIONS[1])
 
 
 def _remove(directory: Path) -> None:
-    """Remove a cgroup, as soon as the kernel has seen its last process off."""
+    """Remove a cgroup once the kernel has released its last process."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Read files page by page, as one reader that waits for each answer, and take the time."""
+"""Read files page by page with one reader, and time the reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pass:
 
     @property
     def mean_seconds(self) -> float:
-        """Time a page, with everything that happens behind the replies."""
+        """Seconds a page, with the work behind the replies."""
         return self.seconds / self.pages
 
 

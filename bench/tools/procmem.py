@@ -1,4 +1,4 @@
-"""Tell how much memory a process takes: its share of pages, and the slabs behind its memfds."""
+"""Measure the memory and the processor time of a process."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.pss + self.memfd
 
 
 def of(pid: int) -> Memory:
-    """Measure a process of ours."""
+    """Return the memory of a process."""
     pss = 0
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
@@ -49,7 +49,7 @@ def family(pid: int) -> list[int]:
 
 
 def _memfd_bytes(pid: int) -> int:
-    """Add up the blocks of each memfd once, however many descriptors it has."""
+    """Return the bytes behind the memfds of a process, each memfd once."""
     blocks: dict[int, int] = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -60,9 +60,9 @@ def _memfd_bytes(pid: int) -> int:
 
 
 def in_page_cache(fd: int, size: int, *, touch: bool) -> int:
-    """Map an open file, read its pages when `touch`; tell how many of its bytes the kernel then holds in memory.
+    """Map an open file, read its pages if `touch`, and return how many of its bytes the kernel then has in memory.
 
-    By one mapping: with direct I/O a FUSE file's pages are forgotten at every open and every mmap.
+    One mapping does both: with direct I/O, every open and every mmap of a FUSE file drops its pages.
     """
     present = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
     address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
@@ -94,10 +94,10 @@ def thread_times(pid: int) -> dict[str, int]:
 
 
 def seconds_since(before: dict[str, int], pid: int) -> float:
-    """Return the processor time of a process since its `thread_times`, to the nanosecond: for what is soon over."""
+    """Return the processor time of a process since its `thread_times`, in nanoseconds: for short times."""
     return sum(now - before.get(thread, 0) for thread, now in thread_times(pid).items()) / 1e9
 
 
 def main_thread_seconds(pid: int) -> float:
-    """Return the processor time of a process's first thread, to the nanosecond: for those that hardly run."""
+    """Return the processor time of a process's first thread, in nanoseconds: for processes that hardly run."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9

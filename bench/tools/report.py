@@ -1,4 +1,4 @@
-"""Turn measurements into JSON, readable lines and bars."""
+"""Report a measure: goals, JSON, lines and bars on the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BAR = 40
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One line of the table of measures."""
+    """A result with its goal and verdict."""
 
     what: str
     goal: str
@@ -44,7 +44,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a measurement found."""
+    """The result of a measure."""
 
     goals: Sequence[Goal]
     figures: Figures
@@ -56,27 +56,27 @@ def median(values: Sequence[float]) -> float:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Divide pair by pair: what disturbs the machine for a while disturbs both sides of a pair."""
+    """Return the ratio of each pair."""
     return [one / other for one, other in zip(ours, theirs, strict=True)]
 
 
 def bars(values: Mapping[str, float], unit: str) -> str:
     """Draw one horizontal bar a value."""
     width = max(map(len, values), default=0)
-    most = max(values.values(), default=0.0) or 1.0
+    largest = max(values.values(), default=0.0) or 1.0
     lines = []
     for name, value in values.items():
-        lines.append(f"  {name:<{width}} {'█' * round(_BAR * max(value, 0) / most):<{_BAR}} {value:,.1f} {unit}")
+        lines.append(f"  {name:<{width}} {'█' * round(_BAR * max(value, 0) / largest):<{_BAR}} {value:,.1f} {unit}")
     return "\n".join(lines)
 
 
 def say(text: str) -> None:
-    """Tell the person in front of the terminal; standard output is kept for the JSON."""
+    """Print to standard error; standard output is for the JSON."""
     print(text, file=sys.stderr, flush=True)
 
 
 def machine() -> Figures:
-    """Describe where the figures come from."""
+    """Return a description of the machine and the code."""
     versions = {}
     for package in ("pyfuse3", "trio", "lz4", "xxhash"):
         try:
@@ -103,7 +103,7 @@ def machine() -> Figures:
 
 
 def _revision() -> str:
-    """Name the commit that is measured, and say whether files differ from it."""
+    """Return the commit, with `-dirty` if files differ from it."""
     try:
         return run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=10"], seconds=10).decode().strip()
     except BenchError:
@@ -131,7 +131,7 @@ def _processor() -> str:
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Start a command line: every measurement has --out and --unjudged."""
+    """Return a command line with the options that every measure has."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, help="write the JSON here instead of to standard output")
     made.add_argument("--unjudged", action="store_true", help="judge no goal: the sizes are too small for that")
@@ -143,7 +143,7 @@ def main(
     measure: Callable[[], Outcome],
     picture: Callable[[Figures, Path], None] | None = None,
 ) -> None:
-    """Run one measurement as a program; the picture goes beside the JSON where that is a file."""
+    """Run a measure as a program; write its picture beside the JSON if that is a file."""
     with interruptible():
         try:
             outcome = measure()

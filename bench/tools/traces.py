@@ -1,8 +1,7 @@
-"""Read the traces that policies are replayed with; they are data of others and stay where they are.
+"""Read traces, and replay them on all cores.
 
-Two formats: gzip text with one page number a line, where `*` marks a break (LIRS), and zstd text with four numbers
-a line, first block, number of blocks, ignored, request number (ARC). A directory that holds a README.md may have
-others, which are left alone.
+Two formats: gzip text with one page number a line, where `*` marks a break (LIRS); and zstd text with four numbers a
+line: first block, number of blocks, ignored, request number (ARC). Other files of the directory are ignored.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def names(directory: Path) -> list[Path]:
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """Add what measures that replay traces have in common to a command line."""
+    """Add the options of measures that replay traces."""
     command.add_argument("--traces", type=Path, help="directory with the traces")
     command.add_argument("--only", nargs="*", default=[], help="names of traces, without suffixes")
     command.add_argument("--limit", type=_natural, default=0, help="replay only the first so many requests of each")
@@ -43,7 +42,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def _natural(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError("it is a number of requests")
+        raise argparse.ArgumentTypeError("must be a number of requests")
     return int(text)
 
 
@@ -87,7 +86,7 @@ def _blocks(lines: Iterable[str], blocks_a_page: int, limit: int) -> array[int]:
 
 
 def _unzstd(path: Path) -> bytes:
-    """Decompress by the zstandard package where it is installed, else by the zstd program."""
+    """Decompress with the zstandard package if it is installed, else with the zstd program."""
     try:
         zstandard: Any = importlib.import_module("zstandard")
     except ImportError:
@@ -100,11 +99,11 @@ def _unzstd(path: Path) -> bytes:
 
 
 def on_all_cores(work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-    """Work on tasks in their order, as many at a time as there are cores; give each result as soon as it is there."""
+    """Yield the results of `work` on each task as they arrive; one process a core, tasks in their order."""
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _ignore_interrupts) as workers:
         yield from workers.imap_unordered(work, tasks)
 
 
 def _ignore_interrupts() -> None:
-    """Leave a Ctrl-C to the parent, which terminates its workers."""
+    """Ignore Ctrl-C: the parent terminates its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,12 +1,11 @@
-"""Say whether a goal is met where single figures are noise: the median, an interval for it, and a verdict from that.
+"""Judge goals on a noisy machine: the median of some values, its interval, and a verdict.
 
-What disturbs a shared machine for a while disturbs both sides of a pair, so sides are measured in turn, in pairs, and
-the ratios (or differences) of the pairs are looked at. The interval is the sign test's: as many values as fair coins
-would hardly ever all fall to one side are cut off at either end, and the true median lies between the others with at
-least 95 % confidence, however the noise is distributed (J.-Y. Le Boudec, Performance Evaluation of Computer and
-Communication Systems, 2010, theorem 2.1). Rejected: a bootstrap, whose intervals are too short for ten pairs; means,
-which one disturbed pair decides. A goal is met when the whole interval is on its side, missed when the whole interval
-is on the other, and else not decided. Fewer than six pairs decide nothing.
+Sides are measured in turn, in pairs, so that a disturbance of the machine hits both sides of a pair. The ratios (or
+differences) of the pairs are judged. The interval is the sign test's: it holds the true median with at least 95 %
+confidence, for any distribution of the noise (J.-Y. Le Boudec, Performance Evaluation of Computer and Communication
+Systems, 2010, theorem 2.1). Rejected: a bootstrap, whose intervals are too short for ten pairs; means, which one
+disturbed pair decides. A goal is met when the whole interval is on its side, missed when the whole interval is on the
+other side, else not decided. Fewer than six pairs decide nothing.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ CONFIDENCE = 0.95
 
 
 class Verdict(StrEnum):
-    """What became of a goal."""
+    """The verdict on a goal."""
 
     MET = "met"
     MISSED = "missed"
-    OPEN = "not decided"  # the interval has the goal in it
+    OPEN = "not decided"  # the goal is inside the interval
     REPORTED = "reported"  # there is no goal
-    UNJUDGED = "not judged"  # the sizes were too small to mean anything
+    UNJUDGED = "not judged"  # the sizes were too small
 
 
 def judged(met: bool) -> Verdict:
-    """Judge what is counted and does not vary."""
+    """Return the verdict for a count that does not vary."""
     return Verdict.MET if met else Verdict.MISSED
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some values and the interval in which the true one is; the extremes where they are too few."""
+    """The median of some values and its interval; their extremes if they are too few."""
 
     median: float
     low: float
@@ -66,7 +65,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Find the median and the interval that the sign test gives for it."""
+    """Return the median and its interval by the sign test."""
     ordered, count = sorted(values), len(values)
     cut, tail = 0, 1 / 2**count  # probability that at most `cut` of the values are on one side of the true median
     while 2 * tail <= 1 - CONFIDENCE:
@@ -79,6 +78,6 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def in_turn(sides: Iterable[T], number: int) -> list[T]:
-    """Return the order of the sides in a round: reversed in every second one, so that no side gains by being first."""
+    """Return the order of the sides in a round: reversed in every second round, so that no side is always first."""
     order = list(sides)
     return order[::-1] if number % 2 else order

@@ -177,7 +177,7 @@ def test_a_mount_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_poolalone_compares_installed_stores_and_reports_growth() -> None:
-    figures = poolalone.measure(count=200, rounds=1, most=10_000).figures
+    figures = poolalone.measure(count=200, rounds=1, max_pages=10_000).figures
     assert {"tmem pool", "bare lz4"} <= set(figures["stores"])
     assert set(figures["stores"]) | set(figures["skipped_stores"]) == {
         "tmem pool",

@@ -134,7 +134,7 @@ class Liar:
         self._memory, self._age, self._hits = memory, age, hits
         self._said = 0
         number, _ = memory.lender.join(0.0, m.Hello(m.VERSION, b"a liar's token..", "/liar", 1 << 16, 0), 666, 1)
-        self.guest = Borrowing(number, SlotPool(1, 0, 0), most=1)
+        self.guest = Borrowing(number, SlotPool(1, 0, 0), max_batch=1)
         memory.guests.append(self.guest)
         memory._ticks.append(math.inf)  # it reports by itself
 
