@@ -9,6 +9,8 @@ Two signals count, each against the present capacity, so that one rule fits any 
 A tick with returns for 1/64 of the capacity doubles it. A window of `idle` seconds with fewer than 1/64 requested
 halves it. Each halving has its own window, so the cache shrinks step by step and the pool has time to take the pages.
 Hysteresis: a halved cache needs four times the rate at which it was halved to double again.
+
+Pure: times are handed in. `DataPath.follow_demand` is the task.
 """
 
 from __future__ import annotations
@@ -16,11 +18,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-import trio
-
 from tmemfs.cache.pagecache import PAGE_SHIFT
 from tmemfs.config import BalloonRange
-from tmemfs.datapath import DataPath
 
 DEMAND_DIVISOR = 64
 
@@ -70,15 +69,6 @@ class Balloon:
             requested.popleft()
         return requested[0][0] <= begin and requested[-1][1] - requested[0][1] < threshold
 
-    async def run(self, data: DataPath) -> None:
-        """Resize the cache of a guest by its signals, until cancelled."""
-        while True:
-            await trio.sleep(self.allowed.tick)
-            capacity = data.cache.capacity
-            wanted = self.decide(trio.current_time(), _signals(data), capacity)
-            if wanted != capacity:
-                await data.resize(wanted)
-
     def check(self) -> None:
         """Raise AssertionError unless the window is in order and short."""
         times = [time for time, _ in self._requested]
@@ -86,16 +76,3 @@ class Balloon:
         assert times == sorted(times)
         assert counts == sorted(counts)
         assert self.allowed.minimum <= self.allowed.maximum
-
-
-def _signals(data: DataPath) -> Signals:
-    cache, reader, pool = data.cache, data.reader, data.precache.pool
-    returns = reader.misses  # without a pool nothing remembers a page: every miss counts
-    if pool is not None:
-        stats = pool.stats
-        returns = stats.succ_gets + stats.ghost_hits
-    return Signals(
-        requested=reader.hits + reader.misses + (data.backing.write_bytes >> PAGE_SHIFT),
-        returns=returns,
-        full=cache.resident + 2 * cache.reserve_frames >= cache.frames,
-    )

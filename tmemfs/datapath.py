@@ -10,8 +10,9 @@ import trio
 from tmem import Pool
 from tmemcommon.wakeup import Wakeup
 from tmemfs.backing import Backing
+from tmemfs.balloon import Balloon, Signals
 from tmemfs.cache.content import Content
-from tmemfs.cache.pagecache import PageCache
+from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
 from tmemfs.cache.precache import Precache
 from tmemfs.cache.stocking import Stocking
 from tmemfs.inodes.descriptors import Descriptors
@@ -101,6 +102,28 @@ class DataPath(InodeObserver):
         self.files.readahead_pages = self.cache.frames // READAHEAD_DIVISOR
         if self.writeback is not None and not self.cache.settled:
             await self.writeback.finish()  # dirty pages block the shrink
+
+    def signals(self) -> Signals:
+        """Return what the guest has counted by now, for its balloon."""
+        cache, reader, pool = self.cache, self.reader, self.precache.pool
+        returns = reader.misses  # without a pool nothing remembers a page: every miss counts
+        if pool is not None:
+            stats = pool.stats
+            returns = stats.succ_gets + stats.ghost_hits
+        return Signals(
+            requested=reader.hits + reader.misses + (self.backing.write_bytes >> PAGE_SHIFT),
+            returns=returns,
+            full=cache.resident + 2 * cache.reserve_frames >= cache.frames,
+        )
+
+    async def follow_demand(self, balloon: Balloon) -> None:
+        """Resize the cache as the balloon decides, until cancelled."""
+        while True:
+            await trio.sleep(balloon.allowed.tick)
+            capacity = self.cache.capacity
+            wanted = balloon.decide(trio.current_time(), self.signals(), capacity)
+            if wanted != capacity:
+                await self.resize(wanted)
 
     async def run(self) -> None:
         """Run the background tasks until cancelled."""

@@ -184,7 +184,7 @@ class Guest:
             if self.swap is not None:
                 nursery.start_soon(self.swap.run)
             if self.balloon is not None:
-                nursery.start_soon(self.balloon.run, self.data)
+                nursery.start_soon(self.data.follow_demand, self.balloon)
             task_status.started()
             await trio.sleep_forever()
 
