@@ -1,8 +1,8 @@
-"""Free what files have forgotten, in steps between which requests are served.
+"""Free the dropped pages of files in steps, so that requests are served in between.
 
-A file forgets all of its pages by taking a new page table, and a new object number in the pool: nothing finds the old
-ones, however many they are. They still hold frames and slots, and are counted, until they are freed here. To free them
-at once took 1 s for 400,000 pages, and every request waited for it.
+A file drops all of its pages by taking a new page table, and a new object number in the pool, in constant time. The old
+pages keep their frames and slots until they are freed here. Freeing 400,000 pages at once blocked the event loop for
+1 s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import trio
 from tmem import Pool
 from tmemfs.cache.pagecache import PageCache, PageTable
 
-STEP = 256  # pages freed between two looks at the requests: half a millisecond
+STEP = 256  # pages freed between two checkpoints: 0.5 ms
 
 
 class Discards:
@@ -28,12 +28,12 @@ class Discards:
         self._wake = trio.Event()
 
     def add(self, table: PageTable) -> None:
-        """Take over a page table that no file has any more."""
+        """Add a page table that no file uses any more."""
         self._tables.append(table)
         self.add_object(table.oid)
 
     def add_object(self, oid: int) -> None:
-        """Take over an object of the pool under whose number nothing is looked for or put any more."""
+        """Add a pool object whose number is not used any more."""
         self._objects.append(oid)
         self._wake.set()
 
@@ -58,12 +58,12 @@ class Discards:
             await trio.lowlevel.checkpoint()
 
     async def run(self) -> None:
-        """Free whatever comes."""
+        """Free what is added, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
             await self.finish()
 
     def check(self) -> None:
-        """Raise AssertionError unless what is to be freed is nobody's."""
+        """Raise AssertionError unless no file uses the page tables."""
         assert all(table.discarded for table in self._tables)

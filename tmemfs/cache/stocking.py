@@ -1,8 +1,8 @@
-"""Keep the stock of slabs filled from a thread, and let those who put many pages wait for it a moment.
+"""Fill the pool's stock of slabs in a thread, so that puts need not wait for the kernel to allocate memory.
 
-The thread is there from the start: a guest that is swapped to may need slabs when the machine has no memory left to
-start one. Nobody waits for longer than MAX_WAIT, since the memory that the thread waits for may be what a page that is
-being swapped out here is to free; the page then goes where it goes when the pool is full.
+The thread starts with the guest: a guest that the kernel swaps to may need slabs when the machine has no memory left to
+start a thread. A put waits for the stock for at most MAX_WAIT. A longer wait could deadlock: the thread may wait for
+memory that only this put, of a page being swapped out, will free. After MAX_WAIT the put continues as with a full pool.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from tmem.stock import Stock
 from tmemcommon.wakeup import Wakeup
 from tmemfs.iothreads import IoThreads
 
-MAX_WAIT = 0.05  # seconds; 128 slabs are made real in 3 ms while there is memory
+MAX_WAIT = 0.05  # seconds; 128 slabs are populated in 3 ms while memory is free
 
 
 class Stocking:
-    """The stock of one guest. Without a source it is always ready: a lender keeps a stock of its own."""
+    """The stock of one guest. Without a source there is no stock: a lender keeps its own."""
 
     def __init__(self, source: SlabSource | None) -> None:
         self._wanted = Wakeup()
@@ -27,16 +27,16 @@ class Stocking:
 
     @property
     def stock(self) -> Stock | None:
-        """Where the pool gets its slabs from."""
+        """The pool's slab source; None without a stock."""
         return self._stock
 
     @property
     def stocked_bytes(self) -> int:
-        """Memory that is ready for the pool."""
+        """The bytes of populated slabs that the pool does not use yet."""
         return self._stock.stocked * SLAB_SIZE if self._stock is not None else 0
 
     async def wait_for_stock(self, pages: int) -> None:
-        """Wait, but not for long, until the pool could take so many pages, or has all the slabs that it may have."""
+        """Wait, at most MAX_WAIT, until the pool has slabs for so many pages or has all that it may have."""
         if self._stock is not None and self._stock.is_short(pages):
             with trio.move_on_after(MAX_WAIT):
                 await self._filled.wait()

@@ -1,7 +1,7 @@
-"""Carry out reads of the backing, and find out where files end.
+"""Read the backing into the cache, and find the true end of files.
 
-A short read of the backing is the end of the file whatever its size is said to be, and a file that is said to be empty
-is read to find out: the kernel's virtual filesystems make files when they are read.
+st_size may be wrong: virtual filesystems such as procfs create the content when it is read. So a short read is the end
+of the file whatever st_size says, and a file of size 0 is read once to find its end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tmemfs.inodes.inodes import InodeTable
 from tmemfs.io.files import OpenFile
 from tmemfs.io.readahead import MIN_PAGES
 
-_UNKNOWN = 1 << 62  # the size of a file whose end has not been reached yet
+_SIZE_UNKNOWN = 1 << 62  # the size of a file whose end was not reached yet
 
 
 class Filler:
@@ -32,13 +32,13 @@ class Filler:
         self._inodes = inodes
 
     async def run(self, file: OpenFile, fill: Fill, *, size: int | None = None) -> None:
-        """Carry out one backing read, of the file's bytes or of `size`, and tell everybody who waits for it."""
+        """Carry out one backing read and wake all who wait for it. `size`: bytes to read if not up to the file's end."""
         inode = file.inode
         fill.hollow = bool(inode.dirty)
         for index in range(fill.first, fill.last + 1):
             if inode.fills.setdefault(index, fill) is not fill:
-                # Another fill began on this page while our request waited for something else. A change of the page
-                # would poison that one and never see this one, so this one only answers its own request.
+                # Another fill of this page began while our request waited. A change of the page poisons only that
+                # one, so our fill must not enter the cache.
                 fill.poisoned = True
         start = fill.first << PAGE_SHIFT
         if size is None:
@@ -66,20 +66,20 @@ class Filler:
             fill.done.set()
 
     async def revalidate_size(self, file: OpenFile, *, force: bool = False) -> None:
-        """Ask the backing where the file ends, unless that was asked within the attribute time-out."""
+        """Update the file's size from the backing, unless its attributes are still valid. `force`: in any case."""
         inode = file.inode
         if not force and trio.current_time() < inode.attr_until:
             return
         started = self._inodes.start()
         with file.borrowed() as fd:
-            if inode.key[0] == self._inodes.root.key[0]:  # where it is local, the stat comes from memory
+            if inode.key[0] == self._inodes.root.key[0]:  # a local backing answers from memory
                 st = await self._backing.ask(os.fstat, os.fstat, fd)
             else:
                 st = await self._backing.meta(os.fstat, fd)
         self._inodes.observe(inode, st, started)
 
     async def find_end(self, file: OpenFile) -> None:
-        """Read the start of a file that has no size: it may have content all the same."""
+        """Read the start of a file of size 0: it may have content even so."""
         inode = file.inode
         while not inode.size and inode.true_size is None:
             joined = inode.fills.get(0)
@@ -96,11 +96,11 @@ class Filler:
             self._backing.pages += pages
             self._backing.readahead_pages += pages
             if fill.poisoned or fill.hollow or _is_overtaken(inode, recorded):
-                return  # it is being written: what it has is known by now, or by the next read
+                return  # it is being written: the write, or the next read, updates the size
             if inode.true_size is None:
-                inode.set_true_size(_UNKNOWN)
+                inode.set_true_size(_SIZE_UNKNOWN)
 
 
 def _is_overtaken(inode: Inode, recorded: int) -> bool:
-    """Tell whether we have changed a file, or are doing so, since its last change was that of tick `recorded`."""
+    """Return whether a file is being changed by us, or was since tick `recorded`."""
     return bool(inode.dirty or inode.writers) or inode.recorded_at != recorded

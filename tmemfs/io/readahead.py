@@ -1,8 +1,8 @@
-"""Decide how far to read ahead: a pure decision, after Linux's on-demand readahead (Wu et al., OLS 2007).
+"""Decide how far to read ahead, after Linux's on-demand readahead (Wu et al., OLS 2007). No I/O, no clock.
 
-A stream that continues where it ended is sequential. Its window starts at MIN_PAGES and doubles up to MAX_PAGES. When
-the reader reaches the marker in the middle of what was read ahead, the next window is read without anybody waiting.
-A jump ends the stream; random readers get no readahead at all.
+A read that starts where the last one ended is sequential. The window starts at MIN_PAGES and doubles up to MAX_PAGES.
+When the reader reaches the marker in the middle of the window, the next window is read in the background. A read at
+another position ends the stream, so random reads cause no read-ahead.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ NO_MARKER = 1 << 62
 
 
 class Readahead:
-    """The stream of one open file."""
+    """The read-ahead state of one open file."""
 
     __slots__ = ("edge", "marker", "max_pages", "next_page", "window")
 
     def __init__(self, max_pages: int = MAX_PAGES) -> None:
         self.max_pages = min(MAX_PAGES, max_pages)
-        self.next_page = 0  # a first read at the start of a file is taken for a stream, as Linux does
+        self.next_page = 0  # a first read at offset 0 counts as sequential, as in Linux
         self.window = 0
-        self.marker = NO_MARKER  # the hit path compares with it and does nothing else
+        self.marker = NO_MARKER  # all that the hit path looks at
         self.edge = 0  # first page that was not read ahead
 
     def is_sequential(self, first: int) -> bool:
-        """Tell whether a read from page `first` on continues the stream (the last page may be read on in)."""
+        """Return whether a read from page `first` on continues the stream; it may start within the last page."""
         return first == self.next_page or first + 1 == self.next_page
 
     def miss(self, first: int, last: int) -> int:
@@ -35,13 +35,13 @@ class Readahead:
             return 0
         self.window = min(self.max_pages, max(MIN_PAGES, 2 * self.window, last - first + 1))
         if self.window < MIN_PAGES:
-            return 0  # a cache so small that readahead would push out what it brings
+            return 0  # the cache is so small that read-ahead would evict its own pages
         self.edge = last + 1 + self.window
         self.marker = last + 1 + self.window // 2
         return self.window
 
     def reached_marker(self, first: int) -> tuple[int, int]:
-        """Return the pages (first, count) to read now that the marker was passed; count 0 for none."""
+        """Return the pages (first, count) to read ahead after a read passed the marker; count 0 for none."""
         if not self.is_sequential(first):
             self.marker = NO_MARKER
             return 0, 0

@@ -1,11 +1,13 @@
-"""Keep dirty pages for a while, for `--writeback`.
+"""Delay writes to the backing (`--writeback`).
 
-Dirty pages stay in their frames (they are not evicted, a quarter of the cache at most), and are written back by age,
-on fsync, on close, before any change of the file's attributes, and when they become too many. Store and flush both
-run under the inode's write lock, so a page does not become dirty again while it is being written.
+Dirty pages stay in the cache and are not evicted; at most a quarter of the cache is dirty. They are written back after
+MAX_AGE, on fsync and close, before any change of the file's attributes, and when there are too many. Storing and
+flushing hold the inode's write lock, so a page does not become dirty again while it is being written.
 
-A write-back that fails leaves the pages dirty: they are tried again, and the error is owed to every open file
-(`writeerrors.py`). After a crash exactly what was fsynced is guaranteed.
+After a failed write-back the pages stay dirty and are tried again. The error is reported to every open file
+(`writeerrors.py`). After a crash, only data that was fsynced is guaranteed.
+
+A page is written back whole. So when a write covers only a part of a page ("partial page"), the rest is read first.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from tmemfs.io.files import OpenFile
 
 log = logging.getLogger(__name__)
 
-MAX_AGE = 5.0  # seconds that a page may stay dirty
-MAX_RUN = 256  # pages in one backing write
+MAX_AGE = 5.0  # seconds that a page stays dirty
+MAX_RUN = 256  # pages per write to the backing
 
 Read = Callable[[OpenFile, int, int], Awaitable[object]]
 
@@ -42,23 +44,25 @@ class Writeback:
         self._backing = backing
         self._inodes = inodes
         self._read = read
-        self._dirty_since: dict[Inode, float] = {}  # when the oldest dirty page became so
-        self._files: dict[Inode, OpenFile] = {}  # whose descriptor writes back; kept open until the inode is clean
-        self._flush_requested = trio.Event()  # too many pages are dirty, or none may be from now on
-        self._untried: set[Inode] = set()  # dirty files that have not been tried since `suspend`
-        self.suspended = False
-        self._given_up = False  # what is dirty at the end is not written back
-        self.dirty_mtime_ns: dict[Inode, int] = {}  # the mtime that a dirty file shows
+        self._dirty_since: dict[Inode, float] = {}  # when the oldest dirty page of each file became dirty
+        self._files: dict[
+            Inode, OpenFile
+        ] = {}  # the open file whose descriptor is used, kept open until the inode is clean
+        self._flush_requested = trio.Event()  # flush without waiting for MAX_AGE
+        self._untried: set[Inode] = set()  # dirty files that were not tried since `suspend`
+        self.suspended = False  # all writes go through
+        self._given_up = False  # `finish` does not write back
+        self.dirty_mtime_ns: dict[Inode, int] = {}  # the mtime that dirty files show, and get at their write-back
 
     @property
     def limit(self) -> int:
-        """How many pages may be dirty."""
+        """The maximum number of dirty pages."""
         return max(1, self._cache.frames // 4)
 
     # -- storing -------------------------------------------------------------------------------------------------
 
     async def store(self, file: OpenFile, offset: int, data: bytes) -> bool:
-        """Take bytes into dirty pages (write lock held); False when they must be written through."""
+        """Store bytes in dirty pages (write lock held). Return False if they must be written through instead."""
         inode = file.inode
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
         if self.suspended or last - first + 1 > self.limit or not _can_write_back(file):
@@ -68,11 +72,11 @@ class Writeback:
             start = edge << PAGE_SHIFT
             await self._read(file, start, min(PAGE_SIZE, inode.size - start))
         if inode.virtual:
-            return False  # a page would be written back whole
-        if not self._fits(last - first + 1):  # asked after the reads: others may have become dirty meanwhile
+            return False  # its true size is not known, so whole pages cannot be written back
+        if not self._fits(last - first + 1):  # after the reads, during which others may have become dirty
             await self._make_room(inode)
         if not self._fits(last - first + 1) or self._missing_partial_pages(inode, offset, offset + len(data)):
-            return False  # in a cache under pressure a page that was just read may have gone again
+            return False  # a full cache may already have evicted a page that was just read
         if not self._allocate_frames(inode, first, last):
             return False
         self._record_write(file, first, last)
@@ -84,7 +88,7 @@ class Writeback:
         return not self.suspended and self._cache.dirty_pages + pages <= self.limit
 
     async def _revalidate_partial_pages(self, file: OpenFile, start: int, end: int) -> None:
-        """Drop clean pages that a write keeps bytes of if others may have changed them: they are written back whole."""
+        """Drop the clean partial pages of a write if others may have changed them."""
         inode = file.inode
         if not any(self._has_clean_copy(inode, index) for index in _partial_pages(inode, start, end)):
             return
@@ -104,20 +108,20 @@ class Writeback:
 
     @staticmethod
     def _missing_partial_pages(inode: Inode, start: int, end: int) -> list[int]:
-        """Return the pages that a write of the bytes start..end keeps bytes of and that are not in the cache."""
+        """Return the partial pages of a write that are not in the cache."""
         return [index for index in _partial_pages(inode, start, end) if index not in inode.pages]
 
     def _allocate_frames(self, inode: Inode, first: int, last: int) -> bool:
-        """Give every page of the range a dirty frame; False, and nothing placed, when there are not enough."""
-        fresh = [index for index in range(first, last + 1) if index not in inode.pages]
-        soiled = [index for index in range(first, last + 1) if index in inode.pages and index not in inode.dirty]
-        self._mark_dirty(inode, soiled)  # before the others are inserted, which could evict them
-        for position, index in enumerate(fresh):
+        """Make every page of the range resident and dirty. Return False, with nothing changed, if frames run out."""
+        missing = [index for index in range(first, last + 1) if index not in inode.pages]
+        clean = [index for index in range(first, last + 1) if index in inode.pages and index not in inode.dirty]
+        self._mark_dirty(inode, clean)  # before the inserts, which could evict them
+        for position, index in enumerate(missing):
             self._content.precache.flush(inode, index, index)
             if not self._cache.insert(inode, index, bytes(PAGE_SIZE)):
-                for placed in fresh[:position]:
+                for placed in missing[:position]:
                     self._content.drop(inode, placed, placed)
-                for unchanged in soiled:
+                for unchanged in clean:
                     inode.dirty.discard(unchanged)
                     self._cache.clean(inode.pages[unchanged])
                 return False
@@ -139,7 +143,7 @@ class Writeback:
         self._inodes.touch(inode)
 
     async def _make_room(self, inode: Inode) -> None:
-        """Write back this inode's pages; have those of others written back without waiting for them (they may hang)."""
+        """Write back this inode's pages; without any, request a flush of the others but do not wait: they may hang."""
         if inode.dirty:
             await self.flush(inode)
         else:
@@ -148,18 +152,18 @@ class Writeback:
     # -- writing back --------------------------------------------------------------------------------------------
 
     async def flush(self, inode: Inode) -> OSError | None:
-        """Write back the inode's dirty pages (write lock held). Return the error if that failed; it is owed, too."""
+        """Write back the inode's dirty pages (write lock held). Return the error if that failed, and record it."""
         if not inode.dirty:
             self.forget(inode)
             return None
         file, dirty_mtime_ns = self._files[inode], self.dirty_mtime_ns[inode]
-        stats: list[os.stat_result] = []  # of just before each call and of just after it
+        stats: list[os.stat_result] = []  # of just before and just after each call
         started = self._inodes.start()
         inode.writers += 1
         try:
             with file.borrowed() as fd:
                 for first, last in list(_runs(inode.dirty)):
-                    if inode.dirty.issuperset((first, last)):  # else forgotten: the last name and user are gone
+                    if inode.dirty.issuperset((first, last)):  # else dropped: the last name and the last open are gone
                         stats += await self._write_run(inode, fd, first, last)
                 stats += await self._backing.data(inode, 0, _set_mtime, fd, dirty_mtime_ns)
         except OSError as error:
@@ -178,7 +182,7 @@ class Writeback:
         self._inodes.record(inode, after, started)
         if after.st_size < expected:
             self._inodes.mark_virtual(inode)
-        if not self._cache.settled:  # a shrink waited for these pages
+        if not self._cache.settled:  # a shrink of the cache waited for these pages
             await self._content.precache.resize(self._cache.capacity)
         return None
 
@@ -196,7 +200,7 @@ class Writeback:
         return stats
 
     def forget(self, inode: Inode) -> None:
-        """Take a clean (or dropped) inode off the books."""
+        """Forget an inode that has no dirty pages any more, and release its descriptor."""
         inode.errors.record_success()
         self._untried.discard(inode)
         self._dirty_since.pop(inode, None)
@@ -206,9 +210,10 @@ class Writeback:
             file.release()
 
     async def sync(self, file: OpenFile, *, closing: bool = False) -> None:
-        """Write back the file's dirty pages. Raise why that failed, or what an earlier write-back owes this open file.
+        """Write back the file's dirty pages. Raise OSError if that fails, or failed before and was not reported here.
 
-        A close tells and still owes: it may be that of a copy of the descriptor, in a child that does not look.
+        An error raised at a close is raised again at the next call: the close may be that of a copy of the descriptor,
+        in a child process that ignores the result.
         """
         inode, errors = file.inode, file.inode.errors
         async with inode.lock():
@@ -220,7 +225,10 @@ class Writeback:
             raise OSError(error.errno, error.strerror)
 
     async def run(self) -> None:
-        """Write back by age, or at once under pressure; a task a file: one that hangs must not stop the others."""
+        """Write back old pages, and all pages when a flush is requested, until cancelled.
+
+        Each file has a task of its own, so one that hangs does not stop the others.
+        """
         busy: set[Inode] = set()
         async with trio.open_nursery() as nursery:
             while True:
@@ -239,41 +247,40 @@ class Writeback:
         busy.discard(inode)
 
     async def finish(self) -> list[Inode]:
-        """Write back everything; return the inodes for which that failed, or was given up before."""
+        """Write back everything. Return the inodes that are still dirty."""
         async with trio.open_nursery() as nursery:
             for inode in () if self._given_up else self._dirty_since:
                 nursery.start_soon(self._flush_alone, inode, set())
         return list(self._dirty_since)
 
-    # -- before the end ------------------------------------------------------------------------------------------
+    # -- before an unmount ---------------------------------------------------------------------------------------
 
     def suspend(self, *, give_up: bool = False) -> None:
-        """Let no page become dirty from now on, and have everything written back; `unwritten` tells what is left.
+        """Write through from now on, and request a flush of everything. `unwritten` yields what is still dirty.
 
-        Once nothing is left nothing can be lost, whatever is written until the mount is gone. `give_up`: what is left
-        at the end is not tried again.
+        Once nothing is dirty, no later write can be lost either. `give_up`: `finish` does not try the rest again.
         """
         self.suspended, self._given_up = True, give_up
         self._untried = set(self._dirty_since)
         self._flush_requested.set()
 
     def resume(self) -> None:
-        """Take dirty pages again."""
+        """Delay writes again."""
         self.suspended = self._given_up = False
 
     def unwritten(self) -> Iterator[tuple[Inode, OSError | None]]:
-        """Tell the dirty files, and why each could not be written back; None as long as it has not been tried."""
+        """Yield each dirty file with the error of its last write-back; None if not tried since `suspend`."""
         for inode in self._dirty_since:
             yield inode, None if inode in self._untried else inode.errors.last
 
 
 def _can_write_back(file: OpenFile) -> bool:
-    """Tell whether a descriptor can fill pages and write them back; what O_SYNC and O_APPEND ask for needs another."""
+    """Return whether writes may be delayed: needs a readable descriptor, and neither O_SYNC nor O_APPEND."""
     return file.readable and file.writable and not file.sync and not file.append_to_eof
 
 
 def _partial_pages(inode: Inode, start: int, end: int) -> list[int]:
-    """Return the pages that a write of the bytes start..end keeps bytes of."""
+    """Return the pages that a write of the bytes start..end covers only in part."""
     edges = []
     for index in {start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT}:
         base = index << PAGE_SHIFT
@@ -283,7 +290,7 @@ def _partial_pages(inode: Inode, start: int, end: int) -> list[int]:
 
 
 def _runs(pages: set[int]) -> Iterator[tuple[int, int]]:
-    """Group page numbers into runs of neighbours, at most MAX_RUN long."""
+    """Yield runs (first, last) of consecutive page numbers, at most MAX_RUN long."""
     run: tuple[int, int] | None = None
     for index in sorted(pages):
         if run is not None and index == run[1] + 1 and index - run[0] < MAX_RUN:
@@ -305,7 +312,7 @@ def _write_all(fd: int, data: bytes, offset: int) -> tuple[os.stat_result, os.st
 
 
 def _set_mtime(fd: int, dirty_mtime_ns: int) -> tuple[os.stat_result, os.stat_result]:
-    """Give the file the time of its last write, not that of its write-back, where we may: it may be another user's.
+    """Set the mtime to the time of the last write; not possible if another user owns the file.
 
     Return the stats of just before and just after.
     """

@@ -1,1 +1,1 @@
-"""What others change in the backing, seen at once."""
+"""Detection of changes that others make in the backing."""

@@ -1,4 +1,4 @@
-"""Watch directories with inotify: which ones, within the limits of the system, and what happened in them."""
+"""The inotify watches on directories: adding and removing them, the system's limits, and reading the events."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ NAME_REMOVED: int = flags.DELETE | flags.MOVED_FROM
 NAME_CHANGED: int = flags.CREATE | flags.MOVED_TO | NAME_REMOVED
 MODIFIED: int = flags.MODIFY
 FILE_CHANGED: int = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE
-SELF = b""  # the name of an event that is about the watched directory itself
+SELF = b""  # the name in an event of the watched directory itself
 
 _MASK: int = NAME_CHANGED | FILE_CHANGED | flags.ONLYDIR | flags.EXCL_UNLINK
-_READ_BYTES = 1 << 16  # of events at once: about 2000, 5 ms
+_READ_BYTES = 1 << 16  # per read: about 2000 events, 5 ms
 _LARGEST_EVENT = 16 + 256  # bytes, with its name
-_RETRY = 60.0  # seconds without new watches after the limit was hit
+_RETRY = 60.0  # seconds without new watches after the limit was reached
 
-RawEvent = tuple[int, int, bytes]  # inotify's number of the directory, mask, name
+RawEvent = tuple[int, int, bytes]  # watch descriptor of the directory, mask, name
 
 
 class Event(NamedTuple):
-    """Something of kinds `mask` happened to a name of a directory."""
+    """An event of kinds `mask` on a name in a directory."""
 
     directory: Inode
     name: bytes
@@ -41,14 +41,14 @@ class Event(NamedTuple):
 
 
 class Watches:
-    """The watched directories. An inode's `watch` is inotify's number for it."""
+    """The watched directories. `Inode.watch` is the watch descriptor; 0: not watched, -1: cannot be watched."""
 
     def __init__(self, descriptors: Descriptors, on_end: Callable[[Inode], None]) -> None:
         try:
             self._inotify = INotify(nonblocking=True)
         except OSError as error:
             raise ConfigError(
-                f"--watch: inotify cannot be had ({error.strerror}): raise fs.inotify.max_user_instances (sysctl)"
+                f"--watch: inotify is not available ({error.strerror}): raise fs.inotify.max_user_instances (sysctl)"
                 " or mount without --watch"
             ) from None
         self._descriptors = descriptors
@@ -66,16 +66,16 @@ class Watches:
 
     @property
     def accepting(self) -> bool:
-        """True unless the system's limit was hit a short time ago."""
+        """True unless the system's limit was reached in the last minute."""
         return trio.current_time() >= self._refused_until
 
     def add_watch(self, directory: Inode) -> tuple[int, os.stat_result]:
-        """Have a directory watched (blocks); return its number, for `enter`, and its stat of just after that."""
+        """Add a watch (blocks). Return the watch descriptor, for `record_watch`, and the directory's stat after it."""
         with self._descriptors.use(directory) as fd:
             return self._inotify.add_watch(f"/proc/self/fd/{fd}", _MASK), os.fstat(fd)
 
     def record_watch(self, number: int, directory: Inode) -> None:
-        """Take in that a directory is watched."""
+        """Record the watch of a directory."""
         former = self._by_number.get(number)
         if former is not None and former is not directory:
             self._end(former)
@@ -83,17 +83,17 @@ class Watches:
         self._by_number[number] = directory
 
     def record_failure(self, directory: Inode, error: OSError) -> None:
-        """Take in that a directory cannot be watched: say so, and what to do, and go on."""
+        """Count and log that a directory cannot be watched."""
         self.refusals += 1
         if error.errno == errno.ENOSPC:
             if not self._refused_until:
                 log.warning(
-                    "%d directories are watched and the limit is reached: changes in others are seen at the next"
-                    " open only; raise it with: sysctl fs.inotify.max_user_watches=1048576",
+                    "%d directories are watched, which is the limit: changes in others are only seen at the"
+                    " next open; raise it with: sysctl fs.inotify.max_user_watches=1048576",
                     len(self),
                 )
             self._refused_until = trio.current_time() + _RETRY
-        elif error.errno not in (errno.ENOENT, errno.ESTALE):  # gone: whoever looks into it will be told
+        elif error.errno not in (errno.ENOENT, errno.ESTALE):  # gone: the caller's operation fails by itself
             name = os.fsdecode(directory.locations[0][1]) if directory.locations else "/"
             log.warning("directory %s cannot be watched: %s", name, error.strerror)
             directory.watch = -1
@@ -107,7 +107,7 @@ class Watches:
             self._end(directory)
 
     def is_watched(self, number: int) -> bool:
-        """Tell whether a directory is watched under a number."""
+        """Return whether a watch descriptor is in use."""
         return number in self._by_number
 
     def _end(self, directory: Inode) -> None:
@@ -117,7 +117,7 @@ class Watches:
     # -- events --------------------------------------------------------------------------------------------------
 
     async def read(self) -> tuple[list[Event], bool]:
-        """Wait for events; return them, and whether others were lost. None of them is older than `since`."""
+        """Wait for events. Return them, and whether some were lost. Sets `since`: no returned event is older."""
         await trio.lowlevel.wait_readable(self._inotify.fd)
         self.since = self._emptied_at
         now = trio.current_time()
@@ -128,7 +128,7 @@ class Watches:
         return self.resolve([(number, mask, os.fsencode(name)) for number, mask, _, name in events])
 
     def resolve(self, raw: list[RawEvent]) -> tuple[list[Event], bool]:
-        """Find the directories of events."""
+        """Return events with their directories, and whether some were lost."""
         self.events += len(raw)
         events: list[Event] = []
         lost = False
@@ -137,7 +137,7 @@ class Watches:
             if mask & flags.Q_OVERFLOW:
                 lost = True
             elif directory is None:
-                continue  # its watch was removed while the event was waiting
+                continue  # its watch was removed after the event
             elif mask & flags.IGNORED:  # the directory is gone, or its filesystem
                 del self._by_number[number]
                 self._end(directory)
@@ -146,6 +146,6 @@ class Watches:
         return events, lost
 
     def check(self) -> None:
-        """Raise AssertionError unless the directories know their numbers."""
+        """Raise AssertionError unless each directory has its watch descriptor."""
         for number, directory in self._by_number.items():
             assert directory.watch == number, (number, directory.watch)

@@ -1,7 +1,7 @@
-"""Notice that SOURCE leads to another mount by now: this one still shows what was there when it was made.
+"""Detect that SOURCE now leads to another mount. This mount keeps showing the old one.
 
-A descriptor holds the old mount, so what replaces it is a lazy unmount and a new mount, or a mount over it. The mount
-table tells, and can be waited for; nothing here asks a server that may hang.
+Our descriptor keeps the old mount alive. It can be replaced by a lazy unmount and a new mount, or by a mount over it.
+Both show in the mount table. Its changes can be waited for, and reading it does not contact a server that may hang.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tmemfs.kernel.mounttable import is_tmemfs, mount_table
 
 log = logging.getLogger(__name__)
 
-CHECK_SECONDS = 0.5  # seconds between two looks: a machine may mount many things at once
-POLL_SECONDS = 60.0  # seconds that a thread waits for a change
+CHECK_SECONDS = 0.5  # between two checks: a machine may mount many things at once
+POLL_SECONDS = 60.0  # the longest wait of the thread for a change
 _READ_BYTES = 1 << 16
 
 
 def mounts_on_way(table: Sequence[MountEntry], path: Path) -> list[MountEntry]:
-    """Return the mounts that a path leads through, the one it ends in last."""
+    """Return the mounts that a path leads through; the last one is the mount it ends in."""
     numbers = {entry.mount_id for entry in table}
     upon = {(entry.parent_id, entry.mountpoint): entry for entry in table}
     found = [entry for entry in table if entry.mountpoint == Path("/") and entry.parent_id not in numbers][:1]
@@ -37,14 +37,14 @@ def mounts_on_way(table: Sequence[MountEntry], path: Path) -> list[MountEntry]:
 
 
 def leads_to(table: Sequence[MountEntry], path: Path, number: int) -> bool:
-    """Tell whether a path leads to the mount with a number, or to mounts of tmemfs over it."""
+    """Return whether a path leads to the mount with a number, or to mounts of tmemfs over it."""
     way = mounts_on_way(table, path)
     numbers = [entry.mount_id for entry in way]
     return number in numbers and all(is_tmemfs(entry) for entry in way[numbers.index(number) + 1 :])
 
 
 class SourceMount:
-    """The mount that a guest's SOURCE was on when it began."""
+    """The mount that a guest's SOURCE was on at the start."""
 
     def __init__(self, source_fd: int) -> None:
         self._path = Path(os.readlink(f"/proc/self/fd/{source_fd}"))
@@ -52,32 +52,32 @@ class SourceMount:
         self._number = int(next((line.split()[1] for line in lines if line.startswith("mnt_id:")), 0))
         self.replaced = False
 
-    def look(self, table: Sequence[MountEntry]) -> None:
-        """Compare with the mount table; say so in the log when SOURCE leads elsewhere, or here again."""
+    def check_table(self, table: Sequence[MountEntry]) -> None:
+        """Compare with a mount table. Log when SOURCE leads to another mount, or to this one again."""
         replaced = not leads_to(table, self._path, self._number)
         if replaced and not self.replaced:
             log.warning(
-                "something else is mounted at %s by now, and this mount still shows what was there before:"
-                " unmount it and mount it anew",
+                "something else is mounted at %s now, but this mount still shows what was there before:"
+                " unmount it and mount it again",
                 self._path,
             )
         elif self.replaced and not replaced:
-            log.info("%s is again what this mount shows", self._path)
+            log.info("%s leads to what this mount shows again", self._path)
         self.replaced = replaced
 
     async def run(self) -> None:
-        """Look at the mount table whenever it changes, until cancelled."""
+        """Check the mount table whenever it changes, until cancelled."""
         if not leads_to(mount_table(), self._path, self._number):
-            return  # the table does not show where SOURCE is: in another mount namespace, for example
+            return  # the table does not contain the mount of SOURCE, for example in another mount namespace
         threads = trio.CapacityLimiter(1)
         fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         while True:
-            self.look(await trio.to_thread.run_sync(_next_table, fd, limiter=threads, abandon_on_cancel=True))
+            self.check_table(await trio.to_thread.run_sync(_next_table, fd, limiter=threads, abandon_on_cancel=True))
             await trio.sleep(CHECK_SECONDS)
 
 
 def _next_table(fd: int) -> list[MountEntry]:
-    """Wait until the mount table changes, for a bounded time, and read it. This needs no other descriptor."""
+    """Wait until the mount table changes, at most POLL_SECONDS, and return it. Opens no descriptor."""
     changed = select.poll()
     changed.register(fd, select.POLLPRI | select.POLLERR)
     changed.poll(POLL_SECONDS * 1000)

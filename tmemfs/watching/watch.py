@@ -1,30 +1,31 @@
-"""See at once what others change in the backing, for `--watch`: inotify on the directories that the kernel looks into.
+"""Detect changes by others at once (`--watch`): inotify on the directories that the kernel looks into.
 
-A directory is watched before the first name in it is looked up or listed, so nothing that the kernel holds of it is
-older than its watch. A directory that was only listed by its parent costs no watch, and only its own size and times
-wait for the attribute time-out.
+A directory is watched before the first name in it is looked up or listed. So the kernel holds nothing of it that is
+older than the watch. A directory that only appeared in a listing of its parent has no watch: changes of its own size
+and times are seen after the attribute time-out.
 
-inotify tells of our own changes too. They are told apart by what the table knows: a change of our own was recorded
-with its stat, so the stat that follows the event compares equal; somebody else's does not. Where stamps are coarse it
-may, too. So a write that happened while none of ours was under way is somebody else's whatever the stats say; an event
-is no older than the last moment at which there was none. Two races come with that:
+inotify reports our own changes too. Each of them was recorded with its stat, so the stat after such an event is equal
+to the recorded one; after a change by others it differs. With coarse time stamps the two may be equal even so.
+Therefore a write event counts as a change by others, whatever the stat says, if we did not write to the file after the
+earliest time of the event. That time is the last moment at which the event queue was empty.
 
-- The event of our own create or rename may be read, and its result seen by a stat, before its maker has entered it
-  into the table. The kernel holds the directory's lock until we have answered the maker, so before removals are told
-  from others', and again before names are judged, a thread takes that lock once (by asking for a name that cannot
-  exist to be forgotten). Rejected: remembering every name that is being changed, which every operation on names would
-  have to take part in.
-- A stat that was overtaken by a change of our own says nothing (InodeTable.observe). The event is used up by then, so
-  the file is looked at again once its writer is done.
+Two races:
 
-A name that leads elsewhere than the kernel believes is forgotten from a thread, and never without need: for a
-directory in use, it makes getcwd(2) fail until somebody looks the name up again.
+- The event of our own create or rename, and a stat of its result, may come before the operation has recorded it in the
+  inode table. The kernel holds the directory's lock until we have replied. So before removals are matched with our
+  own, and again before names are compared, a thread takes this lock once: it invalidates a name that cannot exist.
+  Rejected: a set of all names being changed, which every operation on names would have to maintain.
+- A stat during a change of our own proves nothing (`InodeTable.observe`). The event is used up by then, so the file is
+  checked again when its writer is done.
 
-Each directory has a task of its own while it has events, so that one that hangs does not stop the others.
+A name that now leads to another file is invalidated in the kernel, from a thread and only if needed: while the name of
+a directory in use is invalid, getcwd(2) in it fails.
 
-What inotify does not see, `--watch` does not: changes made on other clients of a network filesystem or on its server,
-writes through a mapping before the file is closed, and writes through a hard link in a directory that nobody looked
-into. These are seen as without `--watch`, at the next open.
+Each directory with events has its own task, so one that hangs does not stop the others.
+
+inotify does not report changes on other clients or on the server of a network filesystem, writes through a mapping
+before the file is closed, and writes through a hard link in a directory without a watch. These are seen at the next
+open, as without `--watch`.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ from tmemfs.watching.inotify import FILE_CHANGED, MODIFIED, NAME_CHANGED, NAME_R
 
 log = logging.getLogger(__name__)
 
-READ_SECONDS = 0.01  # seconds between two reads of events: a file that is being written costs one stat in that time
-BATCH = 256  # names in one call on the backing
-LOCK_THREADS = 4  # threads that may wait for the kernel's directory locks: half of those that Backing has for control
+READ_SECONDS = 0.01  # between two reads of events: a file that is being written costs one stat per interval
+BATCH = 256  # names per call on the backing
+LOCK_THREADS = 4  # that may wait for the kernel's directory locks: half of the threads that Backing has for control
 
 
 class NameEvents(NamedTuple):
-    """What events told of a name: their kinds, how often it went, and when at the earliest they happened."""
+    """The events of one name: their kinds, how many were removals, and their earliest possible time."""
 
     mask: int
     removals: int
@@ -66,7 +67,7 @@ NO_EVENTS = NameEvents(0, 0, 0.0)
 
 
 class Watch:
-    """The watched directories of one guest, and what is done about events in them."""
+    """The watched directories of one guest, and the handling of their events."""
 
     def __init__(
         self,
@@ -82,10 +83,10 @@ class Watch:
         self._content = content
         self._kernel = kernel
         self.watches = Watches(descriptors, self._forget_events)
-        self._pending: dict[Inode, dict[bytes, NameEvents]] = {}  # by directory: names with events
+        self._pending: dict[Inode, dict[bytes, NameEvents]] = {}  # events not yet checked, by directory and name
         self._busy: set[Inode] = set()  # directories with a task
-        self._rechecks: set[tuple[Inode, bytes]] = set()  # names to be looked at again after a writer
-        self._removed: dict[Inode, Counter[bytes]] = {}  # by directory: removals through this mount without event yet
+        self._rechecks: set[tuple[Inode, bytes]] = set()  # names to check again after a writer is done
+        self._removed: dict[Inode, Counter[bytes]] = {}  # removals by this mount whose events have not come yet
         self._lock_threads = trio.CapacityLimiter(LOCK_THREADS)
         self._nursery: trio.Nursery | None = None
         self.overflows = 0
@@ -93,7 +94,7 @@ class Watch:
     # -- directories ---------------------------------------------------------------------------------------------
 
     async def add(self, directory: Inode) -> None:
-        """Watch a directory; without success, say why and go on."""
+        """Watch a directory. Log a failure and go on."""
         watches = self.watches
         if not watches.accepting:
             return
@@ -105,8 +106,8 @@ class Watch:
             return
         if self._inodes.get(directory.number) is directory:
             watches.record_watch(number, directory)
-            self._compare(directory, st, started, NO_EVENTS)  # it may have changed since the kernel was told of it
-        elif not watches.is_watched(number):  # forgotten meanwhile
+            self._compare(directory, st, started, NO_EVENTS)  # it may have changed since the kernel learned of it
+        elif not watches.is_watched(number):  # the inode was forgotten during the call
             watches.remove(number)
 
     def remove(self, directory: Inode) -> None:
@@ -118,7 +119,7 @@ class Watch:
         self._removed.pop(directory, None)
 
     def record_own_removal(self, directory: Inode, name: bytes) -> None:
-        """Take in that this mount removed a name: the event that will tell so is no events."""
+        """Record that this mount removed a name, so that the event of the removal is ignored."""
         if directory.watch > 0:
             self._removed.setdefault(directory, Counter())[name] += 1
 
@@ -131,14 +132,14 @@ class Watch:
             while True:
                 events, lost = await self.watches.read()
                 for directory, name, mask in events:
-                    directory.listing = None  # it holds attributes too
+                    directory.listing = None  # it contains attributes too
                     self._request_check(directory, name, mask)
                 if lost:
                     await self._recover_lost_events()
                 await trio.sleep(READ_SECONDS)
 
     def _request_check(self, directory: Inode, name: bytes, mask: int) -> None:
-        """Have a name of a directory looked at."""
+        """Queue a name for a check, and start the task of its directory."""
         names = self._pending.setdefault(directory, {})
         before = names.get(name, NameEvents(0, 0, self.watches.since))
         names[name] = NameEvents(before.mask | mask, before.removals + bool(mask & NAME_REMOVED), before.since)
@@ -147,7 +148,7 @@ class Watch:
             self._nursery.start_soon(self._check_directory, directory)
 
     async def _check_directory(self, directory: Inode) -> None:
-        """Look at the names of a directory until no more come."""
+        """Check the queued names of a directory until none is left."""
         try:
             while names := self._pending.pop(directory, None):
                 todo = list(names.items())
@@ -158,14 +159,14 @@ class Watch:
             self._busy.discard(directory)
 
     async def _recover_lost_events(self) -> None:
-        """Make up for lost events: anything may have changed.
+        """Revalidate everything after events were lost.
 
-        Only open files are read without a comparison, so only theirs is the content that must go; a closed one is
-        compared when it is opened. Names that did not exist are not known here: they wait for the negative time-out.
+        Only open files lose their content: a closed file is compared when it is opened. The kernel's negative entries
+        are not known here; they expire with the negative time-out.
         """
         self.overflows += 1
         self._removed.clear()
-        log.warning("too many changes at once: events were lost; open files are read anew, all names looked at again")
+        log.warning("too many changes at once: inotify events were lost; all open files and names are checked again")
         known = self._inodes.all()
         for count, inode in enumerate(known, 1):
             inode.listing = None
@@ -183,7 +184,7 @@ class Watch:
     # -- one directory -------------------------------------------------------------------------------------------
 
     async def _check_names(self, directory: Inode, events: Mapping[bytes, NameEvents]) -> None:
-        """Compare what names lead to with what is known of them."""
+        """Compare names with the backing: which files they lead to, and the attributes of these."""
         names_changed = any(item.mask & NAME_CHANGED for item in events.values())
         if names_changed:
             await self._wait_for_own_changes(directory)
@@ -194,12 +195,12 @@ class Watch:
         started = self._inodes.start()
         try:
             found = await self._backing.meta(self._stat_all, directory, names)
-        except OSError:  # the directory itself is gone or out of reach
+        except OSError:  # the directory is gone or cannot be reached
             self._forget_attributes(directory)
             return
         if names_changed:
-            await self._wait_for_own_changes(directory)  # those that the stats have seen
-        removed = self._removed.get(directory, Counter())  # of these, an event is under way
+            await self._wait_for_own_changes(directory)  # own changes that the stats may contain
+        removed = self._removed.get(directory, Counter())  # names whose event is still to come
         wrong: dict[bytes, os.stat_result | None] = {}
         for name, st in found.items():
             inode = directory if name == SELF else self._find_inode(st)
@@ -217,17 +218,17 @@ class Watch:
                 inode = self._find_inode(st)
                 if st is None or inode is None:
                     continue
-                if st.st_nlink == 1 or stat.S_ISDIR(st.st_mode):  # it was moved: this is its only name
+                if st.st_nlink == 1 or stat.S_ISDIR(st.st_mode):  # moved: it has no other name
                     inode.locations.clear()
                 inode.add_location(directory, name)
 
     async def _wait_for_own_changes(self, directory: Inode) -> None:
-        """Wait until what this mount has changed of a directory's names by now is in the table."""
+        """Wait until our own finished changes of a directory are in the inode table, by taking its lock."""
         async with self._lock_threads:
             await self._backing.control(self._kernel.invalidate_name, directory.number, b"/")
 
     def _take_own_removals(self, directory: Inode, events: Mapping[bytes, NameEvents]) -> set[bytes]:
-        """Use up the removals of our own that events tell of; return the names that nobody else removed."""
+        """Match removal events with recorded removals of our own; return the names that only we removed."""
         removed = self._removed.get(directory, Counter())
         own: set[bytes] = set()
         for name, item in events.items():
@@ -245,7 +246,7 @@ class Watch:
             return {name: os.fstat(fd) if name == SELF else _stat_or_none(fd, name) for name in names}
 
     def _find_inode(self, st: os.stat_result | None) -> Inode | None:
-        """Return the inode of a stat, unless it is one that is gone and whose number has been given away again."""
+        """Return the inode of a stat; None if there is none, or if its number was reused for another file."""
         inode = self._inodes.find(st) if st is not None else None
         if st is None or inode is None or inode.unlinked:
             return None
@@ -253,7 +254,7 @@ class Watch:
         return inode if same else None
 
     def _forget_names(self, directory: Inode, wrong: Mapping[bytes, os.stat_result | None]) -> None:
-        """Have the kernel forget names (in a thread), except those that changed again: their event is under way."""
+        """Invalidate names in the kernel (blocks), except those that changed again: another event follows."""
         with contextlib.suppress(OSError), self._descriptors.use(directory) as fd:
             for name, st in wrong.items():
                 if _identity(_stat_or_none(fd, name)) == _identity(st):
@@ -262,7 +263,7 @@ class Watch:
     # -- one inode -----------------------------------------------------------------------------------------------
 
     def _compare(self, inode: Inode, st: os.stat_result, started: int, events: NameEvents) -> bool:
-        """Take in a stat that followed an event; False when a change of our own makes it worthless."""
+        """Compare an inode with a stat after an event. Return False if a change of our own makes the stat useless."""
         if self._inodes.is_worthless(inode, started):
             return False
         before = inode.attr
@@ -280,7 +281,7 @@ class Watch:
         self._kernel.invalidate_attributes(inode.number)
 
     def _recheck_after_writer(self, directory: Inode, name: bytes, inode: Inode) -> None:
-        """Look at a file again when its writer is done."""
+        """Check a file again when its writer is done."""
         if (directory, name) not in self._rechecks and self._nursery is not None:
             self._rechecks.add((directory, name))
             self._nursery.start_soon(self._wait_for_writer, directory, name, inode)
@@ -288,7 +289,7 @@ class Watch:
     async def _wait_for_writer(self, directory: Inode, name: bytes, inode: Inode) -> None:
         async with inode.lock():
             pass
-        await trio.sleep(READ_SECONDS)  # a busy writer is not to cost a stat for every write
+        await trio.sleep(READ_SECONDS)  # one stat per interval, not one per write
         self._rechecks.discard((directory, name))
         if directory.watch > 0:
             self._request_check(directory, name, FILE_CHANGED & ~MODIFIED)
@@ -300,7 +301,7 @@ class Watch:
 
 
 def _stat_or_none(fd: int, name: bytes) -> os.stat_result | None:
-    """Return a name's stat; None where there is none to be had (to forget a name too many is safe)."""
+    """Return a name's stat, None after any error: it is safe to invalidate a valid name."""
     try:
         return os.stat(name, dir_fd=fd, follow_symlinks=False)
     except OSError:
@@ -312,6 +313,6 @@ def _identity(st: os.stat_result | None) -> tuple[int, int] | None:
 
 
 def _visible_attributes(st: os.stat_result) -> tuple[int, ...]:
-    """Return what users see of attributes, without the time of the last access: reading is no change."""
+    """Return the attributes to compare: all but the access time, which reading changes."""
     owner = (st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev)
     return (*owner, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
