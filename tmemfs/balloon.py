@@ -1,16 +1,16 @@
-"""Choose the size of a guest's cache by its demand.
+"""Choose the size of a guest's cache by its demand (`--balloon`).
 
-Two signals count, each against the present capacity, so that one rule fits any size:
+Two signals are compared with the present capacity, so the same rule fits any size:
 
-* *returns*: misses on pages that this guest has had before (the pool gave them, or had their ghost). A larger cache
-  would have kept those. A miss on a page never seen says nothing, so reading a huge file once grows nothing.
-* *requested*: pages requested at all. Hardly any for a while means that the guest is idle, whatever it holds.
+* *returns*: misses on pages that were cached before: the pool had the page, or its ghost. A larger cache would have
+  kept them. A first read of a page does not count, so reading a huge file once does not grow the cache.
+* *requested*: all pages requested. Few of them for a while mean that the guest is idle.
 
-A tick with returns for 1/64 of the capacity doubles it. A window of `idle` seconds with fewer than 1/64 requested
-halves it. Each halving has its own window, so the cache shrinks step by step and the pool has time to take the pages.
-Hysteresis: a halved cache needs four times the rate at which it was halved to double again.
+The cache doubles after a tick with returns of 1/64 of the capacity. It halves after a window of `idle` seconds with
+fewer than 1/64 requested. Each halving starts a new window, so the pool has time to take the pages. Hysteresis: to
+double again, a halved cache needs four times the rate at which it was halved.
 
-Pure: times are handed in. `DataPath.follow_demand` is the task.
+Pure: times are arguments. `DataPath.follow_demand` is the task.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ DEMAND_DIVISOR = 64
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What a guest has counted up to one moment."""
+    """The counters of a guest at one moment."""
 
     requested: int  # pages read or written
-    returns: int  # pages missed that this guest has had before
-    full: bool  # no room for another page in the cache
+    returns: int  # misses on pages that were cached before
+    full: bool  # the cache has no free frame
 
 
 class Balloon:
-    """Turn a guest's signals into sizes. `now` is seconds on any one clock."""
+    """Decides the size of one guest's cache. `now` is in seconds of any clock."""
 
     def __init__(self, allowed: BalloonRange) -> None:
         self.allowed = allowed
         self.grows = self.shrinks = 0
         self._returns = 0
-        # (time, pages requested until then); the first is the newest one that is older than the idle window.
+        # (time, pages requested until then). The first is the newest one from before the idle window.
         self._requested: deque[tuple[float, int]] = deque()
 
     def decide(self, now: float, signals: Signals, capacity: int) -> int:
-        """Return the capacity to have from now on; `capacity` itself for no change."""
+        """Return the new capacity in bytes; `capacity` for no change."""
         returns = signals.returns - self._returns
         self._returns = signals.returns
         self._requested.append((now, signals.requested))
@@ -62,7 +62,7 @@ class Balloon:
         return wanted
 
     def _is_idle(self, now: float, threshold: int) -> bool:
-        """Return whether fewer than `threshold` pages were requested in a whole window."""
+        """Return whether fewer than `threshold` pages were requested in a full window."""
         begin = now - self.allowed.idle
         requested = self._requested
         while len(requested) > 1 and requested[1][0] <= begin:

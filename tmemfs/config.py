@@ -1,7 +1,7 @@
 """The configuration of one mount: a frozen MountConfig, and the parsers of its options.
 
-Every mistake on a command line is refused here, in one line that names the thing and the remedy. A MountConfig is
-valid: no other module checks it again.
+All command-line errors are detected here; the message is one line that names the option and the remedy. A MountConfig
+is always valid, so no other module checks it again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tmemfs.options import MountOptions
 MIN_CACHE_BYTES = MIB
 MIN_POOL_BYTES = 64 * KIB  # one slab
 IDLE_SECONDS = 10.0
-IDLE_TICKS = 8  # looks at the demand in one idle window
-MIN_IDLE_SECONDS = 0.1  # a balloon looks eight times as often
+IDLE_TICKS = 8  # decisions of the balloon in one idle window
+MIN_IDLE_SECONDS = 0.1  # of a balloon; its tick is an eighth of that
 MIN_HSWAP_BYTES = 64 * KIB
 MAX_HSWAP_BYTES = 4 << 40
 _NAME_BYTES = 255  # NAME_MAX
@@ -34,7 +34,7 @@ VersionBy = Literal["all", "size,mtime"]
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """The slow device that SOURCE imitates, for experiments."""
+    """The slow device that SOURCE imitates (`--throttle`)."""
 
     latency: float = 0.0  # seconds for each request
     bandwidth: int = 0  # bytes per second for all requests together; 0: unlimited
@@ -43,7 +43,7 @@ class Throttle:
 
 @dataclass(frozen=True, slots=True)
 class BalloonRange:
-    """Bound the sizes, in bytes, between which a cache may be moved. After `idle` seconds without use it shrinks."""
+    """The smallest and largest cache size in bytes, and the seconds without use after which the cache shrinks."""
 
     minimum: int
     maximum: int
@@ -51,11 +51,11 @@ class BalloonRange:
 
     @property
     def tick(self) -> float:
-        """Seconds between two looks at the demand."""
+        """Seconds between two decisions."""
         return self.idle / IDLE_TICKS
 
     def clamp(self, capacity: int) -> int:
-        """Return the nearest size that is allowed."""
+        """Return the nearest allowed size."""
         return max(self.minimum, min(capacity, self.maximum))
 
 
@@ -133,7 +133,7 @@ class MountConfig:
 
 
 def check_cache_bytes(size: int, what: str = "cache") -> None:
-    """Raise ConfigError for a size that no cache can have, at a mount or a resize."""
+    """Raise ConfigError for an impossible cache size, at a mount or a resize."""
     if size < MIN_CACHE_BYTES:
         raise ConfigError(f"{what} of {size} bytes is too small: give at least 1M")
     check_ram(what, size)
@@ -176,14 +176,14 @@ def parse_balloon(text: str) -> BalloonRange:
 
 @dataclass(frozen=True, slots=True)
 class PoolChoice:
-    """The value of --pool: a pool of its own with so many bytes, no pool (0 bytes), or the socket of a tmemd."""
+    """The value of --pool: the size of a private pool, 0 bytes for none, or the socket of a tmemd."""
 
     pool_bytes: int
     socket: str | None = None
 
 
 def parse_pool(text: str) -> PoolChoice:
-    """Parse a size, none, or unix:PATH, which may borrow all RAM."""
+    """Parse `SIZE`, `none`, or `unix:PATH` (borrow up to all RAM from tmemd)."""
     if text == "none":
         return PoolChoice(0)
     if text.startswith("unix:"):

@@ -1,7 +1,6 @@
-"""Name what the parts count: the contract with other people's dashboards.
+"""The names of all counters and gauges of a guest. Users' dashboards depend on them.
 
-Each entry is one line saying what it counts where the name does not. Counters grow and can be reset; gauges tell a
-state.
+Counters only grow and can be reset. Gauges describe a state. docs/metrics.md explains each.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from tmemfs.watching.source import SourceMount
 
 
 class Counted(Protocol):
-    """What a guest has that is counted."""
+    """The parts of a guest that have counters."""
 
     balloon: Balloon | None
     data: DataPath
@@ -36,7 +35,7 @@ class Counted(Protocol):
 
     @property
     def frozen(self) -> bool:
-        """Return whether the pool takes no new pages."""
+        """Whether the pools accept no new pages."""
 
 
 def register(stats: Stats, guest: Counted) -> None:
@@ -53,10 +52,10 @@ def register(stats: Stats, guest: Counted) -> None:
     stats.counters(
         "cache_",
         lambda: {
-            "hits": reader.hits - reader.readahead_hits,  # first uses of what was read ahead apart
-            "misses": reader.misses,  # not in the cache, wherever they then came from
+            "hits": reader.hits - reader.readahead_hits,  # without first uses of pages that were read ahead
+            "misses": reader.misses,  # not in the cache; the pool may have had them
             "evictions": cache.evictions,
-            "waits": reader.waits,  # pages that another request was already reading
+            "waits": reader.waits,  # for pages that another request was already reading
         },
     )
     _register_demand(stats, guest)
@@ -67,7 +66,7 @@ def register(stats: Stats, guest: Counted) -> None:
         "backing_",
         lambda: {
             "reads": backing.reads,
-            "pages": backing.pages,  # asked for and ahead
+            "pages": backing.pages,  # on demand and read-ahead
             "read_bytes": backing.read_bytes,
             "writes": backing.writes,
             "write_bytes": backing.write_bytes,
@@ -76,7 +75,7 @@ def register(stats: Stats, guest: Counted) -> None:
             "read_seconds": round(backing.read_seconds, 6),
         },
     )
-    stats.gauges("backing_", lambda: {"replaced": int(guest.source.replaced)})  # SOURCE leads to another mount by now
+    stats.gauges("backing_", lambda: {"replaced": int(guest.source.replaced)})  # SOURCE now leads to another mount
     stats.counters("coherency_", lambda: {"mismatches": inodes.invalidations})
     balloon = guest.balloon
     if balloon is not None:
@@ -88,7 +87,7 @@ def register(stats: Stats, guest: Counted) -> None:
             "watch_",
             lambda: {
                 "events": watch.watches.events,
-                "overflows": watch.overflows,  # events were lost, and everything was looked at again
+                "overflows": watch.overflows,  # events were lost, so everything was checked again
                 "refusals": watch.watches.refusals,  # directories that could not be watched
             },
         )
@@ -98,7 +97,7 @@ def register(stats: Stats, guest: Counted) -> None:
 
 
 def _register_demand(stats: Stats, guest: Counted) -> None:
-    """Register what was asked for, and what was read ahead of that."""
+    """Register the counters of requested pages and of read-ahead."""
     data = guest.data
     cache, reader, backing, pool = data.cache, data.reader, data.backing, data.precache.pool
 
@@ -107,16 +106,16 @@ def _register_demand(stats: Stats, guest: Counted) -> None:
         return {
             "pages": reader.hits + reader.misses,
             "hits": reader.hits - reader.readahead_hits + gets,  # in the cache or the pool
-            "misses": reader.waits + backing.pages - backing.readahead_pages,  # that somebody waited for
+            "misses": reader.waits + backing.pages - backing.readahead_pages,  # that a request waited for
         }
 
     stats.counters("demand_", demand)
     stats.counters(
         "readahead_",
         lambda: {
-            "pages": backing.readahead_pages,  # read before anybody had asked for them
-            "hits": reader.readahead_hits,  # of these, in the cache when they were first asked for
-            "unused": cache.unused,  # of these, left the cache before
+            "pages": backing.readahead_pages,  # read before a request for them
+            "hits": reader.readahead_hits,  # of these, requested while in the cache
+            "unused": cache.unused,  # of these, evicted before a request
         },
     )
 
@@ -124,12 +123,12 @@ def _register_demand(stats: Stats, guest: Counted) -> None:
 def _register_pool(stats: Stats, guest: Counted) -> None:
     cache, tmem, pool = guest.data.cache, guest.tmem, guest.data.precache.pool
 
-    # Without a pool the names are there all the same: a dashboard need not know.
-    def held() -> TmemStats:
-        return tmem.stats() if tmem is not None else _NOTHING_HELD
+    # The names exist without a pool, too, so that dashboards need no special case.
+    def tmem_stats() -> TmemStats:
+        return tmem.stats() if tmem is not None else _NO_TMEM_STATS
 
-    def verbs() -> dict[str, int | float]:
-        now = pool.stats if pool is not None else _NOTHING_DONE
+    def pool_counters() -> dict[str, int | float]:
+        now = pool.stats if pool is not None else _NO_POOL_STATS
         return {
             "puts": now.puts,
             "rejected_puts": now.rejected_puts,
@@ -137,18 +136,18 @@ def _register_pool(stats: Stats, guest: Counted) -> None:
             "failed_gets": now.failed_gets,
             "flushes": now.flushes,
             "dropped": cache.dropped,  # evicted while the victim queue was full
-            "passed": cache.passed,  # evicted pages of streams that were not worth a put (tmemfs/cache/admission.py)
+            "passed": cache.passed,  # pages of a first sequential scan, dropped instead of pooled
         }
 
-    stats.counters("precache_", verbs)
+    stats.counters("precache_", pool_counters)
     stats.ratio("precache_hit_ratio", ("precache_succ_gets",), ("precache_succ_gets", "precache_failed_gets"))
 
     def gauges() -> dict[str, int | float | None]:
-        now = held()
+        now = tmem_stats()
         return {
             "slabs": now.slabs,
             "lent_bytes": now.lent_bytes,
-            "stock_bytes": guest.stocking.stocked_bytes,  # real, and not yet used by the pool
+            "stock_bytes": guest.stocking.stocked_bytes,  # populated, not yet used by the pool
             "used_bytes": now.used_bytes,
             "pages": now.pages,
             "original_bytes": now.original_bytes,
@@ -157,13 +156,13 @@ def _register_pool(stats: Stats, guest: Counted) -> None:
             "same_filled_pages": now.same_filled_pages,
             "raw_pages": now.raw_pages,
             "index_bytes": now.index_bytes,
-            "frozen": int(guest.frozen),  # takes no new pages
+            "frozen": int(guest.frozen),  # accepts no new pages
         }
 
     stats.gauges("pool_", gauges)
 
     def counters() -> dict[str, int | float]:
-        now = held()
+        now = tmem_stats()
         return {"evictions": now.evictions, "revoked_slabs": now.revoked_slabs, "ghost_hits": now.ghost_hits}
 
     stats.counters("pool_", counters)
@@ -178,7 +177,7 @@ def _register_hswap(stats: Stats, guest: Counted) -> None:
             "size_bytes": len(pagemap) << PAGE_SHIFT,
             "pool_pages": pagemap.pool_pages,
             "overflow_pages": pagemap.overflow_pages,
-            "lost_pages": pagemap.lost_pages,  # that read as errors
+            "lost_pages": pagemap.lost_pages,  # reads of them fail
         },
     )
     stats.counters("hswap_", lambda: dataclasses.asdict(counters))
@@ -193,13 +192,13 @@ def _register_lender(stats: Stats, guest: Counted) -> None:
         "lender",
         lambda: {
             "": lender.state,
-            "_cap_bytes": borrower.source.cap * SLAB_SIZE,  # the most that tmemd lends this mount
+            "_cap_bytes": borrower.source.cap * SLAB_SIZE,  # the limit that tmemd sets for this mount
             "_held_bytes": sum(borrower.source.held(kind) for kind in Kind) * SLAB_SIZE,
-            "_stock_bytes": borrower.source.stocked * SLAB_SIZE,  # lent, and not yet used by the pool
+            "_stock_bytes": borrower.source.stocked * SLAB_SIZE,  # lent, not yet used by the pool
         },
     )
     stats.counters("lender_", lambda: dataclasses.asdict(borrower.counters))
 
 
-_NOTHING_DONE = PoolStats(**{field.name: 0 for field in dataclasses.fields(PoolStats)})
-_NOTHING_HELD = TmemStats(**{field.name: 0 for field in dataclasses.fields(TmemStats)})
+_NO_POOL_STATS = PoolStats(**{field.name: 0 for field in dataclasses.fields(PoolStats)})
+_NO_TMEM_STATS = TmemStats(**{field.name: 0 for field in dataclasses.fields(TmemStats)})

@@ -1,6 +1,6 @@
 """Assemble the parts of one guest that read and write files. Tests use them without a mount.
 
-The object is also the observer of its inode table: what follows from an event there is written down here, in one place.
+The DataPath is also the observer of its inode table: the events of the table are passed on to the other parts here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tmemfs.io.writer import Writer
 from tmemfs.kernel.kernelcache import KernelCache
 from tmemfs.watching.watch import Watch
 
-READAHEAD_DIVISOR = 16  # the largest read-ahead window is this part of the cache
+READAHEAD_DIVISOR = 16  # the largest read-ahead window is 1/16 of the cache
 
 
 class DataPath(InodeObserver):
@@ -75,12 +75,12 @@ class DataPath(InodeObserver):
         self.kernel.invalidate(inode.number)
 
     def orphaned(self, inode: Inode) -> None:
-        """Release the descriptor that would write an orphan back: it would keep the file's disk space."""
+        """Release the write-back's descriptor of an unlinked file: it would keep the disk space in use."""
         if self.writeback is not None:
             self.writeback.forget(inode)
 
     def evicted(self, directory: Inode) -> None:
-        """Stop watching a directory that left the table."""
+        """Stop watching a directory that was removed from the table."""
         if self.watch is not None:
             self.watch.remove(directory)
 
@@ -90,14 +90,14 @@ class DataPath(InodeObserver):
             await self.watch.add(directory)
 
     def name_removed(self, directory: Inode, name: bytes) -> None:
-        """Tell the watch that the removal of a name is our own."""
+        """Record a removal of our own, so that the watch ignores its event."""
         if self.watch is not None:
             self.watch.record_own_removal(directory, name)
 
     # -- running -------------------------------------------------------------------------------------------------
 
     async def resize(self, capacity: int) -> None:
-        """Set the cache's size in bytes, to one that `check_cache_bytes` accepts."""
+        """Resize the cache. `capacity`: bytes, accepted by `check_cache_bytes`."""
         await self.precache.resize(capacity)
         self.files.readahead_pages = self.cache.frames // READAHEAD_DIVISOR
         if self.writeback is not None and not self.cache.settled:

@@ -1,4 +1,4 @@
-"""Assemble one guest: its pool, its data path, what answers the kernel, and its background tasks."""
+"""Assemble one guest: its pool, its data path, its request handlers and its background tasks."""
 
 from __future__ import annotations
 
@@ -44,18 +44,20 @@ from tmemfs.watching.source import SourceMount
 
 log = logging.getLogger(__name__)
 
-REQUEST_BUFFER_BYTES = 32 * MIB  # buffers of many large requests at once: 25 MiB were seen while a guest was swapped to
-MAX_DESCRIPTORS = 4096  # O_PATH descriptors; at most half of what the process may have
+REQUEST_BUFFER_BYTES = (
+    32 * MIB
+)  # buffers of concurrent large requests: 25 MiB were measured while a guest was swapped to
+MAX_DESCRIPTORS = 4096  # O_PATH descriptors; at most half of RLIMIT_NOFILE
 
 
 class Guest:
-    """One mounted directory, without the mount."""
+    """All parts of one mount, except the connection to the kernel."""
 
     def __init__(self, config: MountConfig, source_fd: int) -> None:
         """Take over `source_fd`, an O_PATH descriptor of SOURCE."""
         self.config = config
         self.stats = Stats()
-        self._headroom = Headroom(None)  # no reserve of the machine's memory: swap is used when it is gone
+        self._headroom = Headroom(None)  # keeps no reserve of free memory: swap is used when it runs out
         self._locked = bool(config.hswap_bytes) and processmemory.is_locked()
         slabs_wanted = Wakeup()
         self.arena = _make_arena(config, slabs_wanted)
@@ -100,11 +102,13 @@ class Guest:
         if self.arena is None:
             return Stocking(None), None
         source: SlabSource = ResidentSlabs(self.arena, self._has_room) if self._locked else self.arena
-        stocking = Stocking(source if isinstance(self.arena, EmbeddedArena) else None)  # a loan has its own stock
+        stocking = Stocking(
+            source if isinstance(self.arena, EmbeddedArena) else None
+        )  # borrowed slabs have their own stock
         return stocking, Tmem(stocking.stock or source, compress=self.config.compress)
 
     def _has_room(self, size: int) -> bool:
-        """Return whether so much more may be locked beside what the cache may still grow. tmemd decides for a loan."""
+        """Return whether `size` more bytes may be locked in RAM, beside the cache's growth. tmemd decides for a loan."""
         cache = self.data.cache
         unfilled = cache.capacity - (cache.resident << PAGE_SHIFT)
         return self.lender is not None or self._headroom.refusal(size + unfilled + REQUEST_BUFFER_BYTES) is None
@@ -131,7 +135,7 @@ class Guest:
                 case Untrusted() as untrusted:
                     remedy = untrusted.remedy("--pool-owner")
                 case PermissionError():
-                    remedy = "its mode and group say who may"
+                    remedy = "its mode and group decide who may use it"
                 case FileNotFoundError() | ConnectionRefusedError():
                     remedy = "start tmemd"
                 case _:
@@ -190,15 +194,15 @@ class Guest:
 
     async def finish(self) -> None:
         """Write back all dirty pages. If some cannot be written, log their files and raise OSError."""
-        left = await self.data.writeback.finish() if self.data.writeback is not None else []
-        for inode in left:
+        unwritten = await self.data.writeback.finish() if self.data.writeback is not None else []
+        for inode in unwritten:
             reason = inode.errors.last.strerror if inode.errors.last is not None else "given up"
             log.error("%s: %d dirty pages are lost, not written back: %s", inode.display_path, len(inode.dirty), reason)
-        if left:
-            raise OSError(f"the dirty pages of {len(left)} files could not be written back")
+        if unwritten:
+            raise OSError(f"the dirty pages of {len(unwritten)} files could not be written back")
 
     def close(self) -> None:
-        """Remove what ends with the mount."""
+        """Remove the overflow file, which ends with the mount."""
         if self.swap is not None:
             self.swap.close()
 
@@ -217,7 +221,7 @@ class Guest:
 
 
 def _make_arena(config: MountConfig, slabs_wanted: Wakeup) -> EmbeddedArena | BorrowedArena | None:
-    """Return where the pool gets its slabs from; None without a pool."""
+    """Return the source of the pool's slabs; None without a pool."""
     if not config.pool_bytes:
         return None
     if config.pool_socket is not None:

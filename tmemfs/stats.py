@@ -41,7 +41,7 @@ def _bucket_top(bucket: int) -> int:
 
 
 def percentile(buckets: array[int], fraction: float) -> float | None:
-    """Return the seconds that `fraction` of the requests did not exceed; None without requests."""
+    """Return a percentile of the latencies in seconds (0.5: the median); None without requests."""
     total = sum(buckets)
     if not total:
         return None
@@ -84,7 +84,7 @@ class Stats:
         self._ratios[name] = Ratio(part, whole)
 
     def latency(self, operation: str) -> Latency:
-        """Return the histogram of an operation; create it at its first use."""
+        """Return the histogram of an operation. The first call creates it."""
         latency = self._latencies.get(operation)
         if latency is None:
             latency = self._latencies[operation] = Latency()

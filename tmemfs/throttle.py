@@ -1,7 +1,7 @@
-"""Slow a directory down for experiments, as a device with a latency, a bandwidth and a queue depth.
+"""Imitate a slow device for experiments (`--throttle`): latency, bandwidth and queue depth.
 
-Up to `depth` requests overlap. Each waits `latency`, and all share `bandwidth` bytes per second. The waits are trio's,
-so a throttled request holds no thread.
+Up to `depth` requests overlap. Each waits `latency`, and all share `bandwidth` bytes per second. The waits are trio
+sleeps, so a delayed request holds no thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tmemfs.config import Throttle
 
 
 class ThrottleGate:
-    """Delays requests by the settings."""
+    """Delays the requests of one guest."""
 
     def __init__(self, settings: Throttle) -> None:
         self._settings = settings
@@ -20,7 +20,7 @@ class ThrottleGate:
         self._bandwidth_free_at = 0.0  # trio clock, seconds
 
     async def delay(self, size: int) -> None:
-        """Wait for as long as a request of `size` bytes takes."""
+        """Wait as long as the device needs for a request of `size` bytes."""
         async with self._depth:
             now = trio.current_time()
             done = now + self._settings.latency

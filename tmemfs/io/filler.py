@@ -32,7 +32,7 @@ class Filler:
         self._inodes = inodes
 
     async def run(self, file: OpenFile, fill: Fill, *, size: int | None = None) -> None:
-        """Carry out one backing read and wake all who wait for it. `size`: bytes to read if not up to the file's end."""
+        """Read the pages of a fill (`size` bytes, or up to the file's end) and wake all requests that wait for it."""
         inode = file.inode
         fill.hollow = bool(inode.dirty)
         for index in range(fill.first, fill.last + 1):

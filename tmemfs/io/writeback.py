@@ -45,9 +45,7 @@ class Writeback:
         self._inodes = inodes
         self._read = read
         self._dirty_since: dict[Inode, float] = {}  # when the oldest dirty page of each file became dirty
-        self._files: dict[
-            Inode, OpenFile
-        ] = {}  # the open file whose descriptor is used, kept open until the inode is clean
+        self._files: dict[Inode, OpenFile] = {}  # used for write-back, kept open until the inode is clean
         self._flush_requested = trio.Event()  # flush without waiting for MAX_AGE
         self._untried: set[Inode] = set()  # dirty files that were not tried since `suspend`
         self.suspended = False  # all writes go through
@@ -253,7 +251,7 @@ class Writeback:
                 nursery.start_soon(self._flush_alone, inode, set())
         return list(self._dirty_since)
 
-    # -- before an unmount ---------------------------------------------------------------------------------------
+    # -- before an unmount ----------------------------------------------------------------------------------------
 
     def suspend(self, *, give_up: bool = False) -> None:
         """Write through from now on, and request a flush of everything. `unwritten` yields what is still dirty.
