@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_BUFFER_BYTES = (
     32 * MIB
-)  # buffers of concurrent large requests: 25 MiB were measured while a guest was swapped to
+)  # for concurrent large requests: 25 MiB were measured while a guest was swapped to
 MAX_DESCRIPTORS = 4096  # O_PATH descriptors; at most half of RLIMIT_NOFILE
 
 
@@ -104,11 +104,11 @@ class Guest:
         source: SlabSource = ResidentSlabs(self.arena, self._has_room) if self._locked else self.arena
         stocking = Stocking(
             source if isinstance(self.arena, EmbeddedArena) else None
-        )  # borrowed slabs have their own stock
+        )  # a loan has its own
         return stocking, Tmem(stocking.stock or source, compress=self.config.compress)
 
     def _has_room(self, size: int) -> bool:
-        """Return whether `size` more bytes may be locked in RAM, beside the cache's growth. tmemd decides for a loan."""
+        """Return whether `size` more bytes may be locked in RAM, beside the cache's growth; of a loan, always."""
         cache = self.data.cache
         unfilled = cache.capacity - (cache.resident << PAGE_SHIFT)
         return self.lender is not None or self._headroom.refusal(size + unfilled + REQUEST_BUFFER_BYTES) is None
