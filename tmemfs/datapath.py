@@ -104,9 +104,9 @@ class DataPath(InodeObserver):
             await self.writeback.finish()  # dirty pages block the shrink
 
     def signals(self) -> Signals:
-        """Return what the guest has counted by now, for its balloon."""
+        """Return the present counters that the balloon decides by."""
         cache, reader, pool = self.cache, self.reader, self.precache.pool
-        returns = reader.misses  # without a pool nothing remembers a page: every miss counts
+        returns = reader.misses  # without a pool there are no ghosts: every miss counts
         if pool is not None:
             stats = pool.stats
             returns = stats.succ_gets + stats.ghost_hits

@@ -44,9 +44,7 @@ from tmemfs.watching.source import SourceMount
 
 log = logging.getLogger(__name__)
 
-REQUEST_BUFFER_BYTES = (
-    32 * MIB
-)  # for concurrent large requests: 25 MiB were measured while a guest was swapped to
+REQUEST_BUFFER_BYTES = 32 * MIB  # for concurrent large requests: 25 MiB were measured while a guest was swapped to
 MAX_DESCRIPTORS = 4096  # O_PATH descriptors; at most half of RLIMIT_NOFILE
 
 
@@ -102,9 +100,7 @@ class Guest:
         if self.arena is None:
             return Stocking(None), None
         source: SlabSource = ResidentSlabs(self.arena, self._has_room) if self._locked else self.arena
-        stocking = Stocking(
-            source if isinstance(self.arena, EmbeddedArena) else None
-        )  # a loan has its own
+        stocking = Stocking(source if isinstance(self.arena, EmbeddedArena) else None)  # a loan has its own
         return stocking, Tmem(stocking.stock or source, compress=self.config.compress)
 
     def _has_room(self, size: int) -> bool:

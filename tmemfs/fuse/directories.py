@@ -1,8 +1,8 @@
-"""Read open directories: each keeps the listing that its first read took, until it is rewound.
+"""Open directories. Each keeps the listing of its first read until it is rewound.
 
-Every entry goes out with its attributes (readdirplus), so the kernel knows names and attributes of a directory that
-was listed. What was said about an entry is kept with the listing and said again as long as nothing was learned about
-its inode since: the second `ls -l` within the attribute time-out costs no call and a third of the time.
+All entries are sent with their attributes (readdirplus), so after a listing the kernel has them cached. The reply for
+an entry is kept with the listing and sent again while its inode is unchanged. A second `ls -l` within the attribute
+time-out needs no call on the backing and takes a third of the time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tmemfs.namespace.listing import Listing
 from tmemfs.namespace.namespace import Namespace
 
 _DOTS = (b".", b"..")
-_FIRST_NEXT = len(_DOTS) + 1  # what an entry at position 0 says comes next
+_FIRST_NEXT = len(_DOTS) + 1  # the kernel's offset after the entry at position 0
 
 
 class OpenDirectory:
@@ -30,7 +30,7 @@ class OpenDirectory:
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
-        self.listing: Listing | None = None  # until it is read
+        self.listing: Listing | None = None  # None until the first read
 
 
 class OpenDirectories:
@@ -45,7 +45,7 @@ class OpenDirectories:
         self._open: dict[int, OpenDirectory] = {}
 
     async def open(self, fh: int, inode: Inode, thread: int) -> None:
-        """Open a directory under a handle number. Raise the backing's OSError, ESTALE where it has no name any more."""
+        """Open a directory under a handle number. Raise OSError; ESTALE if a known name does not lead to it."""
         self._listings.compare(inode, await self._opener.open_directory(inode, thread))
         self._open[fh] = OpenDirectory(inode)
 
@@ -54,12 +54,12 @@ class OpenDirectories:
         self._open.pop(fh, None)
 
     def inode(self, fh: int) -> Inode | None:
-        """Return what is open under a handle number."""
+        """Return the directory of a handle number; None for the virtual directory."""
         directory = self._open.get(fh)
         return directory.inode if directory is not None else None
 
     async def read(self, fh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
-        """Answer with the entries from position `start` on, as many as the kernel has room for."""
+        """Send the entries from offset `start` on, as many as fit into the kernel's buffer."""
         directory = self._open.get(fh)
         if directory is None:
             return
@@ -71,17 +71,17 @@ class OpenDirectories:
         for position in range(start, len(_DOTS)):
             entry = self._replies.entry(await self._dot(directory.inode, position))
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(_DOTS[position]), entry, position + 1):
-                return  # the kernel counts no lookup for these two
+                return  # the kernel counts no lookup for `.` and `..`
         await self._read_names(directory.inode, directory.listing, max(start - len(_DOTS), 0), token)
 
     async def _read_names(self, directory: Inode, listing: Listing, start: int, token: pyfuse3.ReaddirToken) -> None:
-        # Everything that is looked up is bound before the loop, and the common case is written out: it is most of the
-        # time of a directory that is listed again and again.
+        # The loop is optimised: it takes most of the time of a repeated listing. So names are bound before it, and the
+        # case of a kept reply is inlined.
         send = pyfuse3.readdir_reply
         left = max(0.0, listing.made + self._inodes.attr_timeout - trio.current_time())
         names, replies = itertools.islice(listing.names, start, None), itertools.islice(listing.replies, start, None)
         for position, (name, reply) in enumerate(zip(names, replies, strict=True), start):
-            if reply is not None and reply[0].seen_at == reply[1] and reply[0].lookups:  # as the kernel knows it
+            if reply is not None and reply[0].seen_at == reply[1] and reply[0].lookups:  # unchanged since that reply
                 inode, _, entry = reply
                 entry.attr_timeout = entry.entry_timeout = left
                 if not send(token, name, entry, position + _FIRST_NEXT):
@@ -90,15 +90,15 @@ class OpenDirectories:
                 continue
             made = await self._make_reply(directory, listing, position)
             if made is None:
-                continue  # gone since the names were read
+                continue  # removed since the names were read
             inode, entry = made
             if not send(token, name, entry, position + _FIRST_NEXT):
-                self._inodes.forget(inode.number, 0)  # the kernel has not heard of it, and perhaps never will
+                self._inodes.forget(inode.number, 0)  # not sent: the kernel does not know the inode
                 return
             self._inodes.add_lookup(inode)
 
     async def _dot(self, inode: Inode, position: int) -> Inode:
-        """Return the inode of `.` (0) or `..` (1) in a directory, its attributes known."""
+        """Return the inode of `.` (position 0) or `..` (1) of a directory, with its attributes cached."""
         if position == 1 and inode.locations:
             inode = inode.locations[0][0]
         if inode.attr is None:
@@ -115,6 +115,6 @@ class OpenDirectories:
         if inode is None:
             return None
         entry = self._replies.entry(inode)
-        if entry.attr_timeout:  # else the kernel is to ask each time
+        if entry.attr_timeout:  # 0: the kernel must not cache it
             listing.replies[position] = (inode, inode.seen_at, entry)
         return inode, entry

@@ -1,4 +1,4 @@
-"""Put what the parts know into the structures that pyfuse3 sends."""
+"""Build the structures that pyfuse3 sends to the kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tmemfs.io.writeback import Writeback
 
 
 class ReplyBuilder:
-    """Describe inodes and virtual nodes to the kernel, and say how long it may believe it."""
+    """Builds entries: attributes, and for how long the kernel may cache them."""
 
     def __init__(self, writeback: Writeback | None, *, attr_timeout: float, negative_timeout: float) -> None:
         self._writeback = writeback
@@ -22,28 +22,28 @@ class ReplyBuilder:
         self._negative_timeout = negative_timeout
 
     def entry(self, inode: Inode, st: os.stat_result | None = None) -> EntryAttributes:
-        """Describe an inode; `st` where the inode's own attributes are not known."""
+        """Return the entry of an inode, with the attributes `st` if the inode has none cached."""
         known = inode.attr or st
         assert known is not None
         entry = _attributes(known, inode.number)
         entry.generation = inode.generation
         entry.entry_timeout = entry.attr_timeout = self._attr_timeout
-        # Not `inode.dirty`: that is empty before a write-back ends, and until then the attributes are those of before.
+        # Not `inode.dirty`: it is already empty while the end of a write-back still changes the attributes.
         dirty_mtime_ns = self._writeback.dirty_mtime_ns.get(inode) if self._writeback is not None else None
         if dirty_mtime_ns is not None:
             entry.st_size = inode.size
             entry.st_mtime_ns = entry.st_ctime_ns = dirty_mtime_ns
-            entry.attr_timeout = 0  # the write-back changes the ctime: whoever wants to know has to ask
+            entry.attr_timeout = 0  # the write-back will change the ctime
         return entry
 
     def virtual_entry(self, node: VirtualNode) -> EntryAttributes:
-        """Describe a virtual node. The kernel has to ask for it each time."""
+        """Return the entry of a virtual node. The kernel does not cache it."""
         entry = _attributes(node.stat(), node.number)
         entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
     def negative_entry(self) -> EntryAttributes:
-        """Say that there is no such name, and how long that may be believed: not at all, if the time-out is 0."""
+        """Return the entry of a name that does not exist. The kernel does not cache it if the time-out is 0."""
         entry = EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(0)
         entry.entry_timeout = self._negative_timeout
@@ -51,12 +51,12 @@ class ReplyBuilder:
 
 
 def direct_io_reply(number: int) -> FileInfo:
-    """Describe an open file: its reads come here, and nothing that was mapped earlier is kept."""
+    """Return the reply to an open: the kernel does not cache reads, and drops pages of earlier mappings."""
     return FileInfo(fh=pyfuse3.FileHandleT(number), direct_io=True, keep_cache=False)
 
 
 def statvfs_reply(found: os.statvfs_result) -> StatvfsData:
-    """Describe the backing's size and free space."""
+    """Return the reply to statfs."""
     reply = StatvfsData()
     for field in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
         setattr(reply, f"f_{field}", getattr(found, f"f_{field}"))

@@ -1,4 +1,4 @@
-"""Define what the operations ask of virtual files, which are made above this folder (`tmemfs/virtual/`)."""
+"""The interface of virtual files for the request handlers. `tmemfs/virtual/` implements it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class VirtualFiles(Protocol):
         """The file `stats` in the root of the mount. A file of this name in the backing takes precedence."""
 
     def find(self, parent: int, name: bytes) -> VirtualNode | None:
-        """Return the node of a name in a directory, but for `root_stats`."""
+        """Return the node of a name in a directory. Does not find `root_stats`."""
 
     def get(self, number: int) -> VirtualNode | None:
         """Return the node with a number."""

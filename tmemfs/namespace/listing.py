@@ -1,12 +1,9 @@
-"""List directories: the names are read at once, their attributes as the reader advances.
+"""List directories. All names are read in one scan, the attributes BATCH at a time as the reader advances.
 
-The names of 100,000 entries are one scan. Attributes are read BATCH at a time, so that the first screen of `ls` does
-not wait for the last entry. A listing is reused by other readers within the attribute time-out. It is dropped by each
-change of our own in the directory or to one of its files, and by an open that finds the times of the directory changed.
-An open directory keeps the listing of its first read until it is rewound.
-
-Equal times prove nothing if the directory had changed just before it was listed (`stamps.py`). Such a listing is
-dropped at the next open.
+So the first screen of `ls` in a directory of 100,000 entries does not wait for the attributes of the last. A listing is
+shared by all readers within the attribute time-out. It is dropped by each change of our own in the directory or to one
+of its files, and by an open that finds the times of the directory changed. If the directory had changed just before it
+was listed, equal times prove nothing (`stamps.py`); then the next open drops the listing.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from tmemfs.backing import Backing
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 
-BATCH = 256
+BATCH = 256  # names whose attributes are read in one call
 
 
 Version = tuple[int, int]  # mtime and ctime of a directory
@@ -43,7 +40,7 @@ class Listing:
 
     def __init__(self, names: list[bytes], version: Version | None, made: float) -> None:
         self.names = names
-        self.version = version  # None: not settled, a change by others may leave the same times
+        self.version = version  # None: a later change by others might leave the same times
         self.made = made
         self.entries: list[Entry | None] = []  # None: removed before its attributes were read
         self.statted = 0
@@ -66,36 +63,36 @@ class Listings:
         self._backing = backing
         self._inodes = inodes
         self._descriptors = inodes.descriptors
-        self._kept: dict[Inode, float] = {}  # directory: when its listing was made, the oldest first
+        self._cached: dict[Inode, float] = {}  # directory: when its listing was made, the oldest first
 
     async def open(self, directory: Inode) -> Listing:
         """Return a listing that is no older than the attribute time-out."""
         await self._inodes.ensure_watched(directory)
         self._expire(trio.current_time() - self._inodes.attr_timeout)
-        kept = directory.listing
-        if isinstance(kept, Listing):
-            return kept
+        cached = directory.listing
+        if isinstance(cached, Listing):
+            return cached
         started = self._inodes.start()
         made, wall = trio.current_time(), time.time_ns()
         names, st, stats = await self._backing.meta(self._scan, directory)
         listing = Listing(names, _version(st) if self._inodes.is_settled(st, made, wall) else None, made)
         listing.add(stats, started)
-        if directory.seen_at <= started:  # else a change of our own happened in between
+        if directory.seen_at <= started:  # else we changed the directory during the scan
             directory.listing = listing
-            self._kept.pop(directory, None)
-            self._kept[directory] = made
+            self._cached.pop(directory, None)
+            self._cached[directory] = made
         return listing
 
     def compare(self, directory: Inode, st: os.stat_result) -> None:
         """Drop the cached listing if the directory may have changed since."""
-        kept = directory.listing
-        if isinstance(kept, Listing) and kept.version != _version(st):
+        cached = directory.listing
+        if isinstance(cached, Listing) and cached.version != _version(st):
             directory.listing = None
 
     def _expire(self, until: float) -> None:
         """Drop the listings made before a time: a walk of a tree leaves one in each directory."""
-        for directory, _ in list(itertools.takewhile(lambda item: item[1] <= until, self._kept.items())):
-            del self._kept[directory]
+        for directory, _ in list(itertools.takewhile(lambda item: item[1] <= until, self._cached.items())):
+            del self._cached[directory]
             directory.listing = None
 
     def _scan(self, directory: Inode) -> tuple[list[bytes], os.stat_result, list[os.stat_result | None]]:
@@ -111,7 +108,7 @@ class Listings:
             os.close(fd)
 
     async def entry(self, directory: Inode, listing: Listing, position: int) -> Entry | None:
-        """Return the entry at a position below len(names), None if it was removed."""
+        """Return the entry at a position below len(names); None if it was removed."""
         while position >= listing.statted:
             begin = listing.statted
             names = listing.names[begin : begin + BATCH]

@@ -1,4 +1,4 @@
-"""Assemble the parts of one guest that deal with names and attributes. Tests use them without a mount."""
+"""Assemble the parts of one guest for names and attributes. Tests use them without a mount."""
 
 from __future__ import annotations
 

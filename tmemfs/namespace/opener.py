@@ -1,7 +1,7 @@
 """Open, create and close files and directories.
 
-An open is one thread call, which checks the inode's names, opens the backing file and takes its stat. Then the version
-is compared, before the kernel hears of the open.
+An open is one thread call: it checks the inode's names, opens the backing file and takes its stat. Then the version is
+compared, before the reply to the kernel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Opener:
         self._extra_flags = os.O_SYNC if synchronous else 0  # flags of every open
 
     async def open(self, inode: Inode, flags: int, caller: Caller) -> OpenFile:
-        """Open a file of the backing; truncate it for O_TRUNC. Raise ESTALE where no name leads to it any more."""
+        """Open a file of the backing; truncate it for O_TRUNC. Raise ESTALE if a known name does not lead to it."""
         data = self._data
         fd, opened = await self._open_backing(inode, flags | self._extra_flags, caller.pid)
         file = data.files.add(inode, fd, opened, caller.uid)
@@ -52,10 +52,10 @@ class Opener:
         return file
 
     async def _open_backing(self, inode: Inode, flags: int, thread: int) -> tuple[int, int]:
-        """Open the backing file and compare its version. Return a descriptor and the flags that it was opened with.
+        """Open the backing file and compare its version. Return a descriptor and its open flags.
 
-        A file that is opened for writing only is opened for reading, too, if that is allowed: write-back has to fill
-        pages that are written in part.
+        With write-back, O_WRONLY becomes O_RDWR if that is permitted, to read the rest of pages that are written in
+        part.
         """
         data = self._data
         read_too = data.writeback is not None and not flags & os.O_APPEND
@@ -106,7 +106,7 @@ class Opener:
         return await self._revalidator.run(inode, thread, call, ends_walk=False)
 
     async def update_kernel_size(self, inode: Inode) -> None:
-        """Tell the kernel the size of a file that others made larger, before it is used."""
+        """Update the kernel's size of a file that others extended, before the file is used."""
         if inode.size_in_doubt and inode.size and not inode.virtual:
             inode.size_in_doubt = False
             await self._data.kernel.update_size(inode.number, inode.size, await self._last_byte(inode))
@@ -131,33 +131,33 @@ class Opener:
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> OpenFile:
         """Create and open a file."""
         if self._data.writeback is not None and flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY:
-            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # pages written in part have to be filled
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # to read the rest of pages that are written in part
         flags = flags & ~(os.O_DIRECT | os.O_NOCTTY) | self._extra_flags
         inode, fd = await self._tree.create(parent, name, mode, flags, caller)
         _disable_readahead(fd)
         return self._data.files.add(inode, fd, flags, caller.uid)
 
     async def flush(self, file: OpenFile) -> None:
-        """Do what close(2) waits for. Raise the OSError of a failed write-back."""
+        """Write back at close(2). Raise OSError for a failed write-back that was not reported yet."""
         if not file.writable:
             return
         if self._data.writeback is not None:
             await self._data.writeback.sync(file, closing=True)
-        if not self._data.backing.local:  # a network filesystem reports at close what it could not write
+        if not self._data.backing.local:  # a network filesystem reports write errors at close
             with file.borrowed() as fd:
                 await self._data.backing.meta(_close_copy, fd)
 
     async def close(self, file: OpenFile) -> None:
         """Close an open file.
 
-        With the last one of an inode go the pages that the kernel holds of its mappings and, when it has no name any
-        more, everything that is cached of it.
+        The last close of an inode invalidates the pages that the kernel holds of its mappings. If the inode has no
+        name any more, its cached pages are dropped, too.
         """
         inode, writeback = file.inode, self._data.writeback
         if writeback is not None and inode.dirty and not (inode.unlinked and inode.opens == 1):
             async with inode.lock():
                 await writeback.flush(inode)
-        file.acquire()  # what follows may end the last other use: the descriptor is to be closed once
+        file.acquire()  # so that a last release below does not close the descriptor, which we close at the end
         self._data.files.remove(file.number)
         if not inode.opens and inode.unlinked:
             self._data.content.forget(inode)
@@ -169,16 +169,16 @@ class Opener:
         if not inode.opens and inode.lookups <= 0:
             self._data.inodes.forget(inode.number, 0)
         file.users -= 1
-        if not file.users:  # else a fill or a write-back that failed still needs the descriptor
+        if not file.users:  # else a fill or a failed write-back still uses it, and closes it
             await self._data.backing.meta(os.close, file.fd)
 
 
 def _close_copy(fd: int) -> None:
-    """Close a copy of a descriptor: the filesystem then reports what it could not write."""
+    """Close a copy of a descriptor. Raise OSError if the filesystem reports a write error."""
     try:
         copy = os.dup(fd)
     except OSError:
-        return  # no descriptor to spare is no trouble of the file's, and close(2) must not fail for that
+        return  # no free descriptor: not an error of this file, so close(2) must not fail
     os.close(copy)
 
 

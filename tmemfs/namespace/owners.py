@@ -1,8 +1,8 @@
 """Create nodes with the owner and group of the caller, where the mount is root's.
 
-The thread takes the ids of the caller for the time of the call: setfsuid(2), setfsgid(2) and the setgroups system call
-change one thread alone. So the node has the right owner from its first moment, by the rules of the backing, and a
-permission that was just withdrawn on the backing counts at once.
+The thread takes the caller's ids for the call: setfsuid(2), setfsgid(2) and the setgroups system call affect only the
+calling thread. So the node has the right owner from the start, and the backing checks the permission itself: it knows
+a change that the kernel has not seen yet.
 
 Some nodes the caller may create only by a capability (a device node, a node in a directory of another user), and
 sometimes its groups cannot be read. Then root creates the node and changes its owner; the kernel has checked the

@@ -5,10 +5,10 @@ inode, and those of the directories above it, are compared with the backing in t
 leads elsewhere is forgotten, and the answer is ESTALE. The kernel then walks the path once more and looks up each name
 in it (LOOKUP_REVAL).
 
-A second ESTALE would reach the caller, so the result of the second walk must always be opened. Two cases would fail
-otherwise: a file opened through a descriptor (/proc/self/fd/N) needs no name, and others may replace a name many times
-a second. So the thread that got ESTALE is remembered, each inode that it looks up then keeps an open descriptor, and
-the inode that it opens at the end is opened without a check.
+A second ESTALE would reach the caller, so the open after the second walk must succeed, even in two cases: the file is
+opened through a descriptor (/proc/self/fd/N) and has no name, or others replace the name many times a second. So the
+thread that got ESTALE is remembered. Each inode that it looks up then keeps an open descriptor, and the inode that it
+opens at the end is not checked.
 
 Not checked: more than MAX_LOCATIONS names of one file. A file with more names is looked up again at every open. So is a
 file with a wrong name, until the kernel's copy of that name has expired.
@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 2.0  # from one request of the second walk to the next; more than a busy machine needs
 MAX_RETRIES = 1024  # threads remembered
-MAX_DEPTH = 256  # of a path that one openat2 walks
-# Links are not followed: others may have put one there that leads into this mount, and we would wait for ourselves.
+MAX_DEPTH = 256  # of a path that one openat2 call walks
+# Links are not followed: one that leads into this mount would make us wait for ourselves.
 _without_links = libc.PathOpener(libc.RESOLVE_NO_SYMLINKS)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
@@ -135,7 +135,7 @@ class Revalidator:
         if fd < 0:
             return False
         try:
-            return _is(os.fstat(fd), inode)
+            return _matches(os.fstat(fd), inode)
         finally:
             os.close(fd)
 
@@ -146,7 +146,7 @@ class Revalidator:
                 st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError as error:
             return error.errno not in _GONE
-        return _is(st, inode)
+        return _matches(st, inode)
 
     def _forget(self, wrong: list[Name], started: int) -> None:
         """Forget wrong names, except of inodes that we have changed since: the name may be right again."""
@@ -192,7 +192,7 @@ class Revalidator:
         return allowed
 
 
-def _is(st: os.stat_result, inode: Inode) -> bool:
+def _matches(st: os.stat_result, inode: Inode) -> bool:
     """Return whether a stat belongs to an inode, and not to a new file of another type with the same number."""
     same_type = inode.attr is None or stat.S_IFMT(inode.attr.st_mode) == stat.S_IFMT(st.st_mode)
     return same_type and (st.st_dev, st.st_ino) == inode.key

@@ -1,4 +1,4 @@
-"""Control the cache and the pool of a running guest: resize, drop, freeze, and count what is in memory."""
+"""Controls of the cache and the pool of a running guest: resize, drop, freeze, and count the pages in memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tmemfs.inodes.inode import Inode
 from tmemfs.namespace.tree import Tree
 from tmemfs.virtual.controlfiles import ControlFiles
 
-INODES_PER_STEP = 1024  # dropped between two checkpoints
-LOOKUP_SECONDS = 10.0  # a lookup on a backing that hangs is given up after that
+INODES_PER_STEP = 1024  # files dropped between two checkpoints
+LOOKUP_SECONDS = 10.0  # the longest wait for one lookup, for a backing that hangs
 
 
 class CacheControls:
@@ -64,7 +64,7 @@ class CacheControls:
             if found is None:
                 raise InvalidInput(f"there is no file '{os.fsdecode(path)}'")
             self._data.content.renew(found)
-            self._data.inodes.forget(found.number, 0)  # the kernel may not know it
+            self._data.inodes.forget(found.number, 0)  # frees the inode if the kernel does not know it
         await self._data.content.precache.discards.finish()
 
     async def _held_pages(self, data: bytes) -> bytes:

@@ -1,8 +1,8 @@
-"""Provide the virtual files of a mount: /stats and the directory /.tmemfs/, and the same by name.
+"""The virtual files of a mount: /stats and the directory /.tmemfs/. The control socket uses them by name, too.
 
-A file's content is made when the file is opened, so one read is one consistent snapshot. The files are found by name
-and never listed, so a copy or a diff of the mount equals the backing. The control socket reads and writes the same
-files through `call`. It also has queries, which take a text and return an answer.
+The content of a file is computed at its open, so all reads see one consistent snapshot. The files can be looked up but
+are not listed, so a copy or a diff of the mount equals the backing. The control socket reads and writes the same files
+through `call`. It also has queries, which take a text and return an answer.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ class RandomAccess(Protocol):
 
 
 class Node:
-    """A virtual node. This one is the directory; it has no content."""
+    """A virtual node. The base class serves as the directory, which has no content."""
 
-    size = 0  # as in /proc, for files whose content is made when they are opened
+    size = 0  # as in /proc: the content is computed at the open
 
     def __init__(self, number: int, name: bytes, mode: int) -> None:
         self.number = number
         self.name = name
         self.mode = mode
-        self._made = time.time_ns()
+        self._created_ns = time.time_ns()
 
     def stat(self) -> os.stat_result:
         """Return the attributes. The owner is the user that mounted."""
-        seconds = self._made // 1_000_000_000
+        seconds = self._created_ns // 1_000_000_000
         fields = (self.mode, self.number, 0, 1, os.geteuid(), os.getegid(), self.size, seconds, seconds, seconds)
-        times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), self._made)
+        times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), self._created_ns)
         return os.stat_result(fields, times | {"st_blksize": 4096, "st_blocks": 0, "st_rdev": 0})
 
     def open(self, flags: int) -> OpenVirtual:
@@ -74,7 +74,7 @@ class Node:
 
 
 class SnapshotNode(Node):
-    """A file whose content is made by `read` when it is opened, and which passes each write to `write`."""
+    """A file whose content is the result of `read` at its open. Each write is passed to `write`."""
 
     def __init__(self, number: int, name: bytes, read: Read | None, write: Write | None, readers: int) -> None:
         super().__init__(number, name, stat.S_IFREG | (readers if read else 0) | (0o200 if write else 0))
@@ -82,7 +82,7 @@ class SnapshotNode(Node):
         self.write = write
 
     def open(self, flags: int) -> OpenVirtual:
-        """Open the file. Raise PermissionError where it cannot be read or written as asked."""
+        """Open the file. Raise PermissionError if it cannot be read or written as `flags` ask for."""
         reads, writes = flags & os.O_ACCMODE != os.O_WRONLY, flags & os.O_ACCMODE != os.O_RDONLY
         if (writes and self.write is None) or (reads and self.read is None):
             raise PermissionError(errno.EACCES, "")
@@ -110,7 +110,7 @@ class _OpenSnapshot:
 
 
 class RandomAccessNode(Node):
-    """A file for its owner alone that is read and written at any offset."""
+    """A file that only its owner may open, read and written at any offset."""
 
     def __init__(self, number: int, name: bytes, file: RandomAccess) -> None:
         super().__init__(number, name, stat.S_IFREG | 0o600)
@@ -129,7 +129,7 @@ class RandomAccessNode(Node):
         return _OpenRandomAccess(self.name, self._file)
 
     def truncate(self, size: int) -> None:
-        """Raise PermissionError for any other size."""
+        """Raise PermissionError unless `size` is the present size."""
         if size != self._file.size:
             raise PermissionError(errno.EPERM, "")
 
@@ -155,7 +155,7 @@ class ControlFiles:
         self._by_name: dict[bytes, Node] = {}
         self._queries: dict[bytes, Query] = {}
         self.root_stats = self._add_snapshot(ROOT_STATS, read=self._text)
-        del self._by_name[ROOT_STATS]  # the file of this name in the directory is another one
+        del self._by_name[ROOT_STATS]  # the control directory has its own `stats`
         self._add_snapshot(b"stats", read=self._text, write=self._reset)
         self._add_snapshot(b"stats.json", read=lambda: json.dumps(stats.snapshot(), indent=1).encode() + b"\n")
         self._add_snapshot(b"metrics", read=lambda: as_prometheus(stats.snapshot(), stats.counter_names()).encode())
@@ -175,25 +175,25 @@ class ControlFiles:
         return node
 
     def add_control(self, name: str, read: Callable[[], str] | None, write: Write, *, private: bool = False) -> None:
-        """Add a file that takes a line and may show some. `write` raises InvalidInput for what it does not accept.
+        """Add a file. `write` gets each written line and raises InvalidInput if it does not accept it.
 
-        `private`: only its owner may read it.
+        `read` returns the content without the last newline. `private`: only the owner may read the file.
         """
         readers = 0o400 if private else 0o444
         self._add_snapshot(name.encode(), (lambda: read().encode() + b"\n") if read else None, write, readers)
 
     def add_query(self, name: str, answer: Query) -> None:
-        """Add a name that only `call` knows. `answer` raises InvalidInput for what it does not accept."""
+        """Add a query for `call`. `answer` gets the text and raises InvalidInput if it does not accept it."""
         self._queries[name.encode()] = answer
 
     def add_file(self, name: str, file: RandomAccess) -> int:
-        """Add a file for its owner alone that is read and written at any offset; return its node number."""
+        """Add a file that only its owner may open, read and written at any offset. Return its node number."""
         node = RandomAccessNode(self._next_number(), name.encode(), file)
         self._add(node)
         return node.number
 
     async def call(self, name: bytes, data: bytes | None) -> bytes:
-        """Read the file of a name, write `data` to it, or ask a query. Raise InvalidInput, and what they raise."""
+        """Read a file by name (`data` is None), write to it, or ask a query. Raise InvalidInput, and their errors."""
         query, node = self._queries.get(name), self._by_name.get(name)
         if query is not None and data is not None:
             return await query(data)
@@ -214,7 +214,7 @@ class ControlFiles:
         self._stats.reset()
 
     def find(self, parent: int, name: bytes) -> Node | None:
-        """Return the virtual node of a name, but for `root_stats`."""
+        """Return the virtual node of a name in a directory. Does not find `root_stats`."""
         if parent == self.directory.number:
             return self._by_name.get(name)
         return self.directory if parent == ROOT_NUMBER and name == self._name else None

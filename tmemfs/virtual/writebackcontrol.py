@@ -1,7 +1,7 @@
-"""The control file `writeback`: list the files that are not written back, and turn write-back off before an unmount.
+"""The control file `writeback`: lists the dirty files, and turns write-back off before an unmount.
 
-It shows `1` or `0`, then a line for each of the first dirty files: path, pages and the reason of the last failure since
-write-back was turned off, separated by tabs.
+The first line is `1` (on) or `0` (off). Then follows a line for each dirty file, at most MAX_LINES: path, dirty pages,
+and the reason of the last failure since write-back was turned off, separated by tabs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_LINES = 100
 
 
 class Unwritten(NamedTuple):
-    """A file with dirty pages. `reason` says why its last write-back failed; empty if none failed."""
+    """A file with dirty pages. `reason`: why its last write-back failed; empty if none failed."""
 
     path: str
     pages: int
@@ -45,7 +45,7 @@ class WritebackControl:
         return "\n".join(["0" if self._writeback.suspended else "1", *itertools.islice(rows, MAX_LINES)])
 
     async def _set(self, data: bytes) -> None:
-        """Turn write-back off (`0`) or on (`1`). `give up`: off, and pages still dirty at the end are lost."""
+        """Turn write-back on (`1`) or off (`0`). `give up`: off, and pages that are dirty at the end are lost."""
         word = data.strip()
         if word not in (OFF, ON, GIVE_UP):
             raise InvalidInput("what to write is 1 (on), 0 (off) or: give up")
@@ -58,6 +58,6 @@ class WritebackControl:
 
 
 def parse(shown: bytes) -> list[Unwritten]:
-    """Return the files that the control file shows."""
+    """Parse the content of the control file."""
     rows = (line.split("\t") for line in shown.decode().splitlines()[1:])
     return [Unwritten(path, int(pages), reason) for path, pages, reason in rows]
