@@ -60,7 +60,7 @@ class Run:
             result = {"skipped": reason}
             self._progress.console.print(f"[bold]{measure.name}[/]: skipped: {reason}", soft_wrap=True)
         else:
-            self._progress.console.print(f"[bold]{measure.name}[/]: {measure.title}")
+            self._progress.console.print(f"[bold]{measure.name}[/]")
             began, used = time.monotonic(), _processor_seconds()
             head["load_before"] = os.getloadavg()[0]
             bound = QUICK_BOUND if self._quick else measure.bound
@@ -132,7 +132,7 @@ def run(asked: Namespace) -> int:
         raise BenchError(f"no measure is called {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     chosen = [known[name] for name in asked.only] or list(CATALOGUE)
     for measure in chosen:
-        for old in (asked.out / f"{measure.name}.json", *page.pictures(asked.out, measure.name)):
+        for old in (asked.out / f"{measure.name}.json", asked.out / f"{measure.name}.png"):
             old.unlink(missing_ok=True)
     console = Console(highlight=False)
     if asked.quick:

@@ -22,7 +22,7 @@ from bench.tools import pages, procmem
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import Mounted, tmemd, tmemfs, workspace
-from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
+from bench.tools.report import Figures, Goal, Outcome, main, medians, parser, ratios, say
 from bench.tools.verdict import in_turn, spread
 
 GOAL = 1.05
@@ -43,7 +43,7 @@ def measure(mounts: int = 7, size: int = 16 * MIB) -> Outcome:
     best = {side: [min(found[f"{side}_microseconds"] for found in rounds) for rounds in mounted] for side in SIDES}
     found = ratios(best["borrowed"], best["own"])
     figures: Figures = {"best_microseconds": best, "ratios": found, "mounts": mounted}
-    say(bars({f"{side} slabs": median(times) for side, times in best.items()}, "µs a read"))
+    say(medians(best, "µs a read"))
     what = "a hit in the pool on borrowed slabs, against the mount's own, 4-KiB reads, one reader"
     ratio = spread(found)
     processor = spread([one["processor_ratio"] for rounds in mounted for one in rounds])

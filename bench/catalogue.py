@@ -15,7 +15,6 @@ class Measure:
     """A module of this package. `bound` is the time limit of the whole measure in seconds."""
 
     name: str
-    title: str
     whole: str = ""
     quick: str = ""
     bound: float = 120.0
@@ -35,89 +34,28 @@ class Measure:
 CATALOGUE = (
     Measure(
         "claim",
-        "The claim: memory of the pool is there for any guest at once",
         quick="--requests 120 --steps 2 --cache 1 --only zipf --guests 2 --fast",
         bound=900,
         needs=("fuse", "fio"),
         traces=True,
     ),
+    Measure("policies", whole="--limit 150000", quick="--limit 4000", bound=240, needs=("traces",)),
+    Measure("division", whole="--limit 40000", quick="--limit 2000", bound=400, needs=("traces",)),
+    Measure("poolalone", whole="--pages 6000", quick="--pages 500 --rounds 1 --max-pages 30000", bound=240, needs=()),
+    Measure("cost", whole="--pairs 11", quick="--pairs 1 --cache 8", bound=300),
+    Measure("peers", whole="--rounds 2", quick="--rounds 1 --seconds 0.1 --size 1", bound=300, needs=("fuse", "fio")),
+    Measure("poolhit", quick="--pairs 2 --size 4"),
+    Measure("borrowed", whole="--size 8", quick="--mounts 1 --size 4"),
+    Measure("lendspeed", quick="--size 32 --guests 4 --rounds 1", needs=()),
+    Measure("scale", whole="--slabs 10000 --quiet 15", quick="--slabs 300 --quiet 2", needs=()),
     Measure(
-        "policies", "Which page goes first", whole="--limit 150000", quick="--limit 4000", bound=240, needs=("traces",)
+        "swap", whole="--rounds 2 --limit 8", quick="--rounds 1 --slow-rounds 0", bound=400, needs=("fuse", "root")
     ),
+    Measure("secondpass", whole="--large 32", quick="--rounds 1 --large 4 --latency 1ms"),
+    Measure("hits", whole="--seconds 0.4", quick="--pairs 1 --seconds 0.2 --size 8", needs=("fuse", "fio")),
+    Measure("metadata", quick="--pairs 1 --seconds 0.1"),
     Measure(
-        "division",
-        "How memory is divided between guests",
-        whole="--limit 40000",
-        quick="--limit 2000",
-        bound=400,
-        needs=("traces",),
-    ),
-    Measure(
-        "poolalone",
-        "The pool alone: puts, gets, memory, growth",
-        whole="--pages 6000",
-        quick="--pages 500 --rounds 1 --max-pages 30000",
-        bound=240,
-        needs=(),
-    ),
-    Measure(
-        "cost", "What the pool costs where it cannot help", whole="--pairs 11", quick="--pairs 1 --cache 8", bound=300
-    ),
-    Measure(
-        "peers",
-        "tmemfs beside bindfs, rclone, passthrough_hp and a null filesystem",
-        whole="--rounds 2",
-        quick="--rounds 1 --seconds 0.1 --size 1",
-        bound=300,
-        needs=("fuse", "fio"),
-    ),
-    Measure("poolhit", "What a page from the pool costs more than one from the cache", quick="--pairs 2 --size 4"),
-    Measure(
-        "borrowed",
-        "What a hit on borrowed memory costs against one on the mount's own",
-        whole="--size 8",
-        quick="--mounts 1 --size 4",
-    ),
-    Measure(
-        "lendspeed",
-        "How fast memory that idle guests hold reaches one that misses",
-        quick="--size 32 --guests 4 --rounds 1",
-        needs=(),
-    ),
-    Measure(
-        "scale",
-        "What tmemd costs for each guest and slab, and when all is quiet",
-        whole="--slabs 10000 --quiet 15",
-        quick="--slabs 300 --quiet 2",
-        needs=(),
-    ),
-    Measure(
-        "swap",
-        "Paging four times the memory of a process: hswap, zram, a slow file, a null filesystem",
-        whole="--rounds 2 --limit 8",
-        quick="--rounds 1 --slow-rounds 0",
-        bound=400,
-        needs=("fuse", "root"),
-    ),
-    Measure(
-        "secondpass",
-        "The second pass over more than the cache holds",
-        whole="--large 32",
-        quick="--rounds 1 --large 4 --latency 1ms",
-    ),
-    Measure(
-        "hits",
-        "What a hit costs",
-        whole="--seconds 0.4",
-        quick="--pairs 1 --seconds 0.2 --size 8",
-        needs=("fuse", "fio"),
-    ),
-    Measure("metadata", "What names and attributes cost", quick="--pairs 1 --seconds 0.1"),
-    Measure(
-        "memory",
-        "What memory it takes, and what the counters say",
-        whole="--cache 64 --pool 128 --big 256 --small 16",
-        quick="--cache 8 --pool 16 --big 32 --small 8",
+        "memory", whole="--cache 64 --pool 128 --big 256 --small 16", quick="--cache 8 --pool 16 --big 32 --small 8"
     ),
 )
 

@@ -36,7 +36,7 @@ from bench.subjects import guestloads
 from bench.subjects.guestloads import Done
 from bench.subjects.guests import ARMS, Guests, Shape, Watching, sharing
 from bench.tools import draw, traces
-from bench.tools.content import MIB
+from bench.tools.content import MIB, PAGE_SIZE
 from bench.tools.harness import fast_workspace
 from bench.tools.report import Figures, Goal, Outcome, main, median, parser, ratios, say
 from bench.tools.verdict import Spread, Verdict, judged, spread
@@ -176,7 +176,7 @@ def _traces(space: Path, paths: Sequence[Path], requests: int) -> Figures:
         GUESTS,
         lambda source, seed: counts.append(guestloads.make_replay(source, paths[seed - 1], requests, seed)),
     )
-    total = 4096 * sum(counts)
+    total = PAGE_SIZE * sum(counts)
     # At least 2 MiB: a smaller cache reads nothing ahead, and the arms would differ.
     shape = Shape(max(2 * MIB, int(total * TRACE_SHARES[0] / GUESTS)), int(total * TRACE_SHARES[1]))
     loads: Figures = {}
@@ -223,18 +223,13 @@ def _goals(figures: Figures) -> list[Goal]:
 
 
 def picture(figures: Figures, path: Path) -> None:
-    """Draw backing pages, run times and processor times of all arms, as shares of the static split's."""
-    for key, title, name in (
-        ("backing_pages", "Pages read from the slow directories", path),
-        ("seconds", "Run time of the same work", path.with_name(path.stem + "-time.png")),
-        ("processor_seconds", "Processor time of the mounts", path.with_name(path.stem + "-processor.png")),
-    ):
-        groups = {
-            load: {arm: _share(key, found, arms["a static"]) for arm, found in arms.items()}
-            for load, arms in figures["loads"].items()
-        }
-        total = f"{figures['guests']} guests, the same memory in every arm"
-        draw.bars(name, f"{title}: {total}", groups, "× the static split (less is better)", form="{:.2f}")
+    """Draw the pages read from the backings in all arms, as shares of the static split's."""
+    groups = {
+        load: {arm: _share("backing_pages", found, arms["a static"]) for arm, found in arms.items()}
+        for load, arms in figures["loads"].items()
+    }
+    title = f"Pages read from the slow directories: {figures['guests']} guests, the same memory in every arm"
+    draw.bars(path, title, groups, "× the static split (less is better)", form="{:.2f}")
 
 
 def _share(key: str, found: Figures, other: Figures) -> Spread:

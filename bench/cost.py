@@ -144,18 +144,13 @@ def _goals(figures: Figures) -> list[Goal]:
 
 
 def picture(figures: Figures, path: Path) -> None:
-    """Draw how much slower each load is on each backing, and how much busier."""
-    for key, what, name in (
-        ("slower_percent", "time", path),
-        ("busier_percent", "processor time", path.with_name(path.stem + "-processor.png")),
-    ):
-        groups = {
-            load: {backing: spread(found[key]) for backing, found in backings.items()}
-            for load, backings in figures["loads"].items()
-        }
-        title = f"The cost of a pool that cannot help: {what} against --pool none"
-        goal = GOAL if name == path else None
-        draw.bars(name, title, groups, f"% more {what} (negative: less)", goal=goal, form="{:+.1f} %")
+    """Draw how much slower each load is on each backing."""
+    groups = {
+        load: {backing: spread(found["slower_percent"]) for backing, found in backings.items()}
+        for load, backings in figures["loads"].items()
+    }
+    title = "The cost of a pool that cannot help: time against --pool none"
+    draw.bars(path, title, groups, "% more time (negative: less)", goal=GOAL, form="{:+.1f} %")
 
 
 if __name__ == "__main__":

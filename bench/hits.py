@@ -21,7 +21,7 @@ from bench.tools import fio, pages, procmem
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_random
 from bench.tools.harness import Mounted, nullfs, tmemfs, workspace
-from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
+from bench.tools.report import Figures, Goal, Outcome, main, median, medians, parser, ratios, say
 from bench.tools.verdict import in_turn, spread
 
 RANDOM_GOAL, SEQUENTIAL_GOAL = 0.80, 0.70
@@ -95,7 +95,7 @@ def _in_turn(load: Load, sides: dict[str, tuple[Path, int]], mount: Mounted, pai
     values = {name: [sample.rate for sample in found] for name, found in samples.items()}
     processor = {name: median([sample.processor for sample in found]) for name, found in samples.items()}
     null = max(("null view", "null bytes"), key=lambda name: median(values[name]))
-    say(bars({name: median(found) for name, found in values.items()}, "/s" if load is RANDOM else "MiB/s"))
+    say(medians(values, "/s" if load is RANDOM else "MiB/s"))
     against = {name: ratios(values[name], values[null]) for name in ("ordered", "scattered")}
     against["ordered, to the eager null"] = ratios(values["ordered"], values["eager null"])
     say(f"  ratios to {null}: " + ", ".join(f"{name} {spread(r).text('.2f', '×')}" for name, r in against.items()))

@@ -21,7 +21,7 @@ from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import Mounted, tmemfs, workspace
 from bench.tools.procmem import Memory
-from bench.tools.report import Figures, Goal, Outcome, bars, main, parser, say
+from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from bench.tools.verdict import judged
 
 SLABS_GOAL, WHOLE_GOAL = 2.0, 10.0  # percent
@@ -54,7 +54,7 @@ def _full(source: Path, mountpoint: Path, cache: int, pool: int) -> tuple[Figure
         stats = mount.stats()
         mapped = _mapped(mount, min(cache, 16 * MIB))
     ratio = (full.total - idle.total) / (cache + pool)
-    say(bars({"idle": idle.total / MIB, "full": full.total / MIB, "capacity": (cache + pool) / MIB}, "MiB"))
+    say(f"  idle {idle.total / MIB:.1f} MiB, full {full.total / MIB:.1f} MiB, capacity {(cache + pool) / MIB:.0f} MiB")
     index = stats["pool_index_bytes"]
     say(f"  {ratio:.3f} × the capacity; the index says that it takes {index / MIB:.1f} MiB")
     counted = stats["cache_resident_bytes"] + stats["pool_lent_bytes"] + index
@@ -100,7 +100,7 @@ def _resize(source: Path, mountpoint: Path, big: int, small: int, pool: int) -> 
         _wait_for_resident(mount, small)
         after = procmem.of(mount.pid)
     fall = before.total - after.total
-    say(bars({"before": before.total / MIB, "after": after.total / MIB}, "MiB"))
+    say(f"  before the resize {before.total / MIB:.1f} MiB, after it {after.total / MIB:.1f} MiB")
     figures: Figures = {
         "big_bytes": big,
         "small_bytes": small,

@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.tools import procmem
 from bench.tools.content import MIB
 from bench.tools.harness import nullfs, tmemfs, workspace
-from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
+from bench.tools.report import Figures, Goal, Outcome, main, median, medians, parser, ratios, say
 from bench.tools.verdict import in_turn, spread
 
 GOAL = 0.80
@@ -96,7 +96,7 @@ def _in_turn(name: str, load: Rate, sides: dict[str, tuple[Path, int]], pairs: i
     spent_on = {side: median(values) for side, values in processor.items()}
     costs = ", ".join(f"{spent:.1f} {side}" for side, spent in spent_on.items())
     say(f"{name}: {spread(found).text('.2f', '×')}, processor µs a call: {costs}")
-    say(bars({side: median(values) for side, values in rates.items()}, "/s"))
+    say(medians(rates, "/s"))
     return {"calls_a_second": rates, "ratios": found, "processor_microseconds_a_call": spent_on}
 
 

@@ -37,7 +37,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .7rem .3rem 0; bo
 pre { background: #f4f4f2; padding: .6rem .8rem; overflow-x: auto; } img { max-width: 100%; }
 .met { color: #1d6b2f; font-weight: bold; } .missed { color: #a8281c; font-weight: bold; }
 .undecided { color: #8a5a00; font-weight: bold; } code { background: #f4f4f2; }
-nav { columns: 2; } td:last-child { white-space: nowrap; }
+td:last-child { white-space: nowrap; }
 .note { background: #fdf3dc; padding: .6rem .8rem; }
 """
 
@@ -54,19 +54,12 @@ def build(directory: Path) -> Path:
         *_about(run),
         "<h2>What has a goal</h2>",
         *_judged(goal | {"link": name} for name, result in found.items() for goal in (result or {}).get("goals", [])),
-        *_left_out(found),
-        *_contents(found),
     ]
     for measure in CATALOGUE:
-        parts.extend(_section(measure, found[measure.name], pictures(directory, measure.name)))
+        parts.extend(_section(measure, found[measure.name], directory / f"{measure.name}.png"))
     target = directory / "index.html"
     target.write_text("\n".join(parts) + "\n")
     return target
-
-
-def pictures(directory: Path, name: str) -> list[Path]:
-    """Return the pictures of a measure."""
-    return [*directory.glob(f"{name}.png"), *sorted(directory.glob(f"{name}-*.png"))]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -119,32 +112,13 @@ def _goals(goals: Iterable[dict[str, Any]]) -> Iterable[str]:
     yield "</table>"
 
 
-def _contents(found: dict[str, dict[str, Any] | None]) -> Iterable[str]:
-    """Yield links to all measures."""
-    yield "<h2>All measures</h2><nav>"
-    for measure in CATALOGUE:
-        state = next((why for why in ("skipped", "failed") if why in (found[measure.name] or {})), "")
-        state = state or ("" if found[measure.name] else "not run")
-        yield f"<a href='#{measure.name}'>{_text(measure.title)}</a>{f' ({state})' if state else ''}<br>"
-    yield "</nav>"
-
-
-def _left_out(found: dict[str, dict[str, Any] | None]) -> Iterable[str]:
-    for name, result in found.items():
-        for why in ("skipped", "failed"):
-            if result is not None and why in result:
-                yield f"<p class=note><a href='#{name}'>{name}</a> {why}: {_text(result[why])}</p>"
-
-
-def _section(measure: Measure, result: dict[str, Any] | None, drawn: list[Path]) -> Iterable[str]:
-    yield f"<h2 id={measure.name}>{_text(measure.title)}</h2>"
+def _section(measure: Measure, result: dict[str, Any] | None, picture: Path) -> Iterable[str]:
+    title, *paragraphs = (importlib.import_module(f"bench.{measure.name}").__doc__ or "").split("\n\n")
+    yield f"<h2 id={measure.name}>{measure.name}</h2><p>{_marked(title)}</p>"
     if result is None:
         yield "<p class=note>Not run.</p>"
         return
-    doc = importlib.import_module(f"bench.{measure.name}").__doc__ or ""
-    for paragraph in doc.split("\n\n"):
-        if paragraph.strip(".\n") not in ("", measure.title) and not paragraph.startswith("    "):
-            yield f"<p>{_marked(paragraph)}</p>"
+    yield from (f"<p>{_marked(paragraph)}</p>" for paragraph in paragraphs if not paragraph.startswith("    "))
     if "command" in result:
         yield f"<pre>{_text(result['command'])}</pre>"
     if "seconds" in result:
@@ -157,9 +131,9 @@ def _section(measure: Measure, result: dict[str, Any] | None, drawn: list[Path])
         yield f"<p class=note>{_text(note)}</p>"
     if result.get("goals"):
         yield from _goals(result["goals"])
-    for picture in drawn:
+    if picture.exists():
         data = base64.b64encode(picture.read_bytes()).decode()
-        yield f"<p><img alt='{_text(measure.title)}' src='data:image/png;base64,{data}'></p>"
+        yield f"<p><img alt='{measure.name}' src='data:image/png;base64,{data}'></p>"
     yield f"<p><a href='{measure.name}.json'>all figures</a></p>"
 
 

@@ -16,7 +16,7 @@ from bench.tools import pages, procmem
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import Mounted, tmemfs, workspace
-from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, say
+from bench.tools.report import Figures, Goal, Outcome, main, median, medians, parser, say
 from bench.tools.verdict import in_turn, spread
 
 GOAL = 25.0  # microseconds
@@ -46,15 +46,7 @@ def measure(pairs: int = 9, size: int = 32 * MIB) -> Outcome:
         **{name: median([found[name] for found in rounds]) for name in _ALSO},
         "rounds": rounds,
     }
-    say(
-        bars(
-            {
-                "from the cache": median([found["cache_microseconds"] for found in rounds]),
-                "from the pool": median([found["pool_microseconds"] for found in rounds]),
-            },
-            "µs a read",
-        )
-    )
+    say(medians({side: [found[f"{side}_microseconds"] for found in rounds] for side in ("cache", "pool")}, "µs a read"))
     say("  " + ", ".join(f"{name} {figures[name]:.1f}" for name in _ALSO))
     what = "page in the pool (2:1 compressible) instead of in the cache, 4-KiB reads, one reader"
     goals = [Goal(what, f"≤ {GOAL:.0f} µs more", more.text(".1f", " µs more"), more.at_most(GOAL))]

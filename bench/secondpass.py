@@ -18,7 +18,7 @@ from functools import partial
 from bench.tools import pages
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
 from bench.tools.harness import Mounted, tmemfs, workspace
-from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, say
+from bench.tools.report import Figures, Goal, Outcome, main, medians, parser, say
 from bench.tools.verdict import spread
 
 GOAL = 30.0
@@ -67,11 +67,11 @@ def _passes(name: str, mount: Mounted, read: Callable[[], pages.Pass], rounds: i
                 "second_pass": counted,
             }
         )
-    times = {which: median([one[f"{which}_seconds"] for one in found]) for which in ("first", "second")}
+    times = {f"{which} pass": [1e3 * one[f"{which}_seconds"] for one in found] for which in ("first", "second")}
     missed = max(one["second_pass"]["backing_pages"] for one in found)
     faster = spread([one["ratio"] for one in found]).text(".1f", "× faster")
     say(f"{name}: the second pass is {faster}, at most {missed} pages of it from the backing")
-    say(bars({f"{which} pass": 1e3 * seconds for which, seconds in times.items()}, "ms"))
+    say(medians(times, "ms"))
     return {"rounds": found}
 
 

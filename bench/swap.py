@@ -23,14 +23,13 @@ from bench.subjects import swapareas
 from bench.subjects.paging import pager, vmstat
 from bench.subjects.swapareas import Area
 from bench.tools.children import BenchError
-from bench.tools.content import PAGE_SIZE
+from bench.tools.content import MIB, PAGE_SIZE
 from bench.tools.harness import workspace
 from bench.tools.memcg import limited
-from bench.tools.report import Figures, Goal, Outcome, bars, main, median, parser, ratios, say
+from bench.tools.report import Figures, Goal, Outcome, main, median, parser, ratios, say
 from bench.tools.verdict import in_turn, spread
 
 GOAL = 20.0
-MIB = 1 << 20
 TIMES_LIMIT = 4
 SHARE = 4  # 1/SHARE of all pages is timed: the slow file takes minutes for all
 PARTS = 6  # parts of the timed pages: fewer pairs decide nothing
@@ -52,7 +51,7 @@ def measure(rounds: int = 3, limit: int = 16 * MIB, slow_rounds: int = 1) -> Out
             if turn < slow_rounds:
                 _try(found, "slow", swapareas.slow, space, limit)
     per_page = {name: median([one["microseconds_a_page"] for one in some]) for name, some in found.items() if some}
-    say(bars(per_page, "µs a page in and out"))
+    say("  " + ", ".join(f"{name} {cost:.1f} µs a page in and out" for name, cost in per_page.items()))
     figures: Figures = {"limit_bytes": limit, "working_set_bytes": TIMES_LIMIT * limit, "passes": found}
     figures["microseconds_a_page"] = per_page
     figures["hswap_times"] = times = {name: _against(found["hswap"], found[name]) for name in per_page}

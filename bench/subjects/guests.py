@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.tools import procmem
 from bench.tools.children import BenchError
+from bench.tools.content import PAGE_SIZE
 from bench.tools.harness import TMEMD, Mounted, tmemd, tmemfs
 
 ARMS = ("a static", "b balloon", "b quick balloon", "c greedy", "d policy", "e shipped", "f limit")
@@ -143,7 +144,7 @@ def need(before: dict[str, float], now: dict[str, float], minimum: int) -> int:
     """Return the bytes that a guest needs: what it holds and what it missed since the last look."""
     missed = now["cache_misses"] - before["cache_misses"]
     used = now["demand_pages"] - before["demand_pages"]
-    return max(minimum, int(now["cache_resident_bytes"] + 4096 * missed)) if used > 100 else minimum
+    return max(minimum, int(now["cache_resident_bytes"] + PAGE_SIZE * missed)) if used > 100 else minimum
 
 
 def rebalanced(sizes: Sequence[int], needs: Sequence[int], total: int, hysteresis: Hysteresis) -> list[int]:

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 import lz4.block
 
 from bench.tools import procmem
-from bench.tools.children import BenchError, end, start, undisturbed
+from bench.tools.children import BenchError, end, start
 from bench.tools.content import PAGE_SIZE
+from bench.tools.zram import zram_device
 from tmem import EmbeddedArena, Tmem
 
 _START_SECONDS = 15.0
-_ZRAM = Path("/sys/class/zram-control")
 
 
 class Store(Protocol):
@@ -118,34 +118,13 @@ class ZramStore:
 
 @contextlib.contextmanager
 def zram(pages: int) -> Iterator[ZramStore]:
-    """Yield a new zram device; remove it afterwards."""
-    if os.geteuid() != 0 or not (_ZRAM / "hot_add").exists():
-        raise BenchError("zram needs root and the kernel's zram module")
-    number = int((_ZRAM / "hot_add").read_text())
-    try:
-        block = Path(f"/sys/block/zram{number}")
-        (block / "comp_algorithm").write_text("lz4")
-        (block / "disksize").write_text(str(pages * PAGE_SIZE))
+    """Yield a store on a new zram device."""
+    with zram_device(pages * PAGE_SIZE) as number:
         device = os.open(f"/dev/zram{number}", os.O_RDWR | os.O_DIRECT)
         try:
             yield ZramStore(device, number)
         finally:
             os.close(device)
-    except OSError as error:
-        raise BenchError(f"zram cannot be used here: {error}") from None
-    finally:
-        with undisturbed(), contextlib.suppress(OSError):
-            _remove_zram(number)
-
-
-def _remove_zram(number: int) -> None:
-    """Remove a device; udev may hold it open for a moment."""
-    for _ in range(50):
-        with contextlib.suppress(OSError):
-            Path(f"/sys/block/zram{number}/reset").write_text("1")
-            (_ZRAM / "hot_remove").write_text(str(number))
-            return
-        time.sleep(0.1)
 
 
 class ServerStore:

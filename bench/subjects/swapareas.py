@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.tools.children import BenchError, run, undisturbed
+from bench.tools.content import MIB
 from bench.tools.harness import served, tmemfs
+from bench.tools.zram import zram_device
 from tmemfs.lifecycle import loopswap
 
-MIB = 1 << 20
-_ZRAM = Path("/sys/class/zram-control")
 _SECONDS = 120.0
 
 Area = Callable[[Path, int], contextlib.AbstractContextManager[None]]
@@ -82,21 +82,11 @@ def slow(space: Path, size: int) -> Iterator[None]:
 @contextlib.contextmanager
 def zram(space: Path, size: int) -> Iterator[None]:
     """Swap to a zram device that compresses with lz4."""
-    if not (_ZRAM / "hot_add").exists():
-        raise BenchError("there is no zram here: load the module (modprobe zram)")
-    number = (_ZRAM / "hot_add").read_text().strip()
-    device, settings = Path(f"/dev/zram{number}"), Path(f"/sys/block/zram{number}")
-    try:
-        (settings / "comp_algorithm").write_text("lz4")
-        (settings / "disksize").write_text(str(size))
-        run(["mkswap", device], seconds=_SECONDS)
-        run(["swapon", device], seconds=_SECONDS)
+    with zram_device(size) as number:
+        run(["mkswap", f"/dev/zram{number}"], seconds=_SECONDS)
+        run(["swapon", f"/dev/zram{number}"], seconds=_SECONDS)
         try:
             yield
         finally:
             with undisturbed():
-                run(["swapoff", device], seconds=_SECONDS)
-    finally:
-        with undisturbed():
-            (settings / "reset").write_text("1")
-            (_ZRAM / "hot_remove").write_text(number)
+                run(["swapoff", f"/dev/zram{number}"], seconds=_SECONDS)

@@ -1,4 +1,4 @@
-"""Report a measure: goals, JSON, lines and bars on the terminal."""
+"""Report a measure: goals, JSON, and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from bench.tools.children import ROOT, BenchError, interruptible, run
 from bench.tools.verdict import Verdict
 
 Figures = dict[str, Any]
-_BAR = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +59,9 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [one / other for one, other in zip(ours, theirs, strict=True)]
 
 
-def bars(values: Mapping[str, float], unit: str) -> str:
-    """Draw one horizontal bar a value."""
-    width = max(map(len, values), default=0)
-    largest = max(values.values(), default=0.0) or 1.0
-    lines = []
-    for name, value in values.items():
-        lines.append(f"  {name:<{width}} {'█' * round(_BAR * max(value, 0) / largest):<{_BAR}} {value:,.1f} {unit}")
-    return "\n".join(lines)
+def medians(values: Mapping[str, Sequence[float]], unit: str) -> str:
+    """Return the median of each side as one line."""
+    return "  " + ", ".join(f"{name} {median(found):,.1f} {unit}" for name, found in values.items())
 
 
 def say(text: str) -> None:
