@@ -2,13 +2,13 @@
 
 Six guests, each a real mount, share the same total memory: six times X and once Y (bench/subjects/guests.py).
 
-a   static: each has X + Y/6 of cache, and no pool
-b   balloon: every 5 s a controller moves memory between the caches with the hysteresis of Linux's xen-selfballoon:
+(a) static: each has X + Y/6 of cache, and no pool
+(b) balloon: every 5 s a controller moves memory between the caches with the hysteresis of Linux's xen-selfballoon:
     what lacks at once, an eighth of a surplus. Quick balloon: every 0.5 s, all of a surplus
-c   tmemd with the policy greedy, pages uncompressed
-d   tmemd with its default policy, pages uncompressed
-e   tmemd as shipped, pages compressed
-f   limit: one cache of all the memory, in one process
+(c) tmemd with the policy greedy, pages uncompressed
+(d) tmemd with its default policy, pages uncompressed
+(e) tmemd as shipped, pages compressed
+(f) limit: one cache of all the memory, in one process
 
 Loads, seeded and the same in every arm, on backings of 5 ms and 0.5 ms a request:
 

@@ -6,9 +6,9 @@ of the traces' distinct pages; each cache has half of that share of its trace. A
 thousand requests a second in sum. Slabs are lent by each policy of tmemd and of bench/models/reclaimpolicies.py.
 
 Compared with (bench/models/splits.py): equal parts, one common FIFO pool, one common two-queue pool, and the best
-fixed parts, which are known only afterwards. Two more measures: each guest with a floor of half an equal part, against
-a pool of that floor alone; and guests that are busy in turn, for 0.5, 5 and 60 s. Synthetic traces are left out unless
-they are named. Counts are exact; nothing is random.
+fixed parts, which are known only afterwards. Measured as well: guests of a user each; guests with a floor of half an
+equal part, against a pool of that floor alone; and guests that are busy in turn, for 0.5, 5 and 60 s. Synthetic traces
+are left out unless they are named. Counts are exact; nothing is random.
 
     python -m bench.division --traces DIR [--only NAME …] [--limit REQUESTS] [--out FILE]
 """
@@ -66,12 +66,17 @@ def _stream(path: Path, limit: int, cache_share: float) -> Stream:
 
 def lent(setting: Setting, division: str) -> int:
     """Count the misses with lent memory."""
-    return sum(_lend(setting, division, ()))
+    return sum(_lend(setting, division))
 
 
-def _lend(setting: Setting, division: str, floors: Sequence[int]) -> list[int]:
+def lent_to_users(setting: Setting, division: str) -> int:
+    """Count the misses with memory lent to guests of different users."""
+    return sum(_lend(setting, division, user_each=True))
+
+
+def _lend(setting: Setting, division: str, floors: Sequence[int] = (), *, user_each: bool = False) -> list[int]:
     guests = setting.streams()
-    memory = LentMemory(guests, setting.slabs(), COMPARED[division], floors)
+    memory = LentMemory(guests, setting.slabs(), COMPARED[division], floors, user_each=user_each)
     seconds = sum(one.requests for one in guests) / RATE
     for guest, place in splits.schedule(guests):
         one = guests[guest]
@@ -171,7 +176,7 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
     tasks = [Task(curve, setting, traces.title(path)) for path in reversed(paths) for setting in settings]
     tasks += [Task(lent, setting, name) for setting in settings for name in COMPARED]
     tasks += [Task(in_common, setting, order) for setting in settings for order in ("two-queue", "fifo")]
-    tasks += [Task(count, setting, DEFAULT) for setting in settings for count in (with_floors, fixed)]
+    tasks += [Task(count, setting, DEFAULT) for setting in settings for count in (with_floors, fixed, lent_to_users)]
     tasks += [Task(busy_in_turn, phased, how) for how in (*COMPARED, "one two-queue")]
     say(f"division: {len(tasks)} counts over {len(paths)} guests on {os.cpu_count()} cores")
     found: dict[tuple[str, float, str], Any] = {}
@@ -196,6 +201,7 @@ def _size(setting: Setting, found: dict[tuple[str, float, str], Any]) -> Figures
     best = sum(splits.alone(one, slabs) for one, slabs in zip(guests, split, strict=True))
     misses = {f"lent, {name}": found["lent", share, name] for name in COMPARED}
     misses |= {
+        f"lent, {DEFAULT}, a user each": found["lent_to_users", share, DEFAULT],
         "equal parts": found["fixed", share, DEFAULT],
         "one FIFO": found["in_common", share, "fifo"],
         "one two-queue": found["in_common", share, "two-queue"],
@@ -204,7 +210,7 @@ def _size(setting: Setting, found: dict[tuple[str, float, str], Any]) -> Figures
     requests = sum(one.requests for one in guests)
     say(f"  {share:.0%} of the distinct pages, {setting.slabs()} slabs")
     for name, count in misses.items():
-        say(f"    {name:<16} {count:>8} misses, ratio {count / requests:.3f}, {100 * (count / best - 1):+6.1f} %")
+        say(f"    {name:<22} {count:>8} misses, ratio {count / requests:.3f}, {100 * (count / best - 1):+6.1f} %")
     return {
         "share": share,
         "slabs": setting.slabs(),

@@ -59,21 +59,30 @@ class LentMemory:
     """The guests of some streams and their lender. Messages and populating take no time."""
 
     def __init__(
-        self, streams: Sequence[Stream], slabs: int, policy: type[ReclaimPolicy], floors: Sequence[int] = ()
+        self,
+        streams: Sequence[Stream],
+        slabs: int,
+        policy: type[ReclaimPolicy],
+        floors: Sequence[int] = (),
+        *,
+        user_each: bool = False,
     ) -> None:
+        # `user_each`: each guest is of another user, else all are root's.
         self.lender = Lender(slabs, policy=policy)
         self.now = 0.0
         self.streams = streams
-        self.guests = [self._join(place, one, slabs) for place, one in enumerate(streams)]
+        self.guests = [
+            self._join(place, one, slabs, place + 1 if user_each else 0) for place, one in enumerate(streams)
+        ]
         self._serial = 0
         self._queue: deque[Action] = deque()
         for guest, floor in zip(self.guests, floors, strict=False):
             self._perform(self.lender.set_limits(0.0, guest.number, floor=floor))
         self._ticks = [TICK * (place + 1) / len(streams) for place in range(len(streams))]
 
-    def _join(self, place: int, one: Stream, slabs: int) -> Borrowing:
+    def _join(self, place: int, one: Stream, slabs: int, uid: int) -> Borrowing:
         hello = Hello(VERSION, place.to_bytes(16, "big"), one.name, slabs, 0)
-        number, _ = self.lender.join(0.0, hello, 0, 0)
+        number, _ = self.lender.join(0.0, hello, uid, 0)
         # An Ask is the same share of the memory as a few MiB are of a few GiB.
         return Borrowing(number, SlotPool(one.footprint, 0, place), max_batch=max(1, slabs // 256))
 

@@ -76,7 +76,7 @@ def _finish(child: subprocess.Popen[bytes]) -> bytes:
     except subprocess.TimeoutExpired:
         raise BenchError(f"a guest was busy for more than {SECONDS:g} s") from None
     if child.returncode != 0:
-        raise BenchError(f"what a guest ran ended with {child.returncode}")
+        raise BenchError(f"a guest's program ended with {child.returncode}")
     return output
 
 

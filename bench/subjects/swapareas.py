@@ -52,7 +52,9 @@ def hswap(space: Path, size: int) -> Iterator[None]:
             yield
             before = mount.stats()
         if before["hswap_rejected_puts"] or not before["hswap_puts"]:
-            raise BenchError("the pool did not hold what was swapped: this measures something else")
+            raise BenchError(
+                "the pool did not hold all swapped pages, so the figures would be those of the overflow file"
+            )
 
 
 @contextlib.contextmanager

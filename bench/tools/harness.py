@@ -20,8 +20,8 @@ from tmemfs.kernel.mounttable import mount_table, top_mount
 
 MOUNT_SECONDS = 30.0
 TMEMD = "tmem.lending.daemon.tmemd"
-_TRUNCATED_LOG = 800
-_ROOMY = 2 << 30  # bytes
+_MAX_LOG = 800  # characters of a child's log in a message
+_ROOMY = 2 << 30  # bytes free in /dev/shm for fast_workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +94,8 @@ def nullfs(
     mountpoint: Path, size: int, names: int = 0, *, eager: bool = False
 ) -> contextlib.AbstractContextManager[Mounted]:
     """Mount the null filesystem with files of `size` bytes and `names` empty ones; `eager` as tmemfs reads requests."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench.subjects.nullfs",
-        os.fspath(mountpoint),
-        "--size",
-        str(size),
-        "--names",
-        str(names),
-    ]
+    command: list[str | Path] = [sys.executable, "-m", "bench.subjects.nullfs", mountpoint]
+    command += ["--size", str(size), "--names", str(names)]
     return served([*command, "--eager"] if eager else command, mountpoint)
 
 
@@ -130,8 +122,7 @@ def tmemd(directory: Path, size: int, *options: str, module: str = TMEMD) -> Ite
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 while probe.connect_ex(os.fspath(path)) != 0:
                     if child.poll() is not None or time.monotonic() > limit:
-                        text = os.pread(log.fileno(), 1 << 20, 0).decode(errors="replace").strip()[-_TRUNCATED_LOG:]
-                        raise BenchError(f"tmemd did not come up: {text or 'nothing was said'}")
+                        raise BenchError(f"tmemd did not come up: {_log_end(log.fileno())}")
                     time.sleep(0.02)
             yield Lending(path, child.pid)
         finally:
@@ -159,8 +150,12 @@ def _wait_until_mounted(child: subprocess.Popen[bytes], mountpoint: Path, log: i
         if is_mounted(mountpoint) and _answers(mountpoint):
             return
         time.sleep(0.02)
-    text = os.pread(log, 1 << 20, 0).decode(errors="replace").strip()[-_TRUNCATED_LOG:]
-    raise BenchError(f"the mount on {mountpoint.name} did not come up: {text or 'nothing was said'}")
+    raise BenchError(f"the mount on {mountpoint.name} did not come up: {_log_end(log)}")
+
+
+def _log_end(log: int) -> str:
+    """Return the end of a child's log."""
+    return os.pread(log, 1 << 20, 0).decode(errors="replace").strip()[-_MAX_LOG:] or "it wrote no message"
 
 
 def _answers(mountpoint: Path) -> bool:

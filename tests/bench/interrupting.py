@@ -1,4 +1,4 @@
-"""A measurement that is interrupted while it has something mounted."""
+"""Interrupt a measure while it has something mounted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tmemfs.kernel.kernelmount import unmount
 
 
 def interrupt(command: Sequence[str], space: Path, number: signal.Signals) -> None:
-    """Send a command a signal once it has mounted below `space`; see that it ends as it should and leaves nothing."""
+    """Send a command a signal once it has mounted below `space`; assert that it ends with 130 and leaves nothing."""
     child = subprocess.Popen(
         ["env", "--default-signal=INT", *command],  # a run in the background ignores SIGINT, and so would its children
         env=environment() | {"TMPDIR": str(space)},

@@ -1,4 +1,4 @@
-"""The measurements: small seeded runs that check what they put out, not how fast anything is."""
+"""Small seeded runs of the measures. Asserted is the shape of their results, not speed."""
 
 from __future__ import annotations
 

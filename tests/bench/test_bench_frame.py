@@ -1,4 +1,4 @@
-"""`python -m bench`: what cannot run says why, what is interrupted leaves its page, and the page tells everything."""
+"""`python -m bench`: skipped measures say why, an interrupted run leaves its page, and the page shows all results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BENCH = [sys.executable, "-m", "bench"]
 
 
 def result(directory: Path, name: str, **content: object) -> None:
-    """Write what a measure would have written."""
+    """Write a result as a measure does."""
     (directory / f"{name}.json").write_text(json.dumps(content))
 
 

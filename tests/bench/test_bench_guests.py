@@ -1,4 +1,4 @@
-"""The claim and the peers: small seeded runs; what is asserted is the shape of what they report."""
+"""Small seeded runs of claim and peers. Asserted is the shape of their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policies that everybody compares with count as by hand, and none beats Belady."""
+"""The classic policies count as by hand, and none beats Belady."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.models.classic import POLICIES, belady, fifo, lru, s3fifo
 
 
 def best_possible(trace: list[int], pages: int) -> int:
-    """Try everything: the fewest misses that any choice of victims gives."""
+    """Return the fewest misses that any choice of victims gives, by trying all."""
     held: dict[frozenset[int], int] = {frozenset(): 0}
     for page in trace:
         following: dict[frozenset[int], int] = {}

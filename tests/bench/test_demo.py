@@ -1,4 +1,4 @@
-"""What the demonstration says about its times."""
+"""The texts of the demonstration about its times."""
 
 from __future__ import annotations
 

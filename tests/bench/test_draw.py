@@ -1,4 +1,4 @@
-"""The pictures say what was measured: values with their sign at their end, intervals, no bars without a zero."""
+"""Pictures have values with their sign at the end of each bar, and intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts: the interval holds the true median as often as it says, and only what it lies wholly beside is decided."""
+"""The interval holds the true median as often as it says; a goal inside it is not decided."""
 
 from __future__ import annotations
 
