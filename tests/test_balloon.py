@@ -1,4 +1,4 @@
-"""The balloon follows need, step by step and with hysteresis; an idle guest's pages come back from the pool."""
+"""The balloon follows demand in steps with hysteresis; an idle guest reads its pages from the pool."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALLOWED = BalloonRange(16 * MIB, 256 * MIB, idle=8.0)
 
 
 class Driven:
-    """A balloon, and the guest that it belongs to as a rate of pages a second."""
+    """A balloon, and a guest given by its rates in pages a second."""
 
     def __init__(self, capacity: int) -> None:
         self.balloon = Balloon(ALLOWED)
@@ -45,7 +45,7 @@ class Driven:
         return changes
 
 
-def test_an_idle_guest_goes_down_to_its_minimum_in_halves() -> None:
+def test_an_idle_guest_halves_down_to_its_minimum() -> None:
     guest = Driven(256 * MIB)
     assert guest.pass_time(8.0) == 0, "a pause is not idleness yet"
     sizes = {guest.capacity}
@@ -57,14 +57,14 @@ def test_an_idle_guest_goes_down_to_its_minimum_in_halves() -> None:
     assert (guest.balloon.grows, guest.balloon.shrinks) == (0, 4)
 
 
-def test_a_guest_that_misses_what_it_had_comes_back_to_its_maximum() -> None:
+def test_misses_on_pages_cached_before_grow_a_cache_to_its_maximum() -> None:
     guest = Driven(16 * MIB)
     guest.pass_time(20.0)
     guest.pass_time(4.0, asked=30_000, returns=25_000)
     assert guest.capacity == 256 * MIB
 
 
-def test_reading_what_was_never_there_before_grows_nothing() -> None:
+def test_first_reads_do_not_grow_a_cache() -> None:
     guest = Driven(16 * MIB)
     assert guest.pass_time(60.0, asked=30_000) == 0
 
@@ -80,32 +80,32 @@ def test_a_guest_that_hits_keeps_its_size() -> None:
 
 
 @given(rate=st.floats(0, 20_000), start=st.sampled_from([16, 32, 64, 128, 256]))
-def test_at_no_steady_rate_does_the_size_go_up_and_down(rate: float, start: int) -> None:
+def test_the_size_does_not_oscillate_at_a_steady_rate(rate: float, start: int) -> None:
     guest = Driven(start * MIB)
     guest.pass_time(100.0, asked=rate, returns=rate)
     assert guest.pass_time(300.0, asked=rate, returns=rate) == 0
     assert not (guest.balloon.grows and guest.balloon.shrinks)
 
 
-def test_a_size_from_outside_the_range_is_brought_into_it() -> None:
+def test_a_size_outside_the_range_is_moved_into_it() -> None:
     guest = Driven(512 * MIB)
     guest.pass_time(1.0, asked=100_000)
     assert guest.capacity == 256 * MIB
 
 
-def test_a_balloon_is_read_from_its_text() -> None:
+def test_a_balloon_option_is_parsed() -> None:
     assert parse_balloon("min=16M,max=256M") == BalloonRange(16 * MIB, 256 * MIB)
     assert parse_balloon("max=2M, min=1M,idle=500ms") == BalloonRange(MIB, 2 * MIB, 0.5)
 
 
 @pytest.mark.parametrize("text", ["", "min=16M", "min=2M,max=1M", "min=1M,max=2M,idle=0", "min=1M,max=x", "high=1M"])
-def test_a_balloon_that_is_none_is_refused_in_one_line(text: str) -> None:
+def test_an_invalid_balloon_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_balloon(text)
     assert "\n" not in str(caught.value)
 
 
-def test_a_minimum_that_no_cache_can_have_is_refused() -> None:
+def test_an_impossible_minimum_is_refused() -> None:
     with pytest.raises(ConfigError, match="min of 4096 bytes is too small: give at least 1M"):
         MountConfig(Path("/"), Path("/mnt"), balloon=BalloonRange(4096, MIB))
 
@@ -118,7 +118,7 @@ def test_a_guest_that_was_idle_reads_from_the_pool_not_the_backing(mounted: Moun
     counted: list[dict[str, Any]] = []
 
     def busy() -> bool:
-        """Read everything; tell whether the guest is at its maximum then, and holds every page."""
+        """Read everything; return whether the cache is at its maximum and holds every page."""
         with open(root / "f", "rb", buffering=0) as file:
             for offset in range(0, len(data), 65536):
                 assert file.read(65536) == data[offset : offset + 65536]

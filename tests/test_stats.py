@@ -37,7 +37,7 @@ def test_a_clock_that_steps_back_counts_as_zero() -> None:
     assert percentile(latency.buckets, 0.5) == 0
 
 
-def test_a_percentile_of_nothing_is_none() -> None:
+def test_a_percentile_without_requests_is_none() -> None:
     assert percentile(Latency().buckets, 0.5) is None
 
 
@@ -68,7 +68,7 @@ def test_a_reset_starts_counters_and_histograms_at_zero_and_leaves_gauges() -> N
     assert now["request_read_count"] == now["request_write_count"] == 1
 
 
-def test_a_ratio_over_nothing_is_a_dash() -> None:
+def test_a_ratio_without_requests_is_a_dash() -> None:
     part = Counting()
     assert part.stats.snapshot()["part_hit_ratio"] is None
     assert "part_hit_ratio -\n" in as_text(part.stats.snapshot())
@@ -93,13 +93,13 @@ def test_prometheus_output_has_types_and_numbers_only() -> None:
     )
 
 
-def test_a_snapshot_goes_into_json_as_it_is() -> None:
+def test_a_snapshot_can_be_written_as_json() -> None:
     part = Counting()
     part.stats.latency("read").add(5)
     assert json.loads(json.dumps(part.stats.snapshot())) == part.stats.snapshot()
 
 
-def test_the_counter_names_are_those_that_grow() -> None:
+def test_counter_names_are_those_of_values_that_only_grow() -> None:
     part = Counting()
     part.stats.latency("read")
     assert part.stats.counter_names() == {"part_hits", "part_misses", "request_read_count"}

@@ -1,4 +1,4 @@
-"""A file drops any number of pages at once; they are freed in steps, so that no stretch of a task is long."""
+"""A file drops any number of pages at once; they are freed in steps that do not block the event loop."""
 
 from __future__ import annotations
 

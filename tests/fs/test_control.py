@@ -129,7 +129,7 @@ def test_each_open_of_stats_is_one_snapshot(mounted: Mounted) -> None:
         assert json.loads(first + rest)["backing_pages"] == 0
 
 
-def test_an_entry_of_the_backing_called_stats_wins(mounted: Mounted, variant: Options) -> None:
+def test_a_file_of_the_backing_named_stats_takes_precedence(mounted: Mounted, variant: Options) -> None:
     root = mounted.start(*variant)
     assert b"cache_hits" in (root / "stats").read_bytes()
     (mounted.source / "stats").write_text("mine")
@@ -189,7 +189,7 @@ def test_cache_size_resizes_while_it_runs(mounted: Mounted, writing: Options) ->
     assert (root / ".tmemfs" / "cache_size").read_text() == "1048576\n"
 
 
-def test_a_shrink_with_dirty_pages_in_the_way_writes_them_back(mounted: Mounted) -> None:
+def test_a_shrink_that_dirty_pages_block_writes_them_back(mounted: Mounted) -> None:
     root = mounted.start("--writeback")
     mounted.control("cache_size", "16M")
     data = pages_of(1, 800)
@@ -241,7 +241,7 @@ def test_bad_input_is_invalid_and_changes_nothing(mounted: Mounted, name: str, l
     assert "Traceback" not in mounted.log()
 
 
-def test_dropping_takes_everything_or_one_file(mounted: Mounted, writing: Options) -> None:
+def test_drop_caches_drops_everything_or_one_file(mounted: Mounted, writing: Options) -> None:
     (mounted.source / "d").mkdir()
     for name in ("a", "d/b"):
         (mounted.source / name).write_bytes(pages_of(len(name), 200))

@@ -82,7 +82,7 @@ def test_a_descriptor_in_use_is_not_closed_to_make_room(tree: Tree) -> None:
         os.fstat(fd)
 
 
-def test_what_is_dropped_while_in_use_is_closed_by_its_last_user(tree: Tree) -> None:
+def test_a_descriptor_dropped_while_in_use_is_closed_by_its_last_user(tree: Tree) -> None:
     node = tree.node("f")
     with tree.table.use(node) as fd:
         with tree.table.use(node) as same:
@@ -101,7 +101,7 @@ def test_a_renamed_file_is_found_under_its_other_name(tree: Tree) -> None:
     assert tree.content(node) == "f"
 
 
-def test_a_name_that_leads_elsewhere_is_stale(tree: Tree) -> None:
+def test_a_name_of_another_file_is_stale(tree: Tree) -> None:
     node = tree.node("f")
     os.rename(tree.directory / "f", tree.directory / "kept")
     tree.node("f")
@@ -205,7 +205,7 @@ def test_a_file_without_a_name_is_reached_through_an_open_descriptor(tree: Tree)
         os.close(fd)
 
 
-def test_a_close_that_hangs_does_not_hold_the_last_user_up(
+def test_a_close_that_hangs_does_not_block_the_last_user(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts()

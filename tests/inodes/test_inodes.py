@@ -1,4 +1,4 @@
-"""Inodes: numbers, versions that show what others changed, and lives that end when nobody needs them."""
+"""Inodes: node numbers, versions that show changes by others, and the end of their lives."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_two_names_of_one_file_are_one_inode(make_parts: MakeParts) -> Non
 
 
 @in_trio
-async def test_numbers_that_are_taken_or_reserved_are_replaced_by_own_ones(make_parts: MakeParts) -> None:
+async def test_node_numbers_in_use_or_reserved_are_replaced(make_parts: MakeParts) -> None:
     parts = make_parts()
     directory = parts.inodes.root
     st = os.stat(parts.directory)
@@ -61,7 +61,7 @@ async def test_numbers_that_are_taken_or_reserved_are_replaced_by_own_ones(make_
 
 @pytest.mark.parametrize("change", ["size", "content", "time", "mode", "replaced"])
 @in_trio
-async def test_what_others_change_drops_the_pages_at_the_next_open(make_parts: MakeParts, change: str) -> None:
+async def test_a_change_by_others_drops_the_pages_at_the_next_open(make_parts: MakeParts, change: str) -> None:
     parts = make_parts()
     file = parts.make("f", pages_of(1, 8))
     path = parts.directory / "f"
@@ -100,7 +100,7 @@ async def test_without_stable_ctimes_the_version_is_size_and_mtime(make_parts: M
 
 
 @in_trio
-async def test_a_stat_that_was_overtaken_says_nothing(make_parts: MakeParts) -> None:
+async def test_a_stat_older_than_the_last_one_is_ignored(make_parts: MakeParts) -> None:
     parts = make_parts()
     file = parts.make("f", pages_of(1, 3))
     started = parts.inodes.start()
@@ -112,7 +112,7 @@ async def test_a_stat_that_was_overtaken_says_nothing(make_parts: MakeParts) -> 
 
 
 @in_trio
-async def test_a_change_by_others_under_dirty_pages_takes_the_clean_ones_only(make_parts: MakeParts) -> None:
+async def test_a_change_by_others_drops_clean_pages_but_no_dirty_ones(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file, _ = await parts.make_cached(8)
     await parts.writer.write(file, 0, b"own")
@@ -145,7 +145,7 @@ async def test_an_inode_with_pages_is_retained_and_found_again(make_parts: MakeP
 
 @in_trio
 async def test_a_retained_inode_without_pages_is_removed_by_a_forget(make_parts: MakeParts) -> None:
-    """Somebody changed the file; a listing notices, and has no room left to tell the kernel of it."""
+    """A listing detects a change of the file, but its entry does not fit into the reply to the kernel."""
     parts = make_parts()
     file, _ = await parts.make_cached(8)
     os.close(parts.files.remove(file.number).fd)
@@ -157,7 +157,7 @@ async def test_a_retained_inode_without_pages_is_removed_by_a_forget(make_parts:
 
 
 @in_trio
-async def test_retained_inodes_without_pages_go_as_others_come(make_parts: MakeParts) -> None:
+async def test_retained_inodes_without_pages_are_removed_as_new_ones_come(make_parts: MakeParts) -> None:
     parts = make_parts()
 
     async def park(name: str) -> Inode:
@@ -174,7 +174,7 @@ async def test_retained_inodes_without_pages_go_as_others_come(make_parts: MakeP
 
 
 @in_trio
-async def test_an_inode_without_pages_goes_with_the_kernels_interest(make_parts: MakeParts) -> None:
+async def test_an_inode_without_pages_is_removed_by_the_last_forget(make_parts: MakeParts) -> None:
     parts = make_parts()
     for number in range(100):
         (parts.directory / f"f{number}").write_bytes(b"x")
@@ -184,7 +184,7 @@ async def test_an_inode_without_pages_goes_with_the_kernels_interest(make_parts:
 
 
 @in_trio
-async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_parts: MakeParts) -> None:
+async def test_a_new_file_with_a_reused_number_has_no_old_state(make_parts: MakeParts) -> None:
     parts = make_parts()
     file, _ = await parts.make_cached(8)
     old = file.inode
@@ -199,7 +199,7 @@ async def test_a_new_file_with_an_old_number_has_nothing_of_the_old_one(make_par
 
 
 @in_trio
-async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make_parts: MakeParts) -> None:
+async def test_an_open_during_our_write_waits_for_its_result(make_parts: MakeParts) -> None:
     parts = make_parts()
     opener = Namespace(parts).opener
     file, _ = await parts.make_cached(3)
@@ -223,14 +223,14 @@ async def test_an_open_beside_a_write_of_ours_waits_for_what_that_finds_out(make
 
 
 @in_trio
-async def test_an_open_that_is_given_up_while_it_waits_leaves_no_descriptor(make_parts: MakeParts) -> None:
+async def test_an_open_cancelled_while_it_waits_leaves_no_descriptor(make_parts: MakeParts) -> None:
     parts = make_parts()
     opener = Namespace(parts).opener
     file, _ = await parts.make_cached(3)
     parts.backing.after_write.shut = True
 
     def to_read() -> int:
-        """Count the descriptors by which the file was opened for reading alone."""
+        """Return the number of read-only descriptors of the file."""
         found = 0
         for number in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
@@ -260,7 +260,7 @@ async def test_an_open_that_is_given_up_while_it_waits_leaves_no_descriptor(make
 
 
 @in_trio
-async def test_an_open_during_an_own_write_still_sees_the_changes_of_others(
+async def test_an_open_during_our_write_sees_changes_by_others(
     make_parts: MakeParts,
 ) -> None:
     parts = make_parts()
@@ -308,7 +308,7 @@ async def test_unlinking_the_last_name_of_a_closed_file_forgets_its_pages(make_p
 
 
 @in_trio
-async def test_attributes_are_kept_for_the_timeout_and_no_longer(make_parts: MakeParts) -> None:
+async def test_attributes_are_cached_exactly_for_the_timeout(make_parts: MakeParts) -> None:
     parts = make_parts(attr_timeout=2.0)
     file = parts.make("f", b"x")
     assert trio.current_time() + 2.0 == pytest.approx(file.inode.attr_until)
@@ -330,7 +330,7 @@ async def test_a_descriptor_is_verified_and_never_that_of_another_file(make_part
 
 @pytest.mark.parametrize("change", ["rename", "exchange", "link", "unlink"])
 @in_trio
-async def test_a_stat_that_overtakes_our_own_change_of_names_is_no_news(make_parts: MakeParts, change: str) -> None:
+async def test_a_stat_before_our_change_of_names_is_not_a_change_by_others(make_parts: MakeParts, change: str) -> None:
     parts = make_parts()
     file, root = parts.make("f", pages_of(1, 2)), parts.inodes.root
     tree = Namespace(parts).tree
@@ -367,7 +367,7 @@ async def test_a_stat_that_overtakes_our_own_change_of_names_is_no_news(make_par
 
 @pytest.mark.parametrize("flags", [0, 2])
 @in_trio
-async def test_what_others_change_before_a_rename_of_ours_is_seen(make_parts: MakeParts, flags: int) -> None:
+async def test_a_change_by_others_before_our_rename_is_seen(make_parts: MakeParts, flags: int) -> None:
     parts = make_parts()
     file, root = parts.make("f", pages_of(1, 2)), parts.inodes.root
     other = parts.make("other", b"x")

@@ -1,4 +1,4 @@
-"""Changes that leave a file's stats as they were: what is read is no older than the last open."""
+"""Changes by others that leave the stat of a file equal: each read is no older than the last open."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_rewrite_in_the_same_grain_is_seen_at_the_next_open(make_parts: 
 
 
 @in_trio
-async def test_each_open_within_the_grain_reads_anew_and_one_after_it(make_parts: MakeParts) -> None:
+async def test_each_open_within_the_grain_reads_again_and_one_after_it(make_parts: MakeParts) -> None:
     parts, file, path = coarse(make_parts)
     await parts.read(file, 0, len(OLD))
     for turn in range(5):
@@ -84,7 +84,7 @@ async def test_each_open_within_the_grain_reads_anew_and_one_after_it(make_parts
 
 
 @in_trio
-async def test_a_file_that_is_older_than_others_is_read_once(make_parts: MakeParts) -> None:
+async def test_a_file_older_than_another_change_is_read_once(make_parts: MakeParts) -> None:
     parts, _, path = coarse(make_parts)
     later = parts.directory / "later"
     later.touch()
@@ -104,7 +104,7 @@ async def test_a_file_from_the_future_is_read_twice(make_parts: MakeParts) -> No
 
 @pytest.mark.parametrize("writeback", [False, True])
 @in_trio
-async def test_a_rewrite_within_the_grain_of_an_own_write_is_seen_at_an_open(
+async def test_a_rewrite_within_the_grain_of_our_write_is_seen_at_an_open(
     make_parts: MakeParts, writeback: bool
 ) -> None:
     parts, file, path = coarse(make_parts, writeback=writeback)
@@ -120,7 +120,7 @@ async def test_a_rewrite_within_the_grain_of_an_own_write_is_seen_at_an_open(
 
 
 @in_trio
-async def test_own_writes_cost_no_read_where_each_change_has_its_stamp(make_parts: MakeParts) -> None:
+async def test_our_writes_need_no_reread_where_each_change_has_its_own_stamp(make_parts: MakeParts) -> None:
     parts, file, _ = coarse(make_parts)
     await trio.sleep(GRAIN)
     assert await reads_of(parts, OLD) == 1
@@ -131,7 +131,7 @@ async def test_own_writes_cost_no_read_where_each_change_has_its_stamp(make_part
 
 @pytest.mark.parametrize("writeback", [False, True])
 @in_trio
-async def test_a_foreign_write_before_the_stat_of_an_own_write_is_seen(
+async def test_a_write_by_others_before_the_stat_of_our_write_is_seen(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, writeback: bool
 ) -> None:
     parts = make_parts(writeback=writeback)  # each change has its stamp
@@ -156,7 +156,7 @@ async def test_a_foreign_write_before_the_stat_of_an_own_write_is_seen(
 
 
 @in_trio
-async def test_a_foreign_write_between_two_calls_of_a_write_back_is_seen(
+async def test_a_write_by_others_between_two_calls_of_a_write_back_is_seen(
     make_parts: MakeParts,
 ) -> None:
     parts = make_parts(writeback=True)  # each change has its stamp
@@ -178,7 +178,7 @@ async def test_a_foreign_write_between_two_calls_of_a_write_back_is_seen(
 @pytest.mark.parametrize("where", ["cache", "pool"])
 @pytest.mark.parametrize("waited", [0.0, GRAIN])
 @in_trio
-async def test_a_byte_that_is_written_back_takes_no_old_neighbour_with_it(
+async def test_a_write_back_of_one_byte_writes_no_stale_bytes_of_its_page(
     make_parts: MakeParts, waited: float, where: str
 ) -> None:
     parts, file, path = coarse(make_parts, writeback=True)
@@ -197,7 +197,7 @@ async def test_a_byte_that_is_written_back_takes_no_old_neighbour_with_it(
 
 
 @in_trio
-async def test_a_page_changed_by_others_is_filled_before_a_partial_write(
+async def test_a_page_changed_by_others_is_read_again_before_a_partial_write(
     make_parts: MakeParts,
 ) -> None:
     parts, file, path = coarse(make_parts, writeback=True)
@@ -210,7 +210,7 @@ async def test_a_page_changed_by_others_is_filled_before_a_partial_write(
 
 
 @in_trio
-async def test_an_open_keeps_dirty_pages_whatever_is_in_doubt(make_parts: MakeParts) -> None:
+async def test_an_open_of_a_provisional_file_keeps_dirty_pages(make_parts: MakeParts) -> None:
     parts, file, path = coarse(make_parts, writeback=True)
     await parts.read(file, 0, len(OLD))
     await parts.writer.write(file, 0, page_of(9))

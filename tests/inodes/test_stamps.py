@@ -1,4 +1,4 @@
-"""How fine stamps are, and when a version is settled."""
+"""The grain of time stamps, and when a version is settled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tmemfs.inodes.stamps import NO_TICK, SECOND, TICK, Stamps, grain_of
 
 ODD, EVEN = 1_700_000_001 * SECOND, 1_700_000_002 * SECOND
 DEVICE, OTHER = 1, 2
-NEVER = 1 << 62  # our own clock, where it is to play no part
+NEVER = 1 << 62  # a clock that must not count
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_a_stamp_settles_by_a_later_stamp_or_by_elapsed_time() -> None:
     assert stamps.settles_at(DEVICE, ODD, 102.0, NEVER) == 102.0
 
 
-def test_a_servers_clock_that_is_wrong_is_followed_all_the_same() -> None:
+def test_a_server_clock_that_is_wrong_is_followed() -> None:
     stamps, ours = Stamps(own_clock=None), ODD + 3600 * SECOND  # its clock is an hour behind
     stamps.see(DEVICE, ODD, 0.0, ours)
     assert stamps.settles_at(DEVICE, ODD + 123, 0.0, ours) == pytest.approx(0.02)
 
 
-def test_the_clock_of_one_device_says_nothing_of_anothers() -> None:
+def test_each_device_has_its_own_clock() -> None:
     """Servers below one SOURCE; the clock of one of them is an hour behind."""
     for stamps in (Stamps(own_clock=None), Stamps(own_clock=OTHER)):
         stamps.see(OTHER, ODD, 0.0, ODD)
@@ -60,14 +60,14 @@ def test_the_clock_of_one_device_says_nothing_of_anothers() -> None:
         assert stamps.settles_at(DEVICE, late, 0.021, ODD) == 0.021
 
 
-def test_stamps_from_our_future_are_not_believed() -> None:
+def test_stamps_in_the_future_do_not_advance_the_clock() -> None:
     stamps = Stamps(own_clock=None)
     stamps.see(DEVICE, ODD, 0.0, ODD + SECOND)
     stamps.see(DEVICE, ODD + 1000 * SECOND, 0.0, ODD + SECOND)
     assert stamps.settles_at(DEVICE, ODD + 6 * SECOND, 0.0, ODD) > 1.0
 
 
-def test_our_own_clock_is_believed_where_it_makes_the_stamps() -> None:
+def test_our_own_clock_counts_where_it_makes_the_stamps() -> None:
     stamps = Stamps(own_clock=DEVICE)
     assert stamps.settles_at(DEVICE, ODD, 7.0, ODD + 10 * SECOND) == 7.0
     assert stamps.settles_at(DEVICE, ODD, 7.0, ODD + SECOND // 2) == pytest.approx(7.52)
@@ -75,8 +75,8 @@ def test_our_own_clock_is_believed_where_it_makes_the_stamps() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_version_is_settled_while_a_change_could_leave_it_as_it_is(seed: int) -> None:
-    """A server with a clock of its own and any grain, changes at any time: a settled stamp never comes again."""
+def test_no_version_is_settled_while_a_change_could_leave_it_equal(seed: int) -> None:
+    """With any server clock, any grain and changes at any time, a settled stamp never comes again."""
     generator = random.Random(seed)
     unit = generator.choice([2 * SECOND, SECOND, SECOND // 10, 10_000_000, 4_000_000, 1])
     skew = generator.randrange(-(10**13), 10**13)

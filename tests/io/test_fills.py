@@ -1,4 +1,4 @@
-"""Fills in flight: one that a write, a truncate or a new version overtook is never cached."""
+"""A fill that a write, a truncate or a new version overtook is not cached."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_fill_overtaken_by_a_write_is_not_cached(make_parts: MakeParts, 
 
 @in_trio
 async def test_a_second_fill_of_a_page_that_is_in_flight_is_poisoned_too(make_parts: MakeParts) -> None:
-    """A reader waits for the page of another one, then reads a page that a third reader has in flight by now."""
+    """A reader waits for a fill of another, then reads a page that a third reader is already filling."""
     parts = make_parts()
     file, data = unstreamed_file(parts, 50)
     latch = parts.backing.after_read

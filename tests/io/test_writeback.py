@@ -140,7 +140,7 @@ async def test_a_page_written_in_part_keeps_its_other_bytes_under_pressure(make_
 
 
 @in_trio
-async def test_a_dirty_file_may_end_beyond_the_end_of_the_backing(make_parts: MakeParts) -> None:
+async def test_a_dirty_file_may_be_larger_than_on_the_backing(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     file = parts.make("f", b"begin")
     await parts.writer.write(file, 100_000, b"end")
@@ -243,7 +243,7 @@ async def test_changes_by_others_while_pages_were_dirty_are_seen_at_an_open(make
 
 
 @in_trio
-async def test_write_back_goes_on_when_a_file_is_dropped_during_its_flush(make_parts: MakeParts) -> None:
+async def test_write_back_continues_when_a_file_is_dropped_during_its_flush(make_parts: MakeParts) -> None:
     """An unlinked file is closed while it is being written back by age."""
     parts = make_parts(writeback=True)
     file = parts.make("f", b"")
@@ -320,7 +320,7 @@ async def test_write_only_files_and_large_writes_are_written_through(make_parts:
 
 
 @in_trio
-async def test_finish_writes_everything_and_returns_the_files_that_failed(make_parts: MakeParts) -> None:
+async def test_finish_writes_everything_and_returns_the_failed_files(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     assert parts.writeback is not None
     files = [parts.make(f"f{number}", b"") for number in range(3)]

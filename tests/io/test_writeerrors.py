@@ -136,7 +136,7 @@ async def test_a_synchronous_write_goes_through_its_own_descriptor(
 async def test_bytes_written_through_are_not_overwritten_by_older_dirty_pages(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, taken: int | None
 ) -> None:
-    """Write-back fails for now; bytes written through meanwhile are newer than the dirty pages."""
+    """Write-back fails; bytes that are written through then are newer than the dirty pages."""
     parts = make_parts(writeback=True)
     file, other = parts.make("f", b""), parts.open("f", os.O_WRONLY)
     await parts.writer.write(file, 0, page_of(1) + page_of(2))

@@ -1,1 +1,1 @@
-"""Tests of inodes and descriptors."""
+"""Tests of names, attributes and listings."""

@@ -1,4 +1,4 @@
-"""A setattr changes what it is asked to, and nothing beside it."""
+"""A setattr changes the requested attributes only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from tmemfs.namespace.attributes import AttributeChanges
 
 
-def test_of_two_times_one_alone_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read before it is written: others may set the other time in between."""
+def test_setting_one_time_keeps_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other time is not read and written back: others may change it in between."""
     path = tmp_path / "f"
     path.touch()
     os.utime(path, ns=(5, 6))
@@ -44,7 +44,7 @@ def being(uid: int) -> Iterator[None]:
 
 
 @pytest.mark.root
-def test_a_writer_of_anothers_file_may_set_its_times_only_to_now(tmp_path: Path) -> None:
+def test_a_writer_who_is_not_the_owner_may_set_the_times_only_to_now(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.touch()
     path.chmod(0o666)

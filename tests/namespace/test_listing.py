@@ -1,4 +1,4 @@
-"""Listings: shared by readers within the attribute time-out, and gone after it."""
+"""Listings are shared by readers within the attribute time-out and dropped after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _listings() -> int:
 
 
 @in_trio
-async def test_a_walk_leaves_no_listing_behind_once_the_timeout_is_over(make_parts: MakeParts) -> None:
+async def test_listings_of_a_tree_walk_are_dropped_after_the_timeout(make_parts: MakeParts) -> None:
     parts = make_parts(attr_timeout=1.0)
     listings = Namespace(parts).listings
     directories = []
@@ -41,7 +41,7 @@ async def test_a_walk_leaves_no_listing_behind_once_the_timeout_is_over(make_par
 
 
 @in_trio
-async def test_of_a_directory_that_changes_all_the_time_one_listing_is_kept(make_parts: MakeParts) -> None:
+async def test_a_directory_that_changes_all_the_time_has_one_listing(make_parts: MakeParts) -> None:
     parts = make_parts(attr_timeout=300.0)
     listings, before = Namespace(parts).listings, _listings()
     for _ in range(20):
@@ -51,7 +51,7 @@ async def test_of_a_directory_that_changes_all_the_time_one_listing_is_kept(make
 
 
 @in_trio
-async def test_a_listing_is_cached_once_its_times_grain_is_past(
+async def test_a_listing_is_cached_once_its_times_are_settled(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server with whole seconds whose clock is an hour behind ours."""

@@ -1,4 +1,4 @@
-"""Names: nodes are made whole or not at all."""
+"""Creating, linking and removing names: a node is created with its owner or not at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["make_parts"]
 
 @contextmanager
 def asking(who: Caller, groups: list[int]) -> Iterator[Caller]:
-    """Run a process of somebody with supplementary groups; give the caller that it is."""
+    """Run a process with supplementary groups, and yield it as a caller."""
     with subprocess.Popen(["sleep", "60"], user=who.uid, group=who.gid, extra_groups=groups) as process:
         try:
             yield replace(who, pid=process.pid)
@@ -35,7 +35,7 @@ def asking(who: Caller, groups: list[int]) -> Iterator[Caller]:
 
 @pytest.mark.root
 @in_trio
-async def test_a_node_that_cannot_be_given_away_is_not_left_behind(
+async def test_a_node_whose_owner_cannot_be_set_is_removed(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts()
@@ -121,7 +121,7 @@ async def test_an_unlink_during_a_write_back_is_seen_by_the_next_fstat(make_part
 
 
 @in_trio
-async def test_an_unlink_overtaken_by_a_write_back_keeps_the_bytes_written(make_parts: MakeParts) -> None:
+async def test_a_write_back_during_an_unlink_keeps_its_bytes(make_parts: MakeParts) -> None:
     parts = make_parts(writeback=True)
     tree = Namespace(parts).tree
     file = parts.make("f", b"")
@@ -142,7 +142,7 @@ async def test_an_unlink_overtaken_by_a_write_back_keeps_the_bytes_written(make_
 
 
 @in_trio
-async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_parts: MakeParts) -> None:
+async def test_a_write_during_a_link_keeps_its_size(make_parts: MakeParts) -> None:
     parts = make_parts()
     tree = Namespace(parts).tree
     file = parts.make("f", b"short")
@@ -156,8 +156,8 @@ async def test_a_link_that_a_write_overtook_does_not_take_its_size_back(make_par
 
 
 @in_trio
-async def test_a_walk_may_take_its_time_between_two_requests(make_parts: MakeParts) -> None:
-    """Beside many busy processes, a caller gets no processor for a while after it was told to look again."""
+async def test_a_second_walk_may_pause_between_two_requests(make_parts: MakeParts) -> None:
+    """On a busy machine, a caller may wait for the processor between ESTALE and its second lookup."""
     parts = make_parts()
     namespace = Namespace(parts)
     tree, names, opener, caller = namespace.tree, namespace.revalidator, namespace.opener, Caller(pid=7)

@@ -1,4 +1,4 @@
-"""The verbs of a guest whose backing hangs: they end, and say so."""
+"""The control verbs of a guest whose backing hangs: they fail in bounded time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tmemfs.virtual.controlfiles import ControlFiles
 
 
 class HangingTree:
-    """A tree whose every lookup waits for ever."""
+    """A tree whose lookups never return."""
 
     async def lookup(self, parent: object, name: bytes) -> None:
-        """Find nothing, ever."""
+        """Never return."""
         await trio.sleep_forever()
 
 
 @pytest.mark.parametrize(("verb", "data"), [(b"drop_caches", b"some/path\n"), (b"held_pages", b"some/path\0")])
-def test_a_path_that_a_hanging_backing_does_not_find_is_given_up(verb: bytes, data: bytes) -> None:
+def test_a_lookup_on_a_hanging_backing_times_out(verb: bytes, data: bytes) -> None:
     control = ControlFiles(".tmemfs", Stats(), dict)
     nothing = cast(Any, SimpleNamespace(inodes=SimpleNamespace(root=None)))
     CacheControls(control, nothing, cast(Any, HangingTree()), None)

@@ -1,4 +1,4 @@
-"""SOURCE unmounted, and another filesystem mounted in its place: the mount says that it shows the old one."""
+"""Another filesystem mounted in place of SOURCE is detected and reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tmemfs.watching.source import leads_to, mounts_on_way
 
 
 def table(*lines: str) -> list[MountEntry]:
-    """Make a mount table of lines `number parent mountpoint type`."""
+    """Return a mount table of lines `number parent mountpoint type`."""
     fields = [line.split() for line in lines]
     return [MountEntry("0:1", Path(at), kind, "x", int(number), int(parent)) for number, parent, at, kind in fields]
 
@@ -34,7 +34,7 @@ BASE = ("1 0 / ext4", "2 1 /a nfs", "3 2 /a/b/c nfs")
         ((), "/a", []),
     ],
 )
-def test_a_path_leads_through_what_is_uppermost(lines: tuple[str, ...], path: str, way: list[int]) -> None:
+def test_a_path_leads_through_the_topmost_mounts(lines: tuple[str, ...], path: str, way: list[int]) -> None:
     assert [entry.mount_id for entry in mounts_on_way(table(*lines), Path(path))] == way
 
 
@@ -49,13 +49,13 @@ def test_a_path_leads_through_what_is_uppermost(lines: tuple[str, ...], path: st
         ((*BASE, "4 2 /a/s/below nfs"), True),
     ],
 )
-def test_a_source_is_replaced_by_what_is_mounted_over_it(lines: tuple[str, ...], leads: bool) -> None:
+def test_a_mount_over_the_source_replaces_it(lines: tuple[str, ...], leads: bool) -> None:
     assert leads_to(table(*lines), Path("/a/s"), 2) is leads
 
 
 @pytest.mark.mount
 @pytest.mark.root
-def test_a_mount_says_that_its_source_was_replaced(place: Place) -> None:
+def test_a_mount_reports_that_its_source_was_replaced(place: Place) -> None:
     def mount(*words: str) -> None:
         subprocess.run([*words, place.source], check=True, timeout=SECONDS)
 

@@ -1,4 +1,4 @@
-"""What others change in the backing is news, what we change ourselves is none: the watch without a mount."""
+"""Changes by others invalidate what is cached, our own changes do not: the watch without a mount."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_directory_is_watched_from_its_first_lookup_until_forgotten(
     trio.run(main)
 
 
-def test_a_change_by_others_renews_the_content_and_takes_the_size(parts: Watched) -> None:
+def test_a_change_by_others_drops_the_pages_and_updates_the_size(parts: Watched) -> None:
     async def main() -> None:
         file = parts.make("f", b"a" * PAGE_SIZE)
         await parts.find("f")
@@ -56,7 +56,7 @@ def test_a_change_by_others_renews_the_content_and_takes_the_size(parts: Watched
     trio.run(main)
 
 
-def test_our_own_changes_are_no_news(parts: Watched) -> None:
+def test_our_own_changes_invalidate_nothing(parts: Watched) -> None:
     async def main() -> None:
         file = parts.make("f", b"a" * PAGE_SIZE)
         await parts.find("f")
@@ -84,7 +84,7 @@ def test_our_own_changes_are_no_news(parts: Watched) -> None:
     trio.run(main)
 
 
-def test_names_that_others_make_remove_and_replace_are_forgotten(parts: Watched) -> None:
+def test_names_that_others_create_remove_or_replace_are_invalidated(parts: Watched) -> None:
     async def main() -> None:
         for name in ("gone", "replaced", "moved"):
             (parts.directory / name).write_bytes(b"old")
@@ -107,7 +107,7 @@ def test_names_that_others_make_remove_and_replace_are_forgotten(parts: Watched)
     trio.run(main)
 
 
-def test_a_name_that_we_removed_and_others_make_again_is_news(parts: Watched) -> None:
+def test_a_name_that_we_removed_and_others_create_is_invalidated(parts: Watched) -> None:
     async def main() -> None:
         root = parts.inodes.root
         (parts.directory / "a").touch()
@@ -125,7 +125,7 @@ def test_a_name_that_we_removed_and_others_make_again_is_news(parts: Watched) ->
     trio.run(main)
 
 
-def test_a_change_by_others_during_a_write_of_ours_is_seen_after_it(parts: Watched) -> None:
+def test_a_change_by_others_during_our_write_is_seen_after_it(parts: Watched) -> None:
     async def main() -> None:
         file = parts.make("f", b"a" * PAGE_SIZE * 2)
         await parts.find("f")
@@ -148,7 +148,7 @@ def test_a_change_by_others_during_a_write_of_ours_is_seen_after_it(parts: Watch
     trio.run(main)
 
 
-def test_clean_pages_of_a_dirty_file_go_when_others_change_it(tmp_path: Path) -> None:
+def test_a_change_by_others_drops_the_clean_pages_of_a_dirty_file(tmp_path: Path) -> None:
     parts = Watched(tmp_path, writeback=True)
 
     async def main() -> None:
@@ -168,7 +168,7 @@ def test_clean_pages_of_a_dirty_file_go_when_others_change_it(tmp_path: Path) ->
     trio.run(main)
 
 
-def test_a_change_that_leaves_the_stamps_as_they_were_is_seen(parts: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_by_others_with_equal_stamps_is_seen(parts: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts.inodes, "_version", lambda st: ())  # no clock is coarser
 
     async def main() -> None:
@@ -203,7 +203,7 @@ def test_attributes_changed_by_others_are_invalidated_for_every_node_type(parts:
     trio.run(main)
 
 
-def test_lost_events_renew_open_files_and_have_every_name_looked_at_again(
+def test_lost_events_drop_open_files_and_recheck_all_names(
     parts: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -213,7 +213,7 @@ def test_lost_events_renew_open_files_and_have_every_name_looked_at_again(
             (parts.directory / name).touch()
         closed, gone = await parts.find("closed"), await parts.find("gone")
         (parts.directory / "gone").unlink()
-        os.read(parts.watch.watches._inotify.fd, 1 << 16)  # nobody will know of that
+        os.read(parts.watch.watches._inotify.fd, 1 << 16)  # this event is lost
         with monkeypatch.context() as patch:
             patch.setattr(inotify, "parse_events", lambda data: [Event(-1, flags.Q_OVERFLOW, 0, "")])
             (parts.directory / "any").touch()
@@ -224,7 +224,7 @@ def test_lost_events_renew_open_files_and_have_every_name_looked_at_again(
                 assert {closed.number, gone.number, 1} <= set(parts.kernel.invalidated)
                 await parts.until(lambda: (1, b"gone") in parts.kernel.names)
                 assert (1, b"closed") not in parts.kernel.names
-                assert closed.attr_until > 0.0  # looked at again
+                assert closed.attr_until > 0.0  # checked again
         assert parts.watch.overflows == 1
         assert "events were lost" in caplog.text
 
@@ -253,7 +253,7 @@ def test_the_watch_limit_is_logged_once_with_its_remedy_and_retried(
     trio.run(main)
 
 
-def test_a_directory_that_goes_takes_its_watch_with_it(parts: Watched) -> None:
+def test_removing_a_directory_removes_its_watch(parts: Watched) -> None:
     async def main() -> None:
         (parts.directory / "d").mkdir()
         inode = await parts.find("d")

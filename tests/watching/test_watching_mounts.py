@@ -1,6 +1,6 @@
-"""What others change in the backing is seen at once; what we change ourselves costs nothing.
+"""Changes by others are seen at once with --watch; our own changes drop nothing.
 
-Mounts have time-outs of a minute, so that nothing but the watch can explain what is seen.
+The mounts have time-outs of a minute, so only the watch can make a change visible.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def soon(condition: Callable[[], object], what: str) -> None:
     wait_until(condition, what, SECONDS)
 
 
-def test_an_open_file_shows_what_others_write_and_how_it_grows(mounted: Place) -> None:
+def test_an_open_file_shows_content_and_size_that_others_write(mounted: Place) -> None:
     fd = os.open(mounted.mountpoint / "file", os.O_RDONLY)
     try:
         assert os.pread(fd, 1, 0) == b"a"
@@ -60,7 +60,7 @@ def test_an_open_file_shows_what_others_write_and_how_it_grows(mounted: Place) -
         os.close(fd)
 
 
-def test_names_that_others_make_rename_and_remove_are_seen(mounted: Place) -> None:
+def test_names_that_others_create_rename_and_remove_are_seen(mounted: Place) -> None:
     source, mnt = mounted.source, mounted.mountpoint
     assert not (mnt / "new").exists()
     assert sorted(os.listdir(mnt)) == ["directory", "file"]
@@ -78,7 +78,7 @@ def test_names_that_others_make_rename_and_remove_are_seen(mounted: Place) -> No
     soon(lambda: sorted(os.listdir(mnt)) == ["directory", "file"], "listed")
 
 
-def test_directories_that_come_later_are_watched_too(mounted: Place) -> None:
+def test_new_directories_are_watched_too(mounted: Place) -> None:
     source, mnt = mounted.source, mounted.mountpoint
     assert not (mnt / "theirs").exists()
     (source / "theirs").mkdir()
@@ -95,7 +95,7 @@ def test_directories_that_come_later_are_watched_too(mounted: Place) -> None:
     assert counter(mounted, "watch_directories") == 4
 
 
-def test_our_own_work_keeps_the_cache_and_the_current_directory(mounted: Place) -> None:
+def test_our_own_changes_keep_the_cache_and_the_current_directory(mounted: Place) -> None:
     mnt = mounted.mountpoint
     data = os.urandom(10 * PAGE_SIZE)
     (mnt / "own").write_bytes(data)

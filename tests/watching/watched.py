@@ -1,4 +1,4 @@
-"""The parts of a guest with a watch on real inotify, and a kernel that remembers what it was asked to forget."""
+"""The parts of a guest with a watch on real inotify, and a kernel that records its invalidations."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ class Watched(Parts):
             nursery.cancel_scope.cancel()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for what an event brings about."""
+        """Wait until a condition holds."""
         with trio.fail_after(SECONDS):
             while not condition():
                 await trio.sleep(0.002)
 
     async def settled(self) -> None:
-        """Wait until the events of everything before are used up: those of a directory come in order."""
+        """Wait until all earlier events are handled: events of one directory come in order."""
         assert self.inodes.root.watch > 0, "nothing was looked up"
-        news, marker = (self.inodes.root.number, b".marker"), self.directory / ".marker"
+        entry, marker = (self.inodes.root.number, b".marker"), self.directory / ".marker"
         for change in (marker.touch, marker.unlink):
             change()
-            await self.until(lambda: news in self.kernel.names and not self.watch._busy)
-            self.kernel.names = [pair for pair in self.kernel.names if pair != news]
+            await self.until(lambda: entry in self.kernel.names and not self.watch._busy)
+            self.kernel.names = [pair for pair in self.kernel.names if pair != entry]
