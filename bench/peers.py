@@ -1,15 +1,14 @@
 """Measure tmemfs against other filesystems over one slow directory.
 
-The peers are the slow directory itself; bindfs; rclone mount with its vfs cache; libfuse's passthrough_hp, if it is on
-the PATH; and a null pyfuse3 filesystem, which reads nothing. The loads are 4-KiB random reads with 1 and 4 readers
-(reads a second), 128-KiB and 1-MiB sequential reads (MiB a second), and `stat` (calls a second). *Cold* is the first
-read of a file, *warm* a read after the whole file was read. All are mounted at the same time and measured in turn, with
-new files in each round. The figures are medians of the rounds' ratios (lowest to highest).
+The peers are the slow directory itself, bindfs, and rclone mount with its vfs cache. The loads are 4-KiB random reads
+with 1 and 4 readers (reads a second), and 128-KiB and 1-MiB sequential reads (MiB a second). *Cold* is the first read
+of a file, *warm* a read after the whole file was read. All are mounted at the same time and measured in turn, with new
+files in each round. The figures are medians of the rounds' ratios (lowest to highest).
 
 The slow directory is a tmemfs mount with a throttle, the smallest cache, no pool and no attribute time-out, so all
-peers meet the same delays. bindfs, rclone and passthrough_hp use the kernel's page cache, as large as free memory, and
-rclone a directory on disk; tmemfs keeps to its `--cache` and `--pool`. rclone caches names for five minutes, tmemfs
-here for one.
+peers meet the same delays. bindfs and rclone use the kernel's page cache, as large as free memory, and rclone a
+directory on disk; tmemfs keeps to its `--cache` and `--pool`. rclone caches names for five minutes, tmemfs here for
+one.
 
     python -m bench.peers [--rounds 3] [--seconds 0.3] [--latency 2ms] [--size 8] [--out FILE]
 """
@@ -17,22 +16,19 @@ here for one.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.tools import fio, pages
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, shuffled, write_half_compressible
-from bench.tools.harness import fast_workspace, nullfs, served, tmemfs
+from bench.tools.harness import fast_workspace, served, tmemfs
 from bench.tools.report import Figures, Goal, Outcome, main, parser, ratios, say
 from bench.tools.verdict import in_turn, spread
 
 OURS = "tmemfs"
-PEERS = ("plain, throttled", "bindfs", "rclone", "passthrough_hp", "null", OURS)
-NAMES = 100
+PEERS = ("plain, throttled", "bindfs", "rclone", OURS)
 # Each has its own file in each round: number of readers, or bytes a read.
 LOADS = {
     "4-KiB random, 1 reader": ("random", 1),
@@ -40,7 +36,6 @@ LOADS = {
     "128-KiB sequential": ("sequential", MIB // 8),
     "1-MiB sequential": ("sequential", MIB),
 }
-STAT = "stat of a name"
 STATES = ("cold", "warm")
 CACHE_SHARE = 4  # the cache holds a quarter of a file, the pool all of them
 
@@ -64,22 +59,8 @@ def _peer(name: str, space: Path, slow: Path, size: int) -> Iterator[Path]:
         elif name == "bindfs":
             yield stack.enter_context(_program("bindfs", place, "-f", slow, place))
         elif name == "rclone":
-            words = (
-                "mount",
-                slow,
-                place,
-                "--vfs-cache-mode",
-                "full",
-                "--cache-dir",
-                space / "vfs",
-                "--config",
-                "/dev/null",
-            )
-            yield stack.enter_context(_program("rclone", place, *words))
-        elif name == "passthrough_hp":
-            yield stack.enter_context(_program("passthrough_hp", place, "--foreground", slow, place))
-        elif name == "null":
-            yield stack.enter_context(nullfs(place, size, NAMES)).path
+            options = ("--vfs-cache-mode", "full", "--cache-dir", space / "vfs", "--config", "/dev/null")
+            yield stack.enter_context(_program("rclone", place, "mount", slow, place, *options))
         else:
             yield stack.enter_context(
                 tmemfs(slow, place, "--attr-timeout", "60s", cache=max(MIB, size // CACHE_SHARE), pool=4 * size)
@@ -90,7 +71,7 @@ def measure(
     rounds: int = 3, seconds: float = 0.3, latency: str = "2ms", size: int = 8 * MIB, only: Sequence[str] = PEERS
 ) -> Outcome:
     """Measure every load through every peer."""
-    figures: Figures = {"unit": "reads/s, MiB/s, calls/s", "loads": {}, "skipped_peers": {}, "notes": []}
+    figures: Figures = {"unit": "reads/s, MiB/s", "loads": {}, "skipped_peers": {}, "notes": []}
     with fast_workspace() as space, contextlib.ExitStack() as stack:
         source, slow = space / "source", space / "slow"
         for number in range(rounds):
@@ -116,15 +97,13 @@ def _make_files(directory: Path, size: int, seed: int) -> None:
     directory.mkdir(parents=True)
     for number, name in enumerate(LOADS):
         write_half_compressible(directory / name, size // PAGE_SIZE, seed=seed + number)
-    for number in range(NAMES):
-        (directory / f"{number:06d}").touch()
 
 
 def _measure_one(loads: Figures, peer: str, mount: Path, number: int, seconds: float) -> None:
     """Run every load, cold and warm."""
-    place, rates = mount if peer == "null" else mount / str(number), {}
+    rates = {}
     for load, (what, count) in LOADS.items():
-        file = place / ("view" if peer == "null" else load)
+        file = mount / str(number) / load
         for state in STATES:
             if what == "random":
                 if state == "warm":
@@ -134,23 +113,13 @@ def _measure_one(loads: Figures, peer: str, mount: Path, number: int, seconds: f
                 done = pages.sequentially(file, count)
                 rate = done.pages * PAGE_SIZE / MIB / done.seconds
             rates[f"{load}, {state}"] = rate
-    for state in STATES:
-        rates[f"{STAT}, {state}"] = _stats(place)
     for name, rate in rates.items():
         loads.setdefault(name, {}).setdefault(peer, []).append(rate)
     say(f"  {peer:<17} " + ", ".join(f"{load}: {rate:,.0f}" for load, rate in rates.items()))
 
 
-def _stats(place: Path) -> float:
-    """Return the rate of one `stat` of each name."""
-    began = time.perf_counter()
-    for number in range(NAMES):
-        os.stat(place / f"{number:06d}")
-    return NAMES / (time.perf_counter() - began)
-
-
 def _goals(figures: Figures) -> list[Goal]:
-    """Report tmemfs against each peer in every load; there are no goals, only what it is."""
+    """Return the ratios to each peer in every load; nothing is judged."""
     goals = []
     for load, rates in figures["loads"].items():
         against = {peer: spread(ratios(rates[OURS], theirs)) for peer, theirs in rates.items() if peer != OURS}
