@@ -96,7 +96,7 @@ def make_node(dir_fd: int, name: bytes, mode: int, caller: Caller, make: Callabl
 
 @contextmanager
 def _acting_as(caller: Caller, groups: tuple[int, ...] | None) -> Iterator[None]:
-    """Give this thread the caller's ids (and groups) for file access in the block. PermissionError if it fails."""
+    """Use the caller's ids (and groups) for file access of this thread within the block. Raise PermissionError."""
     own_gid, own_groups = os.getegid(), os.getgroups() if groups is not None else []
     try:
         if groups is not None:
