@@ -216,4 +216,4 @@ def test_an_evicted_mount_runs_without_a_pool_and_lost_pages_fail(tmemd: Tmemd, 
     mount.read()
     assert mount.stats()["lender_held_bytes"] == 0
     assert mount.row()["state"] == "evicted"
-    assert "the size is 1 MiB" in tmemd.ctl("resize", "1M").stdout
+    assert "the size is 1M" in tmemd.ctl("resize", "1M").stdout

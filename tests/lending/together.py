@@ -74,10 +74,10 @@ class Guest:
         """Act on messages, and pay a little of what is owed."""
         while self.inbox and most > 0:
             (message,) = guest_decoder().feed(encode(self.inbox.popleft()))
-            self.borrower.received(now, message)
+            self.borrower.on_message(now, message)
             most -= 1
-        if self.borrower.owes:
-            self.borrower.pay()
+        if self.borrower.has_open_revoke:
+            self.borrower.answer_revoke()
 
     def speak(self, now: float) -> None:
         """Send what there is to say."""
@@ -161,7 +161,7 @@ class Together:
         self.perform(actions)
         welcome = guest.inbox.popleft()
         assert isinstance(welcome, Welcome)
-        guest.borrower.welcome(welcome)
+        guest.borrower.on_welcome(welcome)
         guest.outbox.clear()
         guest.outbox.extend(claims)
 

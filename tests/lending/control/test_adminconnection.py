@@ -1,4 +1,4 @@
-"""The connection of tmemctl: what tmemd said is heard although it has hung up."""
+"""tmemctl reads the last answer of a tmemd that has hung up, and rejects unexpected ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def hung_up(listener: socket.socket, path: Path, said: bytes) -> AdminConnection:
-    """Give a connection whose other side has said something and is gone."""
+    """Return a connection whose other side has sent something and closed."""
     control = AdminConnection(path)
     connection, _ = listener.accept()
     with connection:
@@ -32,27 +32,27 @@ def hung_up(listener: socket.socket, path: Path, said: bytes) -> AdminConnection
     return control
 
 
-def test_what_was_said_before_it_hung_up_is_the_answer(listener: socket.socket, tmp_path: Path) -> None:
+def test_an_answer_sent_before_the_hang_up_is_read(listener: socket.socket, tmp_path: Path) -> None:
     with hung_up(listener, tmp_path / "socket", encode(Done("frozen"))) as control:
-        assert control.do(Freeze()) == "frozen"
+        assert control.execute(Freeze()) == "frozen"
     with (
         hung_up(listener, tmp_path / "socket", encode(Failed("too many connections"))) as control,
         pytest.raises(CommandError, match="too many connections"),
     ):
-        control.do(Freeze())
+        control.execute(Freeze())
 
 
-def test_who_tells_other_sums_is_no_tmemd_of_ours(listener: socket.socket, tmp_path: Path) -> None:
+def test_totals_without_the_needed_counters_are_refused(listener: socket.socket, tmp_path: Path) -> None:
     with (
         hung_up(listener, tmp_path / "socket", encode(Totals({"size": 1}))) as control,
-        pytest.raises(CommandError, match="is it tmemd of this version"),
+        pytest.raises(CommandError, match="is it a tmemd of this version"),
     ):
         control.totals()
 
 
-def test_who_hangs_up_without_a_word_is_told_by_that(listener: socket.socket, tmp_path: Path) -> None:
+def test_a_hang_up_without_an_answer_is_an_error(listener: socket.socket, tmp_path: Path) -> None:
     with (
         hung_up(listener, tmp_path / "socket", b"") as control,
-        pytest.raises(CommandError, match="hung up: look into its log"),
+        pytest.raises(CommandError, match="hung up: see its log"),
     ):
-        control.do(Freeze())
+        control.execute(Freeze())

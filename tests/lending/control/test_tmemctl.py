@@ -18,8 +18,9 @@ from tests.lending.conftest import MakeGuest
 from tests.lending.fakeguest import Denied
 from tests.lending.otheruser import OTHER_UID, as_other
 from tests.lending.tmemd import Tmemd, one_line
-from tmem.lending.control.tables import view
+from tmem.lending.control.tables import render
 from tmem.lending.protocol.messages import MAX_TEXT, Row, guest_name
+from tmemcommon.sizes import ram_bytes
 from tmemfs import __version__
 
 
@@ -61,7 +62,7 @@ def test_a_narrow_terminal_shows_less_and_all_of_it() -> None:
     row = Row(7, "/mnt/photos", 0, 12345, "connected", *(1000, 64, 16), 1.0, 1000, 0, 500, 4.5, *[9000] * 7)
     shown = {}
     for width in (80, 200):
-        shown[width] = shown_by(view([row] * 2, TOTALS, console := console_of(width), whole=True), console)
+        shown[width] = shown_by(render([row] * 2, TOTALS, console := console_of(width), all_rows=True), console)
         assert "\N{HORIZONTAL ELLIPSIS}" not in shown[width]
         assert re.search(r" 7 .*/mnt/photos .*connected +5M +1M/31.2M .*4.5s", shown[width])
     assert "weight" in shown[200]
@@ -77,7 +78,7 @@ def test_a_narrow_terminal_shows_less_and_all_of_it() -> None:
 def test_more_guests_than_the_terminal_has_lines_are_counted() -> None:
     rows = [Row(n, f"/mnt/{n}", 0, n, "connected", 1000, n, 0, 1.0, 1000, 0, 0, 4.5, *[9000] * 7) for n in range(100)]
     console = console_of(200, 24)
-    lines = shown_by(view(rows, TOTALS, console, whole=False), console).splitlines()
+    lines = shown_by(render(rows, TOTALS, console, all_rows=False), console).splitlines()
     seen = [line for line in lines if "/mnt/" in line]
     assert len(lines) < 24
     assert "/mnt/99" in seen[0], "who holds most is first"
@@ -86,7 +87,7 @@ def test_more_guests_than_the_terminal_has_lines_are_counted() -> None:
 
 def test_what_a_strange_tmemd_says_is_shown_as_text() -> None:
     row = Row(7, "\x1b[2J[/]", 0, 12345, "[/]\x1b[31m", *(1000, 64, 16), 1.0, 1000, 0, 500, 4.5, *[9000] * 7)
-    text = shown_by(view([row], TOTALS, console := console_of(200), whole=True), console)
+    text = shown_by(render([row], TOTALS, console := console_of(200), all_rows=True), console)
     assert "\x1b" not in text
     assert "\\x1b[2J[/]" in text
     assert "[/]\\x1b[31m" in text
@@ -184,7 +185,7 @@ def test_resize_goes_both_ways(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start("16M")
     one = guest().join()
     one.ask_until(256)
-    assert "4 MiB" in fine(tmemd.ctl("resize", "4M"))
+    assert "the size is 4M" in fine(tmemd.ctl("resize", "4M"))
     wait_until(lambda: one.real_slabs() <= 64, "the guest fits again")
     two = guest().join()
     fine(tmemd.ctl("resize", "32M"))
@@ -237,7 +238,7 @@ BAD_INPUT = (
     (("revoke", "/mnt/a"), 2, "SIZE"),
     (("resize", "0"), 2, "zero"),
     (("resize", "1000T"), 2, "1000T"),
-    (("resize", "1T"), 1, "more than all RAM: give at most"),
+    (("resize", "1T"), 2, "more than all RAM: give at most"),
     (("set", "/mnt/a", "--cap", "0"), 1, "tmemctl drain"),
     (("explode",), 2, "explode"),
 )
@@ -250,6 +251,14 @@ def test_bad_input_is_one_line(tmemd: Tmemd, guest: MakeGuest) -> None:
         assert hint in one_line(tmemd.ctl(*words), code)
     assert tmemd.totals()["size_bytes"] == 16 << 20
     assert tmemd.rows()[0]["cap_bytes"] == 256 << 16
+
+
+def test_every_size_that_is_too_large_is_refused_with_the_same_code(tmemd: Tmemd) -> None:
+    tmemd.start("16M")
+    too_large = f"{2 * ram_bytes() >> 20}M"
+    for size in (too_large, "1T", "1000T"):
+        assert "give at most" in one_line(tmemd.ctl("resize", size), 2)
+    assert tmemd.totals()["size_bytes"] == 16 << 20
 
 
 @pytest.mark.root

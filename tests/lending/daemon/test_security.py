@@ -362,7 +362,7 @@ def test_by_default_a_user_is_promised_half_of_the_memory_and_root_all(tmemd: Tm
     tmemd.start("8M", "--mode", "0666")
 
     def other() -> None:
-        with pytest.raises(GuestRefused, match="only 4 MiB"):
+        with pytest.raises(GuestRefused, match="only 4M"):
             FakeGuest(tmemd.socket, persistent=65).join()
         one = FakeGuest(tmemd.socket, persistent=64).join()
         assert len(one.ask_until(64, persistent=True)) == 64

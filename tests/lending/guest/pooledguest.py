@@ -33,7 +33,7 @@ class PooledGuest:
         self.kept: Pool = self.tmem.new_pool(persistent=True, name="hswap")
         self.borrower = Borrower(self.source, self.tmem, "/mnt", persistent_pages=self)
         self.hello = self.borrower.greeting()[0]
-        self.borrower.welcome(Welcome(1, cap, cap // 2))
+        self.borrower.on_welcome(Welcome(1, cap, cap // 2))
 
     def request_release(self, slabs: int) -> None:
         """Note what is asked of hswap."""
@@ -46,14 +46,14 @@ class PooledGuest:
         """Make slabs real and lend them."""
         for first, count in runs:
             os.posix_fallocate(self.source.fd, first * SLAB_SIZE, count * SLAB_SIZE)
-        self.borrower.received(0.0, Lend(runs, serial, persistent))
+        self.borrower.on_message(0.0, Lend(runs, serial, persistent))
 
     def take(self, runs: Runs, serial: int = 1) -> None:
         """Punch slabs behind the guest's back, and say so."""
         for first, count in runs:
             for slab in range(first, first + count):
                 punch(self.source.fd, slab)
-        self.borrower.received(0.0, Taken(runs, serial))
+        self.borrower.on_message(0.0, Taken(runs, serial))
 
     def fill(self, pages: int) -> None:
         """Put pages that do not compress."""
@@ -69,8 +69,8 @@ class PooledGuest:
     def pay(self) -> list[FromGuest]:
         """Have everything paid that is owed."""
         messages = self.borrower.outgoing(0.0)
-        while self.borrower.owes:
-            self.borrower.pay()
+        while self.borrower.has_open_revoke:
+            self.borrower.answer_revoke()
             messages += self.borrower.outgoing(0.0)
         return messages
 

@@ -68,8 +68,8 @@ def test_a_slab_is_released_as_the_kind_that_it_was_given_as(make: Make) -> None
         source.release(0, False)
     source.release(0, True)
     assert source.held(Kind.PERSISTENT) == 0
-    assert source.returned(Kind.PERSISTENT) == ((0, 1),)
-    assert source.returned(Kind.PERSISTENT) == ()
+    assert source.pop_returning(Kind.PERSISTENT) == ((0, 1),)
+    assert source.pop_returning(Kind.PERSISTENT) == ()
 
 
 def test_what_a_lender_cannot_mean_is_refused(make: Make) -> None:
@@ -93,7 +93,7 @@ def test_a_taken_slab_is_gone_wherever_it_was(make: Make) -> None:
     assert back is not None
     source.release(back, False)
     assert source.take(((0, 3),)) == [out]
-    assert source.returned(Kind.EPHEMERAL) == ()
+    assert source.pop_returning(Kind.EPHEMERAL) == ()
     assert source.held(Kind.EPHEMERAL) == source.stocked == 0
     assert source.take(((0, 8),)) == []
 
@@ -101,14 +101,14 @@ def test_a_taken_slab_is_gone_wherever_it_was(make: Make) -> None:
 def test_slabs_that_were_never_touched_are_idle(make: Make) -> None:
     source = make(8)
     source.lend(((0, 5),), Kind.EPHEMERAL)
-    assert source.idle(Kind.EPHEMERAL) == 0, "they were only just lent"
+    assert source.count_unused(Kind.EPHEMERAL) == 0, "they were only just lent"
     source.acquire(False)
     source.acquire(False)
-    assert source.idle(Kind.EPHEMERAL) == 3
-    assert source.shed(2, Kind.EPHEMERAL) == 2
-    assert source.idle(Kind.EPHEMERAL) == 1
-    assert source.shed(9, Kind.EPHEMERAL) == 1
-    assert slabs_of(source.returned(Kind.EPHEMERAL)) == [0, 1, 2]
+    assert source.count_unused(Kind.EPHEMERAL) == 3
+    assert source.return_stock(2, Kind.EPHEMERAL) == 2
+    assert source.count_unused(Kind.EPHEMERAL) == 1
+    assert source.return_stock(9, Kind.EPHEMERAL) == 1
+    assert slabs_of(source.pop_returning(Kind.EPHEMERAL)) == [0, 1, 2]
 
 
 class Places(RuleBasedStateMachine):
@@ -145,11 +145,11 @@ class Places(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(Kind), count=st.integers(0, 5))
     def shed(self, kind: Kind, count: int) -> None:
-        self.source.shed(count, kind)
+        self.source.return_stock(count, kind)
         self.take_back(kind)
 
     def take_back(self, kind: Kind) -> None:
-        for slab in slabs_of(self.source.returned(kind)):
+        for slab in slabs_of(self.source.pop_returning(kind)):
             assert self.lent.pop(slab) is kind
             assert slab not in self.out
 
@@ -165,7 +165,7 @@ class Places(RuleBasedStateMachine):
     @rule()
     def look_for_idle_ones(self) -> None:
         for kind in Kind:
-            assert self.source.idle(kind) <= self.source.stocked
+            assert self.source.count_unused(kind) <= self.source.stocked
 
     @invariant()
     def all_agree(self) -> None:

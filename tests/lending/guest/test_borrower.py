@@ -8,7 +8,7 @@ import pytest
 
 from tests.lending.guest.pooledguest import SLAB_PAGES, PooledGuest, noise
 from tmem.arena import punch
-from tmem.lending.guest.borrower import FIRST_ASK, MAX_RETRY, STEP
+from tmem.lending.guest.borrower import FIRST_ASK, MAX_RETRY, REVOKE_STEP
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import (
     BATCH_SLABS,
@@ -84,8 +84,8 @@ def test_the_parts_of_a_lend_are_used_at_once_and_the_last_closes_the_ask(make: 
     loan.fill(1)
     (ask,) = loan.sent(Ask)
     for first, done in ((0, False), (1, True)):
-        loan.borrower.received(0.0, Lend(((first, 1),), ask.serial, done=done))
-        assert loan.borrower._needs[Kind.EPHEMERAL].open == (0 if done else ask.serial)
+        loan.borrower.on_message(0.0, Lend(((first, 1),), ask.serial, done=done))
+        assert loan.borrower._asks[Kind.EPHEMERAL].open_serial == (0 if done else ask.serial)
     loan.fill(2 * SLAB_PAGES + 1)
     assert len(loan.sent(Ask)) == 1
 
@@ -108,7 +108,7 @@ def test_a_denied_guest_asks_again_later_and_later(make: Make) -> None:
     for _ in range(8):
         loan.fill(1)
         (ask,) = loan.sent(Ask, now)
-        loan.borrower.received(now, Deny(ask.serial, "everything is lent"))
+        loan.borrower.on_message(now, Deny(ask.serial, "everything is lent"))
         loan.fill(1)
         assert loan.sent(Ask, now) == []
         due = loan.borrower.deadline()
@@ -125,7 +125,7 @@ def test_a_guest_asks_for_no_more_than_its_cap(make: Make) -> None:
     loan.lend(((0, 3),), ask.serial)
     loan.fill(10 * SLAB_PAGES)
     assert loan.sent(Ask) == []
-    loan.borrower.received(0.0, Limits(5, 2))
+    loan.borrower.on_message(0.0, Limits(5, 2))
     loan.fill(10 * SLAB_PAGES)
     (ask,) = loan.sent(Ask, now=1.0)
     assert ask.slabs == 2
@@ -137,9 +137,9 @@ def test_a_revoke_is_paid_in_steps_from_stock_before_pages(make: Make) -> None:
     loan.lend(((0, 40),))
     loan.fill(30 * SLAB_PAGES)
     loan.borrower.outgoing(0.0)
-    loan.borrower.received(0.0, Revoke(7, 20))
+    loan.borrower.on_message(0.0, Revoke(7, 20))
     answers = [message for message in loan.pay() if isinstance(message, Return)]
-    assert [len(slabs_of(answer.runs)) for answer in answers] == [STEP, STEP, 20 - 2 * STEP]
+    assert [len(slabs_of(answer.runs)) for answer in answers] == [REVOKE_STEP, REVOKE_STEP, 20 - 2 * REVOKE_STEP]
     assert [answer.last for answer in answers] == [False, False, True]
     assert {answer.answer for answer in answers} == {7}
     assert loan.pool.stats.pages == 20 * SLAB_PAGES
@@ -155,7 +155,7 @@ def test_a_guest_that_has_less_gives_what_it_has_and_says_so(make: Make) -> None
     assert loan.kept.put(1, 1, noise(1))
     loan.borrower.outgoing(0.0)
     for serial, count in ((1, 2), (2, 0)):
-        loan.borrower.received(0.0, Revoke(serial, 5))
+        loan.borrower.on_message(0.0, Revoke(serial, 5))
         (answer,) = loan.pay()
         assert isinstance(answer, Return)
         assert (len(slabs_of(answer.runs)), answer.last, answer.answer) == (count, True, serial)
@@ -168,7 +168,7 @@ def test_empty_persistent_slabs_are_returned_and_hswap_is_told_the_rest(make: Ma
     for index in range(2 * SLAB_PAGES):
         assert loan.kept.put(1, index, noise(index))
     loan.borrower.outgoing(0.0)
-    loan.borrower.received(0.0, Revoke(3, 4, True))
+    loan.borrower.on_message(0.0, Revoke(3, 4, True))
     (answer,) = loan.pay()
     assert isinstance(answer, Return)
     assert (len(slabs_of(answer.runs)), answer.persistent, answer.last) == (2, True, True)
@@ -182,7 +182,7 @@ def test_slabs_lent_after_a_lower_cap_do_not_count_towards_the_debt(make: Make) 
     for index in range(3 * SLAB_PAGES):
         assert loan.kept.put(1, index, noise(index))
     loan.borrower.outgoing(0.0)
-    loan.borrower.received(0.0, Limits(256, 0))
+    loan.borrower.on_message(0.0, Limits(256, 0))
     loan.lend(((4, 3),), persistent=True)
     returned = [message for message in loan.pay() if isinstance(message, Return)]
     assert sum(len(slabs_of(message.runs)) for message in returned) == 4
@@ -210,7 +210,7 @@ def test_what_was_taken_is_not_owed_any_more(make: Make) -> None:
     loan.lend(((0, 8),))
     loan.fill(8 * SLAB_PAGES)
     loan.borrower.outgoing(0.0)
-    loan.borrower.received(0.0, Revoke(1, 4))
+    loan.borrower.on_message(0.0, Revoke(1, 4))
     loan.take(((0, 4),))
     messages = loan.pay()
     assert [message for message in messages if isinstance(message, Return)] == [Return((), answer=1, age=0.0)]
@@ -272,10 +272,10 @@ def test_a_report_is_sent_while_something_moves_and_once_more(make: Make) -> Non
 def test_limits_freeze_and_thaw_all_pools(make: Make) -> None:
     loan = make()
     loan.lend(((0, 4),))
-    loan.borrower.received(0.0, Limits(9, 9, frozen=True))
+    loan.borrower.on_message(0.0, Limits(9, 9, frozen=True))
     assert not loan.pool.put(1, 1, noise(1))
     assert loan.sent(Ask) == []
-    loan.borrower.received(0.0, Limits(9, 9))
+    loan.borrower.on_message(0.0, Limits(9, 9))
     assert loan.pool.put(1, 1, noise(1))
 
 
@@ -286,7 +286,7 @@ def test_a_guest_that_comes_again_claims_exactly_what_it_holds(make: Make) -> No
     loan.lend(((0, 4), (10, 1)))
     loan.lend(((6, 2),), persistent=True)
     loan.fill(3 * SLAB_PAGES)
-    loan.borrower.received(0.0, Revoke(1, 5))
+    loan.borrower.on_message(0.0, Revoke(1, 5))
     given = loan.tmem.give_up(1)
     assert given == 1
     messages = loan.borrower.greeting()
@@ -303,8 +303,8 @@ def test_a_guest_that_comes_again_claims_exactly_what_it_holds(make: Make) -> No
     assert held[True] == [6, 7]
     assert len(held[False]) == 4
     assert set(held[False]) < {0, 1, 2, 3, 10}
-    loan.borrower.welcome(Welcome(4, 256, 128))
-    assert not loan.borrower.owes, "what the last connection wanted is void"
+    loan.borrower.on_welcome(Welcome(4, 256, 128))
+    assert not loan.borrower.has_open_revoke, "what the last connection wanted is void"
     assert loan.borrower.outgoing(0.0) == []
     loan.fill(5 * SLAB_PAGES)
     assert len(loan.sent(Ask)) == 1
@@ -312,8 +312,8 @@ def test_a_guest_that_comes_again_claims_exactly_what_it_holds(make: Make) -> No
 
 def test_many_claims_are_split_and_only_the_final_one_is_the_last(make: Make) -> None:
     loan = make(slabs=20_000)
-    loan.borrower.received(0.0, Lend(tuple((2 * n, 1) for n in range(MAX_RUNS)), 1))
-    loan.borrower.received(0.0, Lend(tuple((2 * n, 1) for n in range(MAX_RUNS, 2 * MAX_RUNS)), 1))
+    loan.borrower.on_message(0.0, Lend(tuple((2 * n, 1) for n in range(MAX_RUNS)), 1))
+    loan.borrower.on_message(0.0, Lend(tuple((2 * n, 1) for n in range(MAX_RUNS, 2 * MAX_RUNS)), 1))
     claims: list[FromGuest] = loan.borrower.greeting()[1:]
     assert [(claim.persistent, claim.last) for claim in claims if isinstance(claim, Claim)] == [
         (False, False),
@@ -332,5 +332,5 @@ def test_an_invalid_message_of_tmemd_ends_the_connection_unapplied(make: Make, m
     loan.lend(((0, 2),))
     loan.lend(((4, 1),), persistent=True)
     with pytest.raises(ProtocolError):
-        loan.borrower.received(0.0, message)
+        loan.borrower.on_message(0.0, message)
     assert (loan.source.held(Kind.EPHEMERAL), loan.source.held(Kind.PERSISTENT)) == (2, 1)

@@ -193,7 +193,7 @@ def test_who_is_no_tmemd_or_refuses_is_told_apart(tmp_path: Path, answer: bytes,
     ("answer", "error", "reason"),
     [
         (encode(Refused("everything is promised: make tmemd larger")), Declined, "everything is promised"),
-        (b"", Unreachable, "ended the connection without an answer"),
+        (b"", Unreachable, "closed the connection without an answer"),
     ],
 )
 def test_who_declines_and_hangs_up_without_reading_is_heard(
@@ -354,7 +354,7 @@ def test_a_guest_evicted_while_away_drops_its_slabs_and_stays_away(tmp_path: Pat
             lender.leave()
             await fixture.accept(Evicted("gone"))
             source = fixture.source
-            while fixture.borrower.forget() or not fixture.borrower.evicted or source.held(Kind.EPHEMERAL):
+            while fixture.borrower.drop_evicted() or not fixture.borrower.evicted or source.held(Kind.EPHEMERAL):
                 await trio.sleep(0.001)
             assert fixture.client.state == "evicted"
             assert fixture.pool.get(1, 1) is None

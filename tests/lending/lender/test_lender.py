@@ -112,14 +112,14 @@ def test_the_guests_of_a_user_hold_the_users_cap_at_most() -> None:
 
 def test_by_default_a_user_is_promised_half_and_all_users_three_quarters() -> None:
     here = simulation(bounds=UserBounds(trusted=frozenset({0})))
-    with pytest.raises(Refusal, match=r"only 3\.125 MiB"):
+    with pytest.raises(Refusal, match=r"only 3\.1M"):
         add(here, persistent=51)
     add(here, persistent=30)
     with pytest.raises(Refusal, match="uid-persistent"):
         add(here, persistent=21)
     add(here, persistent=20)
     add(here, persistent=20, uid=2000)
-    with pytest.raises(Refusal, match="only 320 KiB"):
+    with pytest.raises(Refusal, match="only 320K"):
         add(here, persistent=6, uid=3000)
     add(here, persistent=25, uid=0)
     hold(here, add(here), 100)

@@ -1,4 +1,4 @@
-"""Ask a running tmemd, as tmemctl and `tmemfs top` do: one request after the other, each with its answer."""
+"""tmemctl's connection to tmemd: one verb at a time, each with its answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tmemcommon.sizes import ConfigError
 
 _ANSWER_SECONDS = 30.0
 _READ = 1 << 16
-# What the commands say something about; the other counters are shown as they come.
+# The counters that tmemctl uses; it prints the others as they are.
 _NEEDED = {
     *("size_bytes", "ephemeral_bytes", "persistent_bytes", "promised_bytes", "reserved_bytes"),
     *("guests", "connected"),
@@ -23,10 +23,10 @@ _NEEDED = {
 
 
 class AdminConnection:
-    """A connection to tmemd. Raises ConfigError when there is none to be had, CommandError when tmemd refuses."""
+    """A connection to tmemd. Raises ConfigError if it cannot connect, CommandError if tmemd refuses a verb."""
 
     def __init__(self, path: Path, owner: int | None = None) -> None:
-        """Connect to the tmemd at `path`, which must be root's, this user's or the owner's."""
+        """Connect to the tmemd at `path`, if root, this user or `owner` listens there."""
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(_ANSWER_SECONDS)
@@ -61,43 +61,43 @@ class AdminConnection:
         self._socket.close()
 
     def rows(self) -> list[Row]:
-        """Ask for the table of the guests that this user may see."""
+        """Return the guests that this user may see."""
         self._send(List())
         rows: list[Row] = []
         while True:
             answer = self._answer()
             if not isinstance(answer, Table):
-                raise self._confused()
+                raise self._unexpected()
             rows += answer.rows
             if answer.last:
                 return rows
 
     def totals(self) -> dict[str, int | float]:
-        """Ask for the sums and counters."""
+        """Return the sums and counters."""
         self._send(AskTotals())
         answer = self._answer()
         if not isinstance(answer, Totals) or not _NEEDED.issubset(answer.counters):
-            raise self._confused()
+            raise self._unexpected()
         return answer.counters
 
-    def do(self, verb: Verb) -> str:
-        """Have a verb carried out and give what tmemd says to it, which may be nothing."""
+    def execute(self, verb: Verb) -> str:
+        """Have tmemd carry out a verb; return its answer, which may be empty."""
         self._send(verb)
         answer = self._answer()
         if not isinstance(answer, Done):
-            raise self._confused()
+            raise self._unexpected()
         return answer.text
 
     def _send(self, verb: Verb) -> None:
         try:
             self._socket.sendall(encode(verb))
         except (BrokenPipeError, ConnectionResetError):
-            pass  # what it said before it hung up is still to be read
+            pass  # its last answer can still be read
         except OSError as error:
-            raise self._lost(error) from None
+            raise self._failed(error) from None
 
     def _answer(self) -> Table | Done | Totals:
-        """Wait for one answer; a refusal is raised."""
+        """Wait for one answer. Raise CommandError if it is a refusal."""
         answer = self._next()
         if isinstance(answer, Failed):
             raise CommandError(answer.reason)
@@ -111,14 +111,14 @@ class AdminConnection:
             except ConnectionResetError:
                 data = b""
             except (OSError, ProtocolError) as error:
-                raise self._lost(error) from None
+                raise self._failed(error) from None
             if not data:
-                raise CommandError(f"tmemd on '{self._path}' hung up: look into its log")
+                raise CommandError(f"tmemd on '{self._path}' hung up: see its log for the reason")
         return self._arrived.pop(0)
 
-    def _lost(self, error: Exception) -> CommandError:
-        reason = "it does not answer" if isinstance(error, TimeoutError) else str(error)
-        return CommandError(f"tmemd on '{self._path}' cannot be asked: {reason}")
+    def _failed(self, error: Exception) -> CommandError:
+        reason = f"none within {_ANSWER_SECONDS:g} s" if isinstance(error, TimeoutError) else str(error)
+        return CommandError(f"tmemd on '{self._path}' gives no answer: {reason}")
 
-    def _confused(self) -> CommandError:
-        return CommandError(f"'{self._path}' answers another question: is it tmemd of this version?")
+    def _unexpected(self) -> CommandError:
+        return CommandError(f"'{self._path}' sent an unexpected answer: is it a tmemd of this version?")

@@ -1,4 +1,4 @@
-"""What tmemctl shows: the guests as a table for people and as JSON, and the sum of it in a line."""
+"""The output of tmemctl: the guests as a table or as JSON, and a line with the sums."""
 
 from __future__ import annotations
 
@@ -21,19 +21,28 @@ _COLUMNS = (
     *("guest", "name", "user", "pid", "state", "held", "persistent", "floor", "cap", "weight"),
     *("age", "used", "hits", "revoked", "taken"),
 )
-_SPARE = ("taken", "revoked", "weight", "pid", "user", "floor", "cap")  # left out in this order, where room is short
-_NAME = 20  # columns that a name has at least before others are left out
-_HEADS = 6  # lines of the table besides its guests, and the cursor's
+# The columns that are left out if the console is narrow.
+_DROP_ORDER = (
+    "taken",
+    "revoked",
+    "weight",
+    "pid",
+    "user",
+    "floor",
+    "cap",
+)  # columns that are left out, in this order, if the console is narrow
+_MIN_NAME_WIDTH = 20  # if names get less, columns are left out
+_OTHER_LINES = 6  # of the table besides the guests, and one for the cursor
 _STYLES = {"connected": "green", "away": "yellow", "frozen": "cyan", "draining": "cyan", "barred": "red"}
 
 
-def view(rows: Sequence[Row], counters: Mapping[str, int | float], console: Console, *, whole: bool) -> Group:
-    """Lay out the guests, those that hold most first, and the sum of them; what there is no room for is named.
+def render(rows: Sequence[Row], counters: Mapping[str, int | float], console: Console, *, all_rows: bool) -> Group:
+    """Return the table of guests, sorted by what they hold, and the sums; name the columns that do not fit.
 
-    The console's height bounds it too, unless the `whole` is wanted.
+    Without `all_rows` the table has only as many guests as fit the console's height.
     """
     cells = [_cells(row) for row in sorted(rows, key=lambda row: -row.ephemeral - row.persistent)]
-    shown = cells if whole else cells[: max(1, console.height - _HEADS - 2)]
+    shown = cells if all_rows else cells[: max(1, console.height - _OTHER_LINES - 2)]
     columns = _fitting(shown, console)
     below = []
     if len(columns) < len(_COLUMNS):
@@ -45,29 +54,29 @@ def view(rows: Sequence[Row], counters: Mapping[str, int | float], console: Cons
 
 
 def _fitting(cells: Sequence[dict[str, str | Text]], console: Console) -> list[str]:
-    """Choose the columns that fit, with names of which some may have to be folded."""
+    """Return the columns that fit. Long names may be folded."""
     columns = list(_COLUMNS)
     name = max((cell_len(str(row["name"])) for row in cells), default=0)
-    for spare in _SPARE:
+    for dropped in _DROP_ORDER:
         wanted = console.measure(_table(cells, columns), options=console.options.update(width=10_000)).maximum
-        if wanted - max(0, name - _NAME) <= console.width:
+        if wanted - max(0, name - _MIN_NAME_WIDTH) <= console.width:
             break
-        columns.remove(spare)
+        columns.remove(dropped)
     return columns
 
 
 def _table(cells: Sequence[dict[str, str | Text]], columns: Sequence[str]) -> Table:
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         justify: JustifyMethod = "left" if column in _LEFT else "right"
-        made.add_column(column, justify=justify, no_wrap=column != "name", overflow="fold")
+        table.add_column(column, justify=justify, no_wrap=column != "name", overflow="fold")
     for row in cells:
-        made.add_row(*(row[column] for column in columns))
-    return made
+        table.add_row(*(row[column] for column in columns))
+    return table
 
 
 def _cells(row: Row) -> dict[str, str | Text]:
-    """Write what is known of a guest, by column."""
+    """Return a guest's cells by column."""
     held = row.ephemeral + row.persistent
     return {
         "guest": str(row.guest),
@@ -89,7 +98,7 @@ def _cells(row: Row) -> dict[str, str | Text]:
 
 
 def _summary(counters: Mapping[str, int | float]) -> str:
-    """Say in a line how much is lent."""
+    """Return the line that says how much is lent."""
     size, ephemeral, persistent, promised, reserved = (
         int(counters[f"{name}_bytes"]) for name in ("size", "ephemeral", "persistent", "promised", "reserved")
     )
@@ -104,7 +113,7 @@ def _summary(counters: Mapping[str, int | float]) -> str:
 
 
 def as_json(row: Row) -> dict[str, object]:
-    """Give a guest with sizes in bytes."""
+    """Return a guest as a JSON object, with sizes in bytes."""
     return {
         "guest": row.guest,
         "name": row.name,
@@ -145,7 +154,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Write an age in the largest unit that has two digits or so."""
+    """Format an age in the largest unit in which it is at least 2."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f}{unit}"

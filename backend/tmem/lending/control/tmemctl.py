@@ -1,4 +1,4 @@
-"""tmemctl: see what tmemd lends to whom, and change it."""
+"""tmemctl: shows what tmemd lends to whom, and changes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.live import Live
 
 from tmem.arena import SLAB_SIZE
 from tmem.lending.control.adminconnection import AdminConnection
-from tmem.lending.control.tables import as_json, view
+from tmem.lending.control.tables import as_json, render
 from tmem.lending.daemon.socketfile import likely_path
 from tmem.lending.guest.trustedsocket import parse_user
 from tmem.lending.protocol.messages import (
@@ -35,10 +35,10 @@ from tmem.lending.protocol.messages import (
     guest_name,
 )
 from tmemcommon.commandline import DURATION, Text, run
-from tmemcommon.sizes import ConfigError, format_size, parse_size
+from tmemcommon.sizes import ConfigError, check_ram, format_size, parse_size
 from tmemcommon.texts import printable
 
-_WIDE = 200  # columns where the output is no terminal
+_WIDE = 200  # columns if the output is not a terminal
 
 
 def parse_slabs(text: str) -> int:
@@ -66,7 +66,7 @@ def parse_weight(text: str) -> float:
 
 
 def parse_guest(text: str) -> str:
-    """Take a guest's number, or its mountpoint, which may be relative as in other commands."""
+    """Parse a guest's number or its mountpoint, which may be a relative path."""
     if not text:
         raise ConfigError("no guest is named: give a number or a mountpoint that tmemctl list shows")
     return guest_name(text if text.isdecimal() else os.path.abspath(text))
@@ -114,13 +114,13 @@ def list_command(connect: Connect, as_text: bool) -> int:
         print(json.dumps([as_json(row) for row in rows], indent=2))
     else:
         console = _console()
-        console.print(view(rows, control.totals(), console, whole=True))
+        console.print(render(rows, control.totals(), console, all_rows=True))
     return 0
 
 
 @command.command("set")
 @guest_argument
-@click.option("--weight", type=WEIGHT, help="Share when memory is short; 1 to begin with.")
+@click.option("--weight", type=WEIGHT, help="Share when memory is short; 1 at first.")
 @click.option("--cap", type=LIMIT, help="Most that it may hold.")
 @click.option("--floor", type=LIMIT, help="Least that it keeps.")
 @click.option("--persistent-cap", type=LIMIT, help="Most that it may hold for its hswap.")
@@ -136,23 +136,23 @@ def set_command(
     """Change the limits of a guest."""
     if weight is cap is floor is persistent_cap is None:
         raise ConfigError("nothing to set: give --weight, --cap, --floor or --persistent-cap")
-    return _do(connect, SetLimits(guest, weight, cap, floor, persistent_cap))
+    return _execute(connect, SetLimits(guest, weight, cap, floor, persistent_cap))
 
 
 @command.command("freeze")
 @all_argument
 @click.pass_obj
 def freeze_command(connect: Connect, guest: str | None) -> int:
-    """Let a guest, or all, take no new pages and slabs."""
-    return _do(connect, Freeze(guest or ""))
+    """Stop a guest, or all, from taking new pages and slabs."""
+    return _execute(connect, Freeze(guest or ""))
 
 
 @command.command("thaw")
 @all_argument
 @click.pass_obj
 def thaw_command(connect: Connect, guest: str | None) -> int:
-    """End what freeze or drain did to a guest, or to all."""
-    return _do(connect, Thaw(guest or ""))
+    """Undo freeze and drain for a guest, or for all."""
+    return _execute(connect, Thaw(guest or ""))
 
 
 @command.command("revoke")
@@ -162,7 +162,7 @@ def thaw_command(connect: Connect, guest: str | None) -> int:
 @click.pass_obj
 def revoke_command(connect: Connect, guest: str, slabs: int, persistent: bool) -> int:
     """Take SIZE back from a guest."""
-    return _do(connect, TakeBack(guest, slabs, persistent))
+    return _execute(connect, TakeBack(guest, slabs, persistent))
 
 
 @command.command("drain")
@@ -170,7 +170,7 @@ def revoke_command(connect: Connect, guest: str, slabs: int, persistent: bool) -
 @click.pass_obj
 def drain_command(connect: Connect, guest: str) -> int:
     """Take all ephemeral memory back; lend none until thaw."""
-    return _do(connect, Drain(guest))
+    return _execute(connect, Drain(guest))
 
 
 @command.command("evict")
@@ -180,10 +180,10 @@ def drain_command(connect: Connect, guest: str) -> int:
 def evict_command(connect: Connect, guest: str, yes: bool) -> int:
     """End a guest and free all that it holds.
 
-    Its mount goes on without a pool until it is mounted anew. Pages of its swap-like file read as errors from then on:
+    Its mount has no pool until it is mounted again. Pages of its swap-like file read as errors from then on:
     processes that are swapped to it are killed when they touch one.
     """
-    return _do(connect, Evict(guest, yes))
+    return _execute(connect, Evict(guest, yes))
 
 
 @command.command("resize")
@@ -191,7 +191,8 @@ def evict_command(connect: Connect, guest: str, yes: bool) -> int:
 @click.pass_obj
 def resize_command(connect: Connect, slabs: int) -> int:
     """Change how much memory tmemd lends."""
-    return _do(connect, Resize(slabs))
+    check_ram("size", slabs * SLAB_SIZE)
+    return _execute(connect, Resize(slabs))
 
 
 @command.command("stats")
@@ -210,32 +211,32 @@ def stats_command(connect: Connect, as_text: bool) -> int:
 
 
 @command.command("watch")
-@click.option("--interval", type=DURATION, default=1.0, help="Time between two looks. [default: 1s]")
-@click.option("--count", type=click.IntRange(1), default=None, help="Looks before it ends. [default: until Ctrl-C]")
+@click.option("--interval", type=DURATION, default=1.0, help="Time between two tables. [default: 1s]")
+@click.option("--count", type=click.IntRange(1), default=None, help="Number of tables. [default: until Ctrl-C]")
 @click.pass_obj
 def watch_command(connect: Connect, interval: float, count: int | None) -> int:
-    """Show the list again and again."""
-    control, looks, console = connect(), 0, _console()
+    """Show the list repeatedly."""
+    control, tables, console = connect(), 0, _console()
     live = Live(console=console, auto_refresh=False)
-    with live if console.is_terminal else contextlib.nullcontext():  # which would show a pipe the last look alone
+    with live if console.is_terminal else contextlib.nullcontext():  # Live would write only the last table to a pipe
         while True:
-            shown = view(control.rows(), control.totals(), console, whole=not console.is_terminal)
+            shown = render(control.rows(), control.totals(), console, all_rows=not console.is_terminal)
             if console.is_terminal:
                 live.update(shown, refresh=True)
             else:
                 console.print(shown)
                 sys.stdout.flush()
-            looks += 1
-            if count is not None and looks >= count:
+            tables += 1
+            if count is not None and tables >= count:
                 return 0
             time.sleep(max(0.1, interval))
 
 
-def _do(connect: Connect, verb: Verb) -> int:
-    """Have a verb carried out and pass on what is said to it."""
-    said = connect().do(verb)
-    if said:
-        print(printable(said))
+def _execute(connect: Connect, verb: Verb) -> int:
+    """Have tmemd carry out a verb and print its answer."""
+    answer = connect().execute(verb)
+    if answer:
+        print(printable(answer))
     return 0
 
 

@@ -1,1 +1,1 @@
-"""The guest's side: slabs on loan, and the connection that brings them."""
+"""The guest's side: the slabs on loan and the connection to tmemd."""

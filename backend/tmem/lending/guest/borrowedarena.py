@@ -1,8 +1,8 @@
-"""The slabs that a guest has on loan, as the source that its pool takes them from.
+"""The slabs that a guest has on loan, as the slab source of its pool.
 
-The pool is synchronous and never waits, so there is a small stock of lent slabs that no page uses yet: `acquire` takes
-from it, and where it runs low `on_want` is called, for somebody to ask tmemd for more. A slab is in the stock, out (in
-use by the pool), or on its way back; whatever else the arena has is not ours to touch.
+The pool is synchronous and never waits, so there is a small stock of lent slabs that no page uses yet. `acquire` takes
+from it and calls `on_want` when it runs low, so that the client asks tmemd for more. A slab on loan is in the stock,
+out (used by the pool), or on its way back. The other slabs of the arena must not be touched.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from tmem.lending.protocol.runs import Run, Runs, end, runs_of, slabs_of
 
 
 class BorrowedArena(SlabSource):
-    """A sealed memfd of `slabs` slabs, and those that are lent; pairs are indexed by Kind."""
+    """A sealed memfd, and the state of its slabs on loan. Pairs are indexed by Kind."""
 
     def __init__(self, slabs: int, on_want: Callable[[], None] = lambda: None) -> None:
-        """Make the memfd; `on_want` is called when tmemd is to be asked for slabs or given some back."""
+        """Make a memfd of `slabs` slabs. `on_want` is called when slabs are wanted or to be returned."""
         self.total = slabs
-        self.cap = 0  # slabs; told by the lender
-        self.reserve = [0, 0]  # slabs of stock at which more are wanted
+        self.cap = 0  # slabs, set by tmemd
+        self.reserve = [0, 0]  # ask for more when the stock falls to this many slabs
         self.wanted = [False, False]
         self._on_want = on_want
         self._stock: tuple[dict[int, None], dict[int, None]] = ({}, {})
-        self._unused = [0, 0]  # slabs that were in stock all the time since the last `idle`
+        self._unused = [0, 0]  # slabs that stayed in stock since the last `count_unused`
         self._out: dict[int, Kind] = {}
         self._held = [0, 0]  # slabs out and in stock
         self._returning: tuple[dict[int, None], dict[int, None]] = ({}, {})
@@ -44,20 +44,20 @@ class BorrowedArena(SlabSource):
 
     @property
     def ceiling(self) -> int:
-        """Bytes that may be lent at most, as far as the lender has said."""
+        """The most bytes that may be lent: the cap, at least one slab."""
         return max(self.cap, 1) * SLAB_SIZE
 
     @property
     def stocked(self) -> int:
-        """Slabs that no page uses."""
+        """The number of slabs in stock."""
         return sum(len(stock) for stock in self._stock)
 
     def held(self, kind: Kind) -> int:
-        """Give how many slabs of a kind are on loan."""
+        """Return how many slabs of a kind are on loan."""
         return self._held[kind]
 
     def acquire(self, persistent: bool) -> int | None:
-        """Give a slab of the stock, None when it is empty; never waits."""
+        """Return a slab from the stock; None if it is empty."""
         kind = Kind(persistent)
         stock = self._stock[kind]
         if len(stock) <= self.reserve[kind] and not self.wanted[kind]:
@@ -71,7 +71,7 @@ class BorrowedArena(SlabSource):
         return slab
 
     def release(self, slab: int, persistent: bool) -> None:
-        """Take a slab from the pool, to be returned; ValueError when it is not out, or was given as the other kind."""
+        """Return a slab to tmemd. Raise ValueError unless it is out as this kind."""
         kind = Kind(persistent)
         if self._out.get(slab) is not kind:
             raise ValueError(f"slab {slab} is not out as {kind.name.lower()}")
@@ -80,10 +80,10 @@ class BorrowedArena(SlabSource):
         self._returning[kind][slab] = None
         self._on_want()
 
-    # What the lender does.
+    # Messages and returns.
 
     def lend(self, runs: Sequence[Run], kind: Kind) -> int:
-        """Add lent slabs to the stock and give how many; ValueError when one is not in the arena or lent already."""
+        """Add slabs to the stock; return how many. Raise ValueError if one is not in the arena or already lent."""
         slabs = self._within(runs)
         for slab in slabs:
             if slab in self._out or any(slab in stock for stock in self._stock):
@@ -100,9 +100,9 @@ class BorrowedArena(SlabSource):
         return slabs_of(runs)
 
     def take(self, runs: Sequence[Run]) -> list[int]:
-        """Strike ephemeral slabs that were taken off the loan; give those that the pool had and must lose.
+        """Remove ephemeral slabs that tmemd took; return those that were out, whose pages the pool must drop.
 
-        ValueError for a persistent one. One that we gave back before we heard is nobody's.
+        Slabs that were returned before the Taken arrived are ignored. Raise ValueError for a persistent slab.
         """
         slabs, lost = self._within(runs), []
         stock = self._stock[Kind.EPHEMERAL]
@@ -120,35 +120,35 @@ class BorrowedArena(SlabSource):
         self._unused[Kind.EPHEMERAL] = min(self._unused[Kind.EPHEMERAL], len(stock))
         return lost
 
-    def shed(self, slabs: int, kind: Kind) -> int:
-        """Move up to that many slabs from the stock to those on their way back; give how many."""
+    def return_stock(self, slabs: int, kind: Kind) -> int:
+        """Return up to `slabs` slabs from the stock to tmemd; return how many."""
         stock = self._stock[kind]
-        shed = min(slabs, len(stock))
-        self._returning[kind].update(dict.fromkeys(stock.popitem()[0] for _ in range(shed)))
-        self._held[kind] -= shed
+        moved = min(slabs, len(stock))
+        self._returning[kind].update(dict.fromkeys(stock.popitem()[0] for _ in range(moved)))
+        self._held[kind] -= moved
         self._unused[kind] = min(self._unused[kind], len(stock))
-        return shed
+        return moved
 
-    def idle(self, kind: Kind) -> int:
-        """Give how many slabs were in stock all the time since the last call."""
+    def count_unused(self, kind: Kind) -> int:
+        """Return how many slabs stayed in stock since the last call."""
         unused, self._unused[kind] = self._unused[kind], len(self._stock[kind])
         return unused
 
-    def returned(self, kind: Kind) -> Runs:
-        """Give the slabs that are to be returned, and forget them."""
+    def pop_returning(self, kind: Kind) -> Runs:
+        """Return and clear the slabs on their way back."""
         slabs = self._returning[kind]
         runs = runs_of(slabs)
         slabs.clear()
         return runs
 
     def claims(self, kind: Kind) -> Runs:
-        """Give all slabs of a kind on loan, for a lender that lost count; what is on its way back is forgotten."""
+        """Return all slabs of a kind on loan, for a Claim, and clear those on their way back."""
         self._returning[kind].clear()
         out = [slab for slab, other in self._out.items() if other is kind]
         return runs_of([*out, *self._stock[kind]])
 
     def close(self) -> None:
-        """Close the memfd; harmless when closed already."""
+        """Close the memfd; a second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,6 +1,6 @@
-"""Find tmemd and register with it: the memfd goes with the first byte, the answer is Welcome or a reason.
+"""Registers with tmemd: sends the greeting and the memfd, and waits for the answer.
 
-Blocking, with a bound on every wait: done before a mount reports success, and from a thread when tmemd was lost.
+The calls block, and each wait is bounded. They run before a mount reports success, and in a thread to reconnect.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from tmem.lending.guest.trustedsocket import connect
 from tmem.lending.protocol.messages import Evicted, FromGuest, Refused, ToGuest, Welcome
 from tmem.lending.protocol.wire import Decoder, ProtocolError, encode, guest_decoder
 
-ANSWER_SECONDS = 30.0  # that a tmemd has which is there, on a busy machine
+ANSWER_SECONDS = 30.0  # generous, for a busy machine
 CHUNK = 65536
-_ENDED = "it ended the connection without an answer"
+_ENDED = "it closed the connection without an answer"
 
 
 class Unreachable(Exception):
-    """No tmemd answers; the reason in a few words."""
+    """No tmemd answers; the message is a short reason."""
 
 
 class Declined(Exception):
-    """tmemd does not want us; its reason in one line. `retry` says that it may later."""
+    """tmemd refused this guest; the message is its reason. `retry`: it may accept the guest later."""
 
     def __init__(self, reason: str, retry: bool) -> None:
         super().__init__(reason)
@@ -32,11 +32,11 @@ class Declined(Exception):
 
 
 class WasEvicted(Declined):
-    """tmemd has freed what we held, and does not want us any more."""
+    """tmemd has evicted this guest and freed what it held."""
 
 
 class Registered:
-    """A connection that was welcomed, and what came behind the Welcome."""
+    """An accepted connection, and the messages that came with the Welcome."""
 
     def __init__(self, connection: socket.socket, decoder: Decoder[ToGuest], messages: list[ToGuest]) -> None:
         self.connection = connection
@@ -47,18 +47,18 @@ class Registered:
         if isinstance(welcome, Evicted):
             raise WasEvicted(welcome.reason, retry=False)
         if not isinstance(welcome, Welcome):
-            raise Unreachable(f"it answers {type(welcome).__name__}: not a tmemd of our version")
+            raise Unreachable(f"it answers {type(welcome).__name__}: it is not a tmemd of this version")
         self.welcome = welcome
 
 
 def register(path: str, greeting: Sequence[FromGuest], memfd: int, owner: int | None = None) -> Registered:
-    """Connect to tmemd, root's, ours or the owner's, and send the greeting; raise Unreachable or Declined."""
+    """Connect to a tmemd of root, this user or the owner, and register. Raises Unreachable or Declined."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(ANSWER_SECONDS)
         connect(connection, path, owner)
         frames = b"".join(map(encode, greeting))
-        # Who declines need not read the greeting to its end: its answer is there although nothing more can be sent.
+        # A tmemd that refuses may close its end before it has read all; its answer can still be read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sent = socket.send_fds(connection, [frames], [memfd])
             connection.sendall(frames[sent:])
@@ -72,7 +72,7 @@ def register(path: str, greeting: Sequence[FromGuest], memfd: int, owner: int | 
         if isinstance(error, OSError):
             raise Unreachable(error.strerror or os.strerror(error.errno or 0) or str(error)) from error
         if isinstance(error, ProtocolError):
-            raise Unreachable(f"it does not speak our language: {error}") from error
+            raise Unreachable(f"it does not speak this protocol: {error}") from error
         raise
 
 

@@ -1,9 +1,9 @@
-"""Connect to tmemd's socket, and to nobody else's.
+"""Connects to a socket only if a trusted user listens there.
 
-A guest hands its arena to who listens, and tmemctl its verbs. In a directory in which others may write, anybody can
-take the socket's place as soon as tmemd is gone: he could read and change every page that is put. So nothing is sent
-before it is known who listens (SO_PEERCRED tells who called listen(2), for a socket of systemd's root), and a socket in
-such a directory is not used at all. The sticky bit does not help: it protects a name that is there, not a vacant one.
+A guest sends its arena to the listener, which can then read and change all its pages. In a directory that others can
+write to, anybody can create the socket when tmemd is not running. So a socket in such a directory is not used, and the
+listener's user is checked before anything is sent (SO_PEERCRED has the user that called listen(2); root if it was
+systemd). The sticky bit does not help: it protects existing names only.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ _CREDENTIALS = struct.Struct("iII")
 
 
 class Untrusted(OSError):
-    """Somebody else listens there, or could. `user` is who, where that may be meant."""
+    """Another user listens there, or could. `user` is that user, if naming it as the owner is a remedy."""
 
     def __init__(self, reason: str, user: str | None) -> None:
         super().__init__(None, reason)
         self._user = user
 
     def remedy(self, option: str) -> str:
-        """Say what to do, in a few words; `option` names the owner."""
-        return f"give {option} {self._user} if that user is meant" if self._user else "use one in a directory of root's"
+        """Return what to do; `option` is the command-line option for the owner."""
+        return (
+            f"give {option} {self._user} if that user is meant"
+            if self._user
+            else "use a socket in a directory that only root or you can write to"
+        )
 
 
 def parse_user(text: str) -> int:
-    """Parse a user's name or number."""
+    """Parse a user name or number into a uid."""
     try:
         return int(text) if text.isdecimal() else pwd.getpwnam(text).pw_uid
     except KeyError:
@@ -41,15 +45,15 @@ def parse_user(text: str) -> int:
 
 
 def connect(connection: socket.socket, path: str, owner: int | None = None) -> None:
-    """Connect where root, this user or the owner listens. Raises Untrusted, and OSError as connect(2) does."""
+    """Connect if root, this user or the owner listens. Raises Untrusted, and OSError as connect(2) does."""
     trusted = {0, os.geteuid(), *(() if owner is None else (owner,))}
     for directory in {os.path.dirname(os.path.abspath(path)), os.path.dirname(os.path.realpath(path))}:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # connecting says it better
-            about = os.stat(directory)
-            if about.st_uid not in trusted:
-                user = _name(about.st_uid)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # connect reports it better
+            status = os.stat(directory)
+            if status.st_uid not in trusted:
+                user = _name(status.st_uid)
                 raise Untrusted(f"'{directory}' belongs to user {user}, neither root nor you", user)
-            if is_open_to_others(about.st_mode):
+            if is_open_to_others(status.st_mode):
                 raise Untrusted(f"others may write to '{directory}' and take the socket's place", None)
     connection.connect(path)
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -59,7 +63,7 @@ def connect(connection: socket.socket, path: str, owner: int | None = None) -> N
 
 
 def is_open_to_others(mode: int) -> bool:
-    """Tell whether others than its owner may put a socket into a directory of that mode."""
+    """Return whether users other than its owner can create files in a directory of this mode."""
     return bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 

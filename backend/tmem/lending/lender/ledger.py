@@ -32,6 +32,7 @@ from tmem.lending.lender.unpunched import Unpunched
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import MAX_SLABS, VERSION, Hello
 from tmem.lending.protocol.runs import Run
+from tmemcommon.sizes import format_size
 
 MAX_GUESTS = 4096
 RESERVED_GUESTS = 256  # of them, for trusted users
@@ -47,14 +48,8 @@ _BOOKED = (State.EPHEMERAL, State.PERSISTENT, State.POPULATING_EPHEMERAL, State.
 
 
 def as_bytes(slabs: int) -> str:
-    """Return a number of slabs as a size in words."""
-    size, unit = float(slabs * SLAB_SIZE), "KiB"
-    size /= 1024
-    for larger in ("MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:.4g} {unit}"
+    """Format a number of slabs as a size: 64K, 1.5G."""
+    return format_size(slabs * SLAB_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
