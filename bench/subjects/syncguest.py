@@ -156,7 +156,7 @@ class SyncGuest:
         self.leave()
         os.close(self.fd)
 
-    def real_slabs(self) -> float:
+    def populated_slabs(self) -> float:
         """Return how many slabs of the arena are populated."""
         return os.fstat(self.fd).st_blocks * 512 / SLAB_SIZE
 

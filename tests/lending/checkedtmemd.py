@@ -1,6 +1,6 @@
-"""The command line of tmemd with a broker that checks its ledger after everything that happens.
+"""tmemd's command line, with a broker that checks the ledger after each event.
 
-What it finds ends tmemd with a traceback, which the tests look for.
+A failed check ends tmemd with a traceback, which the tests look for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tmem.lending.lender.actions import Action
 
 
 class CheckedBroker(Broker):
-    """A broker whose ledger must be right between any two messages."""
+    """A broker that checks the ledger after each message."""
 
     def _perform(self, actions: Iterable[Action]) -> None:
         super()._perform(actions)

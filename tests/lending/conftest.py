@@ -20,7 +20,7 @@ MakeBorrowing = Callable[..., Borrowing]
 
 @pytest.fixture
 def tmemd() -> Iterator[Tmemd]:
-    """Return a place for a tmemd, which the test starts."""
+    """Return a tmemd that the test starts."""
     directory = Path(tempfile.mkdtemp(prefix="tmemd-test-"))
     directory.chmod(0o755)
     made = Tmemd(directory)
@@ -35,7 +35,7 @@ def tmemd() -> Iterator[Tmemd]:
 
 @pytest.fixture
 def guest(tmemd: Tmemd) -> Iterator[MakeGuest]:
-    """Return a maker of guests; the arguments are FakeGuest's."""
+    """Return a factory of guests; it takes the arguments of FakeGuest."""
     made: list[FakeGuest] = []
 
     def make(*arguments: object, **named: object) -> FakeGuest:
@@ -52,7 +52,7 @@ def guest(tmemd: Tmemd) -> Iterator[MakeGuest]:
 
 @pytest.fixture
 def borrowing(tmemd: Tmemd, tmp_path: Path) -> Iterator[MakeBorrowing]:
-    """Return a maker of mounts that borrow; the arguments are a name and the MiB of the mount's file."""
+    """Return a factory of mounts that borrow; it takes a name and the MiB of the mount's file."""
     made: list[Borrowing] = []
 
     def make(name: str, mib: int = 4) -> Borrowing:

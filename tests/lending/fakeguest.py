@@ -1,4 +1,4 @@
-"""A patient guest without a pool: what tests do with bench.subjects.syncguest, waiting for whatever takes a while."""
+"""A guest without a pool for tests: bench.subjects.syncguest with methods that retry and wait."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["SEALS", "Denied", "FakeGuest", "GuestRefused", "make_arena"]
 
 
 class FakeGuest(SyncGuest):
-    """A connection, an arena, and what was lent of it. It answers a Revoke only when it is told to."""
+    """A connection, an arena, and what was lent of it. It answers a Revoke only in `answer_revoke(s)`."""
 
     def join_patiently(self) -> Self:
-        """Register again as soon as somebody listens who takes it."""
+        """Register again; retry until a tmemd accepts it."""
         deadline = time.monotonic() + SECONDS
         while True:
             try:
@@ -30,7 +30,7 @@ class FakeGuest(SyncGuest):
                 time.sleep(0.02)
 
     def ask_until(self, slabs: int, persistent: bool = False) -> set[int]:
-        """Ask, and again after a while, until so many are lent."""
+        """Ask repeatedly until `slabs` slabs are lent; return them."""
         got: set[int] = set()
         deadline = time.monotonic() + SECONDS
         while len(got) < slabs:
@@ -42,7 +42,7 @@ class FakeGuest(SyncGuest):
         return got
 
     def answer_revoke(self) -> int:
-        """Wait for a Revoke and give what it asks for; tell how many slabs that were."""
+        """Wait for a Revoke and return the slabs that it asks for; return how many."""
         return self.give_for(self.expect(m.Revoke))
 
     def write(self, slab: int, page: bytes) -> None:

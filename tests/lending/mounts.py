@@ -1,4 +1,4 @@
-"""Mounts that borrow from one tmemd, and readers that know what every byte of them must be."""
+"""Mounts that borrow from one tmemd, and readers that compare every byte."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Borrowing:
                 assert os.pread(file.fileno(), 4 * PAGE, offset) == self.data[offset : offset + 4 * PAGE]
 
     def read_until(self, condition: Callable[[], object], what: str) -> None:
-        """Read the whole file again and again until something is true."""
+        """Read the whole file repeatedly until a condition is true."""
 
         def read_more() -> object:
             self.read()
@@ -82,35 +82,35 @@ class Borrowing:
         wait_until(read_more, what)
 
     def row(self) -> dict[str, Any]:
-        """Give what tmemd says of the mount."""
+        """Return tmemd's row of the mount."""
         (row,) = [row for row in self._tmemd.rows() if row["name"] == os.fspath(self.place.mountpoint)]
         return row
 
     def agrees(self) -> bool:
-        """Tell whether tmemd's ledger says of this mount what the mount says."""
+        """Return whether tmemd's ledger and the mount agree on what it holds."""
         row, held = self.row(), self.stats()["lender_held_bytes"]
         return bool(row["state"] == "connected" and row["ephemeral_bytes"] + row["persistent_bytes"] == held)
 
     def wait_agreed(self) -> None:
-        """Wait until both sides say the same."""
+        """Wait until ledger and mount agree."""
         wait_until(self.agrees, "ledger and guest agree")
 
     def wait_connected(self) -> None:
-        """Wait until the mount has found tmemd."""
+        """Wait until the mount is connected to tmemd."""
         wait_until(lambda: self.stats()["lender"] == "connected", "the mount has found tmemd again")
 
     def end(self) -> None:
-        """Unmount; the guest must have found itself consistent."""
+        """Unmount; the guest checks its consistency."""
         self.mounted.end()
 
     def clean(self) -> None:
-        """Take everything away."""
+        """Stop the watchdog and remove the files."""
         self.mounted.stop_watchdog()
         self.place.clean()
 
 
 class Load:
-    """Reads and compares in a thread for each guest, while the test does something else."""
+    """Reads and compares in a thread for each guest, until the end of the with block."""
 
     def __init__(self, *guests: Borrowing) -> None:
         self._guests = guests
@@ -129,11 +129,11 @@ class Load:
             self._errors.append(error)
 
     def go_on(self, rounds: int = 4) -> None:
-        """Wait until every reader has read so much more."""
+        """Wait until every reader has done `rounds` more rounds."""
         goals = [done + rounds for done in self._rounds]
         wait_until(
             lambda: self._errors or all(done >= goal for done, goal in zip(self._rounds, goals, strict=True)),
-            "the readers get on",
+            "the readers make progress",
         )
         assert not self._errors, self._errors
 

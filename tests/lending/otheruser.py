@@ -1,4 +1,4 @@
-"""A child that is another user than root, and ends with the test."""
+"""Runs a call in a child process of another user."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ OTHER_UID = 12_001
 
 
 def as_other(call: Callable[[], None]) -> None:
-    """Run something in a child that is another user; AssertionError when it fails there.
+    """Run a call in a child of another user. Raise AssertionError if it fails there.
 
-    It may not be able to read our files: what it needs of modules has to be imported before.
+    The user may not be able to read our files, so the modules that it needs must be imported before.
     """
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""The measures of tmemd, made small: they run, and their figures say what they claim to."""
+"""Short runs of the benchmarks of tmemd: they run and report figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tmemd is killed, again and again: mounts go on with what they hold, no page is lost, the next ledger is right."""
+"""After each kill of tmemd, mounts go on with what they hold, no page is lost, and the next ledger is right."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.mount
 
 
 def start_two(tmemd: Tmemd, borrowing: MakeBorrowing) -> list[Borrowing]:
-    """Have two mounts borrow, of which one keeps a megabyte that must not be lost."""
+    """Start two mounts that borrow; one of them has 1 MiB of swapped pages."""
     tmemd.start("3M")
     one, two = borrowing("one", 3), borrowing("two", 3)
     one.start_with_hswap(1)
     two.start()
 
     def lent_for_hswap() -> bool:
-        one.read_hswap()  # again and again: what is lent for it and not used for a moment goes back
+        one.read_hswap()  # repeatedly, because unused slabs are returned soon
         return bool(one.row()["persistent_bytes"] > 0)
 
     wait_until(lent_for_hswap, "persistent memory is lent")
@@ -28,12 +28,12 @@ def start_two(tmemd: Tmemd, borrowing: MakeBorrowing) -> list[Borrowing]:
 
 
 def lent(tmemd: Tmemd) -> int:
-    """Sum up what the guests hold, in bytes."""
+    """Return the bytes that all guests hold."""
     return sum(row["ephemeral_bytes"] + row["persistent_bytes"] for row in tmemd.rows())
 
 
 def kill_again_and_again(tmemd: Tmemd, guests: list[Borrowing], times: int) -> None:
-    """Kill tmemd under load; no reader stops, and every new ledger says what the mounts say."""
+    """Kill tmemd repeatedly under load; no reader stops, and each new ledger agrees with the mounts."""
     with Load(*guests) as load:
         for time in range(times):
             load.go_on()
@@ -41,7 +41,7 @@ def kill_again_and_again(tmemd: Tmemd, guests: list[Borrowing], times: int) -> N
             load.go_on()
             guests[0].read_hswap()
             for guest in guests:
-                wait_until(lambda guest=guest: guest.stats()["lender"] == "disconnected", "it is missed")  # type: ignore[misc]
+                wait_until(lambda guest=guest: guest.stats()["lender"] == "disconnected", "it has noticed")  # type: ignore[misc]
                 stats = guest.stats()
                 assert stats["pool_lent_bytes"] <= stats["lender_held_bytes"]
             tmemd.start("3M")
@@ -49,7 +49,7 @@ def kill_again_and_again(tmemd: Tmemd, guests: list[Borrowing], times: int) -> N
                 guest.wait_connected()
                 assert guest.stats()["lender_reconnects"] == time + 1
             load.go_on()
-            wait_until(lambda: lent(tmemd) <= 3 * MIB, "what old holdings said too much is settled")
+            wait_until(lambda: lent(tmemd) <= 3 * MIB, "the credits of the holdings file are settled")
             guests[0].read_hswap()
     for guest in guests:
         guest.wait_agreed()
@@ -57,12 +57,12 @@ def kill_again_and_again(tmemd: Tmemd, guests: list[Borrowing], times: int) -> N
     tmemd.stop()
 
 
-def test_a_killed_tmemd_is_missed_by_no_reader(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+def test_no_reader_notices_a_killed_tmemd(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
     kill_again_and_again(tmemd, start_two(tmemd, borrowing), 5)
 
 
 @pytest.mark.slow
-def test_a_hundred_killed_tmemds_are_missed_by_no_reader(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
+def test_no_reader_notices_a_hundred_killed_tmemds(tmemd: Tmemd, borrowing: MakeBorrowing) -> None:
     guests = start_two(tmemd, borrowing)
     for guest in guests:
         guest.mounted.stop_watchdog()

@@ -1,4 +1,4 @@
-"""Mounts that borrow: what one does not use is at once there for another, and every byte that comes back is right."""
+"""Mounts that borrow: memory moves to the mount that needs it, and every byte read is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the order in which guests, lender and executor act, no byte is wrong and the books agree in the end."""
+"""Guests and lender act in random order: no byte is wrong, and the ledger agrees with the guests in the end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.lending.together import Together
 STEPS = 1500
 
 
-def live_through(seed: int) -> None:
-    """Let much happen, then let everybody finish."""
+def run(seed: int) -> None:
+    """Do many random steps, then settle and compare."""
     world = Together(seed, size=32)
     try:
         for _ in range(STEPS):
@@ -24,11 +24,11 @@ def live_through(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_guests_and_lender_agree_whatever_happens(seed: int) -> None:
-    live_through(seed)
+def test_guests_and_lender_agree_after_random_steps(seed: int) -> None:
+    run(seed)
 
 
 @pytest.mark.slow
-def test_guests_and_lender_agree_whatever_happens_in_many_worlds() -> None:
+def test_guests_and_lender_agree_for_many_seeds() -> None:
     for seed in range(6, 300):
-        live_through(seed)
+        run(seed)

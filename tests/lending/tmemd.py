@@ -1,4 +1,4 @@
-"""A tmemd process for tests: started on a socket of its own, killed and started again, ended by its pid."""
+"""A tmemd process for tests, which can be killed and started again on the same socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKED = (sys.executable, os.fspath(REPOSITORY / "tests" / "lending" / "checked
 
 
 class Tmemd:
-    """One socket, and the tmemd that listens on it, if any. `directory` may be entered by any user."""
+    """A socket, and the tmemd that listens on it, if any. Any user may enter `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -56,13 +56,13 @@ class Tmemd:
         self.process = None
 
     def stop(self) -> None:
-        """End it, if it runs, and see that it ended well and never found its ledger wrong."""
+        """Stop it if it runs; check that it exited well and no check of its ledger failed."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the end that it was told to come to."""
+        """Wait until it has exited; check that it exited well."""
         process, self.process = self.process, None
         assert process is not None
         try:
@@ -74,7 +74,7 @@ class Tmemd:
         assert "Traceback" not in self.log_text(), self.log_text()[-4000:]
 
     def ctl(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run tmemctl, in this process: its start costs more than what it does."""
+        """Run tmemctl in this process, because starting one takes longer than the command."""
         out, err, before = io.StringIO(), io.StringIO(), sys.argv
         sys.argv = ["tmemctl", "--socket", os.fspath(self.socket), *words]
         try:
@@ -91,7 +91,7 @@ class Tmemd:
             return [as_json(row) for row in control.rows()]
 
     def totals(self) -> dict[str, float]:
-        """Give the sums and counters."""
+        """Return the sums and counters."""
         with AdminConnection(self.socket) as control:
             return dict(control.totals())
 
@@ -107,7 +107,7 @@ class Tmemd:
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
-    """See that a command failed with one line, and give it."""
+    """Check that a command failed with one line, and return the line."""
     assert done.returncode == code, done
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()

@@ -1,7 +1,7 @@
-"""Real guests and the real lender, joined by queues: their pools, arenas and bytes are real, sockets and clock are not.
+"""Guests and the lender, connected by queues: with their pools and arenas, without sockets and a clock.
 
-A guest may be stopped, a connection may end, tmemd may be killed; whatever the order, a page that comes back has its
-bytes, a persistent page comes back always, and once all is said the ledger and the guests agree.
+Guests are stopped, connections end and tmemd is killed at random. In any order, each page that is found has its bytes,
+each persistent page is found, and in the end the ledger and the guests agree.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import random
 from collections import deque
 from collections.abc import Iterable
 
-from tests.lending.guest.pooledguest import noise
-from tmem import SLAB_SIZE, Tmem
+from tests.lending.guest.pooledguest import PooledGuest, noise
+from tmem import SLAB_SIZE
 from tmem.arena import punch
 from tmem.lending.daemon.arenas import is_populated
-from tmem.lending.guest.borrowedarena import BorrowedArena
-from tmem.lending.guest.borrower import Borrower
 from tmem.lending.lender.actions import Action, Close, DrainSocket, FindHoles, HangUp, Populate, Punch, Refusal, Send
 from tmem.lending.lender.lender import Lender
 from tmem.lending.lender.slabmap import State
@@ -29,15 +27,11 @@ ARENA = 48  # slabs
 PAGES = [noise(seed) for seed in range(48)]
 
 
-class Guest:
-    """A guest with its two pools, and what must be in them."""
+class Guest(PooledGuest):
+    """A guest, its queues, and what its pools must have."""
 
     def __init__(self, name: str) -> None:
-        self.source = BorrowedArena(ARENA)
-        self.tmem = Tmem(self.source, clock=lambda: 0.0)
-        self.pool = self.tmem.new_pool()
-        self.kept = self.tmem.new_pool(persistent=True)
-        self.borrower = Borrower(self.source, self.tmem, name, persistent_slabs=6)
+        super().__init__(ARENA, name, persistent_slabs=6)
         self.number: int | None = None
         self.stopped = False
         self.inbox: deque[ToGuest] = deque()
@@ -65,13 +59,13 @@ class Guest:
                 self._must.pop(index % 60, None)
 
     def verify(self) -> None:
-        """Every persistent page is there; every ephemeral one that is has its bytes."""
+        """Check that each persistent page is found, and that each page found has its bytes."""
         assert all(self.kept.get(1, index) == page for index, page in self._must.items())
         for index, page in self._put.items():
             assert self.pool.get(1, index) in (None, page)
 
     def hear(self, now: float, most: int) -> None:
-        """Act on messages, and pay a little of what is owed."""
+        """Handle at most `most` messages and answer a part of a Revoke."""
         while self.inbox and most > 0:
             (message,) = guest_decoder().feed(encode(self.inbox.popleft()))
             self.borrower.on_message(now, message)
@@ -80,12 +74,12 @@ class Guest:
             self.borrower.answer_revoke()
 
     def speak(self, now: float) -> None:
-        """Send what there is to say."""
+        """Queue the outgoing messages."""
         self.outbox.extend(self.borrower.outgoing(now))
 
 
 class Together:
-    """Guests, the lender, and what lies between them."""
+    """Three guests, the lender, and the queues between them."""
 
     def __init__(self, seed: int, size: int) -> None:
         self.choose = random.Random(seed)
@@ -93,14 +87,14 @@ class Together:
         self.size = size
         self.lender = Lender(size)
         self.guests = [Guest(f"/mnt/{number}") for number in range(3)]
-        self._waiting: deque[Action] = deque()  # what the executor has not done yet
+        self._waiting: deque[Action] = deque()  # actions that the executor has not done
 
     def of(self, number: int) -> Guest | None:
-        """Find a guest that is registered."""
+        """Return a registered guest."""
         return next((guest for guest in self.guests if guest.number == number), None)
 
     def perform(self, actions: Iterable[Action]) -> None:
-        """Deliver messages, read sockets dry, and leave the rest for later."""
+        """Deliver messages, drain sockets, and leave the rest for later."""
         for action in actions:
             if isinstance(action, Send):
                 guest = self.of(action.guest)
@@ -116,7 +110,7 @@ class Together:
                 self._waiting.append(action)
 
     def work(self) -> None:
-        """Do what an executor does."""
+        """Carry out the waiting actions."""
         while self._waiting:
             action = self._waiting.popleft()
             guest = self._arena_of(action.guest)
@@ -141,7 +135,7 @@ class Together:
         return next(guest for guest in self.guests if guest.borrower.name == name)
 
     def listen(self, guest: Guest) -> None:
-        """Have the lender read all that a guest sent."""
+        """Pass all that a guest sent to the lender."""
         while guest.outbox and guest.number is not None:
             (message,) = tmemd_decoder().feed(encode(guest.outbox.popleft()))
             assert isinstance(message, FromGuest)
@@ -166,14 +160,14 @@ class Together:
         guest.outbox.extend(claims)
 
     def hang_up(self, guest: Guest) -> None:
-        """End a connection: the lender has read all, the guest has yet to."""
+        """End a connection after the lender has read all; the guest reads the rest later."""
         self.listen(guest)
         assert guest.number is not None
         number, guest.number = guest.number, None
         self.perform(self.lender.on_disconnected(self.now, number))
 
     def kill_lender(self, size: int) -> None:
-        """Start another lender with the holdings of this one; what was on its way to it is lost."""
+        """Start another lender with the holdings of this one; drop the messages on their way to it."""
         self._waiting.clear()
         holdings = self.lender.holdings()
         self.lender = Lender(size, holdings=holdings)
@@ -183,7 +177,7 @@ class Together:
             guest.outbox.clear()
 
     def step(self) -> None:
-        """Let something happen."""
+        """Do one random step."""
         choose = self.choose
         guest = choose.choice(self.guests)
         self.now += choose.random() * 0.02
@@ -214,7 +208,7 @@ class Together:
         self.check()
 
     def settle(self) -> None:
-        """Let everybody say and do all there is, without using a pool."""
+        """Handle all messages and actions, without using a pool."""
         for _ in range(400):
             self.now += 0.02
             for guest in self.guests:
@@ -228,7 +222,7 @@ class Together:
             self.perform(self.lender.wake(self.now))
 
     def agree(self) -> None:
-        """Hold the ledger against the guests and what is real."""
+        """Check that the ledger agrees with the guests."""
         for guest in self.guests:
             assert guest.number is not None
             booked = self.lender._accounts[guest.number].map

@@ -130,7 +130,7 @@ def test_limits_are_set_and_told(tmemd: Tmemd, guest: MakeGuest) -> None:
     assert (row["weight"], row["cap_bytes"], row["floor_bytes"]) == (2.5, 4 << 20, 1 << 20)
     assert row["persistent_cap_bytes"] == 512 << 10
     wait_until(lambda: tmemd.rows()[0]["ephemeral_bytes"] <= 4 << 20, "what exceeds the cap is taken back")
-    wait_until(lambda: one.real_slabs() <= 64, "and is punched")
+    wait_until(lambda: one.populated_slabs() <= 64, "and is punched")
     one.settle()
     assert one.limits is not None
     assert (one.limits.cap, one.limits.persistent_cap) == (64, 8)
@@ -160,9 +160,9 @@ def test_revoke_and_drain_take_back(tmemd: Tmemd, guest: MakeGuest) -> None:
     one = guest(name="/mnt/a").join()
     one.ask_until(100)
     fine(tmemd.ctl("revoke", "/mnt/a", "1M"))
-    wait_until(lambda: one.real_slabs() == 84, "1 MiB is taken back")
+    wait_until(lambda: one.populated_slabs() == 84, "1 MiB is taken back")
     fine(tmemd.ctl("drain", "/mnt/a"))
-    wait_until(lambda: one.real_slabs() == 0, "all is taken back")
+    wait_until(lambda: one.populated_slabs() == 0, "all is taken back")
     with pytest.raises(Denied, match="drained"):
         one.ask(1)
     fine(tmemd.ctl("thaw", os.path.relpath("/mnt/a")))
@@ -176,9 +176,9 @@ def test_a_persistent_slab_is_asked_for_and_not_taken(tmemd: Tmemd, guest: MakeG
     one.ask_until(20, persistent=True)
     fine(tmemd.ctl("revoke", "/mnt/a", "512K", "--persistent"))
     fine(tmemd.ctl("drain", "/mnt/a"))
-    assert one.real_slabs() == 20
+    assert one.populated_slabs() == 20
     assert one.answer_revoke() == 8
-    wait_until(lambda: one.real_slabs() == 12, "what it gave is punched")
+    wait_until(lambda: one.populated_slabs() == 12, "what it gave is punched")
 
 
 def test_resize_goes_both_ways(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -186,7 +186,7 @@ def test_resize_goes_both_ways(tmemd: Tmemd, guest: MakeGuest) -> None:
     one = guest().join()
     one.ask_until(256)
     assert "the size is 4M" in fine(tmemd.ctl("resize", "4M"))
-    wait_until(lambda: one.real_slabs() <= 64, "the guest fits again")
+    wait_until(lambda: one.populated_slabs() <= 64, "the guest fits again")
     two = guest().join()
     fine(tmemd.ctl("resize", "32M"))
     two.ask_until(256)

@@ -1,4 +1,4 @@
-"""Guests that borrow, return and come back at random, each in a thread of its own, and remember what must be kept."""
+"""Guests that borrow, return and reconnect at random, each in its own thread, and check their persistent slabs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tests.lending.fakeguest import Denied, FakeGuest, GuestRefused
 
 
 class RandomGuest(threading.Thread):
-    """One guest that never stops, whatever happens to tmemd. Its persistent slabs have contents; they must stay.
+    """One guest that goes on whatever happens to tmemd. It checks the contents of its persistent slabs.
 
-    It writes to no ephemeral slab: a late write to one that was just taken would make memory real that nobody lent,
-    and the sum of what is real could not be compared.
+    It never writes to ephemeral slabs: a late write to a taken slab would populate it, and the populated memory could
+    not be compared with the ledger.
     """
 
     def __init__(self, path: Path, number: int, seed: int, slabs: int = 96, persistent: int = 24) -> None:
@@ -59,7 +59,7 @@ class RandomGuest(threading.Thread):
                 self.verify()
 
     def verify(self) -> None:
-        """See that every persistent slab has what was written to it."""
+        """Check that every persistent slab has what was written to it."""
         for slab, content in self._contents.items():
             assert self.guest.read(slab, len(content)) == content, f"persistent slab {slab} of {self.guest.name}"
 

@@ -42,7 +42,10 @@ Lock = Callable[[FakeGuest, str], subprocess.Popen[str]]
 
 @pytest.fixture
 def lock(backing: FailingBacking) -> Iterator[Lock]:
-    """Give what locks a guest's memfd with a file of that name, until the backing is cured or the process killed."""
+    """Return a function that locks a guest's memfd by a hanging read of a named file.
+
+    The lock is held until the backing answers again or the process is killed.
+    """
     writers: list[subprocess.Popen[str]] = []
 
     def make(guest: FakeGuest, name: str) -> subprocess.Popen[str]:
@@ -85,11 +88,11 @@ def test_a_guest_whose_memfd_is_locked_stops_nobody_and_keeps_it_booked(
     bad.give(set(bad.held))
     wait_until(lambda: row_of(tmemd, bad)["state"] == "hanging", "it is noticed")
     good.ask_until(32)
-    assert len(good.held) == 32, "what may still be real is lent to nobody"
+    assert len(good.held) == 32, "what may still be populated is lent to nobody"
     assert tmemd.totals()["unpunched_bytes"] == 32 * SLAB_SIZE
     good.give(set(good.held))
     good.ask_until(32)
-    assert bad.real_slabs() == 32
+    assert bad.populated_slabs() == 32
     backing.fail()
     wait_until(lambda: tmemd.totals()["unpunched_bytes"] == 0, "it is punched at last")
     good.give(set(sorted(good.held)[:8]))

@@ -71,7 +71,7 @@ def borrow_all(*guests: FakeGuest) -> int:
 
 
 def undisturbed(guest: FakeGuest) -> None:
-    """See that another guest is served as before."""
+    """Check that another guest is served as before."""
     guest.give(guest.ask(4))
 
 
@@ -122,7 +122,7 @@ def test_an_arena_can_neither_shrink_nor_grow_nor_be_sealed_any_more(tmemd: Tmem
     with pytest.raises(PermissionError):
         fcntl.fcntl(one.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
     assert fcntl.fcntl(one.fd, fcntl.F_GET_SEALS) == SEALS
-    assert one.real_slabs() == len(got)
+    assert one.populated_slabs() == len(got)
 
 
 def test_no_guest_gets_at_another_ones_arena(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -139,7 +139,7 @@ def test_no_guest_gets_at_another_ones_arena(tmemd: Tmemd, guest: MakeGuest) -> 
     thief.send(m.Ask(1, 16))
     _, fds, _, _ = socket.recv_fds(thief.socket, 1 << 16, 8)
     assert fds == []
-    assert victim.real_slabs() == 16
+    assert victim.populated_slabs() == 16
 
 
 def test_what_one_guest_returns_reaches_another_as_zeros(tmemd: Tmemd, guest: MakeGuest) -> None:

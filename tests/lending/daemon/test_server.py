@@ -1,4 +1,4 @@
-"""tmemd as a process: guests join, are lent real slabs, give them back, leave and end."""
+"""tmemd as a process: guests join, are lent populated slabs, give them back, leave and end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MakeChild = Callable[..., Child]
 
 @pytest.fixture
 def child(tmemd: Tmemd) -> Iterator[MakeChild]:
-    """Give a maker of processes that borrow; the arguments are Child's."""
+    """Return a factory of processes that borrow; it takes the arguments of Child."""
     made: list[Child] = []
 
     def make(*arguments: int, **named: str | int) -> Child:
@@ -69,14 +69,14 @@ def child(tmemd: Tmemd) -> Iterator[MakeChild]:
 def test_a_slab_that_is_lent_is_real_and_one_that_is_returned_is_not(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start("16M")
     one = guest().join()
-    assert one.real_slabs() == 0
+    assert one.populated_slabs() == 0
     got = one.ask(20)
     assert len(got) == 20
-    assert one.real_slabs() == 20
+    assert one.populated_slabs() == 20
     for slab in got:
         one.write(slab, b"mine")
     one.give(set(sorted(got)[:5]))
-    wait_until(lambda: one.real_slabs() == 15, "returned slabs are punched")
+    wait_until(lambda: one.populated_slabs() == 15, "returned slabs are punched")
     assert one.read(max(got), 4) == b"mine"
 
 
@@ -85,7 +85,7 @@ def test_no_more_is_lent_than_there_is(tmemd: Tmemd, guest: MakeGuest) -> None:
     one, two = guest().join(), guest().join()
     one.ask_until(40)
     two.ask_until(24)
-    assert one.real_slabs() + two.real_slabs() == 64
+    assert one.populated_slabs() + two.populated_slabs() == 64
     totals = tmemd.totals()
     assert totals["free_bytes"] == 0
 
@@ -95,7 +95,7 @@ def test_what_one_gives_back_another_gets(tmemd: Tmemd, guest: MakeGuest) -> Non
     one, two = guest().join(), guest().join()
     one.give(one.ask_until(64))
     assert len(two.ask_until(64)) == 64
-    wait_until(lambda: one.real_slabs() == 0, "returned slabs are punched")
+    wait_until(lambda: one.populated_slabs() == 0, "returned slabs are punched")
 
 
 def test_a_guest_that_does_not_answer_is_taken_from_and_told(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -105,9 +105,9 @@ def test_a_guest_that_does_not_answer_is_taken_from_and_told(tmemd: Tmemd, guest
     busy.join()
     got = busy.ask_until(16)
     assert len(got) >= 16
-    wait_until(lambda: silent.real_slabs() + busy.real_slabs() <= 64, "what was taken is punched")
+    wait_until(lambda: silent.populated_slabs() + busy.populated_slabs() <= 64, "what was taken is punched")
     silent.settle()
-    assert len(silent.held) == silent.real_slabs() <= 48
+    assert len(silent.held) == silent.populated_slabs() <= 48
 
 
 def test_a_persistent_slab_is_never_taken(tmemd: Tmemd, guest: MakeGuest) -> None:
@@ -131,7 +131,7 @@ def test_the_end_of_a_connection_is_not_the_end_of_a_guest(tmemd: Tmemd, guest: 
     one.leave()
     wait_until(lambda: [row["state"] for row in tmemd.rows()] == ["away"], "the guest is away")
     assert tmemd.rows()[0]["ephemeral_bytes"] == 30 << 16
-    assert one.real_slabs() == 30
+    assert one.populated_slabs() == 30
     one.join_patiently()
     assert one.held == held
     assert len(tmemd.rows()) == 1
@@ -145,7 +145,7 @@ def test_a_returning_guest_claims_its_slabs_and_the_rest_is_punched(tmemd: Tmemd
     one.held = set(sorted(held)[:10])
     one.write(200, b"never lent")
     one.join_patiently()
-    wait_until(lambda: one.real_slabs() == 10, "the complement is punched")
+    wait_until(lambda: one.populated_slabs() == 10, "the complement is punched")
     wait_until(lambda: tmemd.rows()[0]["ephemeral_bytes"] == 10 << 16, "the ledger says so")
 
 
@@ -194,7 +194,7 @@ def test_what_is_written_beyond_the_lent_slabs_is_punched_and_counted(tmemd: Tme
     free = max(one.held) + 10
     for slab in range(free, free + 5):
         one.write(slab, b"x" * 4096)
-    wait_until(lambda: one.real_slabs() == 3, "the audit punched it")
+    wait_until(lambda: one.populated_slabs() == 3, "the audit punched it")
     assert tmemd.totals()["excess_audits"] >= 1
     assert len(one.ask_until(3)) == 3, "an honest guest's late put is no reason to cut it off"
 
@@ -213,7 +213,7 @@ def test_who_keeps_taking_memory_that_was_not_lent_is_lent_no_more(tmemd: Tmemd,
     wait_until(overdo, "the guest is barred")
     with pytest.raises(Denied):
         one.ask(1)
-    wait_until(lambda: one.real_slabs() == len(kept), "only what is persistent stays")
+    wait_until(lambda: one.populated_slabs() == len(kept), "only what is persistent stays")
     assert tmemd.rows()[0]["persistent_bytes"] == len(kept) << 16
 
 

@@ -24,7 +24,7 @@ LIMIT = 64 * MIB  # tmemd itself takes a third of it, and where it is put in ear
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    """Give a memory cgroup with a limit."""
+    """Return a memory cgroup with a limit."""
     with contextlib.ExitStack() as stack:
         try:
             made = stack.enter_context(limited(LIMIT))
@@ -49,11 +49,11 @@ def test_a_memory_cgroup_is_not_run_into(cgroup: Path, tmemd: Tmemd, guest: Make
     assert "memory" in borrow_all(one)
     held = len(one.held)
     assert 0 < held * 65536 <= LIMIT - CGROUP_RESERVE
-    assert one.real_slabs() == held
+    assert one.populated_slabs() == held
     for slab in one.held:
-        one.write(slab, b"x" * 65536)  # no write makes anything real any more: nobody is killed for it
+        one.write(slab, b"x" * 65536)  # the slabs are populated, so a write allocates nothing and kills nobody
     one.give(set(one.held))
-    wait_until(lambda: one.real_slabs() == 0, "what was returned is punched")
+    wait_until(lambda: one.populated_slabs() == 0, "what was returned is punched")
     assert one.ask_until(64)
     assert tmemd.totals()["denied_memory"] >= 1
     wait_until(lambda: "slabs are not lent: the memory cgroup" in tmemd.log_text(), "the log says so")
@@ -65,7 +65,7 @@ def test_the_reserve_of_the_machine_is_left_alone(tmemd: Tmemd, guest: MakeGuest
     assert "memory" in borrow_all(one)
     with pytest.raises(Denied, match="memory"):
         one.ask(1, persistent=True)
-    assert one.real_slabs() == 0
+    assert one.populated_slabs() == 0
     wait_until(lambda: "are reserved" in tmemd.log_text(), "the log says so")
 
 
@@ -82,7 +82,7 @@ def test_what_is_kept_in_pipes_stays_booked_for_its_user(cgroup: Path, tmemd: Tm
         pipes.append(os.pipe())
         assert os.splice(one.fd, pipes[-1][1], SLAB_SIZE, offset_src=slab * SLAB_SIZE) == SLAB_SIZE
     one.give(set(one.held))
-    wait_until(lambda: one.real_slabs() == 0, "what was returned is punched")
+    wait_until(lambda: one.populated_slabs() == 0, "what was returned is punched")
     wait_until(lambda: tmemd.totals()["pinned_bytes"] >= 5 << 20, "what lives on is booked")
     borrow_all(two)
     assert len(two.held) <= 256 - 80

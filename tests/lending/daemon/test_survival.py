@@ -29,7 +29,7 @@ def agree(tmemd: Tmemd, *guests: FakeGuest) -> None:
             guest.settle()
             row = rows[guest.number]
             held = row["ephemeral_bytes"] >> 16, row["persistent_bytes"] >> 16
-            if held != (len(guest.held), len(guest.persistent)) or sum(held) != guest.real_slabs():
+            if held != (len(guest.held), len(guest.persistent)) or sum(held) != guest.populated_slabs():
                 return False
         return True
 
@@ -37,7 +37,7 @@ def agree(tmemd: Tmemd, *guests: FakeGuest) -> None:
 
 
 def get_on(borrowers: list[RandomGuest], killed: int) -> bool:
-    """Tell whether everybody has noticed each kill, and borrowed since the last; who has failed says so at the end."""
+    """Return whether every guest has noticed each kill and borrowed since the last, or one has failed."""
     return all(borrower.lives == killed + 1 or not borrower.is_alive() for borrower in borrowers)
 
 
@@ -53,8 +53,8 @@ def kill_again_and_again(tmemd: Tmemd, times: int, seed: int) -> None:
             wait_until(lambda killed=killed: get_on(borrowers, killed), "every borrower gets on")  # type: ignore[misc]
             time.sleep(rng.random() * 0.05)
             tmemd.kill()
-            # Nothing changes while nobody lends: the memory that is real is no more than there is to lend.
-            assert sum(borrower.guest.real_slabs() for borrower in borrowers) <= SLABS
+            # Nothing changes while nobody lends: the populated memory is at most the size.
+            assert sum(borrower.guest.populated_slabs() for borrower in borrowers) <= SLABS
             tmemd.start(SIZE)
         wait_until(lambda: get_on(borrowers, times), "every borrower has come back")
     finally:
@@ -95,7 +95,7 @@ def test_what_old_guests_hold_is_not_lent_to_newcomers(tmemd: Tmemd, guest: Make
     except Denied:
         pass
     assert got <= 8
-    assert old.real_slabs() + new.real_slabs() <= SLABS
+    assert old.populated_slabs() + new.populated_slabs() <= SLABS
     old.join_patiently()
     agree(tmemd, old, new)
 
@@ -122,7 +122,7 @@ def test_a_smaller_size_takes_back_until_it_fits(tmemd: Tmemd, guest: MakeGuest)
     tmemd.start("3M")
     one.join_patiently()
     two.join_patiently()
-    wait_until(lambda: one.real_slabs() + two.real_slabs() <= 48, "the guests fit")
+    wait_until(lambda: one.populated_slabs() + two.populated_slabs() <= 48, "the guests fit")
     assert one.persistent == kept
     agree(tmemd, one, two)
 
@@ -146,12 +146,12 @@ def test_a_claimed_ephemeral_slab_that_is_a_hole_is_answered_as_taken(tmemd: Tme
     one = guest().join()
     one.ask_until(20)
     tmemd.kill()
-    real = set(sorted(one.held)[:10])
+    kept = set(sorted(one.held)[:10])
     one.held |= {200, 201, 202}
     tmemd.start(SIZE)
     one.join_patiently()
     agree(tmemd, one)
-    assert real <= one.held
+    assert kept <= one.held
     assert not one.held & {200, 201, 202}
 
 
@@ -185,7 +185,7 @@ def test_sigterm_is_a_clean_end_and_guests_keep_what_they_hold(tmemd: Tmemd, gue
     one.ask_until(20)
     tmemd.stop()
     assert not tmemd.socket.exists()
-    assert one.real_slabs() == 20
+    assert one.populated_slabs() == 20
     assert "guests keep what they hold" in tmemd.log_text()
     tmemd.start(SIZE)
     one.join_patiently()
@@ -201,7 +201,7 @@ guest.ask_until(100)
 print("lent", flush=True)
 while True:
     guest.answer_revokes()
-    print(guest.number, len(guest.held), guest.real_slabs(), flush=True)
+    print(guest.number, len(guest.held), guest.populated_slabs(), flush=True)
     time.sleep(0.05)
 """
 
@@ -219,11 +219,11 @@ def test_a_stopped_guest_is_taken_from_and_is_right_again_once_continued(tmemd: 
         process.send_signal(signal.SIGCONT)
         deadline = time.monotonic() + SECONDS
         while True:
-            number, held, real = process.stdout.readline().split()
+            number, held, populated = process.stdout.readline().split()
             row = next(row for row in tmemd.rows() if row["guest"] == int(number))
-            if int(held) == float(real) == row["ephemeral_bytes"] >> 16 <= SLABS - 60:
+            if int(held) == float(populated) == row["ephemeral_bytes"] >> 16 <= SLABS - 60:
                 break
-            assert time.monotonic() < deadline, f"it holds {held}, {real} are real, the ledger says {row}"
+            assert time.monotonic() < deadline, f"it holds {held}, {populated} are populated, the ledger says {row}"
         agree(tmemd, busy)
     finally:
         process.kill()

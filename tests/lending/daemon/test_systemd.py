@@ -1,4 +1,4 @@
-"""tmemd under a service manager: the units, a socket that is passed, and what the manager is told."""
+"""tmemd under a service manager: the units, a passed socket, and notifications."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Manager:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(os.fspath(tmemd.socket))
         self.listener.listen(16)
-        self.told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.told.settimeout(SECONDS)
-        self.told.bind(os.fspath(tmemd.directory / "notify"))
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.settimeout(SECONDS)
+        self.socket.bind(os.fspath(tmemd.directory / "notify"))
 
     def start(self) -> None:
         """Start a tmemd and wait until it says that it is ready."""
@@ -58,12 +58,12 @@ class Manager:
         words += [os.fspath(self.tmemd.directory), *CHECKED, "--size", "8M", "--reserve", "1M"]
         with open(self.tmemd.log, "ab") as log:
             self.tmemd.process = subprocess.Popen(words, env=environment(), pass_fds=[fd], stdout=log, stderr=log)
-        assert b"READY=1" in self.told.recv(1000).split(b"\n")
+        assert b"READY=1" in self.socket.recv(1000).split(b"\n")
 
     def close(self) -> None:
         """Close the sockets."""
         self.listener.close()
-        self.told.close()
+        self.socket.close()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_passed_socket_is_served_and_outlives_tmemd(manager: Manager, tmemd: T
     one.join_patiently()
     assert one.held == held
     tmemd.stop()
-    assert manager.told.recv(1000) == b"STOPPING=1"
+    assert manager.socket.recv(1000) == b"STOPPING=1"
     assert tmemd.socket.exists(), "the socket is the manager's"
 
 

@@ -1,4 +1,4 @@
-"""A guest's borrowing with its pool, and a lender of few words: it lends what a test says and makes it real."""
+"""A guest with its pools and arena, to which a test lends slabs."""
 
 from __future__ import annotations
 
@@ -18,38 +18,42 @@ SLAB_PAGES = SLAB_SIZE // PAGE_SIZE
 
 
 def noise(seed: int) -> bytes:
-    """Make a page that does not compress: sixteen fill a slab."""
+    """Return a page that does not compress: sixteen fill a slab."""
     return random.Random(seed).randbytes(PAGE_SIZE)
 
 
 class PooledGuest:
-    """One guest that was welcomed."""
+    """A borrower with an arena and a pool of each kind."""
 
-    def __init__(self, slabs: int = 256, cap: int = 256) -> None:
+    def __init__(self, slabs: int = 256, name: str = "/mnt", persistent_slabs: int = 0) -> None:
         self.released: list[int] = []  # slabs of hswap that tmemd wants back
+        self.hello: FromGuest | None = None
         self.source = BorrowedArena(slabs)
         self.tmem = Tmem(self.source, clock=lambda: 0.0)
         self.pool: Pool = self.tmem.new_pool(name="precache")
         self.kept: Pool = self.tmem.new_pool(persistent=True, name="hswap")
-        self.borrower = Borrower(self.source, self.tmem, "/mnt", persistent_pages=self)
+        self.borrower = Borrower(self.source, self.tmem, name, persistent_slabs, persistent_pages=self)
+
+    def register(self, cap: int) -> None:
+        """Register with a tmemd that accepts the guest."""
         self.hello = self.borrower.greeting()[0]
         self.borrower.on_welcome(Welcome(1, cap, cap // 2))
 
     def request_release(self, slabs: int) -> None:
-        """Note what is asked of hswap."""
+        """Record what hswap is asked for."""
         self.released.append(slabs)
 
     def note_eviction(self) -> None:
-        """Lose nothing: there is no swap-like file."""
+        """Do nothing: there is no swap-like file."""
 
     def lend(self, runs: Runs, serial: int = 1, persistent: bool = False) -> None:
-        """Make slabs real and lend them."""
+        """Populate slabs and lend them."""
         for first, count in runs:
             os.posix_fallocate(self.source.fd, first * SLAB_SIZE, count * SLAB_SIZE)
         self.borrower.on_message(0.0, Lend(runs, serial, persistent))
 
     def take(self, runs: Runs, serial: int = 1) -> None:
-        """Punch slabs behind the guest's back, and say so."""
+        """Punch slabs and send the Taken."""
         for first, count in runs:
             for slab in range(first, first + count):
                 punch(self.source.fd, slab)
@@ -61,13 +65,13 @@ class PooledGuest:
             self.pool.put(1, index, noise(index))
 
     def sent(self, kind: type[M], now: float = 0.0) -> list[M]:
-        """Give what the guest sends now, which must be of one kind."""
+        """Return what the guest sends now; all of it must be of one kind."""
         messages = self.borrower.outgoing(now)
         assert all(isinstance(message, kind) for message in messages), messages
         return [message for message in messages if isinstance(message, kind)]
 
-    def pay(self) -> list[FromGuest]:
-        """Have everything paid that is owed."""
+    def answer_revokes(self) -> list[FromGuest]:
+        """Answer all Revokes; return what the guest sends."""
         messages = self.borrower.outgoing(0.0)
         while self.borrower.has_open_revoke:
             self.borrower.answer_revoke()
@@ -75,6 +79,6 @@ class PooledGuest:
         return messages
 
     def check(self) -> None:
-        """Check all of it."""
+        """Check the borrower and the pools."""
         self.borrower.check()
         self.tmem.check()

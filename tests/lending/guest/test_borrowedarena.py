@@ -19,7 +19,7 @@ Make = Callable[..., BorrowedArena]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Give a maker of arenas; each is checked and closed at the end."""
+    """Return a factory of arenas; each is checked and closed at the end."""
     made: list[BorrowedArena] = []
 
     def make_one(slabs: int, on_want: Callable[[], None] = lambda: None) -> BorrowedArena:

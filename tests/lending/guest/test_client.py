@@ -51,7 +51,7 @@ class Lender:
         self._waiting: list[FromGuest] = []
 
     def feed(self, data: bytes) -> None:
-        """Take in what came with the memfd."""
+        """Decode what came with the memfd."""
         self._waiting += [message for message in self._decoder.feed(data) if isinstance(message, FromGuest)]
 
     async def hear(self, kind: type[FromGuest]) -> FromGuest:
@@ -70,7 +70,7 @@ class Lender:
         await self._socket.send(b"".join(map(encode, messages)))
 
     async def lend(self, first: int, count: int, serial: int) -> None:
-        """Make slabs real and lend them."""
+        """Populate slabs and lend them."""
         os.posix_fallocate(self.memfd, first * SLAB_SIZE, count * SLAB_SIZE)
         await self.say(Lend(((first, count),), serial))
 
@@ -106,7 +106,7 @@ class Fixture:
         self.path.unlink()
 
     async def accept(self, *answer: ToGuest) -> Lender:
-        """Take the next guest in."""
+        """Accept the next guest."""
         listener = self._listener
         assert listener is not None
         connection = await trio.to_thread.run_sync(lambda: listener.accept()[0], abandon_on_cancel=True)
@@ -120,7 +120,7 @@ class Fixture:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Lender]:
-        """Have the guest run on its first connection."""
+        """Run the guest on its first connection."""
         async with trio.open_nursery() as nursery:
             lenders: list[Lender] = []
 

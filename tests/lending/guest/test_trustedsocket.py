@@ -36,7 +36,7 @@ class Impostor:
             os.seteuid(0)
 
     def hears(self) -> bytes:
-        """Take the next connection and give all that comes over it."""
+        """Accept a connection and return all that is sent over it."""
         with self.listener.accept()[0] as connection:
             connection.settimeout(SECONDS)
             data, fds, _, _ = socket.recv_fds(connection, 65536, 1)

@@ -51,7 +51,7 @@ class Guest:
     denied: list[str] = field(default_factory=list)
     inbox: deque[ToGuest] = field(default_factory=deque)
     outbox: deque[FromGuest] = field(default_factory=deque)
-    real: set[int] = field(default_factory=set)  # slabs of its arena that have memory
+    populated: set[int] = field(default_factory=set)  # slabs of its arena that have memory
     serial: int = 0
 
     def say(self, message: FromGuest) -> None:
@@ -97,7 +97,7 @@ class Guest:
                 taken = [slabs_of(later.runs) for later in self.inbox if isinstance(later, m.Taken)]
                 unconfirmed = len(taken) + sum(isinstance(said, m.Confirm) for said in self.outbox)
                 # With so many it is not told of more.
-                assert lent <= self.real.union(*taken) or unconfirmed == MAX_UNCONFIRMED, "lent what is not real"
+                assert lent <= self.populated.union(*taken) or unconfirmed == MAX_UNCONFIRMED, "not populated"
                 (self.persistent if persistent else self.ephemeral).update(lent)
                 if done:
                     del self.asks[serial]
@@ -120,7 +120,7 @@ class Guest:
 
 
 class Simulation:
-    """The lender with guests around it. `short` is how many more slabs can be made real, None for any number."""
+    """The lender with guests around it. `short` is how many more slabs can be populated, None for any number."""
 
     def __init__(self, lender: Lender) -> None:
         self.lender = lender
@@ -133,7 +133,7 @@ class Simulation:
         self.booked = 0  # slabs at the last check
 
     def perform(self, actions: Iterable[Action]) -> None:
-        """Deliver messages and queue the rest; what reads a socket dry happens at once."""
+        """Deliver messages and queue the rest; what drains a socket happens at once."""
         for action in actions:
             if isinstance(action, Send):
                 guest = self.guests[action.guest]
@@ -182,20 +182,22 @@ class Simulation:
                 real = wanted if self.short is None else wanted[: self.short]
                 if self.short is not None:
                     self.short -= len(real)
-                guest.real.update(real)
+                guest.populated.update(real)
                 self.perform(self.lender.on_populated(self.now, number, batch, runs_of(real)))
             case Punch(number, runs, freed):
-                guest.real -= {slab for slab in guest.real if any(a <= slab < a + n for a, n in runs)}
+                guest.populated -= {slab for slab in guest.populated if any(a <= slab < a + n for a, n in runs)}
                 if freed:
                     self.perform(self.lender.on_punched(self.now, number, freed))
             case CountPopulated(number, held):
-                self.perform(self.lender.on_audited(self.now, number, held, len(guest.real) * SLAB_SIZE))
+                self.perform(self.lender.on_audited(self.now, number, held, len(guest.populated) * SLAB_SIZE))
             case FindHoles(number, runs):
-                self.perform(self.lender.on_holes_found(self.now, number, runs_of(set(slabs_of(runs)) - guest.real)))
+                self.perform(
+                    self.lender.on_holes_found(self.now, number, runs_of(set(slabs_of(runs)) - guest.populated))
+                )
             case Close(number) if any(other.guest == number for other in self.queue):
                 self.queue.append(action)  # what came of an earlier action comes before
             case Close(number):
-                guest.real.clear()
+                guest.populated.clear()
                 self.perform(self.lender.on_closed(self.now, number))
                 if number not in self.lender._accounts:
                     del self.guests[number]
@@ -306,14 +308,14 @@ class Simulation:
             ephemeral = set(slabs_of(account.map.runs(State.EPHEMERAL)))
             persistent = set(slabs_of(account.map.runs(State.PERSISTENT)))
             booked = ephemeral | persistent
-            assert guest.persistent <= guest.real, "a persistent slab lost its memory"
+            assert guest.persistent <= guest.populated, "a persistent slab lost its memory"
             if account.slabs_unknown:  # so many slabs, whichever they are
                 continue
             assert guest.persistent <= booked, "a persistent slab is booked no more"
             if account.is_attached and not (guest.inbox or guest.outbox):
                 assert guest.ephemeral == ephemeral
                 assert guest.persistent == persistent
-                assert guest.real == booked
+                assert guest.populated == booked
 
 
 # What most tests begin with.

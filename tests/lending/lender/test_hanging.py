@@ -17,7 +17,7 @@ def test_returned_slabs_are_lent_only_after_the_punch() -> None:
     assert asker.ask(60)
     here.hear(asker)
     assert here.lender.stats().unpunched == 100
-    assert here.lender.stats().promised == 0, "nothing is promised that may still be real"
+    assert here.lender.stats().promised == 0, "nothing is promised that may still be populated"
     here.settle()
     assert len(asker.ephemeral) == 60
 
@@ -38,7 +38,7 @@ def test_a_hanging_guest_keeps_its_memory_booked_and_others_go_on() -> None:
     here.settle()
     hold(here, two, 30, age=100.0)
     assert len(two.ephemeral) == 20
-    assert len(bad.real) + len(one.real) + len(two.real) == 100
+    assert len(bad.populated) + len(one.populated) + len(two.populated) == 100
     hold(here, bad, 1)
     assert bad.denied == [Denial.HANGS.value]
     here.go_on(bad)

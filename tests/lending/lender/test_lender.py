@@ -152,17 +152,17 @@ def test_an_excess_is_punched_and_a_lasting_one_bars_the_guest() -> None:
     guest = add(here)
     hold(here, guest, 10)
     for _ in range(EXCESS_AUDITS + 2):
-        guest.real |= set(range(100, 100 + BATCH_SLABS))
+        guest.populated |= set(range(100, 100 + BATCH_SLABS))
         here.audit()
         here.settle()
-        assert len(guest.real) == 10, "an excess of one batch may come from late puts: punched, no more"
+        assert len(guest.populated) == 10, "an excess of one batch may come from late puts: punched, no more"
     for _ in range(EXCESS_AUDITS):
         assert not here.lender.stats().counters["barred_guests"]
-        guest.real |= set(range(100, 101 + BATCH_SLABS))
+        guest.populated |= set(range(100, 101 + BATCH_SLABS))
         here.audit()
         here.settle()
     assert here.lender.stats().counters["barred_guests"] == 1
-    assert guest.ephemeral == guest.real == set()
+    assert guest.ephemeral == guest.populated == set()
     hold(here, guest, 1)
     assert guest.denied == [Denial.BARRED.value]
 
@@ -178,13 +178,13 @@ def test_an_excess_in_a_large_fragmented_arena_is_punched_in_chunks() -> None:
     for part, last in split_for_messages(runs_of(every_second)):
         guest.say(m.Return(part, last=last))
     here.settle()
-    guest.real |= {1, slabs - 1}
+    guest.populated |= {1, slabs - 1}
     here.perform(here.lender.on_audited(here.now, guest.number, slabs // 2, (slabs // 2 + 2) * SLAB))
     (punch,) = here.queue
     assert isinstance(punch, Punch)
     assert len(punch.runs) == sweeper.CHUNK_RUNS
     hold(here, guest, m.MAX_ASK)
-    assert guest.real == guest.ephemeral
+    assert guest.populated == guest.ephemeral
     assert counters(here)["excess_audits"] == 1
 
 

@@ -169,7 +169,7 @@ def test_a_guest_that_ended_during_the_restart_frees_its_memory() -> None:
 
 def test_a_slab_that_the_old_tmemd_had_just_taken_is_answered_as_taken() -> None:
     here, guest = holding()
-    guest.real -= {3, 4, 39}
+    guest.populated -= {3, 4, 39}
     there = restarted(here)
     there.join(guest, 20, again=True)
     there.settle()
@@ -179,7 +179,7 @@ def test_a_slab_that_the_old_tmemd_had_just_taken_is_answered_as_taken() -> None
 
 def test_holes_found_during_a_second_return_are_not_a_guest_fault() -> None:
     here, guest = holding()
-    guest.real -= {3, 4}
+    guest.populated -= {3, 4}
     there = restarted(here)
     there.join(guest, 20, again=True)
     there.hear(guest)
@@ -208,7 +208,7 @@ def test_nothing_is_reclaimed_from_a_guest_before_its_claims(forget: bool) -> No
     for _ in range(4):
         there.audit()
         there.settle()
-    assert guest.persistent <= guest.real, "a persistent page is lost"
+    assert guest.persistent <= guest.populated, "a persistent page is lost"
     assert isinstance(last, m.Claim)
     there.join(guest, 20, again=True)
     there.settle()
@@ -361,7 +361,7 @@ def test_takens_are_sent_no_faster_than_the_guest_confirms_them() -> None:
 def put_off(here: Simulation, slabs: int) -> Guest:
     """Return a guest that joins again with populated slabs and does not claim them."""
     guest = guest_of(number=7)
-    guest.real = set(range(slabs))
+    guest.populated = set(range(slabs))
     here.join(guest, 20, again=True)
     guest.outbox.clear()
     return guest
@@ -373,7 +373,7 @@ def test_populated_slabs_of_a_guest_that_does_not_claim_are_booked() -> None:
     here.audit()
     here.settle()
     assert here.lender.stats().ephemeral == 30
-    guest.real |= set(range(50))
+    guest.populated |= set(range(50))
     here.audit()
     here.settle()
     assert here.lender.stats().ephemeral == 50
@@ -381,7 +381,7 @@ def test_populated_slabs_of_a_guest_that_does_not_claim_are_booked() -> None:
     other.ask(100)
     here.settle()
     assert len(other.ephemeral) == 50
-    guest.real |= set(range(500))
+    guest.populated |= set(range(500))
     here.audit()
     here.settle()
     assert here.lender.stats().ephemeral == 100, "there is no room for more"
@@ -401,15 +401,15 @@ def test_an_unknown_guest_that_does_not_claim_in_time_has_nothing(stays: bool) -
             here.join(guest, 20, again=True)
             guest.outbox.clear()
             here.hang_up(guest)
-        assert len(guest.real) == here.lender.stats().ephemeral == 30
+        assert len(guest.populated) == here.lender.stats().ephemeral == 30
     here.pass_time(CLAIM_SECONDS / 4)
     here.settle()
-    assert (len(guest.real), here.lender.stats().ephemeral) == (0, 0)
+    assert (len(guest.populated), here.lender.stats().ephemeral) == (0, 0)
     for _ in range(EXCESS_AUDITS):
-        guest.real = set(range(BATCH_SLABS + 1))
+        guest.populated = set(range(BATCH_SLABS + 1))
         here.audit()
         here.settle()
-        assert guest.real == set()
+        assert guest.populated == set()
     assert here.lender.stats().counters["barred_guests"] == 1
 
 

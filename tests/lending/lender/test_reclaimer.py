@@ -89,7 +89,7 @@ def test_a_stopped_guest_is_reclaimed_after_its_timeout_and_recovers() -> None:
     assert here.lender.deadline() is None, "a guest that was silent is not waited for again"
     here.settle()
     assert len(asker.ephemeral) == 50
-    stopped.real.add(0)  # a late put
+    stopped.populated.add(0)  # a late put
     stopped.stopped = False
     here.settle()
     assert len(stopped.ephemeral) == 18, "it also answers the Revoke of 32 that it had not read"

@@ -187,7 +187,7 @@ def test_an_evicted_guest_has_nothing_and_the_size_can_be_made_smaller() -> None
         here.lender.evict(here.now, guest.number, False)
     here.perform(here.lender.evict(here.now, guest.number, True))
     here.settle()
-    assert (guest.connected, guest.ephemeral, guest.persistent, guest.real) == (False, set(), set(), set())
+    assert (guest.connected, guest.ephemeral, guest.persistent, guest.populated) == (False, set(), set(), set())
     assert here.lender.stats().size == 10
     hold(here, other, 10)
     assert len(other.ephemeral) == 10

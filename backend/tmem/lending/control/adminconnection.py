@@ -81,7 +81,7 @@ class AdminConnection:
         return answer.counters
 
     def execute(self, verb: Verb) -> str:
-        """Have tmemd carry out a verb; return its answer, which may be empty."""
+        """Send a verb that changes something; return tmemd's answer, which may be empty."""
         self._send(verb)
         answer = self._answer()
         if not isinstance(answer, Done):

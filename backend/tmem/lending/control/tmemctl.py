@@ -94,7 +94,7 @@ json_option = click.option("--json", "as_text", is_flag=True, help="Print JSON."
 @click.version_option(package_name="tmemfs", prog_name="tmemctl")
 @click.pass_context
 def command(context: click.Context, path: str | None, owner: int | None) -> None:
-    """See what tmemd lends to whom, and change it. A GUEST is a number or a mountpoint of the list."""
+    """Show what tmemd lends to whom, and change it. A GUEST is a number or a mountpoint of the list."""
     context.obj = lambda: context.with_resource(
         AdminConnection(Path(path) if path is not None else likely_path(), owner)
     )
@@ -233,7 +233,7 @@ def watch_command(connect: Connect, interval: float, count: int | None) -> int:
 
 
 def _execute(connect: Connect, verb: Verb) -> int:
-    """Have tmemd carry out a verb and print its answer."""
+    """Send a verb to tmemd and print the answer."""
     answer = connect().execute(verb)
     if answer:
         print(printable(answer))

@@ -1,1 +1,1 @@
-"""tmemd's process: sockets, memory and time around the lender."""
+"""tmemd's process: connects the lender with sockets, memory and time."""

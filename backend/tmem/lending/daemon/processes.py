@@ -1,4 +1,4 @@
-"""Which process is at the other end of a socket, and whether a process that was known before still runs."""
+"""Identifies the process at the other end of a socket, and finds a known process again."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _CREDENTIALS = struct.Struct("iII")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process: pids are used again, a pid with its start time is not."""
+    """One process. Pids are reused, but a pid with its start time is unique."""
 
     pid: int
-    started: int  # in clock ticks since the machine's start
+    started: int  # in clock ticks since boot
     uid: int
 
 
 def peer(connection: socket.socket) -> tuple[Process, int] | None:
-    """Tell who connected, and give a pidfd of it, which the caller closes; None when it is gone or not to be seen."""
+    """Return the peer's process and a pidfd, which the caller closes; None if it has ended or cannot be seen."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(raw)
-    if pid <= 0:  # of another pid namespace
+    if pid <= 0:  # in another pid namespace
         return None
     try:
         pidfd = _peer_pidfd(connection, pid)
     except OSError:
         return None
     started = start_time(pid)
-    # The pid is this process's as long as the pidfd says that it runs.
+    # The pid cannot have been reused if the pidfd shows that the process still runs.
     if started is None or has_ended(pidfd):
         os.close(pidfd)
         return None
@@ -45,7 +45,7 @@ def peer(connection: socket.socket) -> tuple[Process, int] | None:
 
 
 def reopen(process: Process) -> int | None:
-    """Open a pidfd of a process that was known before; None when it has ended."""
+    """Open a pidfd of a known process; return None if it has ended."""
     try:
         pidfd = os.pidfd_open(process.pid)
     except OSError:
@@ -57,7 +57,7 @@ def reopen(process: Process) -> int | None:
 
 
 def duplicate(pidfd: int) -> int:
-    """Duplicate a pidfd. Raises Refusal when there is no descriptor left for it."""
+    """Duplicate a pidfd. Raises Refusal if no descriptor is free."""
     try:
         return os.dup(pidfd)
     except OSError as error:
@@ -66,7 +66,7 @@ def duplicate(pidfd: int) -> int:
 
 
 def make_undumpable() -> None:
-    """Let nobody of the same user at this process's descriptors and memory."""
+    """Deny processes of the same user access to this process's descriptors and memory."""
     try:
         libc.prctl(libc.PR_SET_DUMPABLE, 0)
     except OSError as error:
@@ -74,7 +74,7 @@ def make_undumpable() -> None:
 
 
 def state(pid: int) -> str | None:
-    """Read the letter of a process's state, as ps shows it; None when it is gone."""
+    """Return a process's state as the letter that ps shows; None if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][0]
     except (OSError, IndexError):
@@ -82,7 +82,7 @@ def state(pid: int) -> str | None:
 
 
 def start_time(pid: int) -> int | None:
-    """Read when a process was started, in clock ticks since the machine's start."""
+    """Return the start time of a process, in clock ticks since boot; None if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
     except (OSError, IndexError):
@@ -90,14 +90,14 @@ def start_time(pid: int) -> int | None:
 
 
 def has_ended(pidfd: int) -> bool:
-    """Tell whether the process has ended, waited for by its parent or not."""
+    """Return whether the process has ended, even if its parent has not waited for it."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def _peer_pidfd(connection: socket.socket, pid: int) -> int:
-    """Open a pidfd of exactly the process that connected; before Linux 6.5 of whoever has its pid now."""
+    """Open a pidfd of the process that connected; before Linux 6.5, of the process that has its pid now."""
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""The socket that tmemd listens on: its path, mode and group, and that only one tmemd has it.
+"""The socket that tmemd listens on: its path, mode and group, and a lock so that only one tmemd uses it.
 
-Mode and group of the file decide who may borrow: connecting needs write permission. A lock beside the socket tells a
-tmemd that was killed (its socket is stale and goes) from one that runs (the newcomer refuses): trying to connect
-alone would let two that start at once remove each other's socket.
+Mode and group of the file decide who may borrow, because connecting needs write permission. The lock beside the socket
+tells whether another tmemd runs or was killed, which leaves a stale socket to remove. A trial connection alone is not
+enough: two tmemds that start at the same time could remove each other's socket.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 
 from tmemcommon.sizes import ConfigError
 
-MACHINES = Path("/run/tmemd.sock")
+SYSTEM_SOCKET = Path("/run/tmemd.sock")
 BACKLOG = 256
 _FIRST_PASSED_FD = 3  # systemd's convention
-_PATH_BYTES = 107  # sun_path without its end
+_MAX_PATH_BYTES = 107  # sun_path without its final NUL
 
 
 def default_path() -> Path:
-    """Choose where this user's tmemd listens. Raises ConfigError where there is no place for one."""
+    """Return the default socket of this user's tmemd. Raises ConfigError if there is none."""
     if os.geteuid() == 0:
-        return MACHINES
+        return SYSTEM_SOCKET
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if not runtime:
         raise ConfigError("no socket is given and XDG_RUNTIME_DIR is not set: give --socket PATH")
@@ -35,22 +35,22 @@ def default_path() -> Path:
 
 
 def likely_path() -> Path:
-    """Choose which tmemd is meant where none is named: this user's own if there is one, else the machine's."""
+    """Return the socket to use if none is named: this user's own if it exists, else the system's."""
     with contextlib.suppress(ConfigError):
         if default_path().exists():
             return default_path()
-    return MACHINES
+    return SYSTEM_SOCKET
 
 
 def parse_mode(text: str) -> int:
     """Parse the octal mode of the socket file."""
     if not text.isdecimal() or set(text) & set("89") or len(text) > 4 or int(text, 8) > 0o777:
-        raise ConfigError(f"mode '{text}' is not understood: write for instance 0660")
+        raise ConfigError(f"mode '{text}' is not understood: write an octal mode such as 0660")
     return int(text, 8)
 
 
 class SocketFile:
-    """A listening socket and, unless systemd passed it, the file and the lock that belong to it."""
+    """A listening socket, with its file and lock unless systemd passed it."""
 
     def __init__(self, listener: socket.socket, path: Path, lock: int | None, inode: int | None) -> None:
         self.listener = listener
@@ -60,9 +60,9 @@ class SocketFile:
 
     @classmethod
     def create(cls, path: Path, mode: int = 0o660, group: str | None = None) -> SocketFile:
-        """Listen on `path`, in the place of a socket that nobody listens on. Raises ConfigError."""
-        if len(os.fsencode(path)) > _PATH_BYTES:
-            raise ConfigError(f"socket path '{path}' is longer than {_PATH_BYTES} bytes: give a shorter one")
+        """Listen on `path`; replace a stale socket there. Raises ConfigError."""
+        if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+            raise ConfigError(f"socket path '{path}' is longer than {_MAX_PATH_BYTES} bytes: give a shorter one")
         gid = _group_id(group)
         try:
             lock = _lock(path)
@@ -80,7 +80,7 @@ class SocketFile:
 
     @classmethod
     def passed(cls, environ: MutableMapping[str, str] = os.environ) -> SocketFile | None:
-        """Take the socket that systemd passed; None when it passed none. Raises ConfigError for another kind."""
+        """Return the socket that systemd passed; None if there is none. Raises ConfigError for another kind."""
         pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
         environ.pop("LISTEN_FDNAMES", None)
         if pid != str(os.getpid()) or not count.isdecimal() or int(count) == 0:
@@ -95,7 +95,7 @@ class SocketFile:
         if (listener.family, listener.type, listening) != (socket.AF_UNIX, socket.SOCK_STREAM, 1):
             listener.detach()
             raise ConfigError("the passed socket is not a listening Unix stream socket: use ListenStream=PATH")
-        if not os.path.isabs(listener.getsockname()):  # a name has no mode and no group: anybody may connect
+        if not os.path.isabs(listener.getsockname()):  # an abstract socket has no mode: anybody may connect
             listener.detach()
             raise ConfigError("the passed socket has no absolute path: use ListenStream=PATH")
         listener.setblocking(False)
@@ -103,7 +103,7 @@ class SocketFile:
         return cls(listener, Path(os.fsdecode(listener.getsockname())), None, None)
 
     def close(self) -> None:
-        """Stop listening; take the file away if it is still the one that was made here."""
+        """Stop listening; remove the file if it is still the one that was made here."""
         if self._inode is not None:
             with contextlib.suppress(OSError):
                 if self.path.lstat().st_ino == self._inode:
@@ -124,22 +124,22 @@ def _group_id(group: str | None) -> int:
 
 
 def _lock(path: Path) -> int:
-    """Take the lock beside the socket. It is never removed: who removes a lock lets two have it."""
+    """Take the lock beside the socket. The file is never removed, because two processes could hold the lock then."""
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise _taken(path) from None
+        raise _in_use(path) from None
     return lock
 
 
-def _taken(path: Path) -> ConfigError:
+def _in_use(path: Path) -> ConfigError:
     return ConfigError(f"another tmemd listens on '{path}': stop it first, or give another path with --socket")
 
 
 def _remove_stale(path: Path) -> None:
-    """Take away what a tmemd that was killed left; refuse what is not such a thing."""
+    """Remove the socket of a killed tmemd. Raise ConfigError for a socket in use or another file."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise ConfigError(f"'{path}' exists and is not a socket: give another path with --socket")
@@ -151,14 +151,14 @@ def _remove_stale(path: Path) -> None:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
             path.unlink()
-        except BlockingIOError:  # its queue is full: somebody has it
-            raise _taken(path) from None
+        except BlockingIOError:  # its backlog is full, so it is in use
+            raise _in_use(path) from None
         else:
-            raise _taken(path)
+            raise _in_use(path)
 
 
 def _bind(path: Path, mode: int, gid: int) -> socket.socket:
-    """Make the file nobody may connect to, give it group and mode, and only then listen."""
+    """Create the file without permissions, set its group and mode, and only then listen."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         before = os.umask(0o777)

@@ -51,18 +51,18 @@ STOPPING = "STOPPING=1"
     type=click.Choice(tuple(RECLAIM_POLICIES)),
     default=DEFAULT,
     show_default=True,
-    help="Who gives way to whom.",
+    help="Whose slabs are reclaimed first.",
 )
 @click.option("--mode", type=MODE, default=0o660, help="Mode of the socket: who may borrow. [default: 0660]")
 @click.option("--group", metavar="NAME", default=None, help="Group of the socket.")
-@click.option("--uid-cap", type=SIZE, default=None, help="Most that the guests of one user other than root may hold.")
+@click.option("--uid-cap", type=SIZE, default=None, help="The most that the guests of a user other than root may hold.")
 @click.option(
     "--uid-persistent",
     type=SIZE,
     default=None,
-    help="Most that the guests of one user may hold for good (hswap, floors). [default: half of the size]",
+    help="The most that the guests of a user may hold for good (hswap, floors). [default: half of the size]",
 )
-@click.option("--reserve", type=SIZE, default=None, help="Memory of the machine to leave alone. [default: 2% of RAM]")
+@click.option("--reserve", type=SIZE, default=None, help="Memory of the machine to keep free. [default: 2% of RAM]")
 @click.option("--debug", is_flag=True, help="Log everything.")
 @click.version_option(package_name="tmemfs", prog_name="tmemd")
 def command(

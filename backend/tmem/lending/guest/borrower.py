@@ -98,7 +98,7 @@ class PersistentPages(Protocol):
         """Start to free slabs that pages use and tmemd wants back."""
 
     def note_eviction(self) -> None:
-        """Note that the memory of all persistent pools is gone."""
+        """Mark all persistent pages as lost."""
 
 
 class Borrower:
