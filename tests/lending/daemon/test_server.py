@@ -66,7 +66,7 @@ def child(tmemd: Tmemd) -> Iterator[MakeChild]:
             one.end()
 
 
-def test_a_slab_that_is_lent_is_real_and_one_that_is_returned_is_not(tmemd: Tmemd, guest: MakeGuest) -> None:
+def test_lent_slabs_are_populated_and_returned_ones_are_not(tmemd: Tmemd, guest: MakeGuest) -> None:
     tmemd.start("16M")
     one = guest().join()
     assert one.populated_slabs() == 0
