@@ -104,3 +104,11 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
             assert anchor in {
                 re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
             }
+
+
+def test_the_overview_lists_every_module_and_no_other() -> None:
+    text = (ROOT / "docs" / "design" / "overview.md").read_text()
+    listed = set(re.findall(r"\b(\w+)\.py\b", text[text.index("## Modules") : text.index("## Control socket")]))
+    present = {path.stem for folder in ("tmemfs", "backend") for path in (ROOT / folder).rglob("*.py")}
+    assert listed - present - {"catalogue", "test_layers"} == set()
+    assert {name for name in present if not name.startswith("__")} - listed == set()
