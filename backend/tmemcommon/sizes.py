@@ -79,3 +79,12 @@ def format_size(size: int) -> str:
     while number >= 999.5 and unit != _PREFIXES[-1]:
         number, unit = number / 1024, next(units)
     return f"{number:.0f}{unit}" if number >= 99.95 or number == int(number) else f"{number:.1f}{unit}"
+
+
+def format_exact_size(size: int) -> str:
+    """Format bytes without rounding, in the largest unit that divides them: 0, 100B, 3200K, 1536M."""
+    units = iter(_PREFIXES)
+    unit = next(units)
+    while size and size % 1024 == 0 and unit != "T":
+        size, unit = size // 1024, next(units)
+    return f"{size}{unit}" if unit or not size else f"{size}B"

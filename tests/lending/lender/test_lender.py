@@ -112,7 +112,7 @@ def test_the_guests_of_a_user_hold_the_users_cap_at_most() -> None:
 
 def test_by_default_a_user_is_promised_half_and_all_users_three_quarters() -> None:
     here = simulation(bounds=UserBounds(trusted=frozenset({0})))
-    with pytest.raises(Refusal, match=r"only 3\.1M"):
+    with pytest.raises(Refusal, match=r"only 3200K"):
         add(here, persistent=51)
     add(here, persistent=30)
     with pytest.raises(Refusal, match="uid-persistent"):

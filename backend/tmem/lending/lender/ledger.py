@@ -32,7 +32,7 @@ from tmem.lending.lender.unpunched import Unpunched
 from tmem.lending.protocol.kind import Kind
 from tmem.lending.protocol.messages import MAX_SLABS, VERSION, Hello
 from tmem.lending.protocol.runs import Run
-from tmemcommon.sizes import format_size
+from tmemcommon.sizes import format_exact_size
 
 MAX_GUESTS = 4096
 RESERVED_GUESTS = 256  # of them, for trusted users
@@ -48,8 +48,8 @@ _BOOKED = (State.EPHEMERAL, State.PERSISTENT, State.POPULATING_EPHEMERAL, State.
 
 
 def as_bytes(slabs: int) -> str:
-    """Format a number of slabs as a size: 64K, 1.5G."""
-    return format_size(slabs * SLAB_SIZE)
+    """Format a number of slabs as an exact size: 64K, 1536M."""
+    return format_exact_size(slabs * SLAB_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
