@@ -118,12 +118,15 @@ def prctl(option: int, value: int) -> None:
     _check(_libc.prctl(option, value, 0, 0, 0))
 
 
-def set_thread_ids(uid: int, gid: int) -> bool:
-    """Set the ids that this thread has for files. Return whether the kernel accepted both."""
+def set_thread_ids(uid: int, gid: int) -> None:
+    """Set the ids that this thread has for files. The kernel refuses without an error: ask `has_thread_ids`."""
     _libc_with_gil.setfsgid(gid)
     _libc_with_gil.setfsuid(uid)
-    now = (_libc_with_gil.setfsuid(_NO_ID) & _NO_ID, _libc_with_gil.setfsgid(_NO_ID) & _NO_ID)
-    return now == (uid, gid)
+
+
+def has_thread_ids(uid: int, gid: int) -> bool:
+    """Return whether these are the ids that this thread has for files."""
+    return (_libc_with_gil.setfsuid(_NO_ID) & _NO_ID, _libc_with_gil.setfsgid(_NO_ID) & _NO_ID) == (uid, gid)
 
 
 def set_thread_groups(groups: Sequence[int]) -> None:

@@ -101,7 +101,8 @@ def _acting_as(caller: Caller, groups: tuple[int, ...] | None) -> Iterator[None]
     try:
         if groups is not None:
             libc.set_thread_groups(groups)
-        if not libc.set_thread_ids(caller.uid, caller.gid):
+        libc.set_thread_ids(caller.uid, caller.gid)
+        if not libc.has_thread_ids(caller.uid, caller.gid):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         yield
     finally:
