@@ -22,7 +22,7 @@ from tmemfs.kernel.kernelmount import unmount
 from tmemfs.kernel.mounttable import top_mount
 
 REPOSITORY = Path(__file__).parents[1]
-TINY = (sys.executable, "-P", os.fspath(REPOSITORY / "tests" / "tinyguest.py"))
+TINY = (sys.executable, os.fspath(REPOSITORY / "tests" / "lifecycle" / "tinyguest.py"))
 REAL = (sys.executable, "-m", "tmemfs")
 SECONDS = 60.0
 

@@ -112,7 +112,7 @@ tmemfs.kernel.session.patch_init = no_reply
 @pytest.mark.mount
 @pytest.mark.parametrize("break_it", [NO_INIT, NO_REPLY], ids=["before-libfuse", "after-libfuse"])
 def test_a_failed_handshake_leaves_a_plain_mount_without_shared_mmap(place: Place, break_it: str) -> None:
-    tiny = os.fspath(REPOSITORY / "tests" / "tinyguest.py")
+    tiny = os.fspath(REPOSITORY / "tests" / "lifecycle" / "tinyguest.py")
     command = (sys.executable, "-c", FAIL.format(tiny=tiny, break_it=break_it))
     done = place.mount(command=command)
     assert done.returncode == 0, done

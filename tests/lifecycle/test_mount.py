@@ -15,8 +15,8 @@ import pytest
 
 from tests.calls import GONE, code_of
 from tests.conftest import REAL, REPOSITORY, SECONDS, TINY, Place, has_ended, run, wait_until
+from tests.lifecycle.tinyguest import FILE_BYTES
 from tests.mounted import needs
-from tests.tinyguest import FILE_BYTES
 from tmemfs.kernel.kernelmount import CONNECTIONS
 from tmemfs.kernel.mounttable import mount_table, top_mount
 

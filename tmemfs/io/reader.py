@@ -1,8 +1,8 @@
 """Read: cache, victim queue, precache, backing, in this order.
 
-`hit` answers from the cache alone and is the path that matters: one lookup a page, no copy where the frames of a
-request lie side by side (they do after a sequential fill), a copy a run where they do not. What it returns is valid
-until the next await; pyfuse3 replies before it awaits.
+`hit` answers from the cache, or a single page from the pool, and is the path that matters: one lookup a page, no copy
+where the frames of a request lie side by side (they do after a sequential fill), a copy a run where they do not. What
+it returns is valid until the next await; pyfuse3 replies before it awaits.
 
 `read` is for everything else. Scanning the pages of a request is one stretch without an await: a page is counted
 once, as a hit, a succ_get, a wait or a backing page. After each await, the world is looked at anew: a fill may have
@@ -51,7 +51,7 @@ class Reader:
     # -- the hit path --------------------------------------------------------------------------------------------
 
     def hit(self, file: OpenFile, offset: int, size: int) -> memoryview | None:
-        """Answer a read from the cache alone; None when it takes more than that."""
+        """Answer a read from the cache, or of one page from the pool; None when it takes more than that."""
         inode = file.inode
         end = offset + size
         if end > inode.size:  # to the end of the file and, while its size is known for sure, no further
