@@ -15,11 +15,6 @@ class Wakeup:
         """Wake the task, or let its next wait return at once."""
         self._event.set()
 
-    @property
-    def is_set(self) -> bool:
-        """Whether a wait would return at once."""
-        return self._event.is_set()
-
     async def wait(self) -> None:
         """Wait until the flag is set, and clear it."""
         await self._event.wait()

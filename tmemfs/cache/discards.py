@@ -12,6 +12,7 @@ from collections import deque
 import trio
 
 from tmem import Pool
+from tmemcommon.wakeup import Wakeup
 from tmemfs.cache.pagecache import PageCache, PageTable
 
 STEP = 256  # pages freed between two checkpoints: 0.5 ms
@@ -25,7 +26,7 @@ class Discards:
         self._pool = pool
         self._tables: deque[PageTable] = deque()
         self._objects: deque[int] = deque()
-        self._wake = trio.Event()
+        self._wake = Wakeup()
 
     def add(self, table: PageTable) -> None:
         """Add a page table that no file uses any more."""
@@ -61,7 +62,6 @@ class Discards:
         """Free what is added, until cancelled."""
         while True:
             await self._wake.wait()
-            self._wake = trio.Event()
             await self.finish()
 
     def check(self) -> None:

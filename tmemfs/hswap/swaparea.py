@@ -13,6 +13,7 @@ import trio
 
 from tmem import PAGE_SIZE
 from tmemcommon.sizes import ConfigError
+from tmemcommon.wakeup import Wakeup
 from tmemfs.config import MountConfig
 from tmemfs.hswap import overflow
 from tmemfs.hswap.hswap import Hswap
@@ -51,7 +52,7 @@ class SwapArea:
         self._check_size(size, self.overflow_path)
         self._overflow = overflow.create(self.overflow_path)
         self.hswap = Hswap(tmem, self._overflow, size, time.monotonic, wait_for_stock)
-        self._wake = trio.Event()
+        self._wake = Wakeup()
         self._slabs_to_release = 0
         self._evicted = False
 
@@ -119,7 +120,6 @@ class SwapArea:
         """Carry out these requests until cancelled."""
         while True:
             await self._wake.wait()
-            self._wake = trio.Event()
             if self._evicted:
                 lost = await self.hswap.lose_pool_pages()
                 log.error("%d pages of the swap-like file are lost: tmemd took their memory", lost)

@@ -17,6 +17,7 @@ import threading
 import pyfuse3
 import trio
 
+from tmemcommon.wakeup import Wakeup
 from tmemfs.backing import Backing
 
 POLL = 0.001  # seconds between checks; invalidations rarely overlap with an open
@@ -30,7 +31,7 @@ class KernelCache:
         self._lock = threading.Lock()
         self._pages: set[int] = set()  # node numbers whose pages wait for invalidation
         self._invalidating = 0  # the node number in progress, or 0
-        self._wake = trio.Event()
+        self._wake = Wakeup()
 
     def invalidate(self, number: int) -> None:
         """Invalidate the attributes of an inode now, and its pages soon."""
@@ -68,7 +69,6 @@ class KernelCache:
         """Invalidate pages until cancelled, of many inodes in one thread call."""
         while True:
             await self._wake.wait()
-            self._wake = trio.Event()
             await self._backing.control(self._invalidate_waiting)
 
     def _invalidate_waiting(self) -> None:
