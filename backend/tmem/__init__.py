@@ -1,8 +1,8 @@
 """Transcendent memory: a pool of compressed pages behind put, get and flush."""
 
 from tmem.arena import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, SlabSource
-from tmem.pool import PageCorrupt, Pool, Tmem
-from tmem.stats import PoolStats, TmemStats
+from tmem.pool import Pool, Tmem
+from tmem.stats import PageCorrupt, PoolStats, TmemStats
 
 __all__ = [
     "PAGE_SIZE",

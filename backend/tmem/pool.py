@@ -20,7 +20,7 @@ from collections.abc import Callable
 from tmem.arena import PAGE_SIZE, SLAB_SIZE, SlabSource
 from tmem.entries import ENTRY_BYTES, ObjectPages
 from tmem.ghosts import tag_of
-from tmem.stats import PoolCounters, PoolStats, Reason, Refused, TmemStats
+from tmem.stats import PageCorrupt, PoolCounters, PoolStats, Reason, Refused, TmemStats
 from tmem.store import SAME_CHARGE, Store
 
 Buffer = bytes | bytearray | memoryview
@@ -30,14 +30,6 @@ Buffer = bytes | bytearray | memoryview
 _PAGE_BYTES = 125
 _OBJECT_BYTES = 400
 _SLAB_BYTES = 500
-
-
-class PageCorrupt(Exception):
-    """A persistent page whose stored bytes are not those that were put."""
-
-    def __init__(self, pool: str, obj: int, index: int) -> None:
-        super().__init__(f"pool {pool!r}: page {index} of object {obj} is corrupt")
-        self.pool, self.obj, self.index = pool, obj, index
 
 
 class Pool:

@@ -1,4 +1,4 @@
-"""Counters of one pool and of a whole backend."""
+"""Counters of one pool and of a whole backend, and the exceptions of a page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ class Reason(Enum):
     SOURCE = "rejected_source"  # the slab source failed, and no slot was found without it
     CODEC = "rejected_codec"  # the compressor failed
     MEMORY = "rejected_memory"  # the memfd could not be written, or there was no memory for the index
+
+
+class PageCorrupt(Exception):
+    """A persistent page whose stored bytes are not those that were put."""
+
+    def __init__(self, pool: str, obj: int, index: int) -> None:
+        super().__init__(f"pool {pool!r}: page {index} of object {obj} is corrupt")
+        self.pool, self.obj, self.index = pool, obj, index
 
 
 class Refused(Exception):

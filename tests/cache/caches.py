@@ -5,7 +5,7 @@ Each implementation has a `CacheUnderTest` of its own. Beside it, the suite uses
 
 from __future__ import annotations
 
-from tmemfs.cache.pagecache import FREE, IDLE, PAGE_SIZE, QUEUED, USED, PageCache, PageTable
+from tests.oracle.pagecache import FREE, IDLE, PAGE_SIZE, QUEUED, USED, PageCache, PageTable
 
 MIB = 1 << 20
 

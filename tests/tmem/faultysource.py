@@ -7,8 +7,12 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, Pool, SlabSource
+from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, SlabSource
+
+if TYPE_CHECKING:
+    from tests.tmem.implementations import AnyPool
 
 
 def page_of(seed: int, stored: int) -> bytes:
@@ -99,7 +103,7 @@ class FaultySource(SlabSource):
 class Thinned:
     """A persistent pool, filled with small pages, of which every second one was flushed."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: AnyPool) -> None:
         self._pool = pool
         count = 0
         while pool.put(1, count, page_of(count, 1000)):

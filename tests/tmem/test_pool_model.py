@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.tmem.faultysource import FaultySource, every_16th_byte, filled, flipped_bits, page_of
-from tmem import SLAB_SIZE, PageCorrupt, Pool, Tmem
+from tests.tmem.implementations import IMPLEMENTATIONS, AnyPool, AnyTmem
+from tmem import SLAB_SIZE, PageCorrupt
 
 Handle = tuple[int, int]
 
@@ -23,14 +24,14 @@ POOLS = st.sampled_from(["private", "shared", "persistent"])
 class PoolMachine(RuleBasedStateMachine):
     """Three pools on one small, faulty slab source. Subclass it for each implementation of the contract."""
 
-    implementation = Tmem
+    implementation: type[AnyTmem]
 
     def __init__(self) -> None:
         super().__init__()
         self.source = FaultySource(5 * SLAB_SIZE)
         self.now = 0.0
         self.tmem = self.implementation(self.source, clock=lambda: self.now)
-        self.pools: dict[str, Pool] = {}
+        self.pools: dict[str, AnyPool] = {}
         self.models: dict[str, dict[Handle, bytes]] = {}
         for kind in ("private", "shared", "persistent"):
             self.make(kind)
@@ -159,5 +160,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.source.close()
 
 
-TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=60, stateful_step_count=50)
+class PythonPoolMachine(PoolMachine):
+    implementation = IMPLEMENTATIONS["python"]
+
+
+TestPythonPoolMachine = PythonPoolMachine.TestCase
+TestPythonPoolMachine.settings = settings(max_examples=60, stateful_step_count=50)

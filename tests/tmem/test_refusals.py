@@ -1,7 +1,7 @@
 """Clause 4 of the contract: whatever refuses a put, the old page is gone.
 
 The refusals here come through the public interface and the slab source, so every implementation must pass.
-test_python_faults.py injects faults into the Python implementation.
+tests/oracle/test_python_faults.py injects faults into the Python one.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ import pytest
 
 from tests.tmem.conftest import MakeTmem
 from tests.tmem.faultysource import FaultySource, filled, page_of, unwritable
-from tmem import Pool, Tmem
+from tests.tmem.implementations import AnyPool, AnyTmem
 
 KINDS = [{"persistent": False}, {"shared": True}, {"persistent": True}, {"persistent": True, "shared": True}]
 OLD_PAGES = pytest.mark.parametrize("old", [filled(3), page_of(1, 2000), page_of(1, 4096)], ids=["same", "lz4", "raw"])
-Fault = Callable[[FaultySource, Pool], AbstractContextManager[None]]
+Fault = Callable[[FaultySource, AnyPool], AbstractContextManager[None]]
 
 
-def frozen(source: FaultySource, pool: Pool) -> AbstractContextManager[None]:
+def frozen(source: FaultySource, pool: AnyPool) -> AbstractContextManager[None]:
     pool.freeze()
     return nullcontext()
 
 
-def no_slab(source: FaultySource, pool: Pool) -> AbstractContextManager[None]:
+def no_slab(source: FaultySource, pool: AnyPool) -> AbstractContextManager[None]:
     source.refuses = True
     return nullcontext()
 
 
 @contextmanager
-def failing_source(source: FaultySource, pool: Pool) -> Iterator[None]:
+def failing_source(source: FaultySource, pool: AnyPool) -> Iterator[None]:
     source.raises = True
     yield
     source.raises = False
 
 
-def unwritable_memory(source: FaultySource, pool: Pool) -> AbstractContextManager[None]:
+def unwritable_memory(source: FaultySource, pool: AnyPool) -> AbstractContextManager[None]:
     return unwritable(source.fd)
 
 
 def assert_a_refused_put_removes(
-    old: bytes, backend: Tmem, source: FaultySource, pool: Pool, fault: Fault, reason: str
+    old: bytes, backend: AnyTmem, source: FaultySource, pool: AnyPool, fault: Fault, reason: str
 ) -> None:
     """Put a page, refuse the second put on its handle, and look for the first."""
     assert pool.put(1, 1, old)

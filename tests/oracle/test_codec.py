@@ -7,8 +7,9 @@ import random
 import lz4.block
 import pytest
 
+from tests.oracle import codec
 from tests.tmem.faultysource import filled, page_of
-from tmem import PAGE_SIZE, codec
+from tmem import PAGE_SIZE
 
 
 @pytest.mark.parametrize("word", [0, 1, 0xFF, 0x0123456789ABCDEF, 2**64 - 1])

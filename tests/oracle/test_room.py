@@ -1,4 +1,4 @@
-"""Full pools, for any implementation: the cost of a put, and the fill level when the sizes of pages change."""
+"""Full pools: the cost of a put, and the fill level when the sizes of pages change."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from tests.tmem.conftest import MakeTmem
+from tests.oracle.conftest import MakeTmem
+from tests.oracle.pool import Pool, Tmem
 from tests.tmem.faultysource import FaultySource, Thinned, page_of
-from tmem import SLAB_SIZE, Pool, Tmem
+from tmem import SLAB_SIZE
 
 MIXED = random.Random(11)
 MIX = [MIXED.choice((300, 700, 1000, 1500, 1900, 2100, 2500, 2900, 4096)) for _ in range(997)]

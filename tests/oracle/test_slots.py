@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from tests.oracle.slots import RAW_CLASS, SLOT_COUNTS, SLOT_SIZES, SlotSpace, class_of
 from tmem import SLAB_SIZE
-from tmem.slots import RAW_CLASS, SLOT_COUNTS, SLOT_SIZES, SlotSpace, class_of
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 2048, 3071, 3072, 4096])

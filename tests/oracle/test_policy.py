@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tmem.policy import FIRST, MAIN, NOWHERE, PROBATION, SAME, TwoQueue
+from tests.oracle.policy import FIRST, MAIN, NOWHERE, PROBATION, SAME, TwoQueue
 
 
 def queue_of_entries(count: int) -> TwoQueue:

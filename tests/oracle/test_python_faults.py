@@ -1,4 +1,4 @@
-"""Faults injected into the Python implementation: they patch what it calls, so another implementation needs its own."""
+"""Faults injected into the oracle: they patch what it calls."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any
 
 import pytest
 
-import tmem.codec
-from tests.tmem.conftest import MakeTmem
+from tests.oracle import codec
+from tests.oracle.conftest import MakeTmem
+from tests.oracle.pool import Pool
 from tests.tmem.faultysource import FaultySource, Thinned, page_of
+from tests.tmem.implementations import AnyPool
 from tests.tmem.test_refusals import KINDS, OLD_PAGES, Fault, assert_a_refused_put_removes
-from tmem import Pool
 
 
 @contextmanager
-def failing_codec(source: FaultySource, pool: Pool) -> Iterator[None]:
+def failing_codec(source: FaultySource, pool: AnyPool) -> Iterator[None]:
     def fail(*_: object, **__: object) -> bytes:
         raise RuntimeError("lz4")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tmem.codec, "_compress", fail)
+        patch.setattr(codec, "_compress", fail)
         yield
 
 
 @contextmanager
-def short_write(source: FaultySource, pool: Pool) -> Iterator[None]:
+def short_write(source: FaultySource, pool: AnyPool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "pwrite", lambda *_: 1)
         yield
@@ -41,7 +42,8 @@ class FullTable(dict[int, Any]):
 
 
 @contextmanager
-def no_memory_for_the_index(source: FaultySource, pool: Pool) -> Iterator[None]:
+def no_memory_for_the_index(source: FaultySource, pool: AnyPool) -> Iterator[None]:
+    assert isinstance(pool, Pool)
     pool._objects = FullTable(pool._objects)
     for pages in pool._objects.values():
         pages.home = pool._objects

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tmem.ghosts import GhostList, tag_of
+from tests.oracle.ghosts import GhostList, tag_of
 
 
 def test_a_ghost_is_held_for_as_many_evictions_as_the_window() -> None:
