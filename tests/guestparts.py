@@ -19,7 +19,7 @@ from tests.heldbacking import HeldBacking
 from tests.pagebytes import MIB, pages_of
 from tmem import EmbeddedArena, Tmem
 from tmemfs.backing import Backing
-from tmemfs.cache.pagecache import QUEUED
+from tmemfs.cache.pagecache import PAGE_SIZE, QUEUED
 from tmemfs.cache.stocking import Stocking
 from tmemfs.config import VersionBy
 from tmemfs.datapath import DataPath
@@ -121,7 +121,7 @@ class Parts(DataPath):
         inode = self.lookup(name)
         started = self.inodes.start()
         fd = os.open(self.directory / name, flags | os.O_CLOEXEC)
-        self.inodes.observe_at_open(inode, os.fstat(fd), started)
+        self.inodes.merge_stat_at_open(inode, os.fstat(fd), started)
         return self.files.add(inode, fd, flags, os.getuid())
 
     def make(self, name: str, data: bytes, flags: int = os.O_RDWR) -> OpenFile:
@@ -155,8 +155,7 @@ class Parts(DataPath):
             if readahead:
                 nursery.start_soon(self.reader.run)
                 await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(self.precache.run)
-            nursery.start_soon(self.precache.discards.run)
+            nursery.start_soon(self.memory.run)
             if self.writeback is not None:
                 nursery.start_soon(self.writeback.run)
             yield
@@ -170,42 +169,45 @@ class Parts(DataPath):
 
     def cached(self, file: OpenFile, index: int) -> bytes | None:
         """Return the bytes of a page in the cache, or None."""
-        frame = file.inode.pages.get(index)
-        return None if frame is None else bytes(self.cache.page(frame))
+        content = file.inode.file
+        return content.copy_out(index, index) if content.is_cached(index) else None
 
     def cached_pages(self, file: OpenFile) -> set[int]:
         """Return the pages of a file that are in the cache, queued ones included."""
-        return set(file.inode.pages)
+        return set(file.inode.file.pages)
 
     def queued_pages(self, file: OpenFile) -> set[int]:
         """Return the pages of a file that wait to be put into the pool."""
-        return {index for index, frame in file.inode.pages.items() if self.cache.ref[frame] == QUEUED}
+        return {index for index, frame in file.inode.file.pages.items() if self.memory.cache.ref[frame] == QUEUED}
 
     def dirty_pages(self, file: OpenFile) -> set[int]:
         """Return the pages of a file that are not written back yet."""
-        return set(file.inode.dirty)
+        return set(file.inode.file.dirty_pages())
 
     def pages_in_flight(self, file: OpenFile) -> set[int]:
         """Return the pages of a file that a backing read is to bring."""
-        return set(file.inode.fills)
+        content = file.inode.file
+        return {index for index in range(-(-content.size // PAGE_SIZE)) if content.fill_of(index) is not None}
 
     def frames(self) -> int:
         """Return the number of frames whose memory is not given back yet."""
-        return len(self.cache.ref)
+        return len(self.memory.cache.ref)
 
     def pooled(self, file: OpenFile, index: int) -> bool:
         """Return whether the pool holds a page."""
-        return self.precache.holds(file.inode, index)
+        return self.pool is not None and self.pool.holds(self.pool_object(file), index)
 
     def requested(self) -> int:
         """Return the number of pages requested, by the counters: hits + gets + waits + demand fills."""
         gets = self.pool.stats.succ_gets if self.pool is not None else 0
-        return self.reader.hits + gets + self.reader.waits + self.backing.pages - self.backing.readahead_pages
+        return self.memory.hits + gets + self.reader.waits + self.backing.pages - self.backing.readahead_pages
 
     def cache_pages(self, file: OpenFile, first: int, pages: Sequence[bytes]) -> None:
         """Insert pages into the cache without a read of the backing."""
         for index, page in enumerate(pages, first):
-            assert self.cache.insert_page(file.inode, index, page, pool_bit=False)
+            fill = file.inode.file.begin_fill(index, index, ahead=False, unread=index + 1)
+            fill.finish(page, bypass=False)
+            assert file.inode.file.is_cached(index)
 
     def pool_pages(self, file: OpenFile, first: int, pages: Sequence[bytes]) -> None:
         """Put pages into the pool without a read of the backing."""
@@ -215,36 +217,39 @@ class Parts(DataPath):
 
     def pool_object(self, file: OpenFile) -> int:
         """Return the number of the file's object in the pool; it changes when the file changes."""
-        return file.inode.pages.oid
+        return file.inode.file.pages.oid
 
     def mark_dirty(self, file: OpenFile, index: int) -> None:
         """Mark a cached page as not written back."""
-        self.cache.soil(file.inode.pages[index])
-        file.inode.dirty.add(index)
+        assert file.inode.file.is_cached(index)
+        assert file.inode.file.make_dirty(index, index)
 
     def queue_victims(self, count: int) -> None:
         """Evict up to `count` clean pages; they wait in their frames to be put into the pool."""
-        self.cache.queue_victims(count)
+        self.memory.queue_victims(count)
 
     def evict_all(self) -> None:
         """Move every clean page out of the cache, into the pool where there is one."""
-        while self.cache.queue_victims(64) or self.cache.victims:
-            self.precache.drain(1 << 20)
+        self.memory.evict_all()
+
+    def drain(self, count: int) -> int:
+        """Put up to `count` evicted pages into the pool; return how many."""
+        return self.memory.precache.drain(count)
 
     def check(self) -> None:
         """Raise AssertionError unless every part is consistent and no page is in two places."""
         super().check()
         if self.tmem is not None:
             self.tmem.check()
-        check_content(self.inodes, self.cache, self.precache)
-        assert self.cache.resident <= self.cache.frames
+        check_content(self.inodes, self.memory)
+        assert self.memory.resident <= self.memory.frames
 
     def close(self) -> None:
         """Close every descriptor."""
         for file in list(self.files.by_number.values()):
             os.close(file.fd)
         self.descriptors.close()
-        self.cache.close()
+        self.memory.close()
         if self.arena is not None:
             self.arena.close()
 

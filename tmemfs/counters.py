@@ -40,21 +40,21 @@ class Counted(Protocol):
 
 def register(stats: Stats, guest: Counted) -> None:
     """Register every counter of a guest."""
-    cache, reader, backing, inodes = guest.data.cache, guest.data.reader, guest.data.backing, guest.data.inodes
+    memory, reader, backing, inodes = guest.data.memory, guest.data.reader, guest.data.backing, guest.data.inodes
     stats.gauges(
         "cache_",
         lambda: {
-            "capacity_bytes": cache.capacity,
-            "resident_bytes": cache.resident << PAGE_SHIFT,
-            "dirty_bytes": cache.dirty_pages << PAGE_SHIFT,
+            "capacity_bytes": memory.capacity,
+            "resident_bytes": memory.resident << PAGE_SHIFT,
+            "dirty_bytes": memory.dirty_pages << PAGE_SHIFT,
         },
     )
     stats.counters(
         "cache_",
         lambda: {
-            "hits": reader.hits - reader.readahead_hits,  # without first uses of pages that were read ahead
-            "misses": reader.misses,  # not in the cache; the pool may have had them
-            "evictions": cache.evictions,
+            "hits": memory.hits - memory.readahead_hits,  # without first uses of pages that were read ahead
+            "misses": memory.misses,  # not in the cache; the pool may have had them
+            "evictions": memory.evictions,
             "waits": reader.waits,  # for pages that another request was already reading
         },
     )
@@ -99,13 +99,13 @@ def register(stats: Stats, guest: Counted) -> None:
 def _register_demand(stats: Stats, guest: Counted) -> None:
     """Register the counters of requested pages and of read-ahead."""
     data = guest.data
-    cache, reader, backing, pool = data.cache, data.reader, data.backing, data.precache.pool
+    memory, reader, backing, pool = data.memory, data.reader, data.backing, data.memory.pool
 
     def demand() -> dict[str, int | float]:
         gets = pool.stats.succ_gets if pool is not None else 0
         return {
-            "pages": reader.hits + reader.misses,
-            "hits": reader.hits - reader.readahead_hits + gets,  # in the cache or the pool
+            "pages": memory.hits + memory.misses,
+            "hits": memory.hits - memory.readahead_hits + gets,  # in the cache or the pool
             "misses": reader.waits + backing.pages - backing.readahead_pages,  # that a request waited for
         }
 
@@ -114,14 +114,14 @@ def _register_demand(stats: Stats, guest: Counted) -> None:
         "readahead_",
         lambda: {
             "pages": backing.readahead_pages,  # read before a request for them
-            "hits": reader.readahead_hits,  # of these, requested while in the cache
-            "unused": cache.unused,  # of these, evicted before a request
+            "hits": memory.readahead_hits,  # of these, requested while in the cache
+            "unused": memory.unused,  # of these, evicted before a request
         },
     )
 
 
 def _register_pool(stats: Stats, guest: Counted) -> None:
-    cache, tmem, pool = guest.data.cache, guest.tmem, guest.data.precache.pool
+    memory, tmem, pool = guest.data.memory, guest.tmem, guest.data.memory.pool
 
     # The names exist without a pool, too, so that dashboards need no special case.
     def tmem_stats() -> TmemStats:
@@ -135,8 +135,8 @@ def _register_pool(stats: Stats, guest: Counted) -> None:
             "succ_gets": now.succ_gets,
             "failed_gets": now.failed_gets,
             "flushes": now.flushes,
-            "dropped": cache.dropped,  # evicted while the victim queue was full
-            "passed": cache.passed,  # pages of a first sequential scan, dropped instead of pooled
+            "dropped": memory.dropped,  # evicted while the victim queue was full
+            "passed": memory.bypassed,  # pages of a first sequential scan, dropped instead of pooled
         }
 
     stats.counters("precache_", pool_counters)

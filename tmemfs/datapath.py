@@ -8,12 +8,10 @@ from __future__ import annotations
 import trio
 
 from tmem import Pool
-from tmemcommon.wakeup import Wakeup
 from tmemfs.backing import Backing
 from tmemfs.balloon import Balloon, Signals
-from tmemfs.cache.content import Content
-from tmemfs.cache.pagecache import PAGE_SHIFT, PageCache
-from tmemfs.cache.precache import Precache
+from tmemfs.cache.memory import Memory
+from tmemfs.cache.pagecache import PAGE_SHIFT
 from tmemfs.cache.stocking import Stocking
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
@@ -31,7 +29,7 @@ READAHEAD_DIVISOR = 16  # the largest read-ahead window is 1/16 of the cache
 
 
 class DataPath(InodeObserver):
-    """Cache, pool frontend, inodes, reader and writer over a backing directory."""
+    """Cache and pool, inodes, reader and writer over a backing directory."""
 
     def __init__(
         self,
@@ -51,22 +49,19 @@ class DataPath(InodeObserver):
         watch: bool,
     ) -> None:
         """Take over `root_fd`, an O_PATH descriptor."""
-        victims = Wakeup()
-        self.cache = PageCache(cache_bytes, limit=cache_limit, on_victims=victims.set if pool is not None else None)
-        self.precache = Precache(self.cache, pool, stocking, victims)
-        self.content = Content(self.cache, self.precache)
+        self.memory = Memory(cache_bytes, cache_limit=cache_limit, pool=pool, stocking=stocking)
         self.backing = backing
         self.kernel = kernel
         self.watches_directories = watch
         self.descriptors = Descriptors(max_descriptors)
         self.inodes = InodeTable(
-            root_fd, self.descriptors, self.content, stamps, self, version_by=version_by, attr_timeout=attr_timeout
+            root_fd, self.descriptors, self.memory, stamps, self, version_by=version_by, attr_timeout=attr_timeout
         )
-        self.watch = Watch(self.inodes, self.descriptors, backing, self.content, kernel) if watch else None
-        self.reader = Reader(self.content, backing, self.inodes)
-        self.writeback = Writeback(self.content, backing, self.inodes, self.reader.read) if writeback else None
-        self.writer = Writer(self.content, backing, self.inodes, self.writeback)
-        self.files = OpenFiles(readahead_pages=self.cache.frames // READAHEAD_DIVISOR)
+        self.watch = Watch(self.inodes, self.descriptors, backing, kernel) if watch else None
+        self.reader = Reader(self.memory, backing, self.inodes)
+        self.writeback = Writeback(self.memory, backing, self.inodes, self.reader.read) if writeback else None
+        self.writer = Writer(backing, self.inodes, self.writeback)
+        self.files = OpenFiles(readahead_pages=self.memory.frames // READAHEAD_DIVISOR)
 
     # -- events of the inode table -------------------------------------------------------------------------------
 
@@ -98,29 +93,29 @@ class DataPath(InodeObserver):
 
     async def resize(self, capacity: int) -> None:
         """Resize the cache. `capacity`: bytes, accepted by `check_cache_bytes`."""
-        await self.precache.resize(capacity)
-        self.files.readahead_pages = self.cache.frames // READAHEAD_DIVISOR
-        if self.writeback is not None and not self.cache.settled:
+        await self.memory.resize(capacity)
+        self.files.readahead_pages = self.memory.frames // READAHEAD_DIVISOR
+        if self.writeback is not None and not self.memory.settled:
             await self.writeback.finish()  # dirty pages block the shrink
 
     def signals(self) -> Signals:
         """Return the present counters that the balloon decides by."""
-        cache, reader, pool = self.cache, self.reader, self.precache.pool
-        returns = reader.misses  # without a pool there are no ghosts: every miss counts
+        memory, pool = self.memory, self.memory.pool
+        returns = memory.misses  # without a pool there are no ghosts: every miss counts
         if pool is not None:
             stats = pool.stats
             returns = stats.succ_gets + stats.ghost_hits
         return Signals(
-            requested=reader.hits + reader.misses + (self.backing.write_bytes >> PAGE_SHIFT),
+            requested=memory.hits + memory.misses + (self.backing.write_bytes >> PAGE_SHIFT),
             returns=returns,
-            full=cache.resident + 2 * cache.reserve_frames >= cache.frames,
+            full=memory.resident + 2 * memory.reserve_frames >= memory.frames,
         )
 
     async def follow_demand(self, balloon: Balloon) -> None:
         """Resize the cache as the balloon decides, until cancelled."""
         while True:
             await trio.sleep(balloon.allowed.tick)
-            capacity = self.cache.capacity
+            capacity = self.memory.capacity
             wanted = balloon.decide(trio.current_time(), self.signals(), capacity)
             if wanted != capacity:
                 await self.resize(wanted)
@@ -128,8 +123,7 @@ class DataPath(InodeObserver):
     async def run(self) -> None:
         """Run the background tasks until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.precache.run)
-            nursery.start_soon(self.precache.discards.run)
+            nursery.start_soon(self.memory.run)
             nursery.start_soon(self.reader.run)
             nursery.start_soon(self.kernel.run)
             if self.writeback is not None:
@@ -139,8 +133,7 @@ class DataPath(InodeObserver):
 
     def check(self) -> None:
         """Raise AssertionError unless every part is consistent."""
-        self.cache.check()
-        self.precache.discards.check()
+        self.memory.check()
         self.inodes.check()
         self.descriptors.check()
         if self.watch is not None:

@@ -105,8 +105,8 @@ class Guest:
 
     def _has_room(self, size: int) -> bool:
         """Return whether `size` more bytes may be locked in RAM, beside the cache's growth; of a loan, always."""
-        cache = self.data.cache
-        unfilled = cache.capacity - (cache.resident << PAGE_SHIFT)
+        memory = self.data.memory
+        unfilled = memory.capacity - (memory.resident << PAGE_SHIFT)
         return self.lender is not None or self._headroom.refusal(size + unfilled + REQUEST_BUFFER_BYTES) is None
 
     def _make_operations(self) -> Operations:
@@ -148,7 +148,7 @@ class Guest:
             "source": os.fspath(config.source),
             "mountpoint": os.fspath(config.mountpoint),
             "control_name": config.control_name,
-            "cache_bytes": self.data.cache.capacity,
+            "cache_bytes": self.data.memory.capacity,
             "pool_bytes": config.pool_bytes,
             "hswap_bytes": self.swap.hswap.size if self.swap is not None else 0,
             "hswap_overflow": os.fspath(self.swap.overflow_path) if self.swap is not None else "-",
@@ -193,7 +193,8 @@ class Guest:
         unwritten = await self.data.writeback.finish() if self.data.writeback is not None else []
         for inode in unwritten:
             reason = inode.errors.last.strerror if inode.errors.last is not None else "given up"
-            log.error("%s: %d dirty pages are lost, not written back: %s", inode.display_path, len(inode.dirty), reason)
+            pages = len(inode.file.dirty_pages())
+            log.error("%s: %d dirty pages are lost, not written back: %s", inode.display_path, pages, reason)
         if unwritten:
             raise OSError(f"the dirty pages of {len(unwritten)} files could not be written back")
 

@@ -36,10 +36,17 @@ class CacheUnderTest:
     # -- pages ---------------------------------------------------------------------------------------------------
 
     def insert(
-        self, file: File, first: int, data: bytes, *, passing: bool = False, ahead: bool = False, pool_bit: bool = False
+        self,
+        file: File,
+        first: int,
+        data: bytes,
+        *,
+        bypassing: bool = False,
+        ahead: bool = False,
+        pool_bit: bool = False,
     ) -> int:
         """Insert consecutive pages; return how many were stored."""
-        return self.cache.insert(file, first, data, pool_bit, ahead=ahead, passing=passing)
+        return self.cache.insert(file, first, data, pool_bit, ahead=ahead, bypassing=bypassing)
 
     def pages(self, file: File) -> set[int]:
         """Return the pages of a file that are found, queued ones included."""
@@ -93,10 +100,10 @@ class CacheUnderTest:
     # -- dirty pages ---------------------------------------------------------------------------------------------
 
     def mark_dirty(self, file: File, index: int) -> None:
-        self.cache.soil(file.pages[index])
+        self.cache.mark_dirty(file.pages[index])
 
     def mark_clean(self, file: File, index: int) -> None:
-        self.cache.clean(file.pages[index])
+        self.cache.mark_clean(file.pages[index])
 
     def dirty(self, file: File) -> set[int]:
         """Return the dirty pages of a file."""

@@ -23,37 +23,37 @@ PAID = MOST * PUT_SECONDS / SHARE  # idle seconds that pay for the puts of a who
 class Streams:
     """Streams over a fast backing that keep the guest busy, unless `idle` is given."""
 
-    def __init__(self, reach: int = 4 * WINDOW) -> None:
+    def __init__(self, capacity_pages: int = 4 * WINDOW) -> None:
         self.admission = Admission()
-        self.admission.passes(0, 0, 0, reach=reach, now=0.0, busy=0.0, took=0.0)
-        self.reach = reach
+        self.admission.should_bypass(0, 0, 0, capacity_pages=capacity_pages, now=0.0, busy=0.0, took=0.0)
+        self.capacity_pages = capacity_pages
         self.now = self.busy = 0.0
 
-    def passes(self, oid: int, first: int, pages: int = WINDOW, idle: float = 0.0, took: float = 100.0) -> bool:
+    def should_bypass(self, oid: int, first: int, pages: int = WINDOW, idle: float = 0.0, took: float = 100.0) -> bool:
         self.now += 0.001 + idle
         self.busy += 0.001
-        answer = self.admission.passes(
-            oid, first, first + pages - 1, reach=self.reach, now=self.now, busy=self.busy, took=took
+        answer = self.admission.should_bypass(
+            oid, first, first + pages - 1, capacity_pages=self.capacity_pages, now=self.now, busy=self.busy, took=took
         )
         self.admission.check()
         return answer
 
     def run(self, oid: int, windows: int) -> list[bool]:
-        return [self.passes(oid, number * WINDOW) for number in range(windows)]
+        return [self.should_bypass(oid, number * WINDOW) for number in range(windows)]
 
 
 def test_a_first_scan_is_not_pooled() -> None:
     assert Streams().run(1, 6) == [True] * 6
 
 
-def test_a_second_scan_within_reach_is_pooled() -> None:
-    streams = Streams(reach=4 * WINDOW)
+def test_a_second_scan_within_the_capacity_is_pooled() -> None:
+    streams = Streams(capacity_pages=4 * WINDOW)
     assert streams.run(1, 4) == [True] * 4
     assert streams.run(1, 4) == [False] * 4
 
 
-def test_a_second_scan_beyond_reach_is_not_pooled() -> None:
-    streams = Streams(reach=4 * WINDOW)
+def test_a_second_scan_beyond_the_capacity_is_not_pooled() -> None:
+    streams = Streams(capacity_pages=4 * WINDOW)
     assert streams.run(1, 6) == streams.run(1, 6) == [True] * 6
 
 
@@ -66,28 +66,28 @@ def test_another_object_is_another_stream() -> None:
 def test_adjacent_windows_in_one_extent_are_not_a_second_scan() -> None:
     streams = Streams()
     steps = [(0, 64), (64, 64), (128, 128), (256, 256), (512, 512), (1024, 512)]
-    assert [streams.passes(1, first, pages) for first, pages in steps] == [True] * 6
-    assert [streams.passes(1, first, pages) for first, pages in steps] == [False] * 6
+    assert [streams.should_bypass(1, first, pages) for first, pages in steps] == [True] * 6
+    assert [streams.should_bypass(1, first, pages) for first, pages in steps] == [False] * 6
 
 
 def test_small_read_ahead_is_pooled_and_not_remembered() -> None:
     streams = Streams()
-    assert not any(streams.passes(1, 0, SMALLEST - 1) for _ in range(100))
-    assert streams.passes(1, 0)
+    assert not any(streams.should_bypass(1, 0, SMALLEST - 1) for _ in range(100))
+    assert streams.should_bypass(1, 0)
 
 
 def test_idle_time_pays_for_puts() -> None:
     streams = Streams()
-    assert streams.passes(1, 0, idle=PAID / 2)
-    assert not streams.passes(1, WINDOW, idle=PAID / 2 + 0.001), "both halves together pay for a window"
-    assert streams.passes(1, 2 * WINDOW)
+    assert streams.should_bypass(1, 0, idle=PAID / 2)
+    assert not streams.should_bypass(1, WINDOW, idle=PAID / 2 + 0.001), "both halves together pay for a window"
+    assert streams.should_bypass(1, 2 * WINDOW)
 
 
 def test_idle_time_without_reads_pays_for_no_puts() -> None:
     streams = Streams()
-    assert streams.passes(1, 0, idle=1000.0, took=0.0)
-    assert not streams.passes(1, WINDOW, idle=1000.0, took=1000.0)
-    assert streams.passes(1, 2 * WINDOW), "saved idle time is bounded"
+    assert streams.should_bypass(1, 0, idle=1000.0, took=0.0)
+    assert not streams.should_bypass(1, WINDOW, idle=1000.0, took=1000.0)
+    assert streams.should_bypass(1, 2 * WINDOW), "saved idle time is bounded"
 
 
 def test_pages_of_a_slow_backing_are_pooled_in_its_idle_time() -> None:
@@ -95,21 +95,21 @@ def test_pages_of_a_slow_backing_are_pooled_in_its_idle_time() -> None:
     slow.admission = Admission()
     took = 3 * SLOW_SECONDS * WINDOW
     assert took * SLOW_SHARE > WINDOW * PUT_SECONDS
-    assert [slow.passes(1, number * WINDOW, idle=took, took=took) for number in range(4)] == [False] * 4
-    assert slow.passes(1, 4 * WINDOW, took=took), "no idle time was left"
+    assert [slow.should_bypass(1, number * WINDOW, idle=took, took=took) for number in range(4)] == [False] * 4
+    assert slow.should_bypass(1, 4 * WINDOW, took=took), "no idle time was left"
     quick = took / 10
-    assert slow.passes(1, 5 * WINDOW, idle=quick, took=quick)
-    assert slow.passes(1, 6 * WINDOW, idle=took, took=took), (
+    assert slow.should_bypass(1, 5 * WINDOW, idle=quick, took=quick)
+    assert slow.should_bypass(1, 6 * WINDOW, idle=took, took=took), (
         "the backing was fast just now: the long time was not spent reading"
     )
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_extents_remembered_are_bounded_by_the_reach(seed: int) -> None:
-    source, streams = random.Random(seed), Streams(reach=64 * WINDOW)
+def test_the_extents_remembered_are_bounded_by_the_capacity(seed: int) -> None:
+    source, streams = random.Random(seed), Streams(capacity_pages=64 * WINDOW)
     for _ in range(2000):
-        streams.passes(source.randrange(20), source.randrange(1000) * 16, source.choice([SMALLEST, 100, WINDOW]))
-        assert len(streams.admission) <= 2 * streams.reach // SMALLEST
+        streams.should_bypass(source.randrange(20), source.randrange(1000) * 16, source.choice([SMALLEST, 100, WINDOW]))
+        assert len(streams.admission) <= 2 * streams.capacity_pages // SMALLEST
 
 
 # -- in a guest ------------------------------------------------------------------------------------------------------
@@ -132,14 +132,14 @@ async def test_a_scan_is_pooled_the_second_time_and_hit_the_third_time(make_part
     async with parts.running(readahead=True):
         await scan(parts, file, len(data))
         puts = parts.pool.stats.puts
-        assert parts.cache.passed == parts.cache.evictions - puts > 1000
+        assert parts.memory.bypassed == parts.memory.evictions - puts > 1000
         assert puts < 200, "only as many as idle time paid for"
         await scan(parts, file, len(data))
         assert parts.pool.stats.puts > puts + 900, "all but the pages that the cache still had from the first scan"
         await scan(parts, file, len(data))
     assert parts.pool.stats.succ_gets > 1000
     assert parts.backing.pages < 2.3 * 1600
-    assert parts.cache.evictions == parts.cache.passed + parts.cache.dropped + parts.pool.stats.puts
+    assert parts.memory.evictions == parts.memory.bypassed + parts.memory.dropped + parts.pool.stats.puts
 
 
 @in_trio
@@ -162,6 +162,6 @@ async def test_a_shrink_pools_streamed_pages(make_parts: MakeParts) -> None:
     assert parts.pool is not None
     async with parts.running(readahead=True):
         await scan(parts, file, 400 * PAGE_SIZE)
-        assert parts.cache.passed == 0
-        await parts.precache.resize(MIB // 4)
-    assert parts.pool.stats.pages == 400 - parts.cache.resident >= 336
+        assert parts.memory.bypassed == 0
+        await parts.memory.resize(MIB // 4)
+    assert parts.pool.stats.pages == 400 - parts.memory.resident >= 336

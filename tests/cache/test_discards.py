@@ -31,7 +31,7 @@ class Stretches(trio.abc.Instrument):
 
     def _held(self) -> int:
         pool = self._parts.pool.stats.pages if self._parts.pool is not None else 0
-        return self._parts.cache.resident + pool + self._parts.frames()
+        return self._parts.memory.resident + pool + self._parts.frames()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._before = self._held()
@@ -56,16 +56,16 @@ async def large_file(make_parts: MakeParts) -> AsyncIterator[tuple[Parts, OpenFi
     """Make a file with many pages in the cache and many more in the pool."""
     parts = make_parts(cache=64 * MIB, pool=64 * MIB)
     file = parts.make("f", page_of(1))
-    file.inode.size = (CACHED + POOLED) * PAGE_SIZE
+    file.inode.file.size = (CACHED + POOLED) * PAGE_SIZE
     parts.cache_pages(file, 0, [page_of(1)] * CACHED)
     parts.pool_pages(file, CACHED, [page_of(1)] * POOLED)
     async with parts.running():
         yield parts, file
-        await parts.precache.discards.finish()
+        await parts.memory.free_dropped()
 
 
 async def forget(parts: Parts, file: OpenFile) -> None:
-    parts.content.forget(file.inode)
+    file.inode.file.forget()
 
 
 async def renew(parts: Parts, file: OpenFile) -> None:
@@ -73,11 +73,11 @@ async def renew(parts: Parts, file: OpenFile) -> None:
 
 
 async def empty(parts: Parts, file: OpenFile) -> None:
-    parts.content.truncate(file.inode, 0)
+    file.inode.file.truncate(0)
 
 
 async def drop(parts: Parts, file: OpenFile) -> None:
-    parts.content.drop(file.inode, 0, 1 << 50)
+    file.inode.file.drop(0, 1 << 50)
 
 
 @pytest.mark.parametrize("change", [forget, renew, empty, drop])
@@ -92,8 +92,8 @@ async def test_the_pages_of_a_large_file_are_freed_in_steps(
             assert not parts.pooled(file, CACHED)
             await trio.lowlevel.checkpoint()
             parts.check()  # every frame is accounted for halfway, too
-            await parts.precache.discards.finish()
-        assert parts.cache.resident == 0
+            await parts.memory.free_dropped()
+        assert parts.memory.resident == 0
         assert parts.pool is not None
         assert parts.pool.stats.pages == 0
         assert 0 < stretches.longest <= STRETCH
@@ -106,10 +106,10 @@ async def test_dirty_pages_of_a_large_file_stay_when_others_change_it(make_parts
             parts.mark_dirty(file, index)
         parts.inodes.invalidate(file.inode)
         assert parts.cached_pages(file) == {5, 700}
-        await parts.precache.discards.finish()
-        assert parts.cache.resident == parts.cache.dirty_pages == 2
-        parts.content.forget(file.inode)
-        assert parts.cache.dirty_pages == 0
+        await parts.memory.free_dropped()
+        assert parts.memory.resident == parts.memory.dirty_pages == 2
+        file.inode.file.forget()
+        assert parts.memory.dirty_pages == 0
 
 
 @in_trio
@@ -117,9 +117,9 @@ async def test_truncating_a_large_file_leaves_no_page_beyond_its_end(make_parts:
     async with large_file(make_parts) as (parts, file):
         size = (CACHED // 3) * PAGE_SIZE
         with counted(parts) as stretches:
-            parts.content.truncate(file.inode, size)
+            file.inode.file.truncate(size)
             assert max(parts.cached_pages(file), default=0) < CACHED // 3
-            await parts.precache.discards.finish()
+            await parts.memory.free_dropped()
         assert stretches.longest <= STRETCH
         assert not parts.pooled(file, CACHED + 5)
 
@@ -127,19 +127,19 @@ async def test_truncating_a_large_file_leaves_no_page_beyond_its_end(make_parts:
 @in_trio
 async def test_a_truncation_by_a_few_pages_keeps_the_others(make_parts: MakeParts) -> None:
     async with large_file(make_parts) as (parts, file):
-        file.inode.size = CACHED * PAGE_SIZE
-        parts.content.truncate(file.inode, (CACHED - 100) * PAGE_SIZE + 5)
+        file.inode.file.size = CACHED * PAGE_SIZE
+        file.inode.file.truncate((CACHED - 100) * PAGE_SIZE + 5)
         assert len(parts.cached_pages(file)) == CACHED - 99
 
 
 @in_trio
 async def test_a_dropped_page_is_not_put_although_it_was_queued(make_parts: MakeParts) -> None:
     async with large_file(make_parts) as (parts, file):
-        parts.content.drop(file.inode, CACHED, CACHED + POOLED)
-        await parts.precache.discards.finish()
+        file.inode.file.drop(CACHED, CACHED + POOLED)
+        await parts.memory.free_dropped()
         parts.queue_victims(64)
-        parts.content.renew(file.inode)
-        parts.precache.drain(64)
+        file.inode.file.drop_clean()
+        parts.drain(64)
         assert parts.pool is not None
         assert parts.pool.stats.pages == 0
 
@@ -150,9 +150,9 @@ async def test_a_shrink_gives_frames_back_in_steps(make_parts: MakeParts) -> Non
         for index in range(CACHED - MANY // 2, CACHED):  # in high frames, and kept: they have to move
             assert parts.reader.hit(file, index * PAGE_SIZE, 1) is not None
         with counted(parts) as stretches:
-            await parts.precache.resize(8 * MIB)
-        assert parts.cache.settled
-        assert parts.cache.frames == 2048
-        assert parts.cache.resident <= 2048
+            await parts.memory.resize(8 * MIB)
+        assert parts.memory.settled
+        assert parts.memory.frames == 2048
+        assert parts.memory.resident <= 2048
         assert stretches.longest <= STRETCH
         parts.check()

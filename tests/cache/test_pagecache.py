@@ -80,8 +80,8 @@ def test_read_ahead_pages_outlive_pages_read_before_them(make_cache: MakeCache, 
     cache.insert(file, 0, pages_of(0, 12))
     for index in cache.pages(file):
         cache.hit(file, index)
-    cache.insert(file, 12, pages_of(12, 2), ahead=True, passing=queueing)
-    cache.insert(file, 14, pages_of(14, 6), ahead=True, passing=queueing)
+    cache.insert(file, 12, pages_of(12, 2), ahead=True, bypassing=queueing)
+    cache.insert(file, 14, pages_of(14, 6), ahead=True, bypassing=queueing)
     assert set(range(12, 20)) <= cache.pages(file)
 
 
@@ -165,16 +165,16 @@ def test_a_frame_loses_the_pool_bit_with_its_page(cache: CacheUnderTest) -> None
     assert not any(cache.has_pool_bit(file, index) for index in cache.pages(file))
 
 
-def test_a_passing_page_is_evicted_past_the_queue_and_counted(cache: CacheUnderTest) -> None:
+def test_a_bypassing_page_is_evicted_past_the_queue_and_counted(cache: CacheUnderTest) -> None:
     file, counters = cache.new_file(), cache.cache
     for index in range(4):
-        cache.insert(file, index, page_of(index), passing=index % 2 == 0)
+        cache.insert(file, index, page_of(index), bypassing=index % 2 == 0)
     assert counters.queue_victims(4) == 4
     assert cache.pages(file) == cache.queued(file) == {1, 3}, "the others wait in their frames"
-    assert (counters.passed, counters.dropped, counters.evictions) == (2, 0, 2)
+    assert (counters.bypassed, counters.dropped, counters.evictions) == (2, 0, 2)
     cache.insert(file, 4, pages_of(4, 14))
     counters.queue_victims(14)
-    assert counters.passed == 2, "a frame loses the mark with its page"
+    assert counters.bypassed == 2, "a frame loses the mark with its page"
 
 
 # -- resize ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ async def test_evicted_pages_come_back_from_the_pool_without_a_backing_read(make
     assert parts.pool is not None
     assert parts.backing.pages == 200
     assert parts.pool.stats.succ_gets > 100
-    assert parts.cache.dropped == 0
+    assert parts.memory.dropped == 0
 
 
 @in_trio
@@ -54,7 +54,7 @@ async def test_a_rescued_page_is_not_put(make_parts: MakeParts) -> None:
     file, _ = await parts.make_cached(8)
     parts.queue_victims(8)
     assert parts.reader.hit(file, 3 * PAGE_SIZE, 1) is not None
-    assert parts.precache.drain(100) == 7
+    assert parts.drain(100) == 7
     assert parts.cached_pages(file) == {3}
     assert not parts.pooled(file, 3)
 
@@ -63,16 +63,16 @@ async def test_a_rescued_page_is_not_put(make_parts: MakeParts) -> None:
 async def test_a_shrink_moves_what_no_longer_fits_into_the_pool(make_parts: MakeParts) -> None:
     parts = make_parts(cache=256 * PAGE_SIZE, pool=2 * MIB)
     file, data = await parts.make_cached(240)
-    await parts.precache.resize(16 * PAGE_SIZE)
-    assert parts.cache.resident <= 16
+    await parts.memory.resize(16 * PAGE_SIZE)
+    assert parts.memory.resident <= 16
     parts.check()
-    assert parts.cache.dropped == 0
+    assert parts.memory.dropped == 0
     async with parts.running():
         for offset in range(0, len(data), PAGE_SIZE):
             assert await parts.read(file, offset, PAGE_SIZE) == data[offset : offset + PAGE_SIZE]
             await trio.testing.wait_all_tasks_blocked()
-    assert parts.backing.pages == 240 + parts.cache.dropped, "only pages dropped from a full queue are read twice"
-    assert parts.cache.dropped < 5
+    assert parts.backing.pages == 240 + parts.memory.dropped, "only pages dropped from a full queue are read twice"
+    assert parts.memory.dropped < 5
 
 
 @in_trio
@@ -83,5 +83,5 @@ async def test_without_a_pool_every_get_misses_and_nothing_is_put(make_parts: Ma
     async with parts.running():
         for _ in range(2):
             assert await parts.read(file, 0, len(data)) == data
-    assert parts.reader.hits + parts.backing.pages == 256
-    assert parts.cache.dropped == 0
+    assert parts.memory.hits + parts.backing.pages == 256
+    assert parts.memory.dropped == 0

@@ -24,8 +24,8 @@ class CheckedGuest(Guest):
     def check(self) -> None:
         """Check each part, and the parts together."""
         super().check()
-        check_content(self.data.inodes, self.data.cache, self.data.precache)
-        assert self.data.cache.resident <= self.data.cache.frames or not self.data.cache.settled
+        check_content(self.data.inodes, self.data.memory)
+        assert self.data.memory.resident <= self.data.memory.frames or not self.data.memory.settled
         assert sum(inode.opens for inode in self.data.inodes.all()) <= len(self.data.files.by_number)
         for file in self.data.files.by_number.values():
             assert not file.closing
@@ -47,7 +47,7 @@ class CheckedGuest(Guest):
         self.guard.active = False
         self.guard.check()
         self.check()
-        dirty = [inode.number for inode in self.data.inodes.all() if inode.dirty]
+        dirty = [inode.number for inode in self.data.inodes.all() if inode.file.has_dirty]
         assert self.config.log_file is not None
         self.config.log_file.with_suffix(".checked").write_text(f"consistent, dirty {dirty}\n")
 

@@ -106,8 +106,8 @@ async def test_a_stat_older_than_the_last_one_is_ignored(make_parts: MakeParts) 
     started = parts.inodes.start()
     old = os.fstat(file.fd)
     await parts.writer.write(file, 0, b"n" * 5 * PAGE_SIZE)
-    assert not parts.inodes.observe(file.inode, old, started)
-    assert file.inode.size == 5 * PAGE_SIZE
+    assert not parts.inodes.merge_stat(file.inode, old, started)
+    assert file.inode.file.size == 5 * PAGE_SIZE
     assert parts.inodes.invalidations == 0
 
 
@@ -150,7 +150,7 @@ async def test_a_retained_inode_without_pages_is_removed_by_a_forget(make_parts:
     file, _ = await parts.make_cached(8)
     os.close(parts.files.remove(file.number).fd)
     parts.inodes.forget(file.inode.number, file.inode.lookups)
-    parts.content.renew(file.inode)
+    file.inode.file.drop_clean()
     parts.inodes.forget(file.inode.number, 0)
     parts.check()
     assert len(parts.inodes) == 1
@@ -168,7 +168,7 @@ async def test_retained_inodes_without_pages_are_removed_as_new_ones_come(make_p
         return file.inode
 
     for number in range(20):
-        parts.content.renew(await park(f"a{number}"))
+        (await park(f"a{number}")).file.drop_clean()
     kept = [await park(f"b{number}") for number in range(20)]
     assert set(parts.inodes.all()) == {parts.inodes.root, *kept}
 
@@ -193,8 +193,8 @@ async def test_a_new_file_with_a_reused_number_has_no_old_state(make_parts: Make
     parts.inodes.record_unlink(old, 0)
     new = parts.inodes.get_or_create(parts.inodes.root, b"new", st, parts.inodes.start())
     assert new is not old
-    assert not new.pages
-    assert new.pages.oid != old.pages.oid
+    assert not new.file.holds()
+    assert new.file is not old.file
     assert (new.number, new.generation) == (old.number, old.generation + 1)
 
 
@@ -270,7 +270,7 @@ async def test_an_open_during_our_write_sees_changes_by_others(
     wait_for_new_timestamp()
     with (parts.directory / "f").open("r+b") as others:
         others.write(b"others")
-    parts.inodes.observe_at_open(file.inode, os.fstat(file.fd), started)
+    parts.inodes.merge_stat_at_open(file.inode, os.fstat(file.fd), started)
     assert await parts.read(file, 0, 6) == b"others"
 
 
@@ -354,11 +354,11 @@ async def test_a_stat_before_our_change_of_names_is_not_a_change_by_others(make_
         await parts.backing.after_meta.wait_held(1)
         late = parts.inodes.start(), os.fstat(file.fd)
         for opened in (file, other):
-            assert not parts.inodes.observe(opened.inode, os.fstat(opened.fd), parts.inodes.start())
+            assert not parts.inodes.merge_stat(opened.inode, os.fstat(opened.fd), parts.inodes.start())
         parts.backing.after_meta.open()
-    assert not parts.inodes.observe(file.inode, late[1], late[0])
+    assert not parts.inodes.merge_stat(file.inode, late[1], late[0])
     for opened in (file, other):
-        assert not parts.inodes.observe(opened.inode, os.fstat(opened.fd), parts.inodes.start())
+        assert not parts.inodes.merge_stat(opened.inode, os.fstat(opened.fd), parts.inodes.start())
         assert len(parts.cached_pages(opened)) == 2
     assert parts.inodes.invalidations == before
     assert file.inode.attr is not None

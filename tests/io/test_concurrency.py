@@ -50,7 +50,7 @@ class Workload:
         file, first = self.files[which], self.generator.randrange(self.SECTORS)
         count = min(self.generator.choice([1, 3, 8, 40, 200]), self.SECTORS - first)
         begin = self.tick()
-        size_before = file.inode.size
+        size_before = file.inode.file.size
         offset, size = first * self.SECTOR, count * self.SECTOR
         inside = max(0, min(size, size_before - offset))
         data = await self.parts.read(file, offset, size)
@@ -89,10 +89,10 @@ class Workload:
 
     def drop(self) -> None:
         for inode in self.parts.inodes.all():
-            self.parts.content.renew(inode)
+            inode.file.drop_clean()
 
     async def resize(self) -> None:
-        await self.parts.precache.resize(self.generator.choice([16, 40, 64, 128]) * PAGE_SIZE)
+        await self.parts.memory.resize(self.generator.choice([16, 40, 64, 128]) * PAGE_SIZE)
 
     async def client(self, steps: int) -> None:
         for _ in range(steps):
@@ -107,7 +107,7 @@ class Workload:
                 await self.resize()
             else:
                 await trio.sleep(self.generator.random() * 3)
-            self.parts.cache.check()
+            self.parts.memory.check()
 
     async def run(self, clients: int, steps: int) -> None:
         async with self.parts.running(readahead=True), trio.open_nursery() as nursery:
@@ -131,7 +131,7 @@ def test_concurrent_readers_and_writers_see_only_bytes_that_were_current(
             assert await parts.writeback.finish() == []
         else:
             assert parts.requested() == work.requested
-        await parts.precache.resize(64 * PAGE_SIZE)
+        await parts.memory.resize(64 * PAGE_SIZE)
         for which, file in enumerate(work.files):
             disk = parts.bytes_on_disk(file)
             for index, changes in enumerate(work.history[which]):
@@ -160,7 +160,7 @@ class Truncating(Workload):
                 await self.resize()
             else:
                 self.drop()
-            self.parts.cache.check()
+            self.parts.memory.check()
 
 
 @pytest.mark.parametrize("writeback", [False, True])
@@ -176,10 +176,10 @@ def test_after_any_mix_of_changes_the_mount_equals_the_backing(
         await work.run(clients=5, steps=100)
         if parts.writeback is not None:
             assert await parts.writeback.finish() == []
-        await parts.precache.resize(64 * PAGE_SIZE)
+        await parts.memory.resize(64 * PAGE_SIZE)
         for file in work.files:
             disk = parts.bytes_on_disk(file)
-            assert file.inode.size == len(disk)
+            assert file.inode.file.size == len(disk)
             assert await parts.read(file, 0, 1 << 22) == disk
 
     run_seeded(main, seed)

@@ -59,7 +59,7 @@ async def test_a_file_ends_where_the_backing_ends(
             assert await parts.read(file, offset, step) == content[offset : offset + step]
         assert await parts.read(file, len(content), step) == b""
         assert parts.backing.reads == reads, "the end that was found is remembered"
-    assert parts.requested() <= parts.reader.hits + parts.reader.misses + 512
+    assert parts.requested() <= parts.memory.hits + parts.memory.misses + 512
 
 
 @in_trio
@@ -80,7 +80,7 @@ async def test_an_empty_file_is_read_once_per_version(make_parts: MakeParts) -> 
     file = parts.make("f", b"")
     for _ in range(3):
         assert await parts.read(file, 0, 4096) == await parts.read(parts.open("f"), 0, 4096) == b""
-    assert (parts.backing.reads, parts.backing.pages, parts.reader.misses) == (1, 0, 0)
+    assert (parts.backing.reads, parts.backing.pages, parts.memory.misses) == (1, 0, 0)
     await parts.writer.write(file, 0, b"abc")
     assert await parts.read(file, 0, 4096) == b"abc"
 

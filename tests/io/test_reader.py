@@ -34,7 +34,7 @@ async def test_every_offset_and_size_gives_the_bytes_of_the_backing(make_parts: 
             offset = generator.randrange(len(data) + 5000)
             size = generator.choice([1, 17, 512, 4096, 4097, 20_000, 131_072])
             assert await parts.read(file, offset, size) == data[offset : offset + size]
-            assert parts.cache.resident <= 32
+            assert parts.memory.resident <= 32
 
 
 @in_trio
@@ -157,7 +157,7 @@ async def test_a_file_that_shrank_underneath_gives_a_short_read_and_new_size(mak
     file, data = unstreamed_file(parts, 20)
     os.truncate(parts.directory / "f", 7 * PAGE_SIZE + 5)
     assert await parts.read(file, 5 * PAGE_SIZE, 10 * PAGE_SIZE) == data[5 * PAGE_SIZE : 7 * PAGE_SIZE + 5]
-    assert file.inode.size == 7 * PAGE_SIZE + 5
+    assert file.inode.file.size == 7 * PAGE_SIZE + 5
     assert await parts.read(file, 12 * PAGE_SIZE, PAGE_SIZE) == b""
 
 
@@ -220,7 +220,7 @@ async def test_a_sequential_reader_hits_pages_read_ahead(make_parts: MakeParts) 
             await trio.testing.wait_all_tasks_blocked()
     assert parts.backing.pages == 1500, "every page was read once"
     assert parts.backing.reads < 12
-    assert parts.reader.hits >= 1495
+    assert parts.memory.hits >= 1495
     assert max(size for _, size in parts.backing.read_calls) <= 2 * MIB + PAGE_SIZE
 
 
@@ -244,12 +244,12 @@ async def test_a_read_ahead_page_is_counted_as_used_once_unless_waited_for(
     parts = make_parts(cache=4 * MIB)
     file = parts.make("f", pages_of(1, 100))
     await parts.read(file, 0, PAGE_SIZE)  # and MIN_PAGES after it
-    assert (parts.reader.hits, parts.reader.readahead_hits) == (0, 0)
+    assert (parts.memory.hits, parts.memory.readahead_hits) == (0, 0)
     for ahead in (20, 0):
         await parts.read(file, 0, 21 * PAGE_SIZE)
-        assert parts.reader.readahead_hits == 20, ahead
+        assert parts.memory.readahead_hits == 20, ahead
     await parts.read(file, 25 * PAGE_SIZE, PAGE_SIZE)
-    assert parts.reader.readahead_hits == 21
+    assert parts.memory.readahead_hits == 21
     other = parts.make("other", pages_of(2, 100))
     parts.backing.after_read.shut = True
     async with concurrent_requests(parts) as requests:
@@ -260,7 +260,7 @@ async def test_a_read_ahead_page_is_counted_as_used_once_unless_waited_for(
         parts.backing.after_read.open()
     assert parts.reader.waits == 1
     await parts.read(other, 5 * PAGE_SIZE, PAGE_SIZE)
-    assert parts.reader.readahead_hits == 21
+    assert parts.memory.readahead_hits == 21
     left = parts.backing.readahead_pages - 21 - 1
     parts.evict_all()
-    assert parts.cache.unused == left
+    assert parts.memory.unused == left

@@ -35,12 +35,12 @@ async def test_a_write_is_in_memory_only_until_it_is_flushed(make_parts: MakePar
     file = parts.make("f", data)
     assert await parts.writer.write(file, 5000, b"new") == 3
     assert parts.bytes_on_disk(file) == data
-    assert parts.cache.dirty_pages == 1
+    assert parts.memory.dirty_pages == 1
     want = data[:5000] + b"new" + data[5003:]
     assert await parts.read(file, 0, len(data)) == want
     await flush(parts, file)
     assert parts.bytes_on_disk(file) == want
-    assert parts.cache.dirty_pages == 0
+    assert parts.memory.dirty_pages == 0
     assert parts.inodes.invalidations == 0
     assert parts.cached_pages(file)
 
@@ -52,7 +52,7 @@ async def test_dirty_pages_are_written_back_by_age(make_parts: MakeParts) -> Non
     async with parts.running():
         began = trio.current_time()
         await parts.writer.write(file, 0, b"new")
-        while parts.cache.dirty_pages:
+        while parts.memory.dirty_pages:
             assert parts.bytes_on_disk(file)[:3] == bytes(3)
             await trio.sleep(0.1)
         assert MAX_AGE <= trio.current_time() - began <= MAX_AGE * 1.5
@@ -89,7 +89,7 @@ async def test_dirty_pages_never_exceed_a_quarter_of_the_cache(make_parts: MakeP
         await parts.writer.write(files[which], offset, data)
         want[which].extend(bytes(max(0, offset + size - len(want[which]))))
         want[which][offset : offset + size] = data
-        assert parts.cache.dirty_pages <= 16
+        assert parts.memory.dirty_pages <= 16
         parts.check()
     for file, expected in zip(files, want, strict=True):
         assert await parts.read(file, 0, 1 << 20) == expected
@@ -108,7 +108,7 @@ async def test_concurrent_writers_keep_within_the_bound_of_dirty_pages(make_part
             nursery.start_soon(parts.writer.write, file, 100, b"n" * 10 * PAGE_SIZE)
         await parts.backing.after_read.wait_held(8)
         parts.backing.after_read.open()
-    assert parts.cache.dirty_pages <= 16
+    assert parts.memory.dirty_pages <= 16
     for number, file in enumerate(files):
         data = pages_of(number, 20)
         want = data[:100] + b"n" * 10 * PAGE_SIZE + data[100 + 10 * PAGE_SIZE :]
@@ -144,7 +144,7 @@ async def test_a_dirty_file_may_be_larger_than_on_the_backing(make_parts: MakePa
     parts = make_parts(writeback=True)
     file = parts.make("f", b"begin")
     await parts.writer.write(file, 100_000, b"end")
-    assert file.inode.size == 100_003
+    assert file.inode.file.size == 100_003
     assert parts.bytes_on_disk(file) == b"begin"
     want = b"begin".ljust(100_000, b"\0") + b"end"
     assert await parts.read(file, 0, 1 << 20) == want
@@ -176,14 +176,14 @@ async def test_a_failed_flush_keeps_the_pages_and_reports_the_error_once(make_pa
     parts.backing.data_error = OSError(errno.ENOSPC, "no space")
     with pytest.raises(OSError, match="no space"):
         await flush(parts, file)
-    assert parts.cache.dirty_pages == 4
+    assert parts.memory.dirty_pages == 4
     assert (await parts.read(file, 4000, 9000)) == b"n" * 9000
     async with parts.running():
         await trio.sleep(MAX_AGE * 3)  # tried again without success
-        assert parts.cache.dirty_pages == 4
+        assert parts.memory.dirty_pages == 4
         parts.backing.data_error = None
         await trio.sleep(MAX_AGE * 3)
-    assert parts.cache.dirty_pages == 0
+    assert parts.memory.dirty_pages == 0
     assert parts.bytes_on_disk(file)[4000:13_000] == b"n" * 9000
     with pytest.raises(OSError, match="no space"):
         await parts.writer.sync(file, data_only=False)
@@ -256,7 +256,7 @@ async def test_write_back_continues_when_a_file_is_dropped_during_its_flush(make
         os.unlink(parts.directory / "f")
         file.inode.unlinked = True
         parts.files.remove(file.number)
-        parts.content.forget(file.inode)
+        file.inode.file.forget()
         parts.backing.after_write.open()
         await trio.testing.wait_all_tasks_blocked()
         assert parts.writeback is not None
@@ -285,7 +285,7 @@ async def test_a_backing_that_writes_no_bytes_is_an_error(
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: 0)
     with pytest.raises(OSError, match="Input/output error"):
         await flush(parts, file)
-    assert parts.cache.dirty_pages == 1
+    assert parts.memory.dirty_pages == 1
     monkeypatch.undo()
     assert parts.writeback is not None
     assert await parts.writeback.finish() == []
@@ -345,7 +345,7 @@ async def test_unlinking_a_closed_dirty_file_closes_its_descriptor(make_parts: M
     assert file.users, "the write-back will be tried again"
     os.unlink(parts.directory / "f")
     parts.inodes.record_unlink(file.inode, 0)
-    assert parts.cache.dirty_pages == 0
+    assert parts.memory.dirty_pages == 0
     assert not file.users, "the descriptor is closed, which frees the space"
     async with parts.running():
         await trio.sleep(MAX_AGE * 3)
@@ -375,10 +375,10 @@ async def test_suspended_write_back_writes_everything_and_dirties_nothing(make_p
         assert not list(parts.writeback.unwritten())
         await parts.writer.write(one, 10, b"thr")
         assert parts.bytes_on_disk(one)[10:13] == b"thr"
-        assert parts.cache.dirty_pages == 0
+        assert parts.memory.dirty_pages == 0
         parts.writeback.resume()
         await parts.writer.write(one, 10, b"dir")
-        assert parts.cache.dirty_pages == 1
+        assert parts.memory.dirty_pages == 1
         for file in (one, two):
             with pytest.raises(OSError, match="broken"):
                 await flush(parts, file)
@@ -395,4 +395,4 @@ async def test_an_unlinked_dirty_file_closes_its_descriptor_once(make_parts: Mak
     await opener.close(file)  # a second close(2) would fail with EBADF, or close another file
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(file.fd)
-    assert parts.cache.dirty_pages == 0
+    assert parts.memory.dirty_pages == 0

@@ -157,7 +157,7 @@ async def test_an_append_beside_an_append_of_others_keeps_no_page(
     monkeypatch.undo()
     want = b"begin" + data[5:] + b"othersown"
     assert parts.bytes_on_disk(file) == want == await parts.read(file, 0, 1 << 20)
-    assert file.inode.size == len(want)
+    assert file.inode.file.size == len(want)
 
 
 @in_trio

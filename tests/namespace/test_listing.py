@@ -73,7 +73,7 @@ async def test_a_listing_is_cached_once_its_times_are_settled(
         names.append(f"n{number}".encode())
         assert sorted(listing.names) == names
     with parts.descriptors.use(root) as fd:
-        parts.inodes.observe(root, os.fstat(fd), parts.inodes.start())
+        parts.inodes.merge_stat(root, os.fstat(fd), parts.inodes.start())
         await trio.sleep(3)
         listings.compare(root, os.fstat(fd))
         settled = await listings.open(root)

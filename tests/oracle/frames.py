@@ -66,7 +66,7 @@ class Frames:
         self.view = memoryview(self._map)[SKEW : SKEW + (self._limit << PAGE_SHIFT)]
         self.ref = bytearray()
         self.pool_bit = bytearray()
-        self.passing = bytearray()  # set by the admission: evicted without being queued for the pool
+        self.bypassing = bytearray()  # set by the admission: evicted without being queued for the pool
         self.dirty = bytearray()
         self.unread = bytearray()  # read ahead, and asked for by nobody yet
         self._owner: list[PageTable | None] = []
@@ -92,7 +92,7 @@ class Frames:
         """Make free frames of what is still unused of the mapping, so that there are `count`."""
         grown = max(0, count - len(self.ref))
         self.ref.extend(bytes([FREE]) * grown)
-        for marks in (self.pool_bit, self.passing, self.dirty, self.unread):
+        for marks in (self.pool_bit, self.bypassing, self.dirty, self.unread):
             marks.extend(bytes(grown))
         self._owner.extend([None] * grown)
         self._index.extend([0] * grown)
@@ -101,14 +101,14 @@ class Frames:
         """Return the memory of the frames from `first` on, which are all free, to the system."""
         start = (first + 1) << PAGE_SHIFT  # the page before is shared with the last frame, because of SKEW
         processmemory.release_pages(self._map, start, (len(self.ref) - first) << PAGE_SHIFT)
-        for table in (self.ref, self.pool_bit, self.passing, self.dirty, self.unread, self._owner, self._index):
+        for table in (self.ref, self.pool_bit, self.bypassing, self.dirty, self.unread, self._owner, self._index):
             del table[first:]
 
     def _copy(self, frame: int, target: int) -> None:
         """Copy a page into a free frame, with its marks, and have its table lead there."""
         pages, index = self.describe(frame)
         self.page(target)[:] = self.page(frame)
-        for table in (self.ref, self.pool_bit, self.passing, self.dirty, self.unread):
+        for table in (self.ref, self.pool_bit, self.bypassing, self.dirty, self.unread):
             table[target] = table[frame]
         self._owner[target], self._index[target] = pages, index
         pages[index] = target

@@ -53,7 +53,7 @@ class PageCache(Frames):
         self.evictions = 0
         self.dropped = 0  # evicted without having been offered to the pool
         self.unused = 0  # read ahead, and gone before anybody asked for them
-        self.passed = 0  # the same, because they were passing
+        self.bypassed = 0  # evicted without having been offered to the pool, because they were marked so
         self._set_bounds()
 
     def _set_bounds(self) -> None:
@@ -71,7 +71,7 @@ class PageCache(Frames):
         pool_bit: bool = False,
         *,
         ahead: bool = False,
-        passing: bool = False,
+        bypassing: bool = False,
         unread: int = NONE,
     ) -> int:
         """Copy consecutive pages of `owner` from page `first` on; the last may be short and is filled with zeros.
@@ -84,14 +84,14 @@ class PageCache(Frames):
         for start in range(0, len(source), PAGE_SIZE):
             index, piece = first + (start >> PAGE_SHIFT), source[start : start + PAGE_SIZE]
             if index not in pages:
-                if not self.insert_page(owner, index, piece, pool_bit, ahead, passing):
+                if not self.insert_page(owner, index, piece, pool_bit, ahead, bypassing):
                     break
                 self.unread[pages[index]] = index >= unread
             stored += 1
         return stored
 
     def insert_page(
-        self, owner: PageOwner, index: int, data: Buffer, pool_bit: bool, ahead: bool = False, passing: bool = False
+        self, owner: PageOwner, index: int, data: Buffer, pool_bit: bool, ahead: bool = False, bypassing: bool = False
     ) -> bool:
         """Copy one page that is not resident into a frame; False when every frame is dirty."""
         frame = self._free.popleft() if self._free else self._take_frame()
@@ -103,7 +103,7 @@ class PageCache(Frames):
             self.view[base + length : base + PAGE_SIZE] = bytes(PAGE_SIZE - length)
         self.ref[frame] = USED if ahead else IDLE
         self.pool_bit[frame] = pool_bit
-        self.passing[frame] = passing
+        self.bypassing[frame] = bypassing
         self.unread[frame] = 0
         self._owner[frame] = owner.pages
         self._index[frame] = index
@@ -150,11 +150,11 @@ class PageCache(Frames):
             frame = self._find_victim()
             if frame < 0:
                 return done
-            if self._queueing and not self.passing[frame]:
+            if self._queueing and not self.bypassing[frame]:
                 self.ref[frame] = QUEUED
                 self.victims.append(frame)
             else:
-                self.passed += self.passing[frame]
+                self.bypassed += self.bypassing[frame]
                 self.evict(frame)
         self._on_victims()
         return count
@@ -195,7 +195,7 @@ class PageCache(Frames):
         self._owner[frame] = None
         self.ref[frame] = FREE
         if self.dirty[frame]:
-            self.clean(frame)
+            self.mark_clean(frame)
         self.unused += self.unread[frame]
         self.resident -= 1
         if frame < self.frames:
@@ -229,13 +229,13 @@ class PageCache(Frames):
 
     # -- dirty pages ---------------------------------------------------------------------------------------------
 
-    def soil(self, frame: int) -> None:
+    def mark_dirty(self, frame: int) -> None:
         """Mark a page dirty: it is not evicted until it is cleaned."""
         self.dirty_pages += 1 - self.dirty[frame]
         self.dirty[frame] = 1
         self.ref[frame] = USED
 
-    def clean(self, frame: int) -> None:
+    def mark_clean(self, frame: int) -> None:
         """Mark a page clean again."""
         self.dirty_pages -= self.dirty[frame]
         self.dirty[frame] = 0

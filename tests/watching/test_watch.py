@@ -49,7 +49,7 @@ def test_a_change_by_others_drops_the_pages_and_updates_the_size(parts: Watched)
         assert await parts.read(file, 0, 1) == b"a"
         async with parts.watching():
             (parts.directory / "f").write_bytes(b"b" * PAGE_SIZE * 2)
-            await parts.until(lambda: file.inode.size == PAGE_SIZE * 2)
+            await parts.until(lambda: file.inode.file.size == PAGE_SIZE * 2)
             assert await parts.read(file, 0, 1) == b"b"
             assert parts.inodes.invalidations
 

@@ -2,8 +2,8 @@
 
 A put takes about 15 µs, more than everything else that a page of a sequential read costs (5-8 µs), and nothing tells
 whether the page will be read again. With all of them put, a scan that is used once took 1.4 times as long on a backing
-with 5 ms a request as without a pool, and twice as long with 0.5 ms. So pages that were read ahead are *passing*: when
-they are evicted they are dropped and counted, unless
+with 5 ms a request as without a pool, and twice as long with 0.5 ms. So pages that were read ahead *bypass* the pool:
+when they are evicted they are dropped and counted, unless
 
 * the stream comes again: the extent was read ahead before, and no more pages of streams went by since than cache and
   pool together can hold (beyond that no pool would have kept them), or
@@ -44,11 +44,13 @@ class Admission:
         self._now = self._busy = 0.0
         self._pace = math.inf  # seconds for a page of the backing
 
-    def passes(self, oid: int, first: int, last: int, *, reach: int, now: float, busy: float, took: float) -> bool:
-        """Tell whether pages first..last of an object, just read ahead, are passing.
+    def should_bypass(
+        self, oid: int, first: int, last: int, *, capacity_pages: int, now: float, busy: float, took: float
+    ) -> bool:
+        """Return whether pages first..last of an object, just read ahead, shall bypass the pool.
 
-        `reach` is how many pages cache and pool can hold; `now` and `busy` are seconds on the wall's clock and on that
-        of the thread's processor time; the backing took `took` seconds.
+        `capacity_pages` is how many pages cache and pool can hold; `now` and `busy` are seconds on the wall's clock and
+        on that of the thread's processor time; the backing took `took` seconds.
         """
         idle = min(took, now - self._now) - (busy - self._busy)
         self._now, self._busy = now, busy
@@ -56,22 +58,22 @@ class Admission:
         self._pace = min(max(took, 1e-6) / pages, self._pace * FADING)
         share = SLOW_SHARE if self._pace > SLOW_SECONDS else SHARE
         self._credit = min(MOST, self._credit + max(0.0, idle) * share / PUT_SECONDS)
-        if pages < SMALLEST or self._came_again(oid, first, last, reach):
+        if pages < SMALLEST or self._came_again(oid, first, last, capacity_pages):
             return False
         if self._credit < pages:
             return True
         self._credit -= pages
         return False
 
-    def _came_again(self, oid: int, first: int, last: int, reach: int) -> bool:
+    def _came_again(self, oid: int, first: int, last: int, capacity_pages: int) -> bool:
         """Tell whether the stream was here before, and note that it is here now."""
         extents, again = self._extents, False
         for number in range(first >> EXTENT_SHIFT, (last >> EXTENT_SHIFT) + 1):
             seen_to, then = extents.pop((oid, number), (-1, 0))
-            again = again or (seen_to >= max(first, number << EXTENT_SHIFT) and self._gone_by - then <= reach)
+            again = again or (seen_to >= max(first, number << EXTENT_SHIFT) and self._gone_by - then <= capacity_pages)
             extents[oid, number] = max(last, seen_to), self._gone_by
         self._gone_by += last - first + 1
-        while extents and self._gone_by - next(iter(extents.values()))[1] > reach:
+        while extents and self._gone_by - next(iter(extents.values()))[1] > capacity_pages:
             extents.popitem(last=False)
         return again
 

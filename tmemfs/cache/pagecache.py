@@ -26,6 +26,9 @@ __all__ = ["FREE", "IDLE", "PAGE_SHIFT", "PAGE_SIZE", "QUEUED", "USED", "PageCac
 _AGED = bytes([IDLE, IDLE, QUEUED, FREE]) + bytes(range(4, 256))
 _IS_FREE = bytes(mark == FREE for mark in range(256))
 
+_SCRATCH_PAGES = 257  # the largest request, 1 MiB, at any alignment
+_ALL_USED = bytes([USED]) * 512
+
 NONE = 1 << 62  # beyond every page
 MAX_RESERVE = 512
 MAX_AHEAD = 4096
@@ -50,16 +53,48 @@ class PageCache(Frames):
         self._on_victims = on_victims or _nobody
         self.resident = 0  # pages
         self.dirty_pages = 0
+        self.hits = 0  # requested pages that were in the cache
+        self.readahead_hits = 0  # those of them that were read ahead and asked for the first time
+        self.misses = 0  # requested pages that were not in the cache, wherever they came from
         self.evictions = 0
         self.dropped = 0  # evicted without having been offered to the pool
         self.unused = 0  # read ahead, and gone before anybody asked for them
-        self.passed = 0  # the same, because they were passing
+        self.bypassed = 0  # evicted without having been offered to the pool, because they were marked so
+        # One request's pages: a fresh buffer of 1 MiB for each would cost more in page faults than the copy does.
+        self._scratch = memoryview(bytearray(_SCRATCH_PAGES << PAGE_SHIFT))
         self._set_bounds()
 
     def _set_bounds(self) -> None:
         self.reserve_frames = max(1, min(MAX_RESERVE, self.frames // 32)) if self._queueing else 0
         self._extra = min(EXTRA, self.reserve_frames // 2)
         self._ahead_limit = max(self.reserve_frames, min(MAX_AHEAD, self.frames // 4))
+
+    # -- hits ----------------------------------------------------------------------------------------------------
+
+    def use_run(self, base: int, count: int) -> None:
+        """Mark neighbouring frames as used."""
+        if self.unread.find(1, base, base + count) >= 0:
+            self.readahead_hits += self.unread.count(1, base, base + count)
+            self.unread[base : base + count] = bytes(count)
+        self.ref[base : base + count] = _ALL_USED[:count] if count <= len(_ALL_USED) else bytes([USED]) * count
+
+    def join(self, frames: list[int]) -> memoryview:
+        """Mark frames as used, and copy them, a run of neighbours at a time, into a buffer that is used again."""
+        size, view, ref, unread = len(frames) << PAGE_SHIFT, self.view, self.ref, self.unread
+        out = self._scratch if size <= len(self._scratch) else memoryview(bytearray(size))
+        done, base, end = 0, frames[0], frames[0]
+        for frame in frames:
+            ref[frame] = USED
+            if unread[frame]:
+                unread[frame] = 0
+                self.readahead_hits += 1
+            if frame != end:
+                stop = done + ((end - base) << PAGE_SHIFT)
+                out[done:stop] = view[base << PAGE_SHIFT : end << PAGE_SHIFT]
+                done, base = stop, frame
+            end = frame + 1
+        out[done:size] = view[base << PAGE_SHIFT : end << PAGE_SHIFT]
+        return out
 
     # -- filling -------------------------------------------------------------------------------------------------
 
@@ -71,7 +106,7 @@ class PageCache(Frames):
         pool_bit: bool = False,
         *,
         ahead: bool = False,
-        passing: bool = False,
+        bypassing: bool = False,
         unread: int = NONE,
     ) -> int:
         """Copy consecutive pages of `owner` from page `first` on; the last may be short and is filled with zeros.
@@ -84,14 +119,14 @@ class PageCache(Frames):
         for start in range(0, len(source), PAGE_SIZE):
             index, piece = first + (start >> PAGE_SHIFT), source[start : start + PAGE_SIZE]
             if index not in pages:
-                if not self.insert_page(owner, index, piece, pool_bit, ahead, passing):
+                if not self.insert_page(owner, index, piece, pool_bit, ahead, bypassing):
                     break
                 self.unread[pages[index]] = index >= unread
             stored += 1
         return stored
 
     def insert_page(
-        self, owner: PageOwner, index: int, data: Buffer, pool_bit: bool, ahead: bool = False, passing: bool = False
+        self, owner: PageOwner, index: int, data: Buffer, pool_bit: bool, ahead: bool = False, bypassing: bool = False
     ) -> bool:
         """Copy one page that is not resident into a frame; False when every frame is dirty."""
         frame = self._free.popleft() if self._free else self._take_frame()
@@ -103,7 +138,7 @@ class PageCache(Frames):
             self.view[base + length : base + PAGE_SIZE] = bytes(PAGE_SIZE - length)
         self.ref[frame] = USED if ahead else IDLE
         self.pool_bit[frame] = pool_bit
-        self.passing[frame] = passing
+        self.bypassing[frame] = bypassing
         self.unread[frame] = 0
         self._owner[frame] = owner.pages
         self._index[frame] = index
@@ -150,11 +185,11 @@ class PageCache(Frames):
             frame = self._find_victim()
             if frame < 0:
                 return done
-            if self._queueing and not self.passing[frame]:
+            if self._queueing and not self.bypassing[frame]:
                 self.ref[frame] = QUEUED
                 self.victims.append(frame)
             else:
-                self.passed += self.passing[frame]
+                self.bypassed += self.bypassing[frame]
                 self.evict(frame)
         self._on_victims()
         return count
@@ -195,7 +230,7 @@ class PageCache(Frames):
         self._owner[frame] = None
         self.ref[frame] = FREE
         if self.dirty[frame]:
-            self.clean(frame)
+            self.mark_clean(frame)
         self.unused += self.unread[frame]
         self.resident -= 1
         if frame < self.frames:
@@ -229,13 +264,13 @@ class PageCache(Frames):
 
     # -- dirty pages ---------------------------------------------------------------------------------------------
 
-    def soil(self, frame: int) -> None:
+    def mark_dirty(self, frame: int) -> None:
         """Mark a page dirty: it is not evicted until it is cleaned."""
         self.dirty_pages += 1 - self.dirty[frame]
         self.dirty[frame] = 1
         self.ref[frame] = USED
 
-    def clean(self, frame: int) -> None:
+    def mark_clean(self, frame: int) -> None:
         """Mark a page clean again."""
         self.dirty_pages -= self.dirty[frame]
         self.dirty[frame] = 0

@@ -29,7 +29,7 @@ class Precache:
 
     def __init__(self, cache: PageCache, pool: Pool | None, stocking: Stocking, victims: Wakeup) -> None:
         """Serve the pool; the cache sets `victims` when its victim queue is to be drained."""
-        self._cache = cache
+        self.cache = cache
         self._stocking = stocking
         self.pool = pool
         self.discards = Discards(cache, pool)
@@ -46,11 +46,11 @@ class Precache:
         A reader that gets faster than the drain puts would have the cache drop pages: here it exchanges, a put for a
         get (15 µs, against the backing read that the get has saved).
         """
-        if not self._cache.free_frames and not self.drain(BATCH):
-            self._cache.queue_victims(BATCH)  # nothing was queued, or all of it was rescued
+        if not self.cache.free_frames and not self.drain(BATCH):
+            self.cache.queue_victims(BATCH)  # nothing was queued, or all of it was rescued
             self.drain(BATCH)
-        if self._cache.free_frames:
-            self._cache.insert_page(owner, index, page, True)
+        if self.cache.free_frames:
+            self.cache.insert_page(owner, index, page, True)
         elif self.pool is not None:
             self.pool.put(owner.pages.oid, index, page, True)  # a shrink is taking the frames, or all pages are dirty
 
@@ -58,13 +58,14 @@ class Precache:
         """Tell whether a get would be likely to hit, without counting."""
         return self.pool is not None and self.pool.holds(owner.pages.oid, index)
 
-    def passes(self, owner: PageOwner, first: int, last: int, started: float) -> bool:
-        """Tell whether pages whose reading ahead began at `started` are not worth a put when they are evicted."""
+    def should_bypass(self, owner: PageOwner, first: int, last: int, started: float) -> bool:
+        """Return whether pages whose reading ahead began at `started` are not worth a put when they are evicted."""
         if self.pool is None:
             return False
-        reach, now = self._cache.frames + self.pool.reach, trio.current_time()
-        busy = time.thread_time()
-        return self.admission.passes(owner.pages.oid, first, last, reach=reach, now=now, busy=busy, took=now - started)
+        capacity_pages, now, busy = self.cache.frames + self.pool.reach, trio.current_time(), time.thread_time()
+        return self.admission.should_bypass(
+            owner.pages.oid, first, last, capacity_pages=capacity_pages, now=now, busy=busy, took=now - started
+        )
 
     def flush(self, owner: PageOwner, first: int, last: int) -> None:
         """Make sure that the pool has none of the owner's pages first..last (where they are many: none at all)."""
@@ -78,7 +79,7 @@ class Precache:
 
     def drain(self, count: int) -> int:
         """Put up to `count` victims into the pool and free their frames. Return how many."""
-        cache, pool = self._cache, self.pool
+        cache, pool = self.cache, self.pool
         for done in range(count):
             frame = cache.next_victim()
             if frame < 0:
@@ -94,8 +95,8 @@ class Precache:
         """Drain the victim queue whenever something waits in it."""
         while True:
             await self._victims.wait()
-            while self._cache.victims:
-                count = max(BATCH, len(self._cache.victims) // 4)
+            while self.cache.victims:
+                count = max(BATCH, len(self.cache.victims) // 4)
                 await self._stocking.wait_for_stock(count)
                 self.drain(count)
                 await trio.lowlevel.checkpoint()
@@ -106,8 +107,8 @@ class Precache:
         Most of it does so before the bound moves: until then who reads meanwhile finds free frames. Somebody who reads
         as fast as pages leave cannot hold that up for ever.
         """
-        cache = self._cache
-        cache.passing[:] = bytes(len(cache.passing))  # nobody waits for these puts but who asked for the size
+        cache = self.cache
+        cache.bypassing[:] = bytes(len(cache.bypassing))  # nobody waits for these puts but who asked for the size
         surplus = cache.resident - (capacity >> PAGE_SHIFT)
         for _ in range(2 * surplus // STEP + 1):
             if not await self._shed(cache.resident - (capacity >> PAGE_SHIFT)):
@@ -120,9 +121,9 @@ class Precache:
 
     async def _shed(self, surplus: int) -> bool:
         """Move some of so many pages into the pool; False when there was none to move."""
-        if surplus <= 0 or not self._cache.queue_victims(min(STEP, surplus)):
+        if surplus <= 0 or not self.cache.queue_victims(min(STEP, surplus)):
             return False
-        await self._stocking.wait_for_stock(len(self._cache.victims))
-        self.drain(len(self._cache.victims))
+        await self._stocking.wait_for_stock(len(self.cache.victims))
+        self.drain(len(self.cache.victims))
         await trio.lowlevel.checkpoint()
         return True

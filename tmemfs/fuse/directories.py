@@ -81,7 +81,8 @@ class OpenDirectories:
         left = max(0.0, listing.made + self._inodes.attr_timeout - trio.current_time())
         names, replies = itertools.islice(listing.names, start, None), itertools.islice(listing.replies, start, None)
         for position, (name, reply) in enumerate(zip(names, replies, strict=True), start):
-            if reply is not None and reply[0].seen_at == reply[1] and reply[0].lookups:  # unchanged since that reply
+            # Unchanged since that reply?
+            if reply is not None and reply[0].file.stat_seq == reply[1] and reply[0].lookups:
                 inode, _, entry = reply
                 entry.attr_timeout = entry.entry_timeout = left
                 if not send(token, name, entry, position + _FIRST_NEXT):
@@ -116,5 +117,5 @@ class OpenDirectories:
             return None
         entry = self._replies.entry(inode)
         if entry.attr_timeout:  # 0: the kernel must not cache it
-            listing.replies[position] = (inode, inode.seen_at, entry)
+            listing.replies[position] = (inode, inode.file.stat_seq, entry)
         return inode, entry

@@ -28,10 +28,10 @@ class ReplyBuilder:
         entry = _attributes(known, inode.number)
         entry.generation = inode.generation
         entry.entry_timeout = entry.attr_timeout = self._attr_timeout
-        # Not `inode.dirty`: it is already empty while the end of a write-back still changes the attributes.
+        # Not `File.has_dirty`: it is already false while the end of a write-back still changes the attributes.
         dirty_mtime_ns = self._writeback.dirty_mtime_ns.get(inode) if self._writeback is not None else None
         if dirty_mtime_ns is not None:
-            entry.st_size = inode.size
+            entry.st_size = inode.file.size
             entry.st_mtime_ns = entry.st_ctime_ns = dirty_mtime_ns
             entry.attr_timeout = 0  # the write-back will change the ctime
         return entry

@@ -1,4 +1,4 @@
-"""The state of one file, directory or other node of the backing: attributes, names, cached pages, version."""
+"""The state of one file, directory or other node of the backing: attributes, names, content."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import os
 
 import trio
 
-from tmemfs.cache.content import Fill
-from tmemfs.cache.pagecache import PageTable
+from tmemfs.cache.file import File
 from tmemfs.inodes.writeerrors import WriteErrors
 
-Version = tuple[int, ...]
 Absent = tuple[tuple[bytes, int], ...]
 _SHOWN_DEPTH = 100
 
@@ -28,9 +26,8 @@ class Inode:
         "attr",
         "attr_until",
         "changed_by_others",
-        "dirty",
         "errors",
-        "fills",
+        "file",
         "former_sizes",
         "generation",
         "io_slots",
@@ -44,27 +41,19 @@ class Inode:
         "number",
         "open_descriptors",
         "opens",
-        "pages",
-        "provisional",
         "readable_opens",
-        "recorded_at",
-        "seen_at",
-        "settles_at",
-        "size",
         "size_in_doubt",
         "touched_at",
-        "true_size",
         "unlinked",
-        "version",
         "virtual",
         "watch",
         "write_lock",
-        "writers",
     )
 
-    def __init__(self, number: int, key: tuple[int, int]) -> None:
+    def __init__(self, number: int, key: tuple[int, int], file: File) -> None:
         self.number = number
         self.key = key
+        self.file = file  # its content, and the version of that
         self.generation = 0
         self.lookups = 0  # the lookup count of FUSE
         self.locations: list[tuple[Inode, bytes]] = []  # known names, each as (parent, name)
@@ -81,23 +70,12 @@ class Inode:
         self.absent_xattrs: Absent = ()  # extended attributes that it does not have, with the errno of the backing
         self.absent_xattrs_until = 0.0  # until then (monotonic) they are trusted
         self.no_capability_xattr = False  # it has no security.capability
-        self.pages = PageTable()
-        self.fills: dict[int, Fill] = {}
-        self.dirty: set[int] = set()  # page numbers
         self.errors = WriteErrors()  # of write-backs, to be reported by fsync and close
-        self.size = 0
-        self.true_size: int | None = None  # where reads of this version ended, if the stat may be wrong
         self.virtual = False  # its stat does not show its size, because its content is generated when read (procfs)
         self.changed_by_others = False  # at least once
         self.size_in_doubt = False  # others changed it since the kernel was told its size
         self.former_sizes: tuple[int, ...] = ()  # the kernel may have cached any of these
-        self.version: Version | None = None
-        self.settles_at = 0.0  # from then on (monotonic), every change changes the version
-        self.provisional = False  # pages were read, or changed by us, before that: the next open drops them
-        self.seen_at = 0  # tick of the last stat accepted, or of the last change of our own
         self.touched_at = -1.0  # monotonic time of the last change of our own
-        self.recorded_at = 0  # tick of the last `record`
-        self.writers = 0  # changes of our own in progress
         self.write_lock: trio.Lock | None = None
         self.io_slots: trio.CapacityLimiter | None = None
 
@@ -113,15 +91,20 @@ class Inode:
 
     def set_true_size(self, size: int) -> None:
         """Record the size that reads found; it holds for this version."""
-        self.size = self.true_size = size
+        self.file.size = self.file.true_size = size
         if self.attr is not None and size != self.attr.st_size:
-            self.virtual = self.provisional = True
+            self.virtual = self.file.provisional = True
 
-    def doubt_size(self) -> None:
-        """Record that others change the size, while the kernel keeps the present one or a former one."""
+    def doubt_size(self, known: int) -> None:
+        """Record that others change the size, while the kernel keeps the one known until now or a former one."""
         self.size_in_doubt = True
-        if self.size not in self.former_sizes:
-            self.former_sizes = (self.size, *self.former_sizes)[:MAX_FORMER_SIZES]
+        if known not in self.former_sizes:
+            self.former_sizes = (known, *self.former_sizes)[:MAX_FORMER_SIZES]
+
+    def forget_xattrs(self) -> None:
+        """Forget which extended attributes it does not have."""
+        self.no_capability_xattr = False
+        self.absent_xattrs = ()
 
     def lock(self) -> trio.Lock:
         """Return the lock that every change of the content holds."""

@@ -27,9 +27,10 @@ from contextlib import contextmanager
 
 import trio
 
-from tmemfs.cache.content import Content
+from tmemfs.cache.file import Merge, Version
+from tmemfs.cache.memory import Memory
 from tmemfs.inodes.descriptors import Descriptors
-from tmemfs.inodes.inode import Inode, Version
+from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.observer import InodeObserver
 from tmemfs.inodes.stamps import SECOND, Stamps, grain_of
 
@@ -44,7 +45,7 @@ class InodeTable:
         self,
         root_fd: int,
         descriptors: Descriptors,
-        content: Content,
+        memory: Memory,
         stamps: Stamps,
         observer: InodeObserver,
         *,
@@ -55,11 +56,11 @@ class InodeTable:
         self._stamps = stamps
         self._by_ctime = version_by == "all"  # else `size,mtime`
         self.descriptors = descriptors
-        self._content = content
+        self._memory = memory
         self.attr_timeout = attr_timeout
         self._own_number = OWN_NUMBERS
         self.links_are_counted = st.st_nlink > 0  # some filesystems always report 0
-        self.root = Inode(ROOT, (st.st_dev, st.st_ino))
+        self.root = Inode(ROOT, (st.st_dev, st.st_ino), memory.new_file())
         self.root.lookups = 1
         self._by_number: dict[int, Inode] = {ROOT: self.root}
         self._by_key: dict[tuple[int, int], Inode] = {self.root.key: self.root}
@@ -94,10 +95,10 @@ class InodeTable:
         if inode is not None and (inode.unlinked or not _same_type(inode, st)):
             inode = self._replace_reused(inode)
         if inode is None:
-            inode = Inode(self._number_for(key), key)
+            inode = Inode(self._number_for(key), key, self._memory.new_file())
             self._by_key[key] = self._by_number[inode.number] = inode
         inode.add_location(parent, name)
-        self.observe(inode, st, started)
+        self.merge_stat(inode, st, started)
         return inode
 
     def get_or_create_if_linked(self, parent: Inode, name: bytes, st: os.stat_result, started: int) -> Inode | None:
@@ -107,7 +108,7 @@ class InodeTable:
         descriptor keeps its number in use.
         """
         inode = self.find(st)
-        if inode is not None and inode.unlinked and started < inode.recorded_at and (inode.lookups or inode.opens):
+        if inode is not None and inode.unlinked and started < inode.file.change_seq and (inode.lookups or inode.opens):
             return None
         return self.get_or_create(parent, name, st, started)
 
@@ -124,12 +125,12 @@ class InodeTable:
         Return the new inode: the node number stays the same, with the next generation. If the old file is still open
         (the backing should not have reused its number), return None: the new file gets a number of our own.
         """
-        self._content.forget(old)
+        old.file.forget()
         self.touch(old)  # cached replies about it become invalid
         if old.opens:
             del self._by_key[old.key]
             return None
-        new = Inode(old.number, old.key)
+        new = Inode(old.number, old.key, self._memory.new_file())
         new.generation = old.generation + 1
         new.lookups = old.lookups
         self.descriptors.drop(old)
@@ -148,37 +149,37 @@ class InodeTable:
         """Return the newest time stamp of a version, in ns."""
         return max(st.st_mtime_ns, st.st_ctime_ns) if self._by_ctime else st.st_mtime_ns
 
-    def observe(self, inode: Inode, st: os.stat_result, started: int) -> bool:
-        """Accept a stat, unless it is outdated. Return whether it shows that others changed the file."""
-        if self.is_worthless(inode, started):
+    def merge_stat(self, inode: Inode, st: os.stat_result, started: int) -> bool:
+        """Accept a stat, unless it is stale. Return whether it shows that others changed the file."""
+        if self.is_stale(inode, started):
             return False
-        inode.seen_at = started
-        changed = False
+        file, newest = inode.file, self._newest(st)
         now, wall = trio.current_time(), time.time_ns()
-        self._stamps.see(st.st_dev, self._newest(st), now, wall)
-        if stat.S_ISREG(st.st_mode):
-            changed = self.changed_since_recorded(inode, st)
-            if changed:
-                self.invalidate(inode)
-            if changed or inode.version is None:
-                inode.version, inode.true_size = self._version(st), None
-                inode.settles_at = self._stamps.settles_at(st.st_dev, self._newest(st), now, wall)
-            if inode.dirty:
-                return changed  # until the dirty pages are written back, size and times are ours
-            inode.size = st.st_size if inode.true_size is None else inode.true_size
-        self._keep(inode, st, now)
-        return changed
+        self._stamps.see(st.st_dev, newest, now, wall)
+        if not stat.S_ISREG(st.st_mode):
+            file.stat_seq = started
+            self._keep(inode, st, now)
+            return False
+        known_size = file.size
+        merge = file.merge_stat(self._version(st), st.st_size, started)
+        if merge is Merge.CHANGED:
+            self._record_change_by_others(inode, known_size)
+        if merge is not Merge.SAME:
+            file.settles_at = self._stamps.settles_at(st.st_dev, newest, now, wall)
+        if not file.has_dirty:  # until the dirty pages are written back, size and times are ours
+            self._keep(inode, st, now)
+        return merge is Merge.CHANGED
 
-    def observe_at_open(self, inode: Inode, st: os.stat_result, started: int) -> None:
+    def merge_stat_at_open(self, inode: Inode, st: os.stat_result, started: int) -> None:
         """Accept the stat of an open: after it, no page is served from before a change that others made before it."""
         differs = self.changed_since_recorded(inode, st)
-        if not self.observe(inode, st, started) and (differs or inode.provisional):
+        if not self.merge_stat(inode, st, started) and (differs or inode.file.provisional):
             # If it differs but was outdated, a change of our own ended in between, before or after this stat.
             self.drop_clean_pages(inode)
 
-    def is_worthless(self, inode: Inode, started: int) -> bool:
+    def is_stale(self, inode: Inode, started: int) -> bool:
         """Return whether a stat is outdated: a newer one is known, or a change of our own is in progress."""
-        if inode.writers or started < inode.seen_at:
+        if inode.file.is_stale(started):
             return True
         return bool(self._renamed) and any(inode in involved for involved in self._renamed.values())
 
@@ -187,7 +188,7 @@ class InodeTable:
         """Yield a set that a change of names fills with the inodes whose names change; record them after the block.
 
         While an inode is in the set, its stats are ignored: a change of names changes its ctime. The thread that makes
-        the change finds out which inodes these are, so `writers` cannot count them.
+        the change finds out which inodes these are, so `File.own_changes` cannot count them.
         """
         involved: set[Inode] = set()
         self._renamed[id(involved)] = involved
@@ -203,52 +204,66 @@ class InodeTable:
 
     def invalidate(self, inode: Inode) -> None:
         """Drop the clean pages of a file that others changed, here and in the kernel."""
-        self.invalidations += 1
-        inode.doubt_size()
+        known_size = inode.file.size
         self.drop_clean_pages(inode)
+        self._record_change_by_others(inode, known_size)
+
+    def _record_change_by_others(self, inode: Inode, known_size: int) -> None:
+        """Record a change by others after which the clean pages were dropped; `known_size`: the size before it."""
+        self.invalidations += 1
+        inode.doubt_size(known_size)
+        inode.forget_xattrs()
         inode.virtual = False
         inode.changed_by_others = True
         self.observer.invalidate(inode)
 
     def drop_clean_pages(self, inode: Inode) -> None:
         """Drop the clean pages of a file and everything else that was learned from reading it."""
-        self._content.renew(inode)
-        if inode.true_size is not None and inode.attr is not None:
-            inode.true_size = None
-            if not inode.dirty:  # else the size is that of the writes since
-                inode.size = inode.attr.st_size
-        inode.provisional = False
-        inode.no_capability_xattr = False
-        inode.absent_xattrs = ()
+        file = inode.file
+        file.drop_clean()
+        if file.true_size is not None and inode.attr is not None:
+            file.true_size = None
+            if not file.has_dirty:  # else the size is that of the writes since
+                file.size = inode.attr.st_size
+        file.provisional = False
+        inode.forget_xattrs()
 
     def mark_virtual(self, inode: Inode) -> None:
         """Mark a file whose stat does not show its real size; reads find the size out again."""
         inode.virtual = True
         self.drop_clean_pages(inode)
-        if inode.attr is not None and not inode.dirty:
-            inode.size = inode.attr.st_size
+        if inode.attr is not None and not inode.file.has_dirty:
+            inode.file.size = inode.attr.st_size
 
-    def record(self, inode: Inode, st: os.stat_result, started: int) -> None:
+    def begin_change(self, inode: Inode) -> int:
+        """Begin a change of our own: stats are ignored until it ends. Return its tick."""
+        inode.file.begin_change()
+        return self.start()
+
+    def end_change(self, inode: Inode) -> None:
+        """End a change of our own, successful or not, and make all stats that are being taken outdated."""
+        inode.file.end_change(self.start())
+        inode.touched_at = trio.current_time()
+
+    def record_own_change(self, inode: Inode, st: os.stat_result, started: int) -> None:
         """Record the stat that was taken just after a change of our own; `started` is the tick before the change.
 
         Changes of content and changes of names do not exclude each other. If another change ended in between, either
         stat may be the older one: the later ctime wins, and the attributes expire.
         """
-        overtaken = inode.recorded_at > started
+        file, is_file = inode.file, stat.S_ISREG(st.st_mode)
+        overtaken = file.change_seq > started
+        newer = not overtaken or inode.attr is None or st.st_ctime_ns > inode.attr.st_ctime_ns
         self.touch(inode)
-        inode.recorded_at = inode.seen_at
+        file.record_own_change(self._version(st) if newer and is_file else None, file.stat_seq)
         if inode.attr is not None and self._by_ctime:
             self._stamps.compare(inode.key[0], inode.attr.st_ctime_ns, st.st_ctime_ns)
         if self._stamps.tells_apart(inode.key[0]) and not inode.changed_by_others:
-            inode.settles_at = 0.0
-        elif stat.S_ISREG(st.st_mode):
-            inode.settles_at = trio.current_time() + grain_of(self._newest(st)) / SECOND
-            inode.provisional = inode.provisional or self._content.holds(inode)
-        if not overtaken or inode.attr is None or st.st_ctime_ns > inode.attr.st_ctime_ns:
-            if stat.S_ISREG(st.st_mode):
-                inode.version, inode.true_size = self._version(st), None
-                if not inode.dirty and not inode.writers:  # else it is a change of names, whose stat may be older
-                    inode.size = st.st_size
+            file.settles_at = 0.0
+        elif is_file:
+            file.settles_at = trio.current_time() + grain_of(self._newest(st)) / SECOND
+            file.provisional = file.provisional or file.holds()
+        if newer:
             self._keep(inode, st, trio.current_time())
         if overtaken:
             inode.attr_until = 0.0
@@ -261,7 +276,7 @@ class InodeTable:
 
         `others`, for a change in several calls: the stats after the first call, before the second, and so on.
         """
-        if inode.version is None or inode.version == self._version(before):
+        if inode.file.matches(self._version(before)):
             return any(self._version(a) != self._version(b) for a, b in zip(others[::2], others[1::2], strict=True))
         return True
 
@@ -276,7 +291,7 @@ class InodeTable:
 
     def touch(self, inode: Inode) -> None:
         """Make all stats that are being taken outdated."""
-        inode.seen_at = self.start()
+        inode.file.stat_seq = self.start()
         inode.touched_at = trio.current_time()
 
     def start(self) -> int:
@@ -292,7 +307,7 @@ class InodeTable:
             inode.unlinked = True
             inode.locations.clear()
             if inode.opens == 0:
-                self._content.forget(inode)
+                inode.file.forget()
                 self.observer.orphaned(inode)
 
     def forget(self, number: int, count: int) -> None:
@@ -318,7 +333,7 @@ class InodeTable:
         inode.lookups += 1
 
     def _should_retain(self, inode: Inode) -> bool:
-        return self._content.holds(inode) and not inode.unlinked
+        return inode.file.holds() and not inode.unlinked
 
     def _check_oldest_retained(self) -> None:
         """Check the two inodes that were retained longest, and remove those without pages.
@@ -333,7 +348,7 @@ class InodeTable:
                 self._remove(inode)
 
     def _remove(self, inode: Inode) -> None:
-        self._content.forget(inode)
+        inode.file.forget()
         if inode.watch > 0:
             self.observer.evicted(inode)
         self._retained.pop(inode.number, None)

@@ -21,7 +21,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import trio
 
 from tmemfs.backing import Backing, write_some
-from tmemfs.cache.content import Content
+from tmemfs.cache.file import File
+from tmemfs.cache.memory import Memory
 from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
@@ -38,9 +39,8 @@ Read = Callable[[OpenFile, int, int], Awaitable[object]]
 class Writeback:
     """The dirty pages of one guest."""
 
-    def __init__(self, content: Content, backing: Backing, inodes: InodeTable, read: Read) -> None:
-        self._content = content
-        self._cache = content.cache
+    def __init__(self, memory: Memory, backing: Backing, inodes: InodeTable, read: Read) -> None:
+        self._memory = memory
         self._backing = backing
         self._inodes = inodes
         self._read = read
@@ -55,81 +55,49 @@ class Writeback:
     @property
     def limit(self) -> int:
         """The maximum number of dirty pages."""
-        return max(1, self._cache.frames // 4)
+        return max(1, self._memory.frames // 4)
 
     # -- storing -------------------------------------------------------------------------------------------------
 
     async def store(self, file: OpenFile, offset: int, data: bytes) -> bool:
         """Store bytes in dirty pages (write lock held). Return False if they must be written through instead."""
-        inode = file.inode
+        inode, content = file.inode, file.inode.file
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
         if self.suspended or last - first + 1 > self.limit or not _can_write_back(file):
             return False
         await self._revalidate_partial_pages(file, offset, offset + len(data))
-        for edge in self._missing_partial_pages(inode, offset, offset + len(data)):
+        for edge in _missing_partial_pages(content, offset, offset + len(data)):
             start = edge << PAGE_SHIFT
-            await self._read(file, start, min(PAGE_SIZE, inode.size - start))
+            await self._read(file, start, min(PAGE_SIZE, content.size - start))
         if inode.virtual:
             return False  # its true size is not known, so whole pages cannot be written back
         if not self._fits(last - first + 1):  # after the reads, during which others may have become dirty
             await self._make_room(inode)
-        if not self._fits(last - first + 1) or self._missing_partial_pages(inode, offset, offset + len(data)):
+        if not self._fits(last - first + 1) or _missing_partial_pages(content, offset, offset + len(data)):
             return False  # a full cache may already have evicted a page that was just read
-        if not self._allocate_frames(inode, first, last):
+        if not content.make_dirty(first, last):
             return False
         self._record_write(file, first, last)
-        self._content.overwrite(inode, offset, data)
-        inode.size = max(inode.size, offset + len(data))
+        content.overwrite(offset, data)
+        content.size = max(content.size, offset + len(data))
         return True
 
     def _fits(self, pages: int) -> bool:
-        return not self.suspended and self._cache.dirty_pages + pages <= self.limit
+        return not self.suspended and self._memory.dirty_pages + pages <= self.limit
 
     async def _revalidate_partial_pages(self, file: OpenFile, start: int, end: int) -> None:
         """Drop the clean partial pages of a write if others may have changed them."""
-        inode = file.inode
-        if not any(self._has_clean_copy(inode, index) for index in _partial_pages(inode, start, end)):
+        inode, content = file.inode, file.inode.file
+        if all(content.is_dirty(index) or not content.has(index) for index in _partial_pages(content, start, end)):
             return
         started = self._inodes.start()
         with file.borrowed() as fd:
             st = await self._backing.meta(os.fstat, fd)
-        self._inodes.observe(inode, st, started)
-        if inode.provisional:
-            for index in _partial_pages(inode, start, end):
-                if index not in inode.dirty:
-                    self._content.drop(inode, index, index)
-
-    def _has_clean_copy(self, inode: Inode, index: int) -> bool:
-        if index in inode.pages:
-            return index not in inode.dirty
-        return index in inode.fills or self._content.precache.holds(inode, index)
-
-    @staticmethod
-    def _missing_partial_pages(inode: Inode, start: int, end: int) -> list[int]:
-        """Return the partial pages of a write that are not in the cache."""
-        return [index for index in _partial_pages(inode, start, end) if index not in inode.pages]
-
-    def _allocate_frames(self, inode: Inode, first: int, last: int) -> bool:
-        """Make every page of the range resident and dirty. Return False, with nothing changed, if frames run out."""
-        missing = [index for index in range(first, last + 1) if index not in inode.pages]
-        clean = [index for index in range(first, last + 1) if index in inode.pages and index not in inode.dirty]
-        self._mark_dirty(inode, clean)  # before the inserts, which could evict them
-        for position, index in enumerate(missing):
-            self._content.precache.flush(inode, index, index)
-            if not self._cache.insert(inode, index, bytes(PAGE_SIZE)):
-                for placed in missing[:position]:
-                    self._content.drop(inode, placed, placed)
-                for unchanged in clean:
-                    inode.dirty.discard(unchanged)
-                    self._cache.clean(inode.pages[unchanged])
-                return False
-            self._mark_dirty(inode, [index])
-        return True
-
-    def _mark_dirty(self, inode: Inode, pages: list[int]) -> None:
-        for index in pages:
-            self._cache.soil(inode.pages[index])
-        inode.dirty.update(pages)
+        self._inodes.merge_stat(inode, st, started)
+        if content.provisional:
+            for index in _partial_pages(content, start, end):
+                if not content.is_dirty(index):
+                    content.drop(index, index)
 
     def _record_write(self, file: OpenFile, first: int, last: int) -> None:
         inode = file.inode
@@ -142,7 +110,7 @@ class Writeback:
 
     async def _make_room(self, inode: Inode) -> None:
         """Write back this inode's pages; without any, request a flush of the others but do not wait: they may hang."""
-        if inode.dirty:
+        if inode.file.has_dirty:
             await self.flush(inode)
         else:
             self._flush_requested.set()
@@ -151,17 +119,17 @@ class Writeback:
 
     async def flush(self, inode: Inode) -> OSError | None:
         """Write back the inode's dirty pages (write lock held). Return the error if that failed, and record it."""
-        if not inode.dirty:
+        content = inode.file
+        if not content.has_dirty:
             self.forget(inode)
             return None
         file, dirty_mtime_ns = self._files[inode], self.dirty_mtime_ns[inode]
         stats: list[os.stat_result] = []  # of just before and just after each call
-        started = self._inodes.start()
-        inode.writers += 1
+        started = self._inodes.begin_change(inode)
         try:
             with file.borrowed() as fd:
-                for first, last in list(_runs(inode.dirty)):
-                    if inode.dirty.issuperset((first, last)):  # else dropped: the last name and the last open are gone
+                for first, last in _runs(content.dirty_pages()):
+                    if content.is_dirty(first) and content.is_dirty(last):  # else dropped: no name and no open is left
                         stats += await self._write_run(inode, fd, first, last)
                 stats += await self._backing.data(inode, 0, _set_mtime, fd, dirty_mtime_ns)
         except OSError as error:
@@ -171,30 +139,24 @@ class Writeback:
             self._untried.discard(inode)
             return error
         finally:
-            inode.writers -= 1
-            self._inodes.touch(inode)
+            self._inodes.end_change(inode)
         if self._inodes.changed_since_recorded(inode, *stats[:-1]):
             self._inodes.invalidate(inode)
         self.forget(inode)
-        expected, after = inode.size, stats[-1]
-        self._inodes.record(inode, after, started)
+        expected, after = content.size, stats[-1]
+        self._inodes.record_own_change(inode, after, started)
         if after.st_size < expected:
             self._inodes.mark_virtual(inode)
-        if not self._cache.settled:  # a shrink of the cache waited for these pages
-            await self._content.precache.resize(self._cache.capacity)
+        if not self._memory.settled:  # a shrink of the cache waited for these pages
+            await self._memory.resize(self._memory.capacity)
         return None
 
     async def _write_run(self, inode: Inode, fd: int, first: int, last: int) -> tuple[os.stat_result, os.stat_result]:
         """Write back a run of pages; return the file's stats of just before and just after."""
-        cache = self._cache
-        data = b"".join([cache.page(inode.pages[index]) for index in range(first, last + 1)])
-        data = data[: max(0, inode.size - (first << PAGE_SHIFT))]
+        content = inode.file
+        data = content.copy_out(first, last)[: max(0, content.size - (first << PAGE_SHIFT))]
         stats = await self._backing.write(inode, len(data), _write_all, fd, data, first << PAGE_SHIFT)
-        for index in range(first, last + 1):
-            inode.dirty.discard(index)
-            frame = inode.pages.get(index)
-            if frame is not None:
-                cache.clean(frame)
+        content.mark_clean(first, last)
         return stats
 
     def forget(self, inode: Inode) -> None:
@@ -277,20 +239,25 @@ def _can_write_back(file: OpenFile) -> bool:
     return file.readable and file.writable and not file.sync and not file.append_to_eof
 
 
-def _partial_pages(inode: Inode, start: int, end: int) -> list[int]:
+def _partial_pages(content: File, start: int, end: int) -> list[int]:
     """Return the pages that a write of the bytes start..end covers only in part."""
     edges = []
     for index in {start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT}:
         base = index << PAGE_SHIFT
-        if base < inode.size and (start > base or end < min(base + PAGE_SIZE, inode.size)):
+        if base < content.size and (start > base or end < min(base + PAGE_SIZE, content.size)):
             edges.append(index)
     return edges
 
 
-def _runs(pages: set[int]) -> Iterator[tuple[int, int]]:
-    """Yield runs (first, last) of consecutive page numbers, at most MAX_RUN long."""
+def _missing_partial_pages(content: File, start: int, end: int) -> list[int]:
+    """Return the partial pages of a write that are not in the cache."""
+    return [index for index in _partial_pages(content, start, end) if not content.is_cached(index)]
+
+
+def _runs(pages: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield runs (first, last) of consecutive page numbers of a sorted list, at most MAX_RUN long."""
     run: tuple[int, int] | None = None
-    for index in sorted(pages):
+    for index in pages:
         if run is not None and index == run[1] + 1 and index - run[0] < MAX_RUN:
             run = (run[0], index)
         else:

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tmemfs.backing import Backing, write_some
-from tmemfs.cache.content import Content
 from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
@@ -36,8 +35,7 @@ _OFFSET = PAGE_SIZE - 1
 class Writer:
     """The write path of one guest."""
 
-    def __init__(self, content: Content, backing: Backing, inodes: InodeTable, writeback: Writeback | None) -> None:
-        self._content = content
+    def __init__(self, backing: Backing, inodes: InodeTable, writeback: Writeback | None) -> None:
         self._backing = backing
         self._inodes = inodes
         self.writeback = writeback
@@ -64,19 +62,18 @@ class Writer:
             failure = await self.writeback.flush(inode)
             if failure is not None:  # what was written before is not there yet: the end is in the wrong place
                 raise OSError(failure.errno, failure.strerror)
-        written = await self._write_through(file, inode.size, data, append=True)
-        if inode.size > offset + written:  # the kernel believes in an end before the real one, and has the wrong page
+        written = await self._write_through(file, inode.file.size, data, append=True)
+        if inode.file.size > offset + written:  # the kernel believes in an end before the real one: a wrong page
             inode.size_in_doubt = True
             self._inodes.observer.invalidate(inode)
         return written
 
     async def _write_through(self, file: OpenFile, offset: int, data: bytes, *, append: bool = False) -> int:
-        inode, content = file.inode, self._content
+        inode, content = file.inode, file.inode.file
         call = _overwrite_between_stats if file.append_to_eof and not append else _write_between_stats
         first, last = offset >> PAGE_SHIFT, (offset + len(data) - 1) >> PAGE_SHIFT
-        content.precache.flush(inode, first, last)
-        started = self._inodes.start()
-        inode.writers += 1
+        content.flush_pool(first, last)
+        started = self._inodes.begin_change(inode)
         written = 0
         landed: int | None = None
         try:
@@ -89,19 +86,19 @@ class Writer:
             elif before.st_size + written == after.st_size:  # else others wrote at the same time: who knows where
                 landed = before.st_size
         finally:  # an error or a cancellation too leaves an unknown range behind
-            inode.writers -= 1
-            self._inodes.expire(inode)
+            self._inodes.end_change(inode)
+            inode.attr_until = 0.0
             if written and landed is not None:
-                content.overwrite(inode, landed, data[:written])
+                content.overwrite(landed, data[:written])
             if written < len(data) or landed is None:
-                if append or inode.dirty:  # acknowledged pages whose write-back fails stay, the clean ones go
-                    content.renew(inode)
+                if append or content.has_dirty:  # acknowledged pages whose write-back fails stay, the clean ones go
+                    content.drop_clean()
                 else:
-                    content.drop(inode, (offset + written) >> PAGE_SHIFT, last)
+                    content.drop((offset + written) >> PAGE_SHIFT, last)
         if landed is None or self._inodes.changed_since_recorded(inode, before):
             self._inodes.invalidate(inode)
-        self._inodes.record(inode, after, started)
-        inode.size = max(inode.size, after.st_size if append else offset + written)  # where it is not recorded
+        self._inodes.record_own_change(inode, after, started)
+        content.size = max(content.size, after.st_size if append else offset + written)  # where it is not recorded
         if inode.virtual or after.st_size < (written if append else offset + written):
             self._inodes.mark_virtual(inode)
         if after.st_mode != before.st_mode:
@@ -116,16 +113,15 @@ class Writer:
     async def _change_locked(self, inode: Inode, call: Callable[[], T], stat_of: Callable[[], os.stat_result]) -> T:
         if self.writeback is not None:
             await self.writeback.flush(inode)
-        started = self._inodes.start()
-        inode.writers += 1
+        started = self._inodes.begin_change(inode)
         try:
             before, result, after = await self._backing.meta(_call_between_stats, call, stat_of)
         finally:
-            inode.writers -= 1
-            self._inodes.expire(inode)  # what failed may have changed something
+            self._inodes.end_change(inode)
+            inode.attr_until = 0.0  # what failed may have changed something
         if self._inodes.changed_since_recorded(inode, before):
             self._inodes.invalidate(inode)
-        self._inodes.record(inode, after, started)
+        self._inodes.record_own_change(inode, after, started)
         return result
 
     async def truncate(
@@ -135,14 +131,14 @@ class Writer:
         async with inode.lock():
             if inode.virtual:
                 self._inodes.mark_virtual(inode)
-            old = inode.size
+            old = inode.file.size
             try:
                 await self._change_locked(inode, call, stat_of)
             except OSError:
-                self._content.renew(inode)
+                inode.file.drop_clean()
                 raise
-            inode.size = old  # the pool is flushed up to the end that was
-            self._content.truncate(inode, size)
+            inode.file.size = old  # the pool is flushed up to the end that was
+            inode.file.truncate(size)
 
     async def settle(self, inode: Inode) -> None:
         """Write back before a stat: a write-back changes the ctime, and what was told must still be so after it."""
@@ -165,12 +161,12 @@ def _is_of_mapping(file: OpenFile, offset: int, size: int) -> bool:
     file. The kernel holds none where this is the only descriptor to read by and nobody did. Appended bytes come from
     where the kernel believes the end to be: at the one known here or, since others changed it, at one of before.
     """
-    inode, end = file.inode, offset + size
+    inode, known, end = file.inode, file.inode.file.size, offset + size
     if not file.readable or (inode.readable_opens == 1 and not file.stream.next_page):
         return False
-    if offset >= inode.size or offset in inode.former_sizes:
+    if offset >= known or offset in inode.former_sizes:
         return False
-    return not offset & _OFFSET and (not end & _OFFSET or end == inode.size)
+    return not offset & _OFFSET and (not end & _OFFSET or end == known)
 
 
 Written = tuple[os.stat_result, int, os.stat_result]  # the stats before and after, and how many bytes were taken

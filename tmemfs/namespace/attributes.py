@@ -77,7 +77,7 @@ class Attributes:
         """Return the attributes from the backing."""
         started = self._inodes.start()
         st = await self._backing.ask(self._stats.cached_inode, self._stats.inode, inode)
-        self._inodes.observe(inode, st, started)
+        self._inodes.merge_stat(inode, st, started)
         return st
 
     def stat_in_thread(self, inode: Inode) -> os.stat_result:
@@ -134,9 +134,9 @@ class Attributes:
 
     def _remember_absent(self, inode: Inode, name: bytes, code: int, started: int) -> None:
         """Remember for the attribute time-out that an attribute does not exist: `ls -l` asks for two of each file."""
-        if inode.writers or started < inode.seen_at:
+        if inode.file.is_stale(started):
             return  # it may have been set in between
-        if name == CAPABILITY and code == errno.ENODATA and trio.current_time() >= inode.settles_at:
+        if name == CAPABILITY and code == errno.ENODATA and trio.current_time() >= inode.file.settles_at:
             inode.no_capability_xattr = True
         if name in _OFTEN_ABSENT:
             now = trio.current_time()

@@ -44,7 +44,7 @@ class Listing:
         self.made = made
         self.entries: list[Entry | None] = []  # None: removed before its attributes were read
         self.statted = 0
-        # By position: the inode, its `seen_at`, and the reply that was sent.
+        # By position: the inode, its `stat_seq`, and the reply that was sent.
         self.replies: list[tuple[Inode, int, Any] | None] = [None] * len(names)
 
     def add(self, stats: list[os.stat_result | None], started: int) -> None:
@@ -77,7 +77,7 @@ class Listings:
         names, st, stats = await self._backing.meta(self._scan, directory)
         listing = Listing(names, _version(st) if self._inodes.is_settled(st, made, wall) else None, made)
         listing.add(stats, started)
-        if directory.seen_at <= started:  # else we changed the directory during the scan
+        if directory.file.stat_seq <= started:  # else we changed the directory during the scan
             directory.listing = listing
             self._cached.pop(directory, None)
             self._cached[directory] = made

@@ -74,7 +74,7 @@ class Opener:
 
         started = data.inodes.start()
         fd, opened, st = await self._revalidator.run(inode, thread, call)
-        if inode.writers and data.inodes.changed_since_recorded(inode, st):
+        if inode.file.own_changes and data.inodes.changed_since_recorded(inode, st):
             try:
                 async with inode.lock():  # our change in progress detects changes that others made before it
                     started = data.inodes.start()
@@ -82,7 +82,7 @@ class Opener:
             except BaseException:
                 data.descriptors.closer.close(fd)
                 raise
-        data.inodes.observe_at_open(inode, st, started)
+        data.inodes.merge_stat_at_open(inode, st, started)
         _disable_readahead(fd)
         return fd, opened
 
@@ -91,7 +91,7 @@ class Opener:
         inodes = self._data.inodes
         started = inodes.start()
         st = await self._revalidator.run(inode, thread, lambda: self._attributes.stat_in_thread(inode))
-        inodes.observe(inode, st, started)
+        inodes.merge_stat(inode, st, started)
         if inodes.links_are_counted and not st.st_nlink and not inode.unlinked:
             # If only the first readdir failed, glibc would show an empty directory.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -107,9 +107,9 @@ class Opener:
 
     async def update_kernel_size(self, inode: Inode) -> None:
         """Update the kernel's size of a file that others extended, before the file is used."""
-        if inode.size_in_doubt and inode.size and not inode.virtual:
+        if inode.size_in_doubt and inode.file.size and not inode.virtual:
             inode.size_in_doubt = False
-            await self._data.kernel.update_size(inode.number, inode.size, await self._last_byte(inode))
+            await self._data.kernel.update_size(inode.number, inode.file.size, await self._last_byte(inode))
             if not inode.size_in_doubt:
                 inode.former_sizes = ()
 
@@ -154,13 +154,13 @@ class Opener:
         name any more, its cached pages are dropped, too.
         """
         inode, writeback = file.inode, self._data.writeback
-        if writeback is not None and inode.dirty and not (inode.unlinked and inode.opens == 1):
+        if writeback is not None and inode.file.has_dirty and not (inode.unlinked and inode.opens == 1):
             async with inode.lock():
                 await writeback.flush(inode)
         file.acquire()  # so that a last release below does not close the descriptor, which we close at the end
         self._data.files.remove(file.number)
         if not inode.opens and inode.unlinked:
-            self._data.content.forget(inode)
+            inode.file.forget()
             if writeback is not None:
                 writeback.forget(inode)
         if not inode.opens and inode.readable_opens:

@@ -151,7 +151,7 @@ class Revalidator:
     def _forget(self, wrong: list[Name], started: int) -> None:
         """Forget wrong names, except of inodes that we have changed since: the name may be right again."""
         for inode, parent, name in wrong:
-            if self._inodes.is_worthless(inode, started):
+            if self._inodes.is_stale(inode, started):
                 continue
             inode.remove_location(parent, name)
             parent.listing = None

@@ -189,9 +189,9 @@ class Tree:
             involved.add(inode)
             before, after, directory = await self._backing.meta(call)
         self._record_directory_change(parent, started, directory)
-        self._inodes.observe(inode, before, started)
+        self._inodes.merge_stat(inode, before, started)
         inode.add_location(parent, name)
-        self._inodes.record(inode, after, started)
+        self._inodes.record_own_change(inode, after, started)
 
     # -- removing and renaming -----------------------------------------------------------------------------------
 
@@ -298,9 +298,9 @@ class Tree:
         """Record that an inode lost a name."""
         inode = removed.inode
         links_left = 0 if stat.S_ISDIR(removed.before.st_mode) else after.st_nlink
-        self._inodes.observe(inode, removed.before, started)
+        self._inodes.merge_stat(inode, removed.before, started)
         inode.remove_location(parent, name)
-        self._inodes.record(inode, after, started)
+        self._inodes.record_own_change(inode, after, started)
         self._inodes.record_unlink(inode, links_left)
         if links_left == 0 and (inode.lookups or inode.opens):
             self._descriptors.pin(inode, removed.fd)
@@ -327,17 +327,17 @@ class Tree:
         inode = moved.inode
         inode.remove_location(*old)
         inode.add_location(*new)
-        self._inodes.observe(inode, moved.before, started)
+        self._inodes.merge_stat(inode, moved.before, started)
         if moved.after is None:
             self._inodes.expire(inode)
         else:
-            self._inodes.record(inode, moved.after, started)
+            self._inodes.record_own_change(inode, moved.after, started)
 
     def _record_directory_change(self, parent: Inode, started: int, st: os.stat_result | None = None) -> None:
         """Record that we changed the entries of a directory; `st` is its stat just after."""
         parent.listing = None
         if st is not None:
-            self._inodes.record(parent, st, started)
+            self._inodes.record_own_change(parent, st, started)
         else:
             self._inodes.expire(parent)
 

@@ -28,7 +28,7 @@ class CacheControls:
         self._data = data
         self._tree = tree
         self._tmem = tmem
-        files.add_control("cache_size", lambda: str(data.cache.capacity), self._resize)
+        files.add_control("cache_size", lambda: str(data.memory.capacity), self._resize)
         files.add_control("drop_caches", None, self._drop)
         files.add_control("freeze", lambda: str(int(tmem is not None and tmem.frozen)), self._freeze)
         files.add_query("held_pages", self._held_pages)
@@ -56,16 +56,16 @@ class CacheControls:
         path = data.removesuffix(b"\n")
         if path == b"1" or path.strip(b"/") in (b"", b"."):
             for count, inode in enumerate(self._data.inodes.all(), 1):
-                self._data.content.renew(inode)
+                inode.file.drop_clean()
                 if count % INODES_PER_STEP == 0:
                     await trio.lowlevel.checkpoint()
         else:
             found = await self._find(path)
             if found is None:
                 raise InvalidInput(f"there is no file '{os.fsdecode(path)}'")
-            self._data.content.renew(found)
+            found.file.drop_clean()
             self._data.inodes.forget(found.number, 0)  # frees the inode if the kernel does not know it
-        await self._data.content.precache.discards.finish()
+        await self._data.memory.free_dropped()
 
     async def _held_pages(self, data: bytes) -> bytes:
         """Return how many pages of some files are in memory. `data`: their paths in the mount, each ended by a NUL."""
@@ -73,7 +73,7 @@ class CacheControls:
         for path in data.split(b"\0")[:-1]:
             inode = await self._find(path)
             if inode is not None:
-                pages += self._data.content.held_pages(inode)
+                pages += inode.file.held_pages()
                 self._data.inodes.forget(inode.number, 0)
         return b"%d" % pages
 

@@ -39,7 +39,8 @@ class WritebackControl:
 
     def _show(self) -> str:
         rows = (
-            f"{printable(inode.display_path)}\t{len(inode.dirty)}\t{(error.strerror or error) if error else ''}"
+            f"{printable(inode.display_path)}\t{len(inode.file.dirty_pages())}\t"
+            f"{(error.strerror or error) if error else ''}"
             for inode, error in self._writeback.unwritten()
         )
         return "\n".join(["0" if self._writeback.suspended else "1", *itertools.islice(rows, MAX_LINES)])

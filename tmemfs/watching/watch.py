@@ -15,8 +15,8 @@ Two races:
   inode table. The kernel holds the directory's lock until we have replied. So before removals are matched with our
   own, and again before names are compared, a thread takes this lock once: it invalidates a name that cannot exist.
   Rejected: a set of all names being changed, which every operation on names would have to maintain.
-- A stat during a change of our own proves nothing (`InodeTable.observe`). The event is used up by then, so the file is
-  checked again when its writer is done.
+- A stat during a change of our own proves nothing (`InodeTable.merge_stat`). The event is used up by then, so the file
+  is checked again when its writer is done.
 
 A name that now leads to another file is invalidated in the kernel, from a thread and only if needed: while the name of
 a directory in use is invalid, getcwd(2) in it fails.
@@ -41,7 +41,6 @@ from typing import NamedTuple
 import trio
 
 from tmemfs.backing import Backing
-from tmemfs.cache.content import Content
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
@@ -74,13 +73,11 @@ class Watch:
         inodes: InodeTable,
         descriptors: Descriptors,
         backing: Backing,
-        content: Content,
         kernel: KernelCache,
     ) -> None:
         self._inodes = inodes
         self._descriptors = descriptors
         self._backing = backing
-        self._content = content
         self._kernel = kernel
         self.watches = Watches(descriptors, self._forget_events)
         self._pending: dict[Inode, dict[bytes, NameEvents]] = {}  # events not yet checked, by directory and name
@@ -172,7 +169,7 @@ class Watch:
             inode.listing = None
             self._inodes.expire(inode)
             if inode.opens:
-                self._content.renew(inode)
+                inode.file.drop_clean()
                 self._inodes.observer.invalidate(inode)
             self._kernel.invalidate_attributes(inode.number)
             for directory, name in inode.locations:
@@ -264,10 +261,10 @@ class Watch:
 
     def _compare(self, inode: Inode, st: os.stat_result, started: int, events: NameEvents) -> bool:
         """Compare an inode with a stat after an event. Return False if a change of our own makes the stat useless."""
-        if self._inodes.is_worthless(inode, started):
+        if self._inodes.is_stale(inode, started):
             return False
         before = inode.attr
-        if self._inodes.observe(inode, st, started):
+        if self._inodes.merge_stat(inode, st, started):
             return True
         if events.mask & MODIFIED and inode.touched_at < events.since:
             self._inodes.invalidate(inode)

@@ -10,6 +10,7 @@ from tests.guestparts import MakeParts, make_parts
 from tests.io.concurrent import concurrent_requests, unstreamed_file
 from tests.pagebytes import page_of, pages_of
 from tests.scheduling import in_trio
+from tmemfs.cache.file import Merge
 from tmemfs.cache.pagecache import PAGE_SIZE
 
 __all__ = ["make_parts"]
@@ -25,7 +26,7 @@ async def test_poison_hits_only_overlapping_fills(make_parts: MakeParts) -> None
         for first, last in ((0, 4), (5, 9), (10, 12)):
             requests.read(f"from {first}", file, first * PAGE_SIZE, (last - first + 1) * PAGE_SIZE)
         await parts.backing.after_read.wait_held(3)
-        parts.content.poison(file.inode, 9, 9)
+        file.inode.file.drop(9, 9)
         assert parts.pages_in_flight(file) == others
         parts.backing.after_read.open()
     assert parts.cached_pages(file) == others
@@ -38,7 +39,7 @@ async def test_drop_removes_a_range_from_cache_queue_and_pool(make_parts: MakePa
     parts.evict_all()
     await parts.read(file, 0, 10 * PAGE_SIZE)
     parts.queue_victims(5)
-    parts.content.drop(file.inode, 5, 29)
+    file.inode.file.drop(5, 29)
     for index in range(40):
         kept = not 5 <= index <= 29
         assert (parts.cached(file, index) is not None or parts.pooled(file, index)) == kept
@@ -51,7 +52,7 @@ async def test_drop_of_the_longest_range_takes_no_longer(make_parts: MakeParts) 
     parts = make_parts()
     file, _ = await parts.make_cached(40)
     parts.evict_all()
-    parts.content.drop(file.inode, 3, 1 << 50)
+    file.inode.file.drop(3, 1 << 50)
     assert not any(parts.pooled(file, index) for index in range(3, 40))
 
 
@@ -61,7 +62,7 @@ async def test_renew_keeps_dirty_pages_only_and_a_late_put_is_never_found(make_p
     file, _ = await parts.make_cached(10)
     parts.mark_dirty(file, 3)
     old = parts.pool_object(file)
-    parts.content.renew(file.inode)
+    file.inode.file.drop_clean()
     assert parts.cached_pages(file) == {3}
     assert parts.pool is not None
     parts.pool.put(old, 5, page_of(99))
@@ -79,7 +80,7 @@ async def test_overwrite_updates_the_cache_and_removes_queued_and_pooled_copies(
     patch = page_of(7, 9000)
     data[5000:14000] = patch
     os.pwrite(file.fd, patch, 5000)
-    parts.content.overwrite(file.inode, 5000, patch)
+    file.inode.file.overwrite(5000, patch)
     assert 1 not in parts.queued_pages(file), "a page that is overwritten while queued is not put"
     for index in range(1, 4):
         assert not parts.pooled(file, index)
@@ -106,8 +107,60 @@ async def test_forget_leaves_no_trace_of_a_file(make_parts: MakeParts) -> None:
     file, _ = await parts.make_cached(50)
     parts.evict_all()
     await parts.read(file, 0, 5 * PAGE_SIZE)
-    parts.content.forget(file.inode)
-    await parts.precache.discards.finish()
-    assert parts.cache.resident == 0
+    file.inode.file.forget()
+    await parts.memory.free_dropped()
+    assert parts.memory.resident == 0
     assert parts.tmem is not None
     assert parts.tmem.stats().pages == 0
+
+
+@in_trio
+async def test_a_fill_of_pages_that_another_fill_has_enters_no_cache(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file, data = unstreamed_file(parts, 8)
+    content = file.inode.file
+    first = content.begin_fill(0, 3, ahead=False, unread=4)
+    second = content.begin_fill(3, 5, ahead=False, unread=6)
+    assert (first.poisoned, second.poisoned) == (False, True)
+    assert content.gather(2, 5, bytearray(4 * PAGE_SIZE), sequential=False) == [(2, 3, first), (4, 5, second)]
+    first.finish(data[: 4 * PAGE_SIZE], bypass=False)
+    second.finish(data[3 * PAGE_SIZE : 6 * PAGE_SIZE], bypass=False)
+    assert parts.cached_pages(file) == {0, 1, 2, 3}
+    content.begin_fill(6, 7, ahead=False, unread=8).abandon()
+    assert not parts.pages_in_flight(file)
+    assert not content.has(6)
+
+
+@in_trio
+async def test_pages_become_dirty_all_together_or_not_at_all(make_parts: MakeParts) -> None:
+    parts = make_parts(cache=16 * PAGE_SIZE, pool=0)
+    file, _ = await parts.make_cached(4)
+    content = file.inode.file
+    assert not content.make_dirty(2, 20), "there are 16 frames"
+    assert not content.has_dirty
+    assert content.make_dirty(2, 5)
+    assert content.dirty_pages() == [2, 3, 4, 5]
+    assert content.copy_out(4, 5) == bytes(2 * PAGE_SIZE)
+    content.mark_clean(0, 4)
+    assert content.dirty_pages() == [5]
+    content.forget()
+
+
+@in_trio
+async def test_a_stat_is_stale_the_same_new_or_shows_a_change(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    content = parts.memory.new_file()
+    assert content.merge_stat((5, 1), 5, started=1) is Merge.NEW
+    assert content.merge_stat((5, 1), 5, started=2) is Merge.SAME
+    assert content.merge_stat((9, 9), 9, started=1) is Merge.STALE
+    content.begin_change()
+    assert content.merge_stat((9, 9), 9, started=3) is Merge.STALE
+    content.end_change(4)
+    content.record_own_change((7, 2), 4)
+    assert (content.size, content.version, content.change_seq) == (7, (7, 2), 4)
+    content.begin_fill(0, 0, ahead=False, unread=1).finish(b"1234567", bypass=False)
+    assert bytes(content.read(0, 7, sequential=False) or b"") == b"1234567"
+    content.provisional = True
+    assert content.merge_stat((8, 3), 8, started=5) is Merge.CHANGED
+    assert (content.size, content.version, content.provisional) == (8, (8, 3), False)
+    assert content.read(0, 7, sequential=False) is None
