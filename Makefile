@@ -2,12 +2,16 @@
 # make test       run the tests
 # make test-slow  run the tests that take minutes: PostgreSQL, a million lookups
 # make check      run ruff and mypy
+# make sanitize [SANITIZE_SECONDS=60]
+#                 run the C tests of the engine under ASan and UBSan, and under TSan; `make test` does so, shortly
 # make bench [TRACES=DIR]        run all benchmarks (ten minutes); results in bench/results/index.html
 # make bench-quick [TRACES=DIR]  the same on a small scale (a minute), to see that they work
 # make torture [SECONDS=60] [SEED=N] [MODE=writeback] [PROCESSES=1]
 #                 compare random operations on a mount with a plain directory; SEED repeats one run
-# make setup      only install; then there is .venv/bin/tmemfs
-# make clean      remove .venv, build files and caches
+# make setup      only install, and build the engine; then there is .venv/bin/tmemfs
+# make setup DEBUG=1  the same; mounts check the tables of the engine at their end
+# make wheel      build a wheel into dist/
+# make clean      remove .venv, the engine, wheels, build files and caches
 #
 # Each target installs first what is missing: system packages with apt-get, everything else into .venv.
 
@@ -17,11 +21,15 @@ SHELL := /bin/bash
 
 VENV := .venv
 STAMP := $(VENV)/.installed
+ENGINE := $(VENV)/.engine$(if $(DEBUG),-debug)
 CODE := tmemfs backend tests $(wildcard bench)
-PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev make git python3-venv python3-dev fio acl attr rsync bindfs
+PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev make git python3-venv python3-dev fio acl attr rsync bindfs \
+    liblz4-dev libxxhash-dev
+# Warnings are errors here, but not for those who install a wheel.
+export TMEM_CFLAGS := -Wall -Wextra -Wconversion -Werror $(if $(DEBUG),-DTMEM_DEBUG)
 PEERS := rclone redis-server memcached zstd
 
-.PHONY: run test test-slow check bench bench-quick peers torture setup clean
+.PHONY: run test test-slow check bench bench-quick peers torture sanitize setup wheel clean
 
 run: setup
 	@exec $(VENV)/bin/python -m bench.demo
@@ -62,7 +70,15 @@ torture: setup
 	@exec $(VENV)/bin/python -m tests.torture --seconds $(or $(SECONDS),$(if $(SEED),0,60)) \
 	    $(if $(SEED),--seed $(SEED)) $(if $(MODE),--mode $(MODE)) $(if $(PROCESSES),--processes $(PROCESSES))
 
-setup: $(STAMP)
+sanitize: setup
+	@exec $(VENV)/bin/python -m tests.engine.sanitize --seconds $(or $(SANITIZE_SECONDS),60)
+
+setup: $(STAMP) $(ENGINE)
+
+wheel: setup
+	@rm -rf dist build/wheel
+	TMEM_CFLAGS= $(VENV)/bin/python -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	ls dist/*.whl
 
 # The stamp is written last, so an interrupted installation is repeated.
 $(STAMP): requirements.txt pyproject.toml Makefile
@@ -108,10 +124,24 @@ $(STAMP): requirements.txt pyproject.toml Makefile
 	echo "installing the Python packages into $(VENV)"
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt \
 	    || fail "missing: Python packages of requirements.txt; is the package registry reachable?"
-	$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e . \
-	    || fail "missing: tmemfs itself could not be installed into $(VENV)"
+	touch $@
+
+# Only this is done again when the engine's sources change.
+$(ENGINE): $(STAMP) setup.py $(wildcard backend/engine/*.py backend/engine/*.[ch])
+	@echo "building the engine"
+	rm -f $(VENV)/.engine*
+	log=$$(mktemp)
+	if ! $(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e . > "$$log" 2>&1
+	then
+	    # The one line of build.py, or all that the compiler says.
+	    reason=$$(grep -m1 -o 'tmemfs: .*' "$$log") || { cat "$$log" >&2; reason="the engine could not be built, see above"; }
+	    rm -f "$$log"
+	    echo "make: $$reason" >&2
+	    exit 1
+	fi
+	rm -f "$$log"
 	touch $@
 
 clean:
-	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) build dist *.egg-info backend/tmem/_engine*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find tmemfs backend tests $(wildcard bench) -name __pycache__ -prune -exec rm -rf {} +

@@ -29,7 +29,10 @@ BACKINGS = {"5 ms": "latency=5ms", "0.5 ms": "latency=0.5ms", "unthrottled": ""}
 JUDGED = ("5 ms", "0.5 ms")
 RANDOM_CACHE = MIB
 RANDOM_PAGES = {"5 ms": 100, "0.5 ms": 600, "unthrottled": 2000}  # read after the cache is full
-COUNTED = ("precache_puts", "precache_passed", "precache_dropped", "precache_succ_gets", "backing_pages")
+COUNTED = (
+    *("precache_puts", "precache_passed", "precache_dropped"),
+    *("precache_succ_gets", "precache_reads", "backing_pages"),
+)
 
 
 @dataclass(frozen=True, slots=True)

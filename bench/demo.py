@@ -39,7 +39,7 @@ THROTTLE = "latency=2ms,bandwidth=8M"
 SMALLEST, LARGEST = MIB // 32, 2 * MIB
 SECONDS = 300.0  # for one program
 SAME = 0.05  # smaller differences count as equal
-COUNTERS = ("precache_succ_gets", "backing_pages")
+COUNTERS = ("precache_succ_gets", "precache_reads", "backing_pages")
 
 
 Show = Callable[[int], None]
@@ -221,7 +221,8 @@ def _twice(progress: Progress, program: str, source: Path, mountpoint: Path, tot
         second = _read(progress, f"{name}, second pass", program, mount.path, total)
         counted = mount.since(before, *COUNTERS) if pool else mount.since(before, "backing_pages")
         compression = mount.stats()["pool_compression_ratio"] if pool else 1.0
-    return Passes(first, second, counted.get("precache_succ_gets", 0), counted["backing_pages"], compression)
+    pooled = counted.get("precache_succ_gets", 0) + counted.get("precache_reads", 0)
+    return Passes(first, second, pooled, counted["backing_pages"], compression)
 
 
 def _read(progress: Progress, name: str, program: str, place: Path, total: int) -> Ran:

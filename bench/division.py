@@ -5,7 +5,7 @@ pool's order (bench/models/slotpool.py). Measured are the misses of all guests t
 of the traces' distinct pages; each cache has half of that share of its trace. All guests take equally long, at a
 thousand requests a second in sum. Slabs are lent by each policy of tmemd and of bench/models/reclaimpolicies.py.
 
-Compared with (bench/models/splits.py): equal parts, one common FIFO pool, one common two-queue pool, and the best
+Compared with (bench/models/splits.py): equal parts, one common FIFO pool, one common pool, and the best
 fixed parts, which are known only afterwards. Measured as well: guests of a user each; guests with a floor of half an
 equal part, against a pool of that floor alone; and guests that are busy in turn, for 0.5, 5 and 60 s. Synthetic traces
 are left out unless they are named. Counts are exact; nothing is random.
@@ -134,7 +134,7 @@ def busy_in_turn(setting: Setting, how: str) -> list[int]:
     guests, misses = setting.streams(), []
     for seconds in PHASES:
         order = turns(guests, seconds)
-        if how == "one two-queue":
+        if how == "one pool":
             misses.append(splits.common(guests, [(guest, place) for _, guest, place in order], setting.slabs()))
             continue
         memory = LentMemory(guests, setting.slabs(), COMPARED[how])
@@ -175,9 +175,9 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
     phased = Setting(guests, min(limit or PHASED_REQUESTS, PHASED_REQUESTS), PHASED_SHARE)
     tasks = [Task(curve, setting, traces.title(path)) for path in reversed(paths) for setting in settings]
     tasks += [Task(lent, setting, name) for setting in settings for name in COMPARED]
-    tasks += [Task(in_common, setting, order) for setting in settings for order in ("two-queue", "fifo")]
+    tasks += [Task(in_common, setting, order) for setting in settings for order in ("pool", "fifo")]
     tasks += [Task(count, setting, DEFAULT) for setting in settings for count in (with_floors, fixed, lent_to_users)]
-    tasks += [Task(busy_in_turn, phased, how) for how in (*COMPARED, "one two-queue")]
+    tasks += [Task(busy_in_turn, phased, how) for how in (*COMPARED, "one pool")]
     say(f"division: {len(tasks)} counts over {len(paths)} guests on {os.cpu_count()} cores")
     found: dict[tuple[str, float, str], Any] = {}
     for task, result in traces.on_all_cores(_work, tasks):
@@ -187,7 +187,7 @@ def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) ->
         "guests": [traces.title(path) for path in paths],
         "default": DEFAULT,
         "sizes": [_size(setting, found) for setting in settings],
-        "busy_in_turn": {how: found["busy_in_turn", PHASED_SHARE, how] for how in (*COMPARED, "one two-queue")},
+        "busy_in_turn": {how: found["busy_in_turn", PHASED_SHARE, how] for how in (*COMPARED, "one pool")},
         "turns_seconds": list(PHASES),
     }
     return Outcome(_goals(figures), figures)
@@ -204,7 +204,7 @@ def _size(setting: Setting, found: dict[tuple[str, float, str], Any]) -> Figures
         f"lent, {DEFAULT}, a user each": found["lent_to_users", share, DEFAULT],
         "equal parts": found["fixed", share, DEFAULT],
         "one FIFO": found["in_common", share, "fifo"],
-        "one two-queue": found["in_common", share, "two-queue"],
+        "one pool": found["in_common", share, "pool"],
         "best fixed parts": best,
     }
     requests = sum(one.requests for one in guests)

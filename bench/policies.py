@@ -1,12 +1,21 @@
 """Measure the misses of cache and pool on traces, against the policies that others use.
 
-Traces are replayed at four sizes: a cache of 1, 2.5, 5 and 10 % and a pool of 2, 5, 10 and 20 % of the trace's distinct
-pages. The real cache and pool (bench/models/replay.py) and an LRU cache over an exclusive FIFO pool have the same
-number of pages in each part. LRU, FIFO, S3-FIFO and Belady's optimum have one cache of both sizes together
-(bench/models/classic.py). LRU over FIFO has exactly the misses of LRU, so the picture shows only LRU.
+Each case is replayed at four sizes: a cache of 1, 2.5, 5 and 10 % and a pool of 2, 5, 10 and 20 % of its distinct
+pages. The engine with a real cache and pool ("ours") and an LRU cache over an exclusive FIFO pool have the same number
+of pages in each part. The engine's policy alone, LRU, FIFO, S3-FIFO and Belady's optimum have one cache of both sizes
+together (bench/models/replay.py, classic.py). LRU over FIFO has exactly the misses of LRU, so the picture shows only
+LRU.
 
-The figure is the change of misses against LRU over FIFO: for each trace the mean of its sizes, then the mean of the
-traces. Counts are exact; only the pages' content is random, and seeded.
+There are three groups of cases:
+
+* traces: those of a directory;
+* phases: several of them one after the other, on pages of their own; and a loop that fits after a trace that filled
+  the memory with pages used twice, which a policy that protects such pages may never give up;
+* back and forth: a range of pages is read forwards, then backwards, and so on. LRU is optimal here, so the figure is
+  what our protection against scans costs.
+
+The figure is the change of misses against LRU over FIFO: for each case the mean of its sizes, then the mean of the
+group. Counts are exact; only the pages' content is random, and seeded.
 
     python -m bench.policies --traces DIR [--only NAME …] [--limit REQUESTS] [--out FILE]
 """
@@ -14,26 +23,53 @@ traces. Counts are exact; only the pages' content is random, and seeded.
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.models import classic
-from bench.models.replay import Sizes, replay_real
+from bench.models.replay import Sizes, replay_engine, replay_policy
 from bench.tools import draw, traces
 from bench.tools.report import Figures, Goal, Outcome, main, parser, say
 from bench.tools.verdict import Verdict, judged
 
 SHARES = ((0.01, 0.02), (0.025, 0.05), (0.05, 0.10), (0.10, 0.20))
-OURS, BASELINE = "ours", "LRU + FIFO"
-MEAN_GOAL, WORST_GOAL = -5.0, 10.0  # percent
+OURS, ALONE, BASELINE = "ours", "policy alone", "LRU + FIFO"
+TRACES, PHASES, BACK_AND_FORTH = "traces", "phases", "back and forth"
+
+# Percent, in the mean of a group.
+GOALS = {TRACES: -12.0, PHASES: -7.0, BACK_AND_FORTH: 3.0}
+WORST_GOAL = 10.0
+
+LOOP = "loop"  # of four fifths of the memory
+_LOOP_ROUNDS = 25
+_PHASES = (
+    ("lirs_multi1", "lirs_multi2", "lirs_multi3"),
+    ("lirs_sprite", "lirs_2_pools"),
+    ("lirs_2_pools", "lirs_loop", "lirs_sprite"),
+    ("P3", "OLTP"),
+    ("lirs_multi2", LOOP),
+)
+_RANGE_PAGES = 5000
+_PASSES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is replayed: a trace, several and perhaps a loop one after the other, or none: back and forth."""
+
+    group: str
+    name: str
+    paths: tuple[Path, ...] = ()
+    loop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One replay of one trace at one size pair, on both sides."""
+    """One replay of one case at one size pair, under every policy. `limit` is for each trace of the case."""
 
-    path: Path
+    case: Case
     shares: tuple[float, float]
     limit: int
 
@@ -42,7 +78,7 @@ class Task:
 class Result:
     """The misses of one replay."""
 
-    trace: str
+    case: Case
     shares: tuple[float, float]
     sizes: Sizes
     requests: int
@@ -55,62 +91,117 @@ class Result:
 
 
 def replay(task: Task) -> Result:
-    """Replay a trace under every policy."""
-    pages = traces.read(task.path, task.limit)
+    """Replay a case under every policy."""
+    case = task.case
+    pages = _concatenated([traces.read(path, task.limit) for path in case.paths])
+    if case.group == BACK_AND_FORTH:
+        pages = back_and_forth(_RANGE_PAGES, _PASSES)[: task.limit or None]
     footprint = len(set(pages))
     sizes = Sizes.of(footprint, *task.shares)
-    misses = {OURS: replay_real(pages, sizes), BASELINE: classic.lru_over_fifo(pages, sizes.cache, sizes.pool)}
-    misses |= {name: count(pages, sizes.cache + sizes.pool) for name, count in classic.POLICIES.items()}
-    return Result(traces.title(task.path), task.shares, sizes, len(pages), footprint, misses)
+    if case.loop:
+        loop = array("q", range(sizes.pages * 4 // 5)) * _LOOP_ROUNDS
+        pages = _concatenated([pages, loop])
+    misses = {
+        OURS: replay_engine(pages, sizes),
+        ALONE: replay_policy(pages, sizes.pages),
+        BASELINE: classic.lru_over_fifo(pages, sizes.cache, sizes.pool),
+    }
+    misses |= {name: count(pages, sizes.pages) for name, count in classic.POLICIES.items()}
+    return Result(case, task.shares, sizes, len(pages), len(set(pages)), misses)
+
+
+def _concatenated(parts: Sequence[array[int]]) -> array[int]:
+    """Return traces one after the other, the pages of each behind those of the one before."""
+    pages, start = array("q"), 0
+    for part in parts:
+        pages.extend(array("q", (start + page for page in part)) if start else part)
+        start = max(pages, default=-1) + 1
+    return pages
+
+
+def back_and_forth(count: int, passes: int) -> array[int]:
+    """Return `passes` passes over pages 0..count-1, each second one backwards."""
+    forth = array("q", range(count))
+    back = forth[::-1]
+    pages = array("q", forth)
+    for number in range(1, passes):
+        pages.extend(back[1:] if number % 2 else forth[1:])  # the page where it turns is read once
+    return pages
+
+
+def cases(paths: Sequence[Path]) -> list[Case]:
+    """Return the cases that can be made of traces, the shortest first."""
+    found = {traces.title(path): path for path in paths}
+    made = [Case(TRACES, name, (path,)) for name, path in found.items()]
+    for names in _PHASES:
+        parts = [name for name in names if name != LOOP]
+        if all(name in found for name in parts):
+            made.append(Case(PHASES, " + ".join(names), tuple(found[name] for name in parts), LOOP in names))
+    made.append(Case(BACK_AND_FORTH, BACK_AND_FORTH))
+    return sorted(made, key=lambda case: sum(path.stat().st_size for path in case.paths))
 
 
 def measure(directory: Path | None, only: Sequence[str] = (), limit: int = 0) -> Outcome:
-    """Replay all traces of a directory."""
+    """Replay all traces of a directory, and what is made of them."""
     paths = traces.names(directory) if directory is not None and directory.is_dir() else []
     paths = [path for path in paths if not only or traces.title(path) in only]
     if not paths:
         where = "no --traces DIR was given" if directory is None else f"no traces in {directory.name}"
         say(f"policies: skipped: {where}")
         return Outcome(_goals({}), {"skipped": where})
-    tasks = [Task(path, shares, limit) for path in reversed(paths) for shares in reversed(SHARES)]
-    say(f"policies: {len(tasks)} replays of {len(paths)} traces on {os.cpu_count()} cores")
+    # The longest first, so that all cores end together.
+    tasks = [Task(case, shares, limit) for case in reversed(cases(paths)) for shares in reversed(SHARES)]
+    say(f"policies: {len(tasks)} replays of {len(tasks) // len(SHARES)} cases on {os.cpu_count()} cores")
     results: list[Result] = []
-    for result in traces.on_all_cores(replay, tasks):  # longest first, so that all cores end together
+    for result in traces.on_all_cores(replay, tasks):
         results.append(result)
         cache, pool = result.shares
         say(
-            f"  {result.trace:<16} cache {cache:5.1%} pool {pool:5.1%}"
+            f"  {result.case.name:<16} cache {cache:5.1%} pool {pool:5.1%}"
             f"  {result.misses[OURS]:>8} misses, {result.misses[BASELINE]:>8} by {BASELINE}:"
             f" {result.change(OURS):+6.1f} %"
         )
-    return _summarize(sorted(results, key=lambda result: (result.trace, result.shares)))
+    return _summarize(sorted(results, key=lambda result: (result.case.name, result.shares)))
 
 
 def _summarize(results: Sequence[Result]) -> Outcome:
-    policies = list(results[0].misses)
-    changes: dict[str, dict[str, float]] = {policy: {} for policy in policies}
-    for name in sorted({result.trace for result in results}):
-        mine = [result for result in results if result.trace == name]
-        for policy in policies:
-            changes[policy][name] = sum(result.change(policy) for result in mine) / len(mine)
-        say(f"  {name:<16} {changes[OURS][name]:+6.1f} % misses in the mean of its sizes")
-    means = changes[OURS]
-    of_all = {policy: sum(found.values()) / len(found) for policy, found in changes.items()}
-    say("  in the mean of all: " + ", ".join(f"{policy} {value:+.1f} %" for policy, value in of_all.items()))
+    groups = {group: _group([result for result in results if result.case.group == group]) for group in GOALS}
+    for group, found in groups.items():
+        if found:
+            of_all = ", ".join(f"{policy} {its['mean']:+.1f} %" for policy, its in found["policies"].items())
+            say(f"  {group}, in the mean of all: {of_all}")
     figures: Figures = {
         "unit": f"percent change of misses against {BASELINE}",
-        "traces": means,
-        "policies": {policy: {"mean": of_all[policy], "traces": changes[policy]} for policy in policies},
-        "mean": sum(means.values()) / len(means),
-        "worst": max(means.values()),
+        **groups[TRACES],
+        "groups": {group: found for group, found in groups.items() if found},
         "replays": [_plain(result) for result in results],
     }
     return Outcome(_goals(figures), figures)
 
 
+def _group(results: Sequence[Result]) -> Figures:
+    """Return the changes of the cases of a group, their mean and the worst; for us, and for every policy."""
+    if not results:
+        return {}
+    changes: dict[str, dict[str, float]] = {policy: {} for policy in results[0].misses}
+    for name in sorted({result.case.name for result in results}):
+        mine = [result for result in results if result.case.name == name]
+        for policy, found in changes.items():
+            found[name] = sum(result.change(policy) for result in mine) / len(mine)
+        say(f"  {name:<16} {changes[OURS][name]:+6.1f} % misses in the mean of its sizes")
+    of_all = {policy: sum(found.values()) / len(found) for policy, found in changes.items()}
+    return {
+        "traces": changes[OURS],
+        "policies": {policy: {"mean": of_all[policy], "traces": changes[policy]} for policy in changes},
+        "mean": of_all[OURS],
+        "worst": max(changes[OURS].values()),
+    }
+
+
 def _plain(result: Result) -> Figures:
     return {
-        "trace": result.trace,
+        "group": result.case.group,
+        "trace": result.case.name,
         "cache_share": result.shares[0],
         "pool_share": result.shares[1],
         "cache_pages": result.sizes.cache,
@@ -125,13 +216,15 @@ def _plain(result: Result) -> Figures:
 
 
 def _goals(figures: Figures) -> list[Goal]:
+    groups = figures.get("groups", {})
+    asked = [(f"{group}: misses in the mean", group, "mean", limit) for group, limit in GOALS.items()]
+    asked.insert(1, (f"{TRACES}: misses of the worst", TRACES, "worst", WORST_GOAL))
     goals = []
-    for what, key, limit in (("in the mean", "mean", MEAN_GOAL), ("of the worst trace", "worst", WORST_GOAL)):
-        text = f"traces through the real objects, misses {what} against {BASELINE}"
-        value = figures.get(key)
+    for what, group, key, limit in asked:
+        value = groups.get(group, {}).get(key)
         result = "skipped: no traces" if value is None else f"{value:+.1f} %"
         verdict = Verdict.REPORTED if value is None else judged(value <= limit)
-        goals.append(Goal(text, f"≤ {limit:+.0f} %", result, verdict))
+        goals.append(Goal(f"{what}, against {BASELINE}", f"≤ {limit:+.0f} %", result, verdict))
     return goals
 
 
@@ -139,6 +232,8 @@ def picture(figures: Figures, path: Path) -> None:
     """Draw the miss ratio over the size, a small picture a trace."""
     parts: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for found in figures["replays"]:
+        if found["group"] != TRACES:
+            continue
         size = 100 * (found["cache_share"] + found["pool_share"])
         series = parts.setdefault(found["trace"], {})
         for policy in (OURS, *classic.POLICIES):

@@ -1,45 +1,53 @@
-"""Measure the pool without a filesystem, against zram, redis, memcached and bare lz4: speed and memory.
+"""Measure the pool without a filesystem: against bare lz4 and xxh3 in C, and against zram, redis and memcached.
 
-Every store gets the same seeded 2:1 compressible pages, one at a time, and gives them back in random order. zram uses
-lz4 and O_DIRECT; redis and memcached keep 4-KiB values uncompressed and are asked on a Unix socket; bare lz4 in a loop
-is the limit. All run in turn in each round; the figures are medians of the rounds. Memory a page is what the serving
-process, or the device, takes more than when it was empty. A get removes the page from the pool; the others keep it.
+The first part is C against C (bench/native/poolalone.c): 2:1 compressible pages are put into the engine's pool and got
+back, and the same pages are compressed with a checksum, checked and decompressed. Pools of ten thousand and of up to
+five million pages exist at the same time. In each round all take turns with samples of pages in random order; the
+ratios of the rounds are judged. The bare side keeps its sample alone and needs no table: it is the limit, not a store.
 
-Then the pool is filled with up to five million small pages (8:1). At each size the cost of a put, a get and a get that
-fails is measured: it shows whether costs grow with the pool.
+In the second part each store is called from Python, with one page at a time. zram uses lz4 and O_DIRECT; redis and
+memcached keep 4-KiB values uncompressed and are asked on a Unix socket. Memory a page is what the serving process, or
+the device, takes more than when it was empty. A get removes the page from the pool; the others keep it.
 
-    python -m bench.poolalone [--pages 8000] [--rounds 3] [--max-pages 5000000] [--out FILE]
+    python -m bench.poolalone [--pages 8000] [--rounds 15] [--max-pages 5000000] [--out FILE]
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
-import struct
 import time
 from collections.abc import Callable, Sequence
 
-from bench.subjects.stores import Lz4Store, PoolStore, Store, memcached, redis, tmem_pool, zram
+from bench.subjects.nativepool import Bare, Native, NativePool
+from bench.subjects.stores import Store, memcached, redis, tmem_pool, zram
+from bench.tools import procmem
 from bench.tools.children import BenchError
 from bench.tools.content import MIB, PAGE_SIZE, half_compressible, shuffled
 from bench.tools.harness import workspace
-from bench.tools.report import Figures, Goal, Outcome, main, median, parser, say
+from bench.tools.report import Figures, Goal, Outcome, main, median, parser, ratios, say
+from bench.tools.verdict import in_turn, spread
 
 OURS = "tmem pool"
-SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000, 5_000_000)
+SIZES = (10_000, 100_000, 5_000_000)
 SAMPLE = 5000
-_SMALL_PAGE = 640  # bytes: upper bound for an 8:1 page
+LIMIT_SHARE = 0.6  # of the speed of bare lz4 and xxh3, with the smallest pool: its pages are no colder than theirs
+GROWTH = 1.5  # times the cost in the smallest pool
+_STORE_ROUNDS = 3
+_PAGE_BYTES = PAGE_SIZE // 2 + 64  # a 2:1 page in a pool, with its part of the index
 
 
-def measure(count: int = 8000, rounds: int = 3, max_pages: int = 5_000_000) -> Outcome:
-    """Measure all stores, then the growth."""
+def measure(count: int = 8000, rounds: int = 15, max_pages: int = 5_000_000) -> Outcome:
+    """Measure the pool against its limit, then all stores."""
     figures: Figures = {"pages": count, "stores": {}, "skipped_stores": {}, "notes": []}
+    with workspace() as space:
+        figures |= _against_bare(Native(space), rounds, _affordable(max_pages, figures["notes"]))
     with workspace() as space, contextlib.ExitStack() as stack:
         content = list(half_compressible(count, seed=8))
         stores: dict[str, Store] = {}
         arms: dict[str, Callable[[], contextlib.AbstractContextManager[Store]]] = {
             OURS: lambda: tmem_pool(count * PAGE_SIZE),
-            "bare lz4": lambda: contextlib.nullcontext(Lz4Store(count)),
             "zram": lambda: zram(count),
             "redis": lambda: redis(space),
             "memcached": lambda: memcached(space, 64 + 2 * count * PAGE_SIZE // MIB),
@@ -51,8 +59,7 @@ def measure(count: int = 8000, rounds: int = 3, max_pages: int = 5_000_000) -> O
                 figures["skipped_stores"][name] = str(error)
                 figures["notes"].append(f"{name} was skipped: {error}")
                 say(f"  {name}: skipped: {error}")
-        figures["stores"] = _in_turn(stores, content, rounds)
-    figures["growth"] = _growth(max_pages)
+        figures["stores"] = _in_turn(stores, content, min(rounds, _STORE_ROUNDS))
     return Outcome(_goals(figures), figures)
 
 
@@ -89,78 +96,77 @@ def _in_turn(stores: dict[str, Store], content: Sequence[bytes], rounds: int) ->
     return result
 
 
-def _growth(max_pages: int) -> list[Figures]:
-    """Fill a pool step by step and measure at each size."""
-    found: list[Figures] = []
-    sizes = [size for size in SIZES if size <= max_pages] or [max_pages]
-    with tmem_pool(max(64 * MIB, sizes[-1] * _SMALL_PAGE)) as store:
-        empty, filled = store.memory(), 0
+def _affordable(max_pages: int, notes: list[str]) -> int:
+    """Return how many pages the largest pool can have in the memory that is available."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * PAGE_SIZE * 3 // 4 // _PAGE_BYTES
+    if pages < max_pages:
+        notes.append(f"the memory is enough for {pages:,} pages only")
+    return min(pages, max_pages)
+
+
+def _against_bare(native: Native, rounds: int, max_pages: int) -> Figures:
+    """Measure pools of several sizes and bare lz4 with xxh3, in turn in each round."""
+    sizes = [*(size for size in SIZES if size < max_pages), max_pages]
+    costs: dict[str, dict[str, list[float]]] = {}
+    memory: dict[int, float] = {}
+    with contextlib.ExitStack() as stack:
+        sides: dict[str, Bare | NativePool] = {"bare": stack.enter_context(native.bare(SAMPLE))}
         for size in sizes:
-            for number in range(filled, size):
-                store.put(number, small_page(number))
-            filled = size
-            parts = _costs(store, size)
-            costs = {name: median(values) for name, values in parts.items()}
-            memory = (store.memory() - empty) / size
-            found.append({**costs, "parts": parts, "pages": size, "bytes_a_page": memory})
-            say(
-                "  {pages:>9,} pages: put {put:5.1f} µs, get {get:5.1f} µs, failed get {failed_get:4.1f} µs,"
-                " {bytes_a_page:,.0f} bytes a page".format(**found[-1])
-            )
-    return found
-
-
-def _costs(store: PoolStore, size: int) -> dict[str, list[float]]:
-    """Return the microseconds of get, put and failed get, in each of ten parts of a sample of pages."""
-    chosen = random.Random(size).sample(range(size), min(SAMPLE, size))
-    costs: dict[str, list[float]] = {"get": [], "put": [], "failed_get": []}
-    step = max(1, len(chosen) // 10)
-    for start in range(0, len(chosen), step):
-        part = chosen[start : start + step]
-        pages = [(number, small_page(number)) for number in part]
-        clock = [time.perf_counter()]
-        for number in part:
-            store.get(number)
-        clock.append(time.perf_counter())
-        for number in part:
-            store.pool.get(1, number)  # fails
-        clock.append(time.perf_counter())
-        for number, page in pages:
-            store.put(number, page)
-        clock.append(time.perf_counter())
-        for name, began, ended in zip(("get", "failed_get", "put"), clock, clock[1:], strict=False):
-            costs[name].append(1e6 * (ended - began) / len(part))
-    return costs
-
-
-def small_page(number: int) -> bytes:
-    """Return a page that lz4 compresses about 8:1; all numbers give different pages."""
-    return _NUMBER.pack(number) + _REST
-
-
-_NUMBER = struct.Struct("<Q")
-_REST = random.Random(10).randbytes(440) + bytes(PAGE_SIZE - 448)
+            before = procmem.of(os.getpid()).total
+            sides[str(size)] = stack.enter_context(native.pool(size))
+            memory[size] = (procmem.of(os.getpid()).total - before) / size
+        chosen = random.Random(9)
+        for number in range(rounds + 1):
+            for name in in_turn(sides, number):
+                size = sizes[0] if name == "bare" else int(name)
+                sample = native.sample(chosen.sample(range(size), min(SAMPLE, size)))
+                for operation, cost in sides[name].costs(sample).items():
+                    if number:  # the first round warms up
+                        costs.setdefault(name, {}).setdefault(operation, []).append(cost)
+    bare = costs.pop("bare")
+    say("  bare lz4 and xxh3: put {:.2f} µs, get {:.2f} µs".format(*(median(bare[name]) for name in ("put", "get"))))
+    growth: list[Figures] = []
+    for size in sizes:
+        parts = costs[str(size)]
+        growth.append(
+            {**{name: median(values) for name, values in parts.items()}, "parts": parts, "pages": size}
+            | {"bytes_a_page": memory[size]}
+        )
+        say(
+            "  {pages:>9,} pages: put {put:5.2f} µs, get {get:5.2f} µs, failed get {failed_get:4.2f} µs,"
+            " {bytes_a_page:,.0f} bytes a page".format(**growth[-1])
+        )
+    return {"bare": bare, "growth": growth}
 
 
 def _goals(figures: Figures) -> list[Goal]:
-    goals, stores = [], figures["stores"]
+    goals, stores = list[Goal](), figures["stores"]
     ours = stores[OURS]
     for name, other in stores.items():
         if name != OURS:
-            ratios = [ours[key] / other[key] for key in ("puts_a_second", "gets_a_second", "bytes_a_page")]
-            text = "puts {:.2f}×, gets {:.2f}×, memory {:.2f}×".format(*ratios)
+            times = [ours[key] / other[key] for key in ("puts_a_second", "gets_a_second", "bytes_a_page")]
+            text = "puts {:.2f}×, gets {:.2f}×, memory {:.2f}×".format(*times)
             goals.append(Goal(f"the pool alone, against {name}", "–", text))
-    growth = figures["growth"]
-    first, last = growth[0], growth[-1]
-    text = ", ".join(f"{name} {last[name] / first[name]:.2f}×" for name in ("put", "get"))
-    goals.append(Goal(f"cost with {last['pages']:,} pages against {first['pages']:,}", "–", text))
+    bare, growth = figures["bare"], figures["growth"]
+    for sized in growth:
+        for name in ("get", "put"):
+            found = spread(ratios(bare[name], sized["parts"][name]))
+            what = f"{name} with {sized['pages']:,} pages, speed against bare lz4 and xxh3 in C"
+            if sized is growth[0]:
+                goals.append(Goal(what, f"≥ {LIMIT_SHARE}", found.text(".2f", "×"), found.at_least(LIMIT_SHARE)))
+            else:
+                goals.append(Goal(what, "–", found.text(".2f", "×")))
+    for name in ("get", "put"):
+        found = spread(ratios(growth[-1]["parts"][name], growth[0]["parts"][name]))
+        what = f"{name} with {growth[-1]['pages']:,} pages, cost against {growth[0]['pages']:,}"
+        goals.append(Goal(what, f"≤ {GROWTH}", found.text(".2f", "×"), found.at_most(GROWTH)))
     return goals
 
 
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument("--pages", type=int, default=8000)
-    command.add_argument("--rounds", type=int, default=3)
-    command.add_argument("--max-pages", type=int, default=5_000_000, help="pages at the end of the growth")
+    command.add_argument("--rounds", type=int, default=15)
+    command.add_argument("--max-pages", type=int, default=5_000_000, help="pages of the largest pool")
     asked = command.parse_args()
     main(asked, lambda: measure(asked.pages, asked.rounds, asked.max_pages))

@@ -58,7 +58,9 @@ def _passes(name: str, mount: Mounted, read: Callable[[], pages.Pass], rounds: i
         first = read()
         before = mount.stats()
         second = read()
-        counted = mount.since(before, "cache_hits", "precache_succ_gets", "backing_pages", "precache_dropped")
+        counted = mount.since(
+            before, "cache_hits", "precache_succ_gets", "precache_reads", "backing_pages", "precache_dropped"
+        )
         found.append(
             {
                 "first_seconds": first.seconds,

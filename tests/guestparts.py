@@ -17,10 +17,10 @@ import trio.testing
 from tests.consistency import check_content
 from tests.heldbacking import HeldBacking
 from tests.pagebytes import MIB, pages_of
-from tmem import EmbeddedArena, Tmem
+from tmem import PAGE_SIZE, CacheFrames, EmbeddedArena, Tmem
+from tmem.engine import lib
 from tmemfs.backing import Backing
-from tmemfs.cache.pagecache import PAGE_SIZE, QUEUED
-from tmemfs.cache.stocking import Stocking
+from tmemfs.cache.memory import Memory
 from tmemfs.config import VersionBy
 from tmemfs.datapath import DataPath
 from tmemfs.inodes.inode import Inode
@@ -84,20 +84,19 @@ class Parts(DataPath):
         drop: bool = False,
         watch: bool = False,
         kernel: Callable[[Backing], SilentKernel] = SilentKernel,
+        drain_thread: bool = True,
     ) -> None:
         self.directory = directory
         self.arena = EmbeddedArena(pool) if pool else None
-        self.tmem = Tmem(self.arena) if self.arena is not None else None
-        self.pool = self.tmem.new_pool(name="precache") if self.tmem is not None else None
+        self.tmem = Tmem(self.arena, cache=CacheFrames(cache // PAGE_SIZE, 64 * MIB // PAGE_SIZE, drain_thread))
+        memory = Memory(self.tmem)
+        self.pool = memory.pool
         backing = HeldBacking(threads=threads, drop=drop)
         super().__init__(
             os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
+            memory,
             backing=backing,
             kernel=kernel(backing),
-            pool=self.pool,
-            stocking=Stocking(None),
-            cache_bytes=cache,
-            cache_limit=64 * MIB,
             max_descriptors=64,
             stamps=stamps or Settled(own_clock=None),
             version_by=version_by,
@@ -174,11 +173,8 @@ class Parts(DataPath):
 
     def cached_pages(self, file: OpenFile) -> set[int]:
         """Return the pages of a file that are in the cache, queued ones included."""
-        return set(file.inode.file.pages)
-
-    def queued_pages(self, file: OpenFile) -> set[int]:
-        """Return the pages of a file that wait to be put into the pool."""
-        return {index for index, frame in file.inode.file.pages.items() if self.memory.cache.ref[frame] == QUEUED}
+        content = file.inode.file
+        return {index for index in range(-(-content.size // PAGE_SIZE)) if content.is_cached(index)}
 
     def dirty_pages(self, file: OpenFile) -> set[int]:
         """Return the pages of a file that are not written back yet."""
@@ -189,17 +185,13 @@ class Parts(DataPath):
         content = file.inode.file
         return {index for index in range(-(-content.size // PAGE_SIZE)) if content.fill_of(index) is not None}
 
-    def frames(self) -> int:
-        """Return the number of frames whose memory is not given back yet."""
-        return len(self.memory.cache.ref)
-
     def pooled(self, file: OpenFile, index: int) -> bool:
         """Return whether the pool holds a page."""
-        return self.pool is not None and self.pool.holds(self.pool_object(file), index)
+        return file.inode.file.is_pooled(index)
 
     def requested(self) -> int:
         """Return the number of pages requested, by the counters: hits + gets + waits + demand fills."""
-        gets = self.pool.stats.succ_gets if self.pool is not None else 0
+        gets = self.pool.stats.succ_gets + self.pool.stats.reads
         return self.memory.hits + gets + self.reader.waits + self.backing.pages - self.backing.readahead_pages
 
     def cache_pages(self, file: OpenFile, first: int, pages: Sequence[bytes]) -> None:
@@ -210,37 +202,29 @@ class Parts(DataPath):
             assert file.inode.file.is_cached(index)
 
     def pool_pages(self, file: OpenFile, first: int, pages: Sequence[bytes]) -> None:
-        """Put pages into the pool without a read of the backing."""
-        assert self.pool is not None
-        for index, page in enumerate(pages, first):
-            self.pool.put(self.pool_object(file), index, page)
-
-    def pool_object(self, file: OpenFile) -> int:
-        """Return the number of the file's object in the pool; it changes when the file changes."""
-        return file.inode.file.pages.oid
+        """Bring pages into the pool without a read of the backing, and everything else that is in the cache."""
+        self.cache_pages(file, first, pages)
+        self.evict_all()
+        assert all(self.pooled(file, index) for index in range(first, first + len(pages)))
 
     def mark_dirty(self, file: OpenFile, index: int) -> None:
         """Mark a cached page as not written back."""
         assert file.inode.file.is_cached(index)
         assert file.inode.file.make_dirty(index, index)
 
-    def queue_victims(self, count: int) -> None:
-        """Evict up to `count` clean pages; they wait in their frames to be put into the pool."""
-        self.memory.queue_victims(count)
-
     def evict_all(self) -> None:
         """Move every clean page out of the cache, into the pool where there is one."""
-        self.memory.evict_all()
+        while self.memory.evict(64):
+            pass
 
-    def drain(self, count: int) -> int:
-        """Put up to `count` evicted pages into the pool; return how many."""
-        return self.memory.precache.drain(count)
+    def drain(self) -> None:
+        """Do what the engine's thread does, in a guest without one."""
+        self.tmem.restock()
+        lib.tmem_drain(self.tmem.engine, 1 << 20)
 
     def check(self) -> None:
         """Raise AssertionError unless every part is consistent and no page is in two places."""
         super().check()
-        if self.tmem is not None:
-            self.tmem.check()
         check_content(self.inodes, self.memory)
         assert self.memory.resident <= self.memory.frames
 

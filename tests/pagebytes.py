@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
+from tmem.arena import PAGE_SHIFT, PAGE_SIZE
 
 MIB = 1 << 20
 

@@ -13,9 +13,9 @@ from tests.conftest import Place, wait_until
 from tests.fs.conftest import mounted  # noqa: F401 (a fixture)
 from tests.mounted import Mounted
 from tests.pagebytes import pages_of
+from tmem.arena import PAGE_SIZE
 from tmemcommon.sizes import ConfigError
 from tmemfs.balloon import Balloon, Signals
-from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.config import BalloonRange, MountConfig, parse_balloon
 
 MIB = 1 << 20

@@ -51,7 +51,7 @@ TOP = {
     *("tmemfs.cli", "tmemfs.__main__", "tmemfs.guest", "tmemfs.kernel.session"),
     *(name for name in GUEST if name.startswith("tmemfs.lifecycle.")),
 }
-PURE = ("tmemfs.balloon", "tmemfs.cache.pagecache", "tmemfs.io.readahead")
+PURE = ("tmemfs.balloon", "tmemfs.cache.admission", "tmemfs.io.readahead")
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from tmemfs.cache.pagecache import PAGE_SHIFT
+from tmem.arena import PAGE_SHIFT
 from tmemfs.config import BalloonRange
 
 DEMAND_DIVISOR = 64

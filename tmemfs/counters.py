@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
-from tmem import SLAB_SIZE, PoolStats, Tmem, TmemStats
+from tmem import SLAB_SIZE, Tmem
+from tmem.arena import PAGE_SHIFT
 from tmem.lending.guest.client import Client
 from tmem.lending.protocol.kind import Kind
 from tmemfs.balloon import Balloon
-from tmemfs.cache.pagecache import PAGE_SHIFT
 from tmemfs.cache.stocking import Stocking
 from tmemfs.datapath import DataPath
 from tmemfs.hswap.hswap import HswapCounters
@@ -31,7 +31,7 @@ class Counted(Protocol):
     source: SourceMount
     stocking: Stocking
     swap: SwapArea | None
-    tmem: Tmem | None
+    tmem: Tmem
 
     @property
     def frozen(self) -> bool:
@@ -102,10 +102,10 @@ def _register_demand(stats: Stats, guest: Counted) -> None:
     memory, reader, backing, pool = data.memory, data.reader, data.backing, data.memory.pool
 
     def demand() -> dict[str, int | float]:
-        gets = pool.stats.succ_gets if pool is not None else 0
+        now = pool.stats
         return {
             "pages": memory.hits + memory.misses,
-            "hits": memory.hits - memory.readahead_hits + gets,  # in the cache or the pool
+            "hits": memory.hits - memory.readahead_hits + now.succ_gets + now.reads,  # in the cache or the pool
             "misses": reader.waits + backing.pages - backing.readahead_pages,  # that a request waited for
         }
 
@@ -124,26 +124,25 @@ def _register_pool(stats: Stats, guest: Counted) -> None:
     memory, tmem, pool = guest.data.memory, guest.tmem, guest.data.memory.pool
 
     # The names exist without a pool, too, so that dashboards need no special case.
-    def tmem_stats() -> TmemStats:
-        return tmem.stats() if tmem is not None else _NO_TMEM_STATS
-
     def pool_counters() -> dict[str, int | float]:
-        now = pool.stats if pool is not None else _NO_POOL_STATS
+        now = pool.stats
         return {
             "puts": now.puts,
             "rejected_puts": now.rejected_puts,
             "succ_gets": now.succ_gets,
+            "reads": now.reads,  # pages that were read in the pool, where they stay
             "failed_gets": now.failed_gets,
             "flushes": now.flushes,
-            "dropped": memory.dropped,  # evicted while the victim queue was full
+            "dropped": memory.dropped,  # evicted without a put, for lack of time
             "passed": memory.bypassed,  # pages of a first sequential scan, dropped instead of pooled
         }
 
     stats.counters("precache_", pool_counters)
-    stats.ratio("precache_hit_ratio", ("precache_succ_gets",), ("precache_succ_gets", "precache_failed_gets"))
+    found = ("precache_succ_gets", "precache_reads")
+    stats.ratio("precache_hit_ratio", found, (*found, "precache_failed_gets"))
 
     def gauges() -> dict[str, int | float | None]:
-        now = tmem_stats()
+        now = tmem.stats()
         return {
             "slabs": now.slabs,
             "lent_bytes": now.lent_bytes,
@@ -155,6 +154,7 @@ def _register_pool(stats: Stats, guest: Counted) -> None:
             "compression_ratio": round(now.original_bytes / now.compressed_bytes, 3) if now.compressed_bytes else None,
             "same_filled_pages": now.same_filled_pages,
             "raw_pages": now.raw_pages,
+            "duplicate_pages": now.duplicate_pages,  # compressed copies of pages in the cache: not in pool_pages
             "index_bytes": now.index_bytes,
             "frozen": int(guest.frozen),  # accepts no new pages
         }
@@ -162,7 +162,7 @@ def _register_pool(stats: Stats, guest: Counted) -> None:
     stats.gauges("pool_", gauges)
 
     def counters() -> dict[str, int | float]:
-        now = tmem_stats()
+        now = tmem.stats()
         return {"evictions": now.evictions, "revoked_slabs": now.revoked_slabs, "ghost_hits": now.ghost_hits}
 
     stats.counters("pool_", counters)
@@ -198,7 +198,3 @@ def _register_lender(stats: Stats, guest: Counted) -> None:
         },
     )
     stats.counters("lender_", lambda: dataclasses.asdict(borrower.counters))
-
-
-_NO_POOL_STATS = PoolStats(**{field.name: 0 for field in dataclasses.fields(PoolStats)})
-_NO_TMEM_STATS = TmemStats(**{field.name: 0 for field in dataclasses.fields(TmemStats)})

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import trio
 
-from tmem import Pool
+from tmem.arena import PAGE_SHIFT
 from tmemfs.backing import Backing
 from tmemfs.balloon import Balloon, Signals
 from tmemfs.cache.memory import Memory
-from tmemfs.cache.pagecache import PAGE_SHIFT
-from tmemfs.cache.stocking import Stocking
 from tmemfs.inodes.descriptors import Descriptors
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
@@ -34,13 +32,10 @@ class DataPath(InodeObserver):
     def __init__(
         self,
         root_fd: int,
+        memory: Memory,
         *,
         backing: Backing,
         kernel: KernelCache,
-        pool: Pool | None,
-        stocking: Stocking,
-        cache_bytes: int,
-        cache_limit: int,
         max_descriptors: int,
         stamps: Stamps,
         version_by: str,
@@ -49,7 +44,7 @@ class DataPath(InodeObserver):
         watch: bool,
     ) -> None:
         """Take over `root_fd`, an O_PATH descriptor."""
-        self.memory = Memory(cache_bytes, cache_limit=cache_limit, pool=pool, stocking=stocking)
+        self.memory = memory
         self.backing = backing
         self.kernel = kernel
         self.watches_directories = watch
@@ -100,11 +95,11 @@ class DataPath(InodeObserver):
 
     def signals(self) -> Signals:
         """Return the present counters that the balloon decides by."""
-        memory, pool = self.memory, self.memory.pool
+        memory = self.memory
         returns = memory.misses  # without a pool there are no ghosts: every miss counts
-        if pool is not None:
-            stats = pool.stats
-            returns = stats.succ_gets + stats.ghost_hits
+        if memory.has_pool:
+            stats = memory.pool.stats
+            returns = stats.succ_gets + stats.reads + stats.ghost_hits
         return Signals(
             requested=memory.hits + memory.misses + (self.backing.write_bytes >> PAGE_SHIFT),
             returns=returns,

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 import trio
 
-from tmem import SLAB_SIZE, EmbeddedArena, SlabSource, Tmem
+from tmem import SLAB_SIZE, CacheFrames, EmbeddedArena, SlabSource, Tmem
+from tmem.arena import PAGE_SHIFT
+from tmem.engine import MAX_HELD_SLABS, lib
 from tmem.lending.guest.borrowedarena import BorrowedArena
 from tmem.lending.guest.borrower import Borrower
 from tmem.lending.guest.client import Client
@@ -23,7 +25,7 @@ from tmemcommon.wakeup import Wakeup
 from tmemfs import processmemory
 from tmemfs.backing import Backing
 from tmemfs.balloon import Balloon
-from tmemfs.cache.pagecache import PAGE_SHIFT
+from tmemfs.cache.memory import Memory
 from tmemfs.cache.stocking import Stocking
 from tmemfs.config import MountConfig
 from tmemfs.counters import register
@@ -59,7 +61,7 @@ class Guest:
         self._locked = bool(config.hswap_bytes) and processmemory.is_locked()
         slabs_wanted = Wakeup()
         self.arena = _make_arena(config, slabs_wanted)
-        self.stocking, self.tmem = self._make_pool()
+        self.stocking, self.tmem = self._make_engine()
         local = is_local(source_fd)
         backing = Backing(
             ThrottleGate(config.throttle) if config.throttle else None,
@@ -68,12 +70,9 @@ class Guest:
         )
         self.data = DataPath(
             source_fd,
+            Memory(self.tmem),
             backing=backing,
             kernel=KernelCache(backing),
-            pool=self.tmem.new_pool(name="precache") if self.tmem is not None else None,
-            stocking=self.stocking,
-            cache_bytes=config.cache_bytes,
-            cache_limit=ram_bytes(),
             max_descriptors=min(MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2),
             stamps=Stamps(own_clock=os.fstat(source_fd).st_dev if local else None),
             version_by=config.version_by,
@@ -84,11 +83,11 @@ class Guest:
         self.source = SourceMount(source_fd)
         self.balloon = Balloon(config.balloon) if config.balloon else None
         self.swap: SwapArea | None = None
-        if config.hswap_bytes and self.tmem is not None:
+        if config.hswap_bytes and self.tmem.has_pool:
             own_pool_bytes = config.pool_bytes if config.pool_socket is None else 0
             self.swap = SwapArea(config, self.tmem, own_pool_bytes, self.stocking.wait_for_stock)
         self.lender: Client | None = None
-        if config.pool_socket is not None and isinstance(self.arena, BorrowedArena) and self.tmem is not None:
+        if config.pool_socket is not None and isinstance(self.arena, BorrowedArena):
             persistent_slabs = None if self.swap is not None else 0  # None: as many as fit
             borrower = Borrower(self.arena, self.tmem, os.fspath(config.mountpoint), persistent_slabs, self.swap)
             self.lender = Client(config.pool_socket, borrower, slabs_wanted, config.pool_owner)
@@ -96,12 +95,14 @@ class Guest:
         self.operations = self._make_operations()
         register(self.stats, self)
 
-    def _make_pool(self) -> tuple[Stocking, Tmem | None]:
-        if self.arena is None:
-            return Stocking(None), None
-        source: SlabSource = ResidentSlabs(self.arena, self._has_room) if self._locked else self.arena
+    def _make_engine(self) -> tuple[Stocking, Tmem]:
+        """Return cache and pool, and the stock of slabs ahead of the pool."""
+        source: SlabSource | None = self.arena
+        if source is not None and self._locked:
+            source = ResidentSlabs(source, self._has_room)
         stocking = Stocking(source if isinstance(self.arena, EmbeddedArena) else None)  # a loan has its own
-        return stocking, Tmem(stocking.stock or source, compress=self.config.compress)
+        cache = CacheFrames(self.config.cache_bytes >> PAGE_SHIFT, ram_bytes() >> PAGE_SHIFT)
+        return stocking, Tmem(stocking.stock or source, compress=self.config.compress, cache=cache)
 
     def _has_room(self, size: int) -> bool:
         """Return whether `size` more bytes may be locked in RAM, beside the cache's growth; of a loan, always."""
@@ -171,7 +172,7 @@ class Guest:
     @property
     def frozen(self) -> bool:
         """True while the pools accept no new pages."""
-        return self.tmem is not None and self.tmem.frozen
+        return self.tmem.frozen
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the background tasks until cancelled."""
@@ -199,9 +200,12 @@ class Guest:
             raise OSError(f"the dirty pages of {len(unwritten)} files could not be written back")
 
     def close(self) -> None:
-        """Remove the overflow file, which ends with the mount."""
+        """Remove the overflow file, which ends with the mount, and end the engine."""
         if self.swap is not None:
             self.swap.close()
+        if lib.tmem_is_debug():
+            self.tmem.check()
+        self.data.memory.close()
 
     def check(self) -> None:
         """Raise AssertionError unless every part is consistent."""
@@ -209,8 +213,6 @@ class Guest:
         self.stocking.check()
         if self.balloon is not None:
             self.balloon.check()
-        if self.tmem is not None:
-            self.tmem.check()
         if self.swap is not None:
             self.swap.hswap.check()
         if self.lender is not None:
@@ -222,5 +224,5 @@ def _make_arena(config: MountConfig, slabs_wanted: Wakeup) -> EmbeddedArena | Bo
     if not config.pool_bytes:
         return None
     if config.pool_socket is not None:
-        return BorrowedArena(min(config.pool_bytes // SLAB_SIZE, MAX_SLABS), slabs_wanted.set)
-    return EmbeddedArena(config.pool_bytes)
+        return BorrowedArena(min(config.pool_bytes // SLAB_SIZE, MAX_SLABS, MAX_HELD_SLABS), slabs_wanted.set)
+    return EmbeddedArena(min(config.pool_bytes, MAX_HELD_SLABS * SLAB_SIZE))

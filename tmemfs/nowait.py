@@ -16,8 +16,8 @@ from __future__ import annotations
 import errno
 import os
 
+from tmem.arena import PAGE_SHIFT
 from tmemcommon import libc
-from tmemfs.cache.frames import PAGE_SHIFT
 
 _cached_path = libc.PathOpener(libc.RESOLVE_CACHED | libc.RESOLVE_NO_XDEV)
 

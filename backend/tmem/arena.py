@@ -1,8 +1,8 @@
 """Slabs of memory: where they come from, and the memfd that holds them.
 
-The pool never maps the memfd. It writes with pwrite and reads with pread into private memory, so a slab may be punched
-at any moment: a read of a hole returns zeros, which fail the checksum, and allocates nothing (a mapped read would).
-Slabs are allocated by fallocate and freed by punching, so `st_blocks` shows the memory that they really use.
+An arena that somebody else punches is not mapped: pread of a hole returns zeros, which fail the checksum, and allocates
+nothing (a mapped read would). A private arena is mapped, which makes a get twice as fast. Slabs are allocated by
+fallocate and freed by punching, so `st_blocks` shows the memory that they really use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Protocol
 
 from tmemcommon import libc
 
-PAGE_SIZE = 4096
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
 SLAB_SIZE = 65536
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -34,6 +35,10 @@ class SlabSource(Protocol):
     @property
     def ceiling(self) -> int:
         """The maximum of bytes that can ever be out; larger than the capacity if that follows what is lent."""
+
+    @property
+    def private(self) -> bool:
+        """Whether slabs are punched only after their release, so that the memfd may be mapped."""
 
     def acquire(self, persistent: bool) -> int | None:
         """Return the number of a slab with allocated memory, None if there is none."""
@@ -62,6 +67,11 @@ class SlabSourceWrapper(SlabSource):
     def ceiling(self) -> int:
         """The ceiling of the wrapped source."""
         return self._source.ceiling
+
+    @property
+    def private(self) -> bool:
+        """Whether the wrapped source may be mapped."""
+        return self._source.private
 
 
 def punch(fd: int, slab: int, count: int = 1) -> None:
@@ -108,6 +118,11 @@ class EmbeddedArena(SlabSource):
     def ceiling(self) -> int:
         """The capacity, which never changes."""
         return self.capacity
+
+    @property
+    def private(self) -> bool:
+        """True: nobody else punches it."""
+        return True
 
     @property
     def slabs_out(self) -> int:

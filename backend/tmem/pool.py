@@ -1,220 +1,215 @@
-"""Pools, objects, handles: the contract of transcendent memory.
+"""Pools, objects, handles: the contract of transcendent memory, on the C engine.
 
     put, get    copy a page in and out
     ephemeral   a page may vanish at any time; a private get removes it, a shared one leaves it
     persistent  an accepted page stays until it is flushed or its pool destroyed; a get leaves it
-    put, put    the second replaces the page or, refused for whatever reason, removes the first
+    put, put    the second replaces the page or, refused for any reason, removes the first
     frozen      puts act as flushes; flush and destroy work as ever
 
-The verbs are plain calls of one thread: no await, no lock, no message. Measured on a busy 2-CPU machine, with
-2:1 pages in a full pool of 16 MiB, best of 30 runs of 2000: a put that evicts 13.7 us (lz4 1.6-3.2 of it,
-pwrite 1.1), a get that removes 4.0 us (pread 1.0, lz4 0.7), a get that fails 0.9 us.
+Slabs come from a source in Python. A put that needs one asks for it before it evicts; the engine's own thread takes
+slabs that `restock` granted ahead of it.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from tmem.arena import PAGE_SIZE, SLAB_SIZE, SlabSource
-from tmem.entries import ENTRY_BYTES, ObjectPages
-from tmem.ghosts import tag_of
-from tmem.stats import PageCorrupt, PoolCounters, PoolStats, Reason, Refused, TmemStats
-from tmem.store import SAME_CHARGE, Store
+from tmem.engine import ffi, lib
+from tmem.stats import PageCorrupt, PoolStats, TmemStats
 
 Buffer = bytes | bytearray | memoryview
 
-# Index memory beyond the arrays, fitted to the RSS of 131,072 pages: two ints and a dict entry a page, a
-# dict, its key and its entry an object, a Slab with its two lists a slab.
-_PAGE_BYTES = 125
-_OBJECT_BYTES = 400
-_SLAB_BYTES = 500
+# No slab changes its kind for so many seconds after one was given up for that and not lent back.
+_DENIED_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFrames:
+    """The cache of an engine: frames now, and the largest number that a resize may ask for."""
+
+    frames: int
+    limit: int
+    thread: bool = True  # moves pages into the pool; without it, that is done in calls that need frames
 
 
 class Pool:
     """One set of pages with one set of rules; made by Tmem.new_pool."""
 
-    def __init__(self, store: Store, number: int, persistent: bool, shared: bool, name: str) -> None:
+    def __init__(self, tmem: Tmem, number: int, persistent: bool, shared: bool, name: str) -> None:
         self.name = name
         self.persistent = persistent
         self.shared = shared
-        self.frozen = False
-        self._destroyed = False
+        self._tmem = tmem
+        self._engine = tmem.engine
         self._number = number
-        self._store = store
-        self._objects: dict[int, ObjectPages] = {}
-        self._counters = PoolCounters()
-        self._exclusive = not persistent and not shared
+        self._page = ffi.new("uint8_t[]", PAGE_SIZE)
+        self._bytes = ffi.buffer(self._page)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the pool refuses new pages."""
+        return bool(lib.tmem_pool_frozen(self._engine, self._number))
 
     def put(self, obj: int, index: int, page: Buffer, pool_bit: bool = False) -> bool:
-        """Copy a page in; False when it is refused, and then no page has this handle.
+        """Copy a page in. Return False if it is refused: then no page has this handle.
 
-        `pool_bit` says that the page came from the pool before. ValueError when it is not PAGE_SIZE long.
+        `pool_bit` says that the page came from the pool before. Raise ValueError unless it is PAGE_SIZE long.
         """
-        counters, store = self._counters, self._store
-        counters.puts += 1
-        pages = self._objects.get(obj)
-        if pages is not None and index in pages:
-            # First of all, so that no later failure can leave the old page behind.
-            store.remove(pages[index])
-        copy = page if type(page) is bytes else bytes(page)
+        tmem, engine, number = self._tmem, self._engine, self._number
+        copy = page if type(page) is bytes else ffi.from_buffer(page)
         if len(copy) != PAGE_SIZE:
+            lib.tmem_flush_page(engine, number, obj, index)
             raise ValueError(f"a page of {len(copy)} bytes")
-        try:
-            if self.frozen:
-                raise Refused(Reason.FROZEN)
-            hot = pool_bit or (not self.persistent and self._came_back(obj, index))
-            entry = store.put(copy, self.persistent, hot)
-            # Only now: eviction for this very page may have removed the object.
-            pages = self._objects.get(obj)
-            if pages is None:
-                pages = ObjectPages(self._objects, self._number, obj, counters)
-            store.link(entry, pages, index)
-        except Refused as refusal:
-            counters.refuse(refusal.reason)
-            return False
-        except MemoryError:
-            counters.refuse(Reason.MEMORY)
-            return False
-        return True
-
-    def _came_back(self, obj: int, index: int) -> bool:
-        """Tell whether the handle was evicted lately, and take its ghost."""
-        queue, tag = self._store.queue, tag_of(self._number, obj, index)
-        if not queue.ghosts.holds(tag, queue.pages):
-            return False
-        queue.ghosts.discard(tag)
-        return True
+        tmem.set_time()
+        flags = lib.TMEM_HOT if pool_bit else 0
+        result = lib.tmem_put(engine, number, obj, index, copy, flags | lib.TMEM_ASK)
+        if result == lib.TMEM_NEEDS_SLAB:
+            flags |= lib.TMEM_AGAIN | tmem.supply(self.persistent)
+            result = lib.tmem_put(engine, number, obj, index, copy, flags | lib.TMEM_ASK)
+        if result == lib.TMEM_NEEDS_SLAB:
+            flags |= tmem.exchange_slab()
+            result = lib.tmem_put(engine, number, obj, index, copy, flags)
+        return bool(result == lib.TMEM_OK)
 
     def get(self, obj: int, index: int) -> bytes | None:
-        """Copy a page out, None when there is none; PageCorrupt for a persistent page with other bytes.
+        """Copy a page out. Return None if there is none; raise PageCorrupt for a persistent page with other bytes.
 
-        A private ephemeral page is removed by it. A corrupt ephemeral page is removed and is a miss.
+        A private ephemeral page is removed. A corrupt ephemeral page is removed and is a miss.
         """
-        pages = self._objects.get(obj)
-        entry = pages.get(index) if pages is not None else None
-        if entry is None:
-            self._miss(obj, index)
-            return None
-        store, counters = self._store, self._counters
-        page = store.read(entry)
-        if page is None:
-            counters.corrupt += 1
-            counters.failed_gets += 1
-            if self.persistent:
-                raise PageCorrupt(self.name, obj, index)
-            store.remove(entry)
-            return None
-        counters.succ_gets += 1
-        if self._exclusive:
-            store.remove(entry)
-        elif self.shared and not self.persistent:
-            store.queue.touch(entry)
-        return page
-
-    def _miss(self, obj: int, index: int) -> None:
-        """Count a failed get, and a ghost hit when the page was evicted lately."""
-        self._counters.failed_gets += 1
-        if not self.persistent:
-            queue = self._store.queue
-            if queue.ghosts.holds(tag_of(self._number, obj, index), queue.pages):
-                self._counters.ghost_hits += 1
+        result = lib.tmem_get(self._engine, self._number, obj, index, self._page)
+        if result == lib.TMEM_OK:
+            return bytes(self._bytes)
+        if result == lib.TMEM_CORRUPT and self.persistent:
+            raise PageCorrupt(self.name, obj, index)
+        return None
 
     def holds(self, obj: int, index: int) -> bool:
-        """Tell whether the page is there; counts nothing and changes nothing."""
-        return index in self._objects.get(obj, ())
+        """Return whether the page is there; counts nothing and changes nothing."""
+        return bool(lib.tmem_holds(self._engine, self._number, obj, index))
 
     def pages_of(self, obj: int) -> int:
-        """Count the pages of an object."""
-        return len(self._objects.get(obj, ()))
+        """Return the number of pages of an object."""
+        return int(lib.tmem_pages_of(self._engine, self._number, obj))
 
     def has_object(self, obj: int) -> bool:
-        """Tell whether any page of the object is there."""
-        return obj in self._objects
+        """Return whether any page of the object is there."""
+        return self.pages_of(obj) > 0
 
     def flush_page(self, obj: int, index: int) -> bool:
-        """Remove a page; False when there was none."""
-        pages = self._objects.get(obj)
-        if pages is None or index not in pages:
-            return False
-        self._store.remove(pages[index])
-        self._counters.flushes += 1
-        return True
+        """Remove a page; return False if there was none."""
+        return bool(lib.tmem_flush_page(self._engine, self._number, obj, index))
 
-    def flush_object(self, obj: int, most: int | None = None) -> int:
-        """Remove all pages of an object, or up to `most`, those that were put last; give how many."""
-        removed = self._remove_object(obj, most)
-        self._counters.flushes += removed
-        return removed
-
-    def _remove_object(self, obj: int, most: int | None = None) -> int:
-        pages = self._objects.get(obj)
-        if pages is None:
-            return 0
-        count = len(pages) if most is None else min(most, len(pages))
-        for _ in range(count):
-            self._store.remove_last(pages)
-        return count
+    def flush_object(self, obj: int) -> int:
+        """Remove all pages of an object; return how many."""
+        return int(lib.tmem_flush_object(self._engine, self._number, obj))
 
     def freeze(self) -> None:
         """Refuse new pages from now on."""
-        self.frozen = True
+        lib.tmem_pool_freeze(self._engine, self._number, True)
 
     def thaw(self) -> None:
         """Accept pages again, unless the pool was destroyed."""
-        self.frozen = self._destroyed
+        lib.tmem_pool_freeze(self._engine, self._number, False)
 
     def destroy(self) -> None:
         """Remove all pages, and refuse new ones for good."""
-        for obj in list(self._objects):
-            self._remove_object(obj)
-        self.frozen = self._destroyed = True
-
-    @property
-    def reach(self) -> int:
-        """About how many pages all slabs that may ever be had can hold, at the compression of those that are held."""
-        store = self._store
-        most = store.source.ceiling // PAGE_SIZE
-        return most * PAGE_SIZE * store.pages // store.used_bytes if store.used_bytes else most
-
-    @property
-    def objects(self) -> int:
-        """Objects that have a page."""
-        return len(self._objects)
+        lib.tmem_pool_destroy(self._engine, self._number)
 
     @property
     def stats(self) -> PoolStats:
         """The pool's counts at this moment."""
-        return PoolStats(**dataclasses.asdict(self._counters))
-
-    def check(self) -> None:
-        """Raise AssertionError unless the objects, the entries and the count of pages agree."""
-        table = self._store.entries
-        for obj, pages in self._objects.items():
-            assert pages, f"object {obj} is empty"
-            assert pages.obj == obj, f"object {obj}"
-            assert pages.home is self._objects, f"object {obj}"
-            for index, entry in pages.items():
-                assert table.pages[entry] is pages, f"entry {entry}"
-                assert table.index[entry] == index, f"entry {entry}"
-        assert self._counters.pages == sum(len(pages) for pages in self._objects.values())
+        counts = ffi.new("struct tmem_pool_stats *")
+        lib.tmem_pool_stats(self._engine, self._number, counts)
+        return PoolStats(**{name: getattr(counts, name) for name in PoolStats.__dataclass_fields__})
 
 
 class Tmem:
-    """One slab source and the pools in it. `clock` gives seconds, for the age of pages; `compress` is for new pages."""
+    """One engine: its slab source, the pools in it, and the frames of a cache.
 
-    def __init__(self, slabs: SlabSource, clock: Callable[[], float] = time.monotonic, compress: bool = True) -> None:
-        self._store = Store(slabs, clock, compress)
+    `clock` returns seconds, for the age of pages; None: the engine's own. `compress` is for new pages. `cache` is None
+    for pools alone; with one, pages move from its frames into the first pool.
+    """
+
+    def __init__(
+        self,
+        slabs: SlabSource | None,
+        clock: Callable[[], float] | None = None,
+        compress: bool = True,
+        *,
+        cache: CacheFrames | None = None,
+    ) -> None:
+        self._source = slabs
         self._clock = clock
+        self._now = clock or time.monotonic
         self._pools: list[Pool] = []
+        self._denied_until = float("-inf")
         self.frozen = False
+        self.short = False  # the source had no slab for the last `restock`
+        frames = cache or CacheFrames(0, 0, thread=False)
+        self.frame_limit = frames.limit
+        config = ffi.new(
+            "struct tmem_config *",
+            {
+                "arena_fd": slabs.fd if slabs is not None else -1,
+                "arena_slabs": os.fstat(slabs.fd).st_size // SLAB_SIZE if slabs is not None else 0,
+                "arena_mapped": slabs is not None and slabs.private,
+                "compress": compress,
+                "thread": frames.thread,
+                "frames": frames.frames,
+                "frame_limit": frames.limit,
+            },
+        )
+        error = ffi.new("int *")
+        engine = lib.tmem_new(config, error)
+        if engine == ffi.NULL:
+            raise OSError(-error[0], "the engine cannot be started")
+        self.alive = alive = [True]
+
+        def free(engine: object) -> None:
+            # The garbage collector finalizes an unreachable cycle in any order: its other objects ask `alive`.
+            alive.clear()
+            lib.tmem_free(engine)
+
+        self.engine = ffi.gc(engine, free)
+        self._capacity = (0, 0)
+        self.follow_capacity()
+
+    def close(self) -> None:
+        """End the engine and its thread. Nothing of it may be used afterwards."""
+        ffi.release(self.engine)
+
+    def set_time(self) -> None:
+        """Tell the engine the time, if it is not to use its own clock."""
+        if self._clock is not None:
+            lib.tmem_set_time(self.engine, self._clock())
+
+    # -- pools ---------------------------------------------------------------------------------------------------
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether there is an arena for pools."""
+        return self._source is not None
 
     def new_pool(self, *, persistent: bool = False, shared: bool = False, name: str = "") -> Pool:
         """Make an empty pool, frozen if all others are."""
-        number = len(self._pools)
-        pool = Pool(self._store, number, persistent, shared, name or f"pool{number}")
-        pool.frozen = self.frozen
+        number = lib.tmem_pool_new(self.engine, persistent, shared)
+        if number < 0:
+            raise OSError(-number, "too many pools")
+        return self._add(number, persistent, shared, name)
+
+    def files_pool(self) -> Pool:
+        """Return the private ephemeral pool of the pages that leave the cache."""
+        return self._add(0, False, False, "precache")
+
+    def _add(self, number: int, persistent: bool, shared: bool, name: str) -> Pool:
+        pool = Pool(self, number, persistent, shared, name or f"pool{number}")
+        if self.frozen:
+            pool.freeze()
         self._pools.append(pool)
         return pool
 
@@ -230,56 +225,157 @@ class Tmem:
         for pool in self._pools:
             pool.thaw()
 
-    def give_up(self, slabs: int, persistent: bool | None = None) -> int:
-        """Release up to that many slabs (of one kind), if need be for the coldest ephemeral pages; give how many."""
-        return self._store.room.give_up(slabs, persistent)
+    # -- slabs ---------------------------------------------------------------------------------------------------
+
+    def follow_capacity(self) -> None:
+        """Tell the engine how many bytes the source has at most, where that changed."""
+        if self._source is not None and (capacity := (self._source.capacity, self._source.ceiling)) != self._capacity:
+            self._capacity = capacity
+            lib.tmem_set_capacity(self.engine, *capacity)
+
+    def supply(self, persistent: bool) -> int:
+        """Grant the engine a slab, if need be in exchange for a spare of the other kind; return flags for the put."""
+        assert self._source is not None
+        self.follow_capacity()
+        try:
+            slab = self._source.acquire(persistent)
+            if slab is None and self._now() >= self._denied_until:
+                slab = self._exchange_spare(persistent)
+        except OSError:
+            return int(lib.TMEM_FAILED)
+        self._grant(slab, persistent)
+        return 0
+
+    def _grant(self, slab: int | None, persistent: bool) -> None:
+        if slab is None:
+            lib.tmem_deny(self.engine)
+        elif lib.tmem_grant(self.engine, slab, persistent) < 0:
+            raise AssertionError(f"slab {slab} was granted twice")
+
+    def _exchange_spare(self, persistent: bool) -> int | None:
+        """Release a spare of the other kind and acquire a slab of this one."""
+        assert self._source is not None
+        number = ffi.new("uint32_t *")
+        if lib.tmem_take_spare(self.engine, not persistent, number) < 0:
+            return None
+        try:
+            self._source.release(number[0], not persistent)
+        except OSError:
+            self._grant(number[0], not persistent)
+            raise
+        slab = self._source.acquire(persistent)
+        if slab is None:
+            self._denied_until = self._now() + _DENIED_SECONDS
+        return slab
+
+    def exchange_slab(self) -> int:
+        """Free an ephemeral slab for a persistent page, and grant it as persistent; return flags for the put."""
+        assert self._source is not None
+        if self._now() < self._denied_until or not self.give_up(1, False):
+            return 0
+        try:
+            slab = self._source.acquire(True)
+            if slab is not None:
+                self._grant(slab, True)
+                return 0
+            # A cap, or another guest was faster. Take a slab back for what it was.
+            self._denied_until = self._now() + _DENIED_SECONDS
+            self._grant(self._source.acquire(False), False)
+        except OSError:
+            return int(lib.TMEM_FAILED)
+        return 0
+
+    def restock(self) -> bool:
+        """Grant the slabs that the engine's thread wants; return False if the source has none."""
+        wanted = lib.tmem_wanted(self.engine)
+        if self._source is None:
+            return True
+        self.follow_capacity()
+        self.short = False
+        try:
+            while wanted and not self.short:
+                slab = self._source.acquire(False)
+                self._grant(slab, False)
+                self.short = slab is None
+                wanted -= 1
+        except OSError:
+            lib.tmem_deny(self.engine)
+            self.short = True
+        return not self.short
+
+    def give_up(self, slabs: int, persistent: bool | None = None, *, only_spares: bool = False) -> int:
+        """Release up to that many slabs (of one kind), if need be for the coldest ephemeral pages; return how many.
+
+        `only_spares`: only slabs without a page.
+        """
+        assert self._source is not None
+        kinds = (3 if persistent is None else 2 if persistent else 1) | (4 if only_spares else 0)
+        found = ffi.new("uint32_t[]", max(1, slabs))
+        count = lib.tmem_give_up(self.engine, slabs, kinds, found)
+        released = 0
+        for place in range(count):
+            slab, kind = found[place] >> 1, bool(found[place] & 1)
+            try:
+                self._source.release(slab, kind)
+                released += 1
+            except OSError:
+                self._grant(slab, kind)
+        return released
 
     def spares(self, persistent: bool) -> int:
-        """Give how many slabs of one kind hold no page."""
-        return len((self._store.persistent if persistent else self._store.ephemeral).spares)
+        """Return how many slabs of one kind hold no page."""
+        return int(lib.tmem_spares(self.engine, persistent))
 
     def lose(self, slab: int) -> int:
-        """Forget an ephemeral slab that was taken away; give how many pages went with it."""
-        return self._store.lose(slab)
+        """Forget an ephemeral slab that was taken away; return how many pages went with it.
+
+        Raise ValueError for a persistent one.
+        """
+        lost = lib.tmem_lose(self.engine, slab)
+        if lost < 0:
+            raise ValueError(f"slab {slab} is persistent")
+        return int(lost)
+
+    # -- counts --------------------------------------------------------------------------------------------------
 
     def oldest_age(self) -> float | None:
-        """Give the seconds since the put of the oldest page; None when no ephemeral page has a slot."""
-        oldest = self._store.queue.oldest()
-        return None if oldest is None else self._clock() - oldest
+        """Return the seconds since the last use of the coldest page, as far as the policy knows; None without pages."""
+        self.set_time()
+        oldest = lib.tmem_oldest(self.engine)
+        return None if oldest != oldest else max(0.0, self._now() - oldest)
 
     def ephemeral_stats(self) -> list[PoolStats]:
-        """The counts of each ephemeral pool at this moment."""
+        """Return the counts of each ephemeral pool at this moment."""
         return [pool.stats for pool in self._pools if not pool.persistent]
 
+    def counts(self) -> Any:
+        """Return the engine's counts, a `struct tmem_stats`."""
+        counts = ffi.new("struct tmem_stats *")
+        lib.tmem_stats(self.engine, counts)
+        return counts
+
     def stats(self) -> TmemStats:
-        """What is held, and what was lost, at this moment."""
-        store = self._store
+        """Return what is held, and what was lost, at this moment."""
+        now = self.counts()
         return TmemStats(
-            slabs=store.slabs,
-            lent_bytes=store.slabs * SLAB_SIZE,
-            used_bytes=store.used_bytes,
-            pages=store.pages,
-            original_bytes=store.pages * PAGE_SIZE,
-            compressed_bytes=store.used_bytes + store.same_pages * SAME_CHARGE,
-            same_filled_pages=store.same_pages,
-            raw_pages=store.raw_pages,
-            evictions=store.evictions,
-            revoked_slabs=store.revoked_slabs,
-            index_bytes=self._index_bytes(),
-            ghost_hits=sum(pool.stats.ghost_hits for pool in self._pools),
+            slabs=now.slabs,
+            lent_bytes=now.slabs * SLAB_SIZE,
+            used_bytes=now.used_bytes,
+            pages=now.pool_pages,
+            original_bytes=now.pool_pages * PAGE_SIZE,
+            compressed_bytes=now.used_bytes + now.same_filled_pages * SAME_CHARGE,
+            same_filled_pages=now.same_filled_pages,
+            raw_pages=now.raw_pages,
+            duplicate_pages=now.duplicate_pages,
+            evictions=now.evictions,
+            revoked_slabs=now.lost_slabs,
+            index_bytes=now.index_bytes,
+            ghost_hits=now.ghost_hits,
         )
 
-    def _index_bytes(self) -> int:
-        """Estimate the Python memory of index, queues, slot maps and ghosts."""
-        store = self._store
-        objects = sum(pool.objects for pool in self._pools)
-        table = len(store.entries.pages) * ENTRY_BYTES + store.queue.ghosts.bytes
-        slot_maps = store.slabs * _SLAB_BYTES
-        return table + store.pages * _PAGE_BYTES + objects * _OBJECT_BYTES + slot_maps
-
     def check(self) -> None:
-        """Raise AssertionError when sums differ, a page is in two lists, or a budget is broken."""
-        self._store.check()
-        for pool in self._pools:
-            pool.check()
-        assert self._store.pages == sum(pool.stats.pages for pool in self._pools), "pages of no pool"
+        """End the process with a message if an invariant of the engine is broken."""
+        lib.tmem_check(self.engine)
+
+
+SAME_CHARGE = 64  # bytes that a same-filled page is charged

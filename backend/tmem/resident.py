@@ -4,7 +4,8 @@ mlockall locks only mapped memory. The pages of a memfd that is used with pread 
 a pool that stores swap this is a deadlock: reading a swapped-out page waits for the process that is reading it. (Seen
 with all other memory of the guest locked, on a machine that only reclaims cold pages ahead of time.) So the arena is
 mapped here, in a process that locks its mappings as they are faulted in, and each slab is faulted in when it is given
-out. Punching the memfd frees it all the same.
+out. Punching the memfd frees it all the same. The engine maps a private arena as well,
+but not the slabs in stock.
 
 Locked memory cannot be reclaimed. A process whose pool reaches the limit of its memory cgroup is killed, or waits for
 memory forever if it must not be killed. So `may` is asked before each slab.

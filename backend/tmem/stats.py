@@ -25,56 +25,25 @@ class PageCorrupt(Exception):
         self.pool, self.obj, self.index = pool, obj, index
 
 
-class Refused(Exception):
-    """A put was refused; nothing of the page is stored."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
-
-
-@dataclass(slots=True)
-class PoolCounters:
-    """The counters of one pool."""
-
-    puts: int = 0  # puts, accepted or refused
-    rejected_frozen: int = 0
-    rejected_no_slot: int = 0
-    rejected_same_filled: int = 0
-    rejected_source: int = 0
-    rejected_codec: int = 0
-    rejected_memory: int = 0
-    succ_gets: int = 0  # gets that returned a page
-    failed_gets: int = 0  # gets that returned none
-    flushes: int = 0  # pages removed by flush_page and flush_object
-    corrupt: int = 0  # pages whose checksum failed at a get
-    evictions: int = 0  # pages dropped to make room
-    ghost_hits: int = 0  # failed gets that would have hit in a pool twice as large
-    pages: int = 0  # pages held now
-
-    def refuse(self, reason: Reason) -> None:
-        """Count a refused put."""
-        setattr(self, reason.value, getattr(self, reason.value) + 1)
-
-
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """A snapshot of PoolCounters."""
+    """The counts of one pool at one moment."""
 
-    puts: int
+    puts: int  # accepted or refused
     rejected_frozen: int
     rejected_no_slot: int
     rejected_same_filled: int
     rejected_source: int
     rejected_codec: int
     rejected_memory: int
-    succ_gets: int
-    failed_gets: int
-    flushes: int
-    corrupt: int
-    evictions: int
-    ghost_hits: int
-    pages: int
+    succ_gets: int  # gets that returned a page; of the cache's pool: pages that moved up
+    failed_gets: int  # gets that returned none
+    flushes: int  # pages removed by flush_page and flush_object
+    corrupt: int  # pages whose checksum failed at a get
+    evictions: int  # pages dropped to make room
+    ghost_hits: int  # failed gets that would have hit in a larger memory
+    pages: int  # held now
+    reads: int = 0  # of the cache's pool: pages that were read in their slots and stayed there
 
     @property
     def rejected_puts(self) -> int:
@@ -96,5 +65,6 @@ class TmemStats:
     raw_pages: int  # pages stored uncompressed
     evictions: int  # pages dropped to make room
     revoked_slabs: int  # slabs taken away by the source
-    index_bytes: int  # estimate of the Python memory of index, queues, slot maps and ghosts
-    ghost_hits: int  # failed gets that would have hit in a pool twice as large
+    index_bytes: int  # memory of the tables: entries, hash, objects, slots, ghosts, miniatures
+    ghost_hits: int  # failed gets that would have hit in a larger memory
+    duplicate_pages: int = 0  # compressed copies of pages that are in the cache as well: not counted as pages

@@ -46,7 +46,7 @@ class Borrowing:
     def report(self, now: float) -> FromGuest | None:
         """Return a Report if a counter moved since the last one, and once more after that; else None."""
         pool = self.pool
-        counters = (pool.queue.pages, 0, pool.puts, pool.hits, pool.misses, pool.ghost_hits)
+        counters = (pool.pages, 0, pool.puts, pool.hits, pool.misses, pool.ghost_hits)
         moved = counters != self.reported
         if not moved and self.quiet:
             return None
@@ -93,7 +93,7 @@ class LentMemory:
         pool.get(page)
         if evicted < 0:
             return
-        if pool.queue.pages >= pool.slots and self.now >= guest.not_before:
+        if pool.full and self.now >= guest.not_before:
             self._ask(guest)
         pool.put(evicted, self.now)
 

@@ -23,7 +23,7 @@ def schedule(streams: Sequence[Stream]) -> list[tuple[int, int]]:
 
 
 def alone(one: Stream, slabs: int) -> int:
-    """Count the misses of a guest with a two-queue pool of its own."""
+    """Count the misses of a guest with a pool of its own."""
     pool = SlotPool(one.footprint, slabs * PAGES_A_SLAB)
     for page, evicted in zip(one.misses, one.evicted, strict=True):
         pool.get(page)
@@ -51,7 +51,7 @@ def common_fifo(streams: Sequence[Stream], order: Sequence[tuple[int, int]], sla
 
 
 def common(streams: Sequence[Stream], order: Sequence[tuple[int, int]], slabs: int) -> int:
-    """Count the misses of guests that share one two-queue pool."""
+    """Count the misses of guests that share one pool of the engine."""
     firsts = [sum(one.footprint for one in streams[:guest]) for guest in range(len(streams))]
     pool = SlotPool(sum(one.footprint for one in streams), slabs * PAGES_A_SLAB)
     for guest, place in order:

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import lz4.block
-
 from bench.tools import procmem
 from bench.tools.children import BenchError, end, start
 from bench.tools.content import PAGE_SIZE
@@ -71,26 +69,6 @@ def tmem_pool(capacity: int) -> Iterator[PoolStore]:
         yield PoolStore(arena)
     finally:
         arena.close()
-
-
-class Lz4Store:
-    """The limit: lz4 and a list."""
-
-    def __init__(self, pages: int) -> None:
-        self._kept: list[bytes] = [b""] * pages
-
-    def put(self, number: int, page: bytes) -> None:
-        """Compress a page."""
-        self._kept[number] = lz4.block.compress(page, store_size=False)
-
-    def get(self, number: int) -> bytes:
-        """Decompress a page."""
-        page: bytes = lz4.block.decompress(self._kept[number], uncompressed_size=PAGE_SIZE)
-        return page
-
-    def memory(self) -> int:
-        """Return the compressed bytes, without the list."""
-        return sum(map(len, self._kept))
 
 
 class ZramStore:

@@ -21,8 +21,8 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 class Memory:
     """Bytes of one process."""
 
-    pss: int  # proportional set size of everything mapped
-    memfd: int  # blocks behind its memfds, which it never maps
+    pss: int  # proportional set size of everything mapped but shared memory
+    memfd: int  # blocks behind its memfds, mapped or not
 
     @property
     def total(self) -> int:
@@ -32,11 +32,9 @@ class Memory:
 
 def of(pid: int) -> Memory:
     """Return the memory of a process."""
-    pss = 0
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            pss = int(line.split()[1]) << 10
-    return Memory(pss, _memfd_bytes(pid))
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
+    return Memory(sizes["Pss"] - sizes["Pss_Shmem"], _memfd_bytes(pid))
 
 
 def family(pid: int) -> list[int]:

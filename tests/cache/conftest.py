@@ -5,22 +5,21 @@ from typing import Any
 
 import pytest
 
-from tests.cache.caches import CacheUnderTest
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tests.cache.caches import IMPLEMENTATIONS
 
-MakeCache = Callable[..., CacheUnderTest]
-IMPLEMENTATIONS = {"python": CacheUnderTest}  # every implementation runs the same tests
+MakeCache = Callable[..., Any]
 
 
 @pytest.fixture(params=list(IMPLEMENTATIONS))
 def make_cache(request: pytest.FixtureRequest) -> Iterator[MakeCache]:
     """Return a function that makes a cache of so many frames; `check()` of each runs at teardown."""
-    made: list[CacheUnderTest] = []
+    made: list[Any] = []
 
-    def make(frames: int, **settings: Any) -> CacheUnderTest:
-        made.append(IMPLEMENTATIONS[request.param](frames * PAGE_SIZE, **settings))
+    def make(frames: int, **settings: Any) -> Any:
+        made.append(IMPLEMENTATIONS[request.param](frames, **settings))
         return made[-1]
 
     yield make
     for cache in made:
+        cache.check()
         cache.close()

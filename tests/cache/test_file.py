@@ -1,4 +1,4 @@
-"""A change of a file reaches all places: frames, victim queue, pool, fills in flight."""
+"""A change of a file reaches all places: frames, pool, fills in flight."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.guestparts import MakeParts, make_parts
 from tests.io.concurrent import concurrent_requests, unstreamed_file
 from tests.pagebytes import page_of, pages_of
 from tests.scheduling import in_trio
+from tmem.arena import PAGE_SIZE
 from tmemfs.cache.file import Merge
-from tmemfs.cache.pagecache import PAGE_SIZE
 
 __all__ = ["make_parts"]
 
@@ -33,12 +33,11 @@ async def test_poison_hits_only_overlapping_fills(make_parts: MakeParts) -> None
 
 
 @in_trio
-async def test_drop_removes_a_range_from_cache_queue_and_pool(make_parts: MakeParts) -> None:
+async def test_drop_removes_a_range_from_cache_and_pool(make_parts: MakeParts) -> None:
     parts = make_parts()
     file, _ = await parts.make_cached(40)
     parts.evict_all()
     await parts.read(file, 0, 10 * PAGE_SIZE)
-    parts.queue_victims(5)
     file.inode.file.drop(5, 29)
     for index in range(40):
         kept = not 5 <= index <= 29
@@ -57,34 +56,54 @@ async def test_drop_of_the_longest_range_takes_no_longer(make_parts: MakeParts) 
 
 
 @in_trio
-async def test_renew_keeps_dirty_pages_only_and_a_late_put_is_never_found(make_parts: MakeParts) -> None:
+async def test_a_change_by_others_leaves_dirty_pages_only_and_no_late_fill_arrives(make_parts: MakeParts) -> None:
     parts = make_parts()
-    file, _ = await parts.make_cached(10)
+    file, data = await parts.make_cached(10)
     parts.mark_dirty(file, 3)
-    old = parts.pool_object(file)
-    file.inode.file.drop_clean()
+    content, number = file.inode.file, file.inode.file.content
+    late = content.begin_fill(20, 21, ahead=False, unread=22)
+    content.drop_clean()
+    assert content.content != number
     assert parts.cached_pages(file) == {3}
-    assert parts.pool is not None
-    parts.pool.put(old, 5, page_of(99))
-    assert await parts.read(file, 5 * PAGE_SIZE, PAGE_SIZE) == pages_of(1, 10)[5 * PAGE_SIZE : 6 * PAGE_SIZE]
+    assert content.held_pages() == 1
+    late.finish(bytes(data[: 2 * PAGE_SIZE]), bypass=False)
+    assert late.poisoned
+    assert not content.has(20)
+    content.forget()
 
 
 @in_trio
-async def test_overwrite_updates_the_cache_and_removes_queued_and_pooled_copies(make_parts: MakeParts) -> None:
+async def test_a_fill_that_began_before_a_write_back_enters_no_cache(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    file, data = await parts.make_cached(6)
+    content = file.inode.file
+    parts.mark_dirty(file, 2)
+    content.overwrite(2 * PAGE_SIZE, page_of(9))
+    other = content.begin_fill(4, 5, ahead=False, unread=6)
+    late = content.begin_fill(1, 3, ahead=False, unread=4)
+    content.mark_clean(0, 5)
+    assert (late.poisoned, other.poisoned) == (True, False), "it read the page as it was before"
+    parts.evict_all()
+    content.flush_pool(0, 5)
+    late.finish(bytes(data[PAGE_SIZE : 4 * PAGE_SIZE]), bypass=False)
+    assert not content.has(2)
+    other.abandon()
+
+
+@in_trio
+async def test_overwrite_updates_the_cache_and_removes_pooled_copies(make_parts: MakeParts) -> None:
     parts = make_parts()
     file, data = await parts.make_cached(30)
     parts.evict_all()
     await parts.read(file, 0, 4 * PAGE_SIZE)
-    parts.queue_victims(4)
-    assert 1 in parts.queued_pages(file)
     patch = page_of(7, 9000)
     data[5000:14000] = patch
     os.pwrite(file.fd, patch, 5000)
     file.inode.file.overwrite(5000, patch)
-    assert 1 not in parts.queued_pages(file), "a page that is overwritten while queued is not put"
     for index in range(1, 4):
         assert not parts.pooled(file, index)
         assert parts.cached(file, index) == bytes(data[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+    parts.evict_all()  # not into the slots that the pages came from
     assert await parts.read(file, 0, len(data)) == data
 
 
@@ -110,7 +129,6 @@ async def test_forget_leaves_no_trace_of_a_file(make_parts: MakeParts) -> None:
     file.inode.file.forget()
     await parts.memory.free_dropped()
     assert parts.memory.resident == 0
-    assert parts.tmem is not None
     assert parts.tmem.stats().pages == 0
 
 
@@ -147,6 +165,22 @@ async def test_pages_become_dirty_all_together_or_not_at_all(make_parts: MakePar
 
 
 @in_trio
+async def test_a_page_whose_bytes_are_needed_becomes_dirty_in_the_cache_only(make_parts: MakeParts) -> None:
+    parts = make_parts(drain_thread=False)
+    file, data = await parts.make_cached(6)
+    parts.evict_all()
+    parts.cache_pages(file, 6, [page_of(9)])
+    content = file.inode.file
+    for first, last, partial in ((5, 6, [5]), (4, 5, [5]), (5, 5, [5]), (6, 7, [6, 7])):
+        assert not content.make_dirty(first, last, partial)
+        assert not content.has_dirty
+    assert await parts.read(file, 0, len(data)) == data
+    assert content.make_dirty(6, 7, [6])
+    assert content.copy_out(6, 7) == page_of(9) + bytes(PAGE_SIZE)
+    content.forget()
+
+
+@in_trio
 async def test_a_stat_is_stale_the_same_new_or_shows_a_change(make_parts: MakeParts) -> None:
     parts = make_parts()
     content = parts.memory.new_file()
@@ -157,10 +191,10 @@ async def test_a_stat_is_stale_the_same_new_or_shows_a_change(make_parts: MakePa
     assert content.merge_stat((9, 9), 9, started=3) is Merge.STALE
     content.end_change(4)
     content.record_own_change((7, 2), 4)
-    assert (content.size, content.version, content.change_seq) == (7, (7, 2), 4)
+    assert (content.size, content.matches((7, 2)), content.change_seq) == (7, True, 4)
     content.begin_fill(0, 0, ahead=False, unread=1).finish(b"1234567", bypass=False)
     assert bytes(content.read(0, 7, sequential=False) or b"") == b"1234567"
     content.provisional = True
     assert content.merge_stat((8, 3), 8, started=5) is Merge.CHANGED
-    assert (content.size, content.version, content.provisional) == (8, (8, 3), False)
+    assert (content.size, content.matches((8, 3)), content.provisional) == (8, True, False)
     assert content.read(0, 7, sequential=False) is None

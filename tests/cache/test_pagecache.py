@@ -1,34 +1,35 @@
-"""The page cache: its bound is exact, its victims wait to be put, and a smaller size gives memory back."""
+"""The page cache: its bound is exact, dirty pages stay, and a smaller size gives memory back."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
-from tests.cache.caches import MIB, CacheUnderTest
+from tests.cache.caches import MIB, EngineCache, free_all
 from tests.cache.conftest import MakeCache
 from tests.conftest import memory_of
 from tests.pagebytes import page_of, pages_of
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 
 
 @pytest.fixture
-def cache(make_cache: MakeCache) -> CacheUnderTest:
+def cache(make_cache: MakeCache) -> Any:
     return make_cache(16)
 
 
 # -- filling and evicting --------------------------------------------------------------------------------------------
 
 
-def test_pages_come_back_as_they_were_inserted(cache: CacheUnderTest) -> None:
+def test_pages_come_back_as_they_were_inserted(cache: Any) -> None:
     file, data = cache.new_file(), pages_of(1, 5)
-    assert cache.insert(file, 7, data) == 5
+    cache.insert(file, 7, data)
     assert cache.pages(file) == {7, 8, 9, 10, 11}
     assert b"".join(cache.page(file, index) for index in range(7, 12)) == data
 
 
-def test_a_short_last_page_ends_in_zeros_whatever_the_frame_held(cache: CacheUnderTest) -> None:
+def test_a_short_last_page_ends_in_zeros_whatever_the_frame_held(cache: Any) -> None:
     file = cache.new_file()
     cache.insert(file, 0, b"\xff" * PAGE_SIZE * 16)
     cache.remove(file, 0, 15)
@@ -36,33 +37,26 @@ def test_a_short_last_page_ends_in_zeros_whatever_the_frame_held(cache: CacheUnd
     assert cache.page(file, 4) == b"x" * 10 + bytes(PAGE_SIZE - 10)
 
 
-def test_a_resident_page_keeps_its_content(cache: CacheUnderTest) -> None:
+def test_a_page_that_is_there_keeps_its_content(cache: Any) -> None:
     file = cache.new_file()
     cache.insert(file, 1, page_of(1))
-    assert cache.insert(file, 0, pages_of(9, 3)) == 3
+    cache.insert(file, 0, pages_of(9, 3))
     assert cache.page(file, 1) == page_of(1)
+    assert cache.pages(file) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("queueing", [True, False])
-def test_the_bound_is_exact_to_the_byte(make_cache: MakeCache, queueing: bool) -> None:
-    cache = make_cache(16, queueing=queueing)
-    file, counters = cache.new_file(), cache.cache
+def test_the_bound_is_exact_to_the_byte(cache: Any) -> None:
+    file = cache.new_file()
     for index in range(100):
         cache.insert(file, index, page_of(index))
-        assert counters.resident << 12 <= counters.capacity == 16 * PAGE_SIZE
+        assert cache.resident <= cache.frames == 16
         cache.check()
-    assert len(cache.pages(file)) == counters.resident
-    assert counters.evictions == 100 - counters.resident
-
-
-def test_a_capacity_is_rounded_down_to_whole_pages() -> None:
-    cache = CacheUnderTest(5 * PAGE_SIZE + 4095, queueing=False)
-    assert cache.cache.capacity == 5 * PAGE_SIZE
-    cache.close()
+    assert len(cache.pages(file)) == cache.held
+    assert cache.evictions == 100 - cache.resident
 
 
 def test_referenced_pages_outlive_unreferenced_ones(make_cache: MakeCache) -> None:
-    cache = make_cache(64, queueing=False)
+    cache = make_cache(64)
     file = cache.new_file()
     cache.insert(file, 0, pages_of(1, 64))
     hot = set(range(0, 64, 8))
@@ -73,137 +67,93 @@ def test_referenced_pages_outlive_unreferenced_ones(make_cache: MakeCache) -> No
     assert hot <= cache.pages(file)
 
 
-@pytest.mark.parametrize("queueing", [True, False])
-def test_read_ahead_pages_outlive_pages_read_before_them(make_cache: MakeCache, queueing: bool) -> None:
-    cache = make_cache(16, queueing=queueing)
+def test_read_ahead_pages_outlive_pages_read_before_them(cache: Any) -> None:
     file = cache.new_file()
     cache.insert(file, 0, pages_of(0, 12))
-    for index in cache.pages(file):
-        cache.hit(file, index)
-    cache.insert(file, 12, pages_of(12, 2), ahead=True, bypassing=queueing)
-    cache.insert(file, 14, pages_of(14, 6), ahead=True, bypassing=queueing)
+    cache.insert(file, 12, pages_of(12, 2), ahead=True)
+    cache.insert(file, 14, pages_of(14, 6), ahead=True)
     assert set(range(12, 20)) <= cache.pages(file)
 
 
-def test_an_evicted_page_is_a_hit_until_it_is_drained(cache: CacheUnderTest) -> None:
-    file = cache.new_file()
-    cache.insert(file, 0, pages_of(1, 10))
-    cache.cache.queue_victims(4)
-    assert len(cache.pages(file)) == cache.cache.resident == 10
-    queued = cache.queued(file)
-    assert len(queued) == 4
-    rescued = min(queued)
-    cache.hit(file, rescued)
-    assert {index for _, index, _ in cache.drain()} == queued - {rescued}
-    assert rescued in cache.pages(file)
-
-
-def test_a_full_queue_drops_its_oldest_page_and_counts_it(make_cache: MakeCache) -> None:
-    cache = make_cache(32)
-    file, counters = cache.new_file(), cache.cache
-    for index in range(200):  # nothing drains the queue
-        assert cache.insert(file, index, page_of(index)) == 1
-    assert cache.victim_calls
-    assert counters.dropped == counters.evictions == 200 - counters.resident
-
-
-def test_without_a_pool_nothing_is_queued_or_counted_as_dropped(make_cache: MakeCache) -> None:
-    cache = make_cache(32, queueing=False)
-    file = cache.new_file()
-    for index in range(200):
-        cache.insert(file, index, page_of(index))
-    assert not cache.queued(file)
-    assert cache.cache.dropped == 0
-
-
-def test_dirty_pages_stay_and_an_insert_returns_how_many_pages_fit(cache: CacheUnderTest) -> None:
+def test_dirty_pages_stay_and_pages_pass_through_the_other_frames(cache: Any) -> None:
     file, other = cache.new_file(), cache.new_file()
     cache.insert(file, 0, pages_of(1, 12))
     for index in range(12):
-        cache.mark_dirty(file, index)
-    assert cache.insert(other, 0, pages_of(2, 40)) == 40  # one after the other through four frames
-    assert len(cache.pages(other)) <= 4
-    assert len(cache.pages(file)) == 12
-    for index in cache.pages(other):
-        cache.mark_dirty(other, index)
-    rest = cache.insert(file, 100, pages_of(3, 10))
-    for index in set(range(100, 100 + rest)) & cache.pages(file):
-        cache.mark_dirty(file, index)
-    assert cache.insert(file, 200, pages_of(4, 3)) < 3 or cache.cache.dirty_pages < 16
-    while (dirty := cache.cache.dirty_pages) < 16:
-        cache.insert(file, 300 + dirty, page_of(5))
-        cache.mark_dirty(file, 300 + dirty)
-    assert cache.insert(file, 400, pages_of(6, 2)) == 0
-    assert 400 not in cache.pages(file)
+        assert cache.mark_dirty(file, index)
+    cache.insert(other, 0, pages_of(2, 40))
+    assert 39 in cache.pages(other)
+    assert cache.resident <= 16
+    assert cache.pages(file) == cache.dirty(file) == set(range(12))
 
 
-def test_each_dirty_page_is_counted_once(cache: CacheUnderTest) -> None:
+def test_nothing_is_inserted_once_all_pages_are_dirty(cache: Any) -> None:
+    file = cache.new_file()
+    for index in range(16):
+        cache.insert(file, index, page_of(index))
+        assert cache.mark_dirty(file, index)
+    cache.insert(file, 400, pages_of(6, 2))
+    assert cache.pages(file) == set(range(16))
+    assert cache.evict(5) == 0
+    cache.mark_clean(file, 3)
+    cache.insert(file, 400, page_of(6))
+    assert 400 in cache.pages(file)
+
+
+def test_each_dirty_page_is_counted_once(cache: Any) -> None:
     file = cache.new_file()
     cache.insert(file, 0, pages_of(1, 2))
     for _ in range(2):
         cache.mark_dirty(file, 0)
-    assert cache.cache.dirty_pages == 1
+    assert cache.dirty_pages == 1
     for _ in range(2):
         cache.mark_clean(file, 0)
-    assert cache.cache.dirty_pages == 0
+    assert cache.dirty_pages == 0
     cache.mark_dirty(file, 1)
     cache.drop_clean(file)
     assert cache.pages(file) == {1}
-    assert cache.free_some(5) == 1
+    free_all(cache, [file])
     cache.remove(file, 0, 1 << 52)
-    assert cache.cache.dirty_pages == cache.cache.resident == 0
+    assert cache.dirty_pages == cache.held == 0
 
 
-def test_a_frame_loses_the_pool_bit_with_its_page(cache: CacheUnderTest) -> None:
+def test_dropped_pages_leave_their_frames_to_others(cache: Any) -> None:
     file = cache.new_file()
-    cache.insert(file, 0, page_of(1), pool_bit=True)
-    cache.insert(file, 1, page_of(2))
-    assert [cache.has_pool_bit(file, index) for index in (0, 1)] == [True, False]
-    cache.remove(file, 0, 1)
-    for index in range(16):
-        cache.insert(file, index, page_of(index))
-    assert not any(cache.has_pool_bit(file, index) for index in cache.pages(file))
-
-
-def test_a_bypassing_page_is_evicted_past_the_queue_and_counted(cache: CacheUnderTest) -> None:
-    file, counters = cache.new_file(), cache.cache
-    for index in range(4):
-        cache.insert(file, index, page_of(index), bypassing=index % 2 == 0)
-    assert counters.queue_victims(4) == 4
-    assert cache.pages(file) == cache.queued(file) == {1, 3}, "the others wait in their frames"
-    assert (counters.bypassed, counters.dropped, counters.evictions) == (2, 0, 2)
-    cache.insert(file, 4, pages_of(4, 14))
-    counters.queue_victims(14)
-    assert counters.bypassed == 2, "a frame loses the mark with its page"
+    cache.insert(file, 0, pages_of(1, 14))
+    cache.drop_clean(file)
+    assert not cache.pages(file)
+    cache.insert(file, 3, pages_of(2, 10))
+    assert b"".join(cache.page(file, index) for index in range(3, 13)) == pages_of(2, 10)
+    free_all(cache, [file])
+    cache.check()
 
 
 # -- resize ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_shrink_gives_the_memory_back_and_keeps_what_fits(make_cache: MakeCache) -> None:
-    cache = make_cache(64 * 256, limit=64 * MIB, queueing=False)
+    cache = make_cache(64 * 256, limit=64 * 256)
     file, block = cache.new_file(), random.Random(1).randbytes(MIB)
     for start in range(0, 64 * 256, 256):
         cache.insert(file, start, block)
     full = memory_of()
     assert cache.resize(1024)
     assert full - memory_of() >= 58 * MIB
-    assert cache.cache.resident == len(cache.pages(file)) == 1024
+    assert cache.resident == 1024
     for index in cache.pages(file):
         start = (index % 256) * PAGE_SIZE
         assert cache.page(file, index) == block[start : start + PAGE_SIZE]
 
 
-def test_growing_keeps_every_page_and_makes_room_for_more(cache: CacheUnderTest) -> None:
+def test_growing_keeps_every_page_and_makes_room_for_more(cache: Any) -> None:
     file = cache.new_file()
     cache.insert(file, 0, pages_of(1, 15))
-    cache.resize(64)
+    assert cache.resize(64)
     cache.insert(file, 15, pages_of(2, 40))
     assert b"".join(cache.page(file, index) for index in range(15)) == pages_of(1, 15)
-    assert len(cache.pages(file)) == 55
+    assert len(cache.pages(file)) == cache.resident == 55
 
 
-def test_a_shrink_below_the_dirty_pages_settles_once_they_are_clean(cache: CacheUnderTest) -> None:
+def test_a_shrink_below_the_dirty_pages_settles_once_they_are_clean(cache: Any) -> None:
     file = cache.new_file()
     cache.insert(file, 0, pages_of(1, 12))
     for index in range(12):
@@ -212,31 +162,70 @@ def test_a_shrink_below_the_dirty_pages_settles_once_they_are_clean(cache: Cache
     assert len(cache.pages(file)) == 12, "a dirty page is never lost"
     for index in range(12):
         cache.mark_clean(file, index)
-    assert cache.resize(4)
-    assert cache.cache.resident == 4
+    assert cache.settle()
+    assert cache.resident == 4
 
 
-def test_more_than_the_mapping_holds_is_refused(cache: CacheUnderTest) -> None:
-    with pytest.raises(ValueError, match="at most"):
-        cache.resize(8 * MIB // PAGE_SIZE)
-    assert cache.cache.capacity == 16 * PAGE_SIZE
-
-
-def test_a_queued_page_that_is_moved_by_a_shrink_stays_queued(make_cache: MakeCache) -> None:
-    cache = make_cache(64)
+@pytest.mark.parametrize("frames", [4, 16, 40])
+def test_a_shrink_that_is_under_way_can_be_turned_back(cache: Any, frames: int) -> None:
     file = cache.new_file()
-    cache.insert(file, 0, pages_of(1, 40))
-    for index in range(40):
-        cache.hit(file, index)
-    cache.remove(file, 0, 29)  # ten pages are left, in high frames
-    for index in range(30, 40):
-        cache.forget_use(file, index)
-    cache.cache.queue_victims(3)
-    cache.cache.set_capacity(16 * PAGE_SIZE)
-    assert cache.settle(48)
+    cache.insert(file, 0, pages_of(1, 12))
+    cache.begin_resize(2)
+    assert cache.resize(frames)
+    cache.insert(file, 20, pages_of(2, 4))
+    assert cache.resident <= frames
+    kept = cache.pages(file) & set(range(12))
+    assert all(cache.page(file, index) == pages_of(1, 12)[index * PAGE_SIZE :][:PAGE_SIZE] for index in kept)
+
+
+# -- what only the engine does ---------------------------------------------------------------------------------------
+
+
+def test_the_engine_grows_to_its_limit_and_no_further() -> None:
+    cache = EngineCache(16, limit=64)
+    assert cache.resize(100)
+    assert cache.frames == 64
+    cache.close()
+
+
+def test_pages_read_ahead_by_several_streams_stay_until_they_are_read() -> None:
+    cache = EngineCache(256)
+    files = [cache.new_file() for _ in range(3)]
+    for start in range(0, 1024, 32):
+        for file in files:
+            cache.insert(file, start, pages_of(start, 32), ahead=True)
+        for file in files:
+            assert cache.pages(file) >= set(range(start, start + 32))
+            for index in range(start, start + 32):
+                cache.hit(file, index)
+    assert cache.counts().unused == 0
+    cache.close()
+
+
+def test_evicted_pages_are_found_in_the_pool_and_come_up_when_they_are_used() -> None:
+    cache = EngineCache(16, pool=MIB)
+    file = cache.new_file()
+    cache.insert(file, 0, pages_of(1, 12))
+    assert cache.evict(12) == 12
+    assert (cache.resident, cache.held) == (0, 12)
+    cache.hit(file, 3)
+    assert (cache.resident, cache.held) == (1, 12)
+    assert b"".join(cache.page(file, index) for index in range(12)) == pages_of(1, 12)
+    assert cache.held == 12
     cache.check()
-    queued = cache.queued(file)
-    assert len(queued) == 3
-    drained = cache.drain()
-    assert sorted(index for _, index, _ in drained) == sorted(queued)
-    assert all(cache.page(file, index) == page_of(100_003 + index) for index in cache.pages(file))
+    cache.close()
+
+
+def test_a_page_that_bypasses_the_pool_is_dropped_and_counted() -> None:
+    cache = EngineCache(16, pool=MIB)
+    file = cache.new_file()
+    for index in range(4):
+        cache.insert(file, index, page_of(index), bypass=index % 2 == 0)
+    assert cache.evict(4) == 4
+    assert cache.pages(file) == {1, 3}
+    counts = cache.counts()
+    assert (counts.bypassed, counts.dropped, counts.cache_evictions) == (2, 0, 4)
+    cache.insert(file, 4, pages_of(4, 14))
+    cache.evict(14)
+    assert cache.counts().bypassed == 2, "a frame loses the mark with its page"
+    cache.close()

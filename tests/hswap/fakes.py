@@ -69,6 +69,10 @@ class CappedArena(EmbeddedArena):
         self.cap = slabs
         self.refuses = False
 
+    @property
+    def private(self) -> bool:
+        return False  # so that writes can be made to fail
+
     def acquire(self, persistent: bool) -> int | None:
         if self.refuses or (persistent and self.persistent_slabs >= self.cap):
             return None

@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.hswap.fakes import Area, raw_page
-from tests.tmem.faultysource import unwritable
+from tests.tmem.faultysource import descriptors_of, unwritable
 from tmem import PAGE_SIZE
 from tmemfs.hswap.hswap import REFUSAL_SECONDS
 from tmemfs.hswap.pagemap import FIRST_SLOT, HOLE, LOST, POOL
@@ -119,7 +119,7 @@ def test_a_frozen_page_stays_in_the_pool_until_the_overflow_write(area: Area) ->
 def test_a_page_that_could_not_be_restored_fails_until_rewritten(area: Area) -> None:
     write(area, 5, raw_page(1))
     area.overflow.full = True
-    with unwritable(area.source.fd), pytest.raises(OSError, match="No space"):
+    with unwritable(descriptors_of(area.source.fd)), pytest.raises(OSError, match="No space"):
         write(area, 5, raw_page(2))
     assert place(area, 5) == LOST
     for _ in range(2):

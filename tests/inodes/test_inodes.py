@@ -14,7 +14,7 @@ import trio.testing
 from tests.guestparts import Caller, MakeParts, make_parts
 from tests.pagebytes import page_of, pages_of
 from tests.scheduling import in_trio, wait_for_new_timestamp
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import OWN_NUMBERS, ROOT
 from tmemfs.io.files import OpenFile

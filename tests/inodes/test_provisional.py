@@ -13,7 +13,7 @@ import trio
 from tests.guestparts import MakeParts, Parts, make_parts
 from tests.pagebytes import page_of, pages_of
 from tests.scheduling import in_trio, wait_for_new_timestamp
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 from tmemfs.inodes.stamps import SECOND, Stamps
 from tmemfs.io.files import OpenFile
 

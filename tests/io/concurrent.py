@@ -9,7 +9,7 @@ import trio
 
 from tests.guestparts import Parts
 from tests.pagebytes import pages_of
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 from tmemfs.io.files import OpenFile
 
 

@@ -11,7 +11,7 @@ import trio
 from tests.guestparts import MakeParts, Parts, make_parts
 from tests.pagebytes import MIB, pages_touched
 from tests.scheduling import run_seeded
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 
 __all__ = ["make_parts"]
 

@@ -11,7 +11,7 @@ from tests.guestparts import MakeParts, make_parts
 from tests.io.concurrent import concurrent_requests
 from tests.pagebytes import pages_of
 from tests.scheduling import in_trio
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 from tmemfs.inodes.stamps import Stamps
 
 __all__ = ["make_parts"]

@@ -13,7 +13,7 @@ from tests.guestparts import MakeParts, Parts, make_parts
 from tests.io.concurrent import Requests, concurrent_requests, pages_from, unstreamed_file
 from tests.pagebytes import MIB, pages_of
 from tests.scheduling import in_trio
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 from tmemfs.io.files import OpenFile
 
 __all__ = ["make_parts"]

@@ -13,8 +13,8 @@ import trio
 
 from tests.guestparts import Caller, MakeParts, Parts, make_parts
 from tests.pagebytes import MIB, pages_of
+from tmem.arena import PAGE_SIZE
 from tmemfs import nowait
-from tmemfs.cache.pagecache import PAGE_SIZE
 from tmemfs.inodes.cachedstats import CachedStats
 from tmemfs.inodes.inode import Inode
 from tmemfs.io.files import OpenFile

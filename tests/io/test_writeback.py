@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Collection
 
 import pytest
 import trio
@@ -14,7 +15,8 @@ from tests.guestparts import MakeParts, Parts, make_parts
 from tests.io.concurrent import concurrent_requests
 from tests.pagebytes import MIB, page_of, pages_of
 from tests.scheduling import in_trio, wait_for_new_timestamp
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
+from tmemfs.cache.file import File
 from tmemfs.io.files import OpenFile
 from tmemfs.io.writeback import MAX_AGE
 from tmemfs.namespace.namespace import Namespace
@@ -137,6 +139,43 @@ async def test_a_page_written_in_part_keeps_its_other_bytes_under_pressure(make_
         assert await parts.read(file, 0, len(want)) == want
     await flush(parts, file)
     assert parts.bytes_on_disk(file) == want
+
+
+@in_trio
+async def test_a_page_that_leaves_the_cache_during_a_write_in_part_keeps_its_other_bytes(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts(writeback=True, drain_thread=False)
+    file, data = await parts.make_cached(4)
+    make_dirty = File.make_dirty
+
+    def evict_and_make_dirty(content: File, first: int, last: int, partial: Collection[int] = ()) -> bool:
+        parts.evict_all()  # as the engine's thread may, after the page was looked up
+        return make_dirty(content, first, last, partial)
+
+    monkeypatch.setattr(File, "make_dirty", evict_and_make_dirty)
+    await parts.writer.write(file, PAGE_SIZE + 10, b"new")
+    data[PAGE_SIZE + 10 : PAGE_SIZE + 13] = b"new"
+    assert await parts.read(file, 0, len(data)) == data
+    await flush(parts, file)
+    assert parts.bytes_on_disk(file) == data
+
+
+@in_trio
+async def test_a_write_to_a_part_of_a_page_in_the_pool_is_delayed(make_parts: MakeParts) -> None:
+    parts = make_parts(writeback=True, cache=64 * PAGE_SIZE, drain_thread=False)
+    file, data = await parts.make_cached(40)
+    parts.evict_all()
+    await parts.read(parts.make("other", pages_of(2, 64)), 0, 64 * PAGE_SIZE)  # a full cache brings few pages up
+    for index in range(8):
+        at = index * PAGE_SIZE + 10
+        await parts.writer.write(file, at, b"new")
+        data[at : at + 3] = b"new"
+    assert parts.dirty_pages(file) == set(range(8))
+    assert parts.backing.pages == 40 + 64, "the rest of each page came from the pool"
+    assert await parts.read(file, 0, len(data)) == data
+    await flush(parts, file)
+    assert parts.bytes_on_disk(file) == data
 
 
 @in_trio

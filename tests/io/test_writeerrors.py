@@ -12,7 +12,7 @@ import trio
 from tests.guestparts import MakeParts, Parts, make_parts
 from tests.pagebytes import page_of
 from tests.scheduling import in_trio
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 from tmemfs.io.files import OpenFile
 from tmemfs.io.writeback import MAX_AGE
 

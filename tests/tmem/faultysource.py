@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from tmem import PAGE_SIZE, SLAB_SIZE, EmbeddedArena, SlabSource
@@ -49,6 +49,14 @@ class FaultySource(SlabSource):
     @property
     def ceiling(self) -> int:
         return self.capacity
+
+    @property
+    def private(self) -> bool:
+        return False
+
+    def fds_of_pool(self) -> list[int]:
+        """Return all descriptors of the memfd, the pool's own copy too, except the one that `acquire` uses."""
+        return [fd for fd in descriptors_of(self._fd) if fd != self._arena.fd]
 
     @property
     def slabs_out(self) -> int:
@@ -163,14 +171,26 @@ def flipped_bits(fd: int, places: list[range]) -> Iterator[None]:
         flip()
 
 
+def descriptors_of(file: int) -> list[int]:
+    """Return all descriptors of this process for the same file."""
+    status, found = os.fstat(file), list[int]()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(fd), status):
+                found.append(fd)
+    return found
+
+
 @contextmanager
-def unwritable(fd: int) -> Iterator[None]:
-    """Make every write through a descriptor fail inside the block: it is opened read-only meanwhile."""
-    writable, read_only = os.dup(fd), os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(read_only, fd, inheritable=False)
+def unwritable(fds: Sequence[int]) -> Iterator[None]:
+    """Make every write through descriptors of one file fail inside the block: they are read-only meanwhile."""
+    writable, read_only = os.dup(fds[0]), os.open(f"/proc/self/fd/{fds[0]}", os.O_RDONLY | os.O_CLOEXEC)
+    for fd in fds:
+        os.dup2(read_only, fd, inheritable=False)
     os.close(read_only)
     try:
         yield
     finally:
-        os.dup2(writable, fd, inheritable=False)
+        for fd in fds:
+            os.dup2(writable, fd, inheritable=False)
         os.close(writable)

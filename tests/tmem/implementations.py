@@ -14,7 +14,7 @@ from tmem import SLAB_SIZE, Pool, Tmem
 AnyTmem = OracleTmem | Tmem
 AnyPool = OraclePool | Pool
 Made = TypeVar("Made", bound=AnyTmem)
-IMPLEMENTATIONS: dict[str, type[AnyTmem]] = {"python": OracleTmem}
+IMPLEMENTATIONS: dict[str, type[AnyTmem]] = {"python": OracleTmem, "engine": Tmem}
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def failing_source(source: FaultySource, pool: AnyPool) -> Iterator[None]:
 
 
 def unwritable_memory(source: FaultySource, pool: AnyPool) -> AbstractContextManager[None]:
-    return unwritable(source.fd)
+    return unwritable(source.fds_of_pool())
 
 
 def assert_a_refused_put_removes(

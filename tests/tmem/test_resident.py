@@ -13,13 +13,13 @@ from tmem.resident import ResidentSlabs
 
 
 def mapped_bytes(fd: int) -> int:
-    """Return how many bytes of a memfd this process has mapped."""
+    """Return how many bytes of a memfd this process has mapped; a page that is mapped twice counts once."""
     inode = os.fstat(fd).st_ino
     total, within = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             within = line.split()[4] == str(inode) and "/memfd:" in line
-        elif within and line.startswith("Rss:"):
+        elif within and line.startswith("Pss:"):
             total += int(line.split()[1]) << 10
     return total
 

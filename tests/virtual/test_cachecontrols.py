@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tmem import Tmem
 from tmemfs.stats import Stats
 from tmemfs.virtual.cachecontrols import LOOKUP_SECONDS, CacheControls
 from tmemfs.virtual.controlfiles import ControlFiles
@@ -26,7 +27,7 @@ class HangingTree:
 def test_a_lookup_on_a_hanging_backing_times_out(verb: bytes, data: bytes) -> None:
     control = ControlFiles(".tmemfs", Stats(), dict)
     nothing = cast(Any, SimpleNamespace(inodes=SimpleNamespace(root=None)))
-    CacheControls(control, nothing, cast(Any, HangingTree()), None)
+    CacheControls(control, nothing, cast(Any, HangingTree()), Tmem(None))
 
     async def main() -> None:
         began = trio.current_time()

@@ -12,7 +12,7 @@ import trio
 from inotify_simple import Event, flags  # type: ignore[import-untyped]
 
 from tests.watching.watched import Watched
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 from tmemfs.watching import inotify
 
 

@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 
 from tests.conftest import Place, wait_until
-from tmemfs.cache.pagecache import PAGE_SIZE
+from tmem.arena import PAGE_SIZE
 
 pytestmark = pytest.mark.mount
 SECONDS = 30.0

@@ -1,21 +1,19 @@
-"""Decide which pages of a stream are worth a put: those that come again, and those whose put costs nobody time.
+"""Decide which pages of a stream are put into the pool: those that come again, and those that idle time pays for.
 
-A put takes about 15 µs, more than everything else that a page of a sequential read costs (5-8 µs), and nothing tells
-whether the page will be read again. With all of them put, a scan that is used once took 1.4 times as long on a backing
-with 5 ms a request as without a pool, and twice as long with 0.5 ms. So pages that were read ahead *bypass* the pool:
-when they are evicted they are dropped and counted, unless
+Compressing a page takes 2.5 µs, as long as everything else that a page of a sequential read costs, and nothing tells
+whether the page will be read again. So pages that were read ahead *bypass* the pool: they are dropped when they are
+evicted, and counted, unless
 
-* the stream comes again: the extent was read ahead before, and no more pages of streams went by since than cache and
-  pool together can hold (beyond that no pool would have kept them), or
-* the guest is idle: a share of the time in which its thread did nothing while a stream was read is given to puts. It
-  is half where the backing is slower than putting a page and getting it back (below some 130 MB/s): there a second
-  pass gains. Else it is small, because idle time need not be free: on a busy machine somebody else wants it, and with
-  a quarter of it the processor time of a scan rose by a fifth.
+* the stream comes again: the extent was read ahead before, and since then no more pages of streams went by than cache
+  and pool together can hold (beyond that no pool would have kept them), or
+* the guest is idle: a share of the time in which its thread did nothing while a stream was read pays for puts. The
+  share is half if the backing is slower than 130 MB/s: there a second pass gains most. Else it is small, because idle
+  time need not be free: on a busy machine other programs want it.
 
-An extent is admitted as a whole. Rejected: a sample of single pages. The pages that are found in the pool then cut
-the next pass's large reads of the backing into small ones.
+An extent is admitted as a whole. Rejected: a sample of single pages. Pages that are found in the pool then cut the next
+pass's large reads of the backing into small ones.
 
-Pure: times are handed in. Pages that were not read ahead are no concern of this module; they are always put.
+Pure: times are arguments. Pages that were not read ahead never bypass the pool.
 """
 
 from __future__ import annotations
@@ -24,13 +22,13 @@ import math
 from collections import OrderedDict
 
 EXTENT_SHIFT = 9  # 512 pages, the largest window of the readahead
-SMALLEST = 32  # pages; less is a small file or the end of a large one, where a put is little beside the open
-PUT_SECONDS = 15e-6
-SHARE = 0.03  # of the idle time: so much slower may a scan become where idle time turns out not to be free
-SLOW_SECONDS = 30e-6  # a page from the backing, which a put and a get undercut
-SLOW_SHARE = 0.5  # of the idle time behind such a backing: at 30 to 50 µs a page it pays for most puts, beyond for all
-FADING = 1.1  # the fastest page seen is remembered so much slower at each stream's read: waiting for a core is no pace
-MOST = 512.0  # pages whose puts the saved time may be for: idle time long ago pays for nothing now
+SMALLEST = 32  # pages; a smaller file costs more for its open than for its puts
+PUT_SECONDS = 15e-6  # idle time that a put is charged: several times what it takes, so that a scan is not slower
+SHARE = 0.03  # of the idle time: a scan becomes so much slower if idle time is not free
+SLOW_SECONDS = 30e-6  # a page from a slow backing: 130 MB/s
+SLOW_SHARE = 0.5  # of the idle time behind a slow backing: at 30 to 50 µs a page it pays for most puts, beyond for all
+FADING = 1.1  # decay of the best rate at each read, so that scheduling delay does not look like a slow backing
+MOST = 512.0  # pages: idle time is saved for so many puts at most
 
 
 class Admission:

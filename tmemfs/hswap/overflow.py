@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tmem.codec import checksum
+from xxhash import xxh3_64_intdigest
+
 from tmemcommon.sizes import ConfigError
 from tmemfs.iothreads import BUFFER_BYTES, IoThreads
 
@@ -75,14 +76,14 @@ class OverflowFile(SlotStore):
             self.free(slots)
             raise
         for slot, page in zip(slots, pages, strict=True):
-            self._checksums[slot] = checksum(page)
+            self._checksums[slot] = xxh3_64_intdigest(page)
         return slots
 
     async def read(self, slots: Sequence[int]) -> list[bytes]:
         """Return the pages of slots. Raises OSError when one cannot be read or its checksum does not match."""
         pages = await self._threads.run(lambda buffer: _read(self._fd, buffer, slots))
         for slot, page in zip(slots, pages, strict=True):
-            if checksum(page) != self._checksums[slot]:
+            if xxh3_64_intdigest(page) != self._checksums[slot]:
                 raise OSError(errno.EIO, f"slot {slot} of the overflow file has other bytes than were written")
         return pages
 

@@ -10,10 +10,10 @@ import os
 
 import trio
 
+from tmem.arena import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.backing import Backing
 from tmemfs.cache.file import File, Fill
 from tmemfs.cache.memory import Memory
-from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.io.files import OpenFile
 from tmemfs.io.readahead import MIN_PAGES

@@ -1,22 +1,22 @@
-"""Read: cache, victim queue, precache, backing, in this order.
+"""Read from the cache, the pool and the backing, in this order.
 
-`hit` answers from the cache, or a single page from the pool, and is the path that matters: one lookup a page, no copy
-where the frames of a request lie side by side (they do after a sequential fill), a copy a run where they do not. What
-it returns is valid until the next await; pyfuse3 replies before it awaits.
+`hit` answers what is in memory. It is the path that matters: one call of the engine, and no copy if the frames of a
+request lie side by side, as after a sequential fill. What it returns is valid until the next read; pyfuse3 replies
+before it awaits.
 
-`read` is for everything else. Scanning the pages of a request is one stretch without an await: a page is counted
-once, as a hit, a succ_get, a wait or a backing page. After each await, the world is looked at anew: a fill may have
-failed, been poisoned, or come back short because the file shrank underneath.
+`read` is for everything else. A page is counted once: as a hit, as found in the pool, as a wait or as a page of the
+backing. After each await everything is checked again: a fill may have failed, been poisoned, or come back short because
+the file shrank.
 """
 
 from __future__ import annotations
 
 import trio
 
+from tmem.arena import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.backing import Backing
 from tmemfs.cache.file import File, Fill
 from tmemfs.cache.memory import Memory
-from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.io.files import OpenFile
 from tmemfs.io.filler import Filler
@@ -37,16 +37,20 @@ class Reader:
     # -- the hit path --------------------------------------------------------------------------------------------
 
     def hit(self, file: OpenFile, offset: int, size: int) -> memoryview | None:
-        """Answer a read from the cache, or of one page from the pool; None when it takes more than that."""
+        """Return what is read, if all of it is in memory; None otherwise."""
         inode, stream = file.inode, file.stream
         content = inode.file
-        end = offset + size
-        if end > content.size:  # to the end of the file and, while its size is known for sure, no further
-            if offset >= content.size or trio.current_time() >= inode.attr_until:
-                return None
-            end = content.size
-        first, last = offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT
-        data = content.read(offset, end - offset, sequential=stream.is_sequential(first))
+        first, last = offset >> PAGE_SHIFT, (offset + size - 1) >> PAGE_SHIFT
+        sequential = stream.is_sequential(first)
+        data = content.hit(offset, size, sequential=sequential)
+        if data is None:
+            end = offset + size
+            if end > content.size:  # to the end of the file and, while its size is known for sure, no further
+                if offset >= content.size or trio.current_time() >= inode.attr_until:
+                    return None
+                end = content.size
+                last = (end - 1) >> PAGE_SHIFT
+            data = content.read(offset, end - offset, sequential=sequential)
         if data is None:
             return None
         if last >= stream.marker:

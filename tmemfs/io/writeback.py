@@ -20,10 +20,10 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
+from tmem.arena import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.backing import Backing, write_some
 from tmemfs.cache.file import File
 from tmemfs.cache.memory import Memory
-from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.io.files import OpenFile
@@ -73,10 +73,20 @@ class Writeback:
             return False  # its true size is not known, so whole pages cannot be written back
         if not self._fits(last - first + 1):  # after the reads, during which others may have become dirty
             await self._make_room(inode)
-        if not self._fits(last - first + 1) or _missing_partial_pages(content, offset, offset + len(data)):
-            return False  # a full cache may already have evicted a page that was just read
-        if not content.make_dirty(first, last):
+        if not self._fits(last - first + 1):
             return False
+        cached, pooled = [], {}
+        for index in _partial_pages(content, offset, offset + len(data)):
+            if content.is_cached(index):
+                cached.append(index)
+            elif (page := _page_in_pool(content, index)) is not None:
+                pooled[index] = page
+            else:
+                return False  # a full cache may already have evicted a page that was just read
+        if not content.make_dirty(first, last, cached):
+            return False  # the same, a moment ago
+        for index, page in pooled.items():
+            content.overwrite(index << PAGE_SHIFT, page)
         self._record_write(file, first, last)
         content.overwrite(offset, data)
         content.size = max(content.size, offset + len(data))
@@ -250,8 +260,16 @@ def _partial_pages(content: File, start: int, end: int) -> list[int]:
 
 
 def _missing_partial_pages(content: File, start: int, end: int) -> list[int]:
-    """Return the partial pages of a write that are not in the cache."""
-    return [index for index in _partial_pages(content, start, end) if not content.is_cached(index)]
+    """Return the partial pages of a write that are neither in the cache nor in the pool."""
+    pages = _partial_pages(content, start, end)
+    return [index for index in pages if not (content.is_cached(index) or content.is_pooled(index))]
+
+
+def _page_in_pool(content: File, index: int) -> bytes | None:
+    """Return the bytes of a partial page that the pool has: a read of it would not always bring it into the cache."""
+    start = index << PAGE_SHIFT
+    page = content.read(start, min(PAGE_SIZE, content.size - start), sequential=True)
+    return None if page is None else bytes(page)
 
 
 def _runs(pages: list[int]) -> Iterator[tuple[int, int]]:

@@ -4,9 +4,9 @@ Write-through is the rule: the backing has the bytes before a write returns. Eve
 version holds its write lock, compares the stat just before the change with the recorded version (somebody else may
 have been there), and records the stat just after it; both stats are taken in the thread call that makes the change.
 
-Pool and victim queue are flushed before *and* after the backing write: before, so that a crash of the write path
-cannot leave an old page findable; after, because a reader may have brought the old page back meanwhile. A failed or
-short write drops the whole range: nobody knows what the backing holds there. Dirty pages are never dropped by it.
+The pool is flushed before *and* after the backing write: before, so that a failure in between leaves no old page to be
+found; after, because a reader may have brought the old page back. A failed or short write drops the whole range,
+because its content is unknown. It never drops dirty pages.
 
 What was opened with O_APPEND is written with O_APPEND, and always through: others may append to the file meanwhile, and
 only the backing can give each of them an end of its own. The offset of such a request is where the kernel believes the
@@ -20,8 +20,8 @@ import stat
 from collections.abc import Callable
 from typing import TypeVar
 
+from tmem.arena import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.backing import Backing, write_some
-from tmemfs.cache.pagecache import PAGE_SHIFT, PAGE_SIZE
 from tmemfs.inodes.inode import Inode
 from tmemfs.inodes.inodes import InodeTable
 from tmemfs.io.files import OpenFile

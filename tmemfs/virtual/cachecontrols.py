@@ -24,13 +24,13 @@ LOOKUP_SECONDS = 10.0  # the longest wait for one lookup, for a backing that han
 class CacheControls:
     """The control files `cache_size`, `drop_caches`, `freeze` and the query `held_pages` of one guest."""
 
-    def __init__(self, files: ControlFiles, data: DataPath, tree: Tree, tmem: Tmem | None) -> None:
+    def __init__(self, files: ControlFiles, data: DataPath, tree: Tree, tmem: Tmem) -> None:
         self._data = data
         self._tree = tree
         self._tmem = tmem
         files.add_control("cache_size", lambda: str(data.memory.capacity), self._resize)
         files.add_control("drop_caches", None, self._drop)
-        files.add_control("freeze", lambda: str(int(tmem is not None and tmem.frozen)), self._freeze)
+        files.add_control("freeze", lambda: str(int(tmem.frozen)), self._freeze)
         files.add_query("held_pages", self._held_pages)
 
     async def _resize(self, data: bytes) -> None:
@@ -47,7 +47,7 @@ class CacheControls:
         word = data.strip()
         if word not in (b"0", b"1"):
             raise InvalidInput("the digit to write is 1 (freeze) or 0 (thaw)")
-        if self._tmem is None:
+        if not self._tmem.has_pool:
             raise InvalidInput("it has no pool to freeze: mount it with --pool SIZE")
         (self._tmem.freeze if word == b"1" else self._tmem.thaw)()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -268,6 +269,17 @@ def test_a_report_is_sent_while_something_moves_and_once_more(make: Make) -> Non
     assert (report.puts, report.hits, report.misses, report.pages) == (3, 1, 1, 2)
     assert len(reports()) == 1
     assert reports() == []
+
+
+def test_a_report_counts_pages_that_were_read_in_their_slots_as_hits(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = make()
+    stats = replace(guest.pool.stats, succ_gets=2, reads=3)
+    monkeypatch.setattr(guest.tmem, "ephemeral_stats", lambda: [stats])
+    guest.borrower.tick()
+    (report,) = (message for message in guest.borrower.outgoing(0.0) if isinstance(message, Report))
+    assert report.hits == 5
 
 
 def test_limits_freeze_and_thaw_all_pools(make: Make) -> None:

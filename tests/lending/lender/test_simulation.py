@@ -84,8 +84,8 @@ def test_lent_memory_never_exceeds_the_size(policy: type[ReclaimPolicy]) -> None
     memory = lend(guests, 40, policy)
     assert 0 < sum(len(guest.slabs) for guest in memory.guests) <= 40
     for guest in memory.guests:
-        assert guest.pool.queue.pages <= len(guest.slabs) * PAGES_A_SLAB
-        guest.pool.queue.check()
+        assert guest.pool.pages <= len(guest.slabs) * PAGES_A_SLAB
+        guest.pool.check()
 
 
 def test_the_default_is_within_10_percent_of_the_best_fixed_parts() -> None:

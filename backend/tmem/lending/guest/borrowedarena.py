@@ -48,6 +48,11 @@ class BorrowedArena(SlabSource):
         return max(self.cap, 1) * SLAB_SIZE
 
     @property
+    def private(self) -> bool:
+        """False: tmemd punches slabs that it takes."""
+        return False
+
+    @property
     def stocked(self) -> int:
         """The number of slabs in stock."""
         return sum(len(stock) for stock in self._stock)

@@ -218,6 +218,9 @@ class Borrower:
             ask.granted(self.source.held(message.kind))
         self.source.reserve[message.kind] = ask.batch // 2
         self.source.wanted[message.kind] = False
+        self._tmem.follow_capacity()
+        if self._tmem.short and message.kind is Kind.EPHEMERAL:
+            self._tmem.restock()  # the engine's thread waits for them
 
     def _on_taken(self, message: Taken) -> None:
         for slab in self.source.take(message.runs):
@@ -234,6 +237,7 @@ class Borrower:
 
     def _set_limits(self, cap: int, persistent_cap: int, frozen: bool) -> None:
         self.source.cap, self.persistent_cap = cap, persistent_cap
+        self._tmem.follow_capacity()
         if frozen != self._frozen:
             self._frozen = frozen
             (self._tmem.freeze if frozen else self._tmem.thaw)()
@@ -292,7 +296,8 @@ class Borrower:
         """Return slabs that no page used since the last tick, except `keep` of them."""
         spares = self._tmem.spares(kind.persistent)
         unused = min(spares, self._spares[kind]) - keep
-        self._spares[kind] = spares - (self._tmem.give_up(unused, kind.persistent) if unused > 0 else 0)
+        given = self._tmem.give_up(unused, kind.persistent, only_spares=True) if unused > 0 else 0
+        self._spares[kind] = spares - given
         if (idle := self.source.count_unused(kind) - keep) > 0:
             self.source.return_stock(idle, kind)
             self._asks[kind].batch = FIRST_ASK
@@ -308,7 +313,7 @@ class Borrower:
             held.pages,
             held.used_bytes,
             puts=sum(pool.puts for pool in pools),
-            hits=sum(pool.succ_gets for pool in pools),
+            hits=sum(pool.succ_gets + pool.reads for pool in pools),
             misses=sum(pool.failed_gets for pool in pools),
             ghost_hits=sum(pool.ghost_hits for pool in pools),
         )

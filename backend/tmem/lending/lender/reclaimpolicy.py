@@ -5,8 +5,8 @@ with the lowest value gives way, as long as that is below the bid. Caps and floo
 argument.
 
 `age` compares the ages of the oldest pages in either queue. (The age of the next victim looks like the natural
-measure. It is that of a young page while probation is over its share, even if the main queue ends in pages not used
-for hours. Misses were 2 to 5 % more, and several times as many beside a guest that reads in a loop.)
+measure. It is that of a young page while the small queue is over its share, even if the main queue ends in pages not
+used for hours. Misses were 2 to 5 % more, and several times as many beside a guest that reads in a loop.)
 
 `mix`, the default, divides a busy guest's age by its usefulness: its hits and ghost hits a slab, against those of all
 busy guests of its user. With twice the hits, pages may stay twice as long. Usefulness is bounded, because a guest
