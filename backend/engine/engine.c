@@ -172,7 +172,7 @@ void tmem_stats(tmem *engine, struct tmem_stats *stats) {
     for (uint32_t pool = 0; pool < engine->pool_count; pool++)
         ghost_hits += engine->pools[pool].stats.ghost_hits;
     *stats = (struct tmem_stats){
-        .frames = engine->frame_target, .used_frames = engine->used_frames, .free_frames = engine->free_frames,
+        .frames = engine->frame_target, .used_frames = engine->used_frames,
         .dirty_pages = engine->dirty_frames, .reserve_frames = engine->reserve, .hits = engine->hits,
         .readahead_hits = engine->readahead_hits, .misses = engine->misses,
         .cache_evictions = engine->cache_evictions, .dropped = engine->dropped, .bypassed = engine->bypassed,
@@ -180,8 +180,7 @@ void tmem_stats(tmem *engine, struct tmem_stats *stats) {
         .pool_pages = engine->pool_pages, .same_filled_pages = engine->same_pages, .raw_pages = engine->raw_pages,
         .duplicate_pages = engine->duplicates, .evictions = engine->evictions, .lost_slabs = engine->lost_slabs,
         .index_bytes = index_bytes(engine), .ghost_hits = ghost_hits, .capacity_pages = engine->capacity_pages,
-        .resident_pages = policy_pages(&engine->policy), .small_share = engine->policy.share,
-        .settled = engine->frame_end <= engine->frame_target};
+        .resident_pages = policy_pages(&engine->policy), .settled = engine->frame_end <= engine->frame_target};
     pthread_mutex_unlock(&engine->lock);
 }
 

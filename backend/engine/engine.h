@@ -222,14 +222,13 @@ bool tmem_sweep(tmem *engine, uint32_t most);         /* free dropped pages, of 
 uint32_t tmem_evict_from_cache(tmem *engine, uint32_t most); /* move the coldest clean pages to the pool; how many */
 
 struct tmem_stats {
-    uint64_t frames, used_frames, free_frames, dirty_pages, reserve_frames;
+    uint64_t frames, used_frames, dirty_pages, reserve_frames;
     uint64_t hits, readahead_hits, misses;
     uint64_t cache_evictions, dropped, bypassed, unused;
     uint64_t slabs, used_bytes, pool_pages, same_filled_pages, raw_pages, duplicate_pages;
     uint64_t evictions, lost_slabs, index_bytes, ghost_hits;
     uint64_t capacity_pages; /* C: pages that fit into frames and slots at the present compression */
     uint64_t resident_pages; /* of files, in frames or slots */
-    double small_share; /* the part of C for pages that were not used again yet */
     bool settled; /* no shrink waits */
 };
 

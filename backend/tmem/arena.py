@@ -1,8 +1,8 @@
 """Slabs of memory: where they come from, and the memfd that holds them.
 
 An arena that somebody else punches is not mapped: pread of a hole returns zeros, which fail the checksum, and allocates
-nothing (a mapped read would). A private arena is mapped, which makes a get twice as fast. Slabs are allocated by
-fallocate and freed by punching, so `st_blocks` shows the memory that they really use.
+nothing (a mapped read would). A private arena is mapped: copying a page out of it takes a quarter of a pread. Slabs are
+allocated by fallocate and freed by punching, so `st_blocks` shows the memory that they really use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Decide which pages of a stream are put into the pool: those that come again, and those that idle time pays for.
 
-Compressing a page takes 2.5 µs, as long as everything else that a page of a sequential read costs, and nothing tells
-whether the page will be read again. So pages that were read ahead *bypass* the pool: they are dropped when they are
-evicted, and counted, unless
+Compressing a page takes 2 µs of processor time, and nothing tells whether the page will be read again. So pages that
+were read ahead *bypass* the pool: they are dropped when they are evicted, and counted, unless
 
 * the stream comes again: the extent was read ahead before, and since then no more pages of streams went by than cache
   and pool together can hold (beyond that no pool would have kept them), or
